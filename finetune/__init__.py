@@ -1,0 +1,1 @@
+"""A small, exact QLoRA fine-tuner."""

@@ -1,0 +1,1 @@
+"""A GPU that allocates and does not compute."""

@@ -1,0 +1,28 @@
+"""What a measurement is: frozen dataclasses, standard library only."""
+
+from pytest_vram.memory.budget import Budget, Metric, Scope
+from pytest_vram.memory.device import Device, Environment, Kind
+from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Peak, Phase
+from pytest_vram.memory.report import Report, TestRecord
+from pytest_vram.memory.verdict import Exceeded, Unmeasured, Verdict, Within
+
+__all__ = [
+    "Budget",
+    "Device",
+    "Environment",
+    "Exceeded",
+    "FixtureShare",
+    "Holder",
+    "HostRead",
+    "Kind",
+    "Measurement",
+    "Metric",
+    "Peak",
+    "Phase",
+    "Report",
+    "Scope",
+    "TestRecord",
+    "Unmeasured",
+    "Verdict",
+    "Within",
+]

@@ -1,0 +1,85 @@
+"""What was measured. Sizes are whole bytes; ``None`` means that the probe does not report a figure, never 0 or -1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_vram.memory.device import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The maximum of each metric over one interval. The maxima need not fall on the same moment."""
+
+    requested_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A named interval inside a test; ``start`` and ``end`` are seconds since the test's measurement began."""
+
+    name: str
+    start: float
+    end: float
+    peak: Peak
+    parent: str | None = None
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Bytes held at the peak by allocations made at one place in the user's code."""
+
+    size_bytes: int
+    count: int
+    location: str
+    category: str | None = None
+    module: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixtureShare:
+    """What one fixture added to allocated memory when it was set up, and still counts in the test's peak."""
+
+    name: str
+    scope: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRead:
+    """A place where the program read a value from a dry GPU that had computed nothing."""
+
+    location: str
+    operation: str
+    count: int
+    answered: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One test on one device.
+
+    Attributes:
+        start_bytes: allocated bytes when the interval began: held by fixtures and by what earlier tests left.
+        leaked_bytes: allocated bytes left over after teardown; ``None`` when not checked.
+        retries: cudaMalloc retries (cache flushed to satisfy an allocation).
+        ooms: OutOfMemory raised by the allocator.
+        contaminated: another process's memory moved in the interval: the figure must not fail a budget.
+    """
+
+    device: Device
+    peak: Peak
+    start_bytes: int = 0
+    phases: tuple[Phase, ...] = ()
+    holders: tuple[Holder, ...] = ()
+    fixtures: tuple[FixtureShare, ...] = ()
+    leaked_bytes: int | None = None
+    retries: int = 0
+    ooms: int = 0
+    host_reads: tuple[HostRead, ...] = ()
+    contaminated: bool = False
