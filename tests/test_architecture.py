@@ -1,0 +1,164 @@
+"""The house rules, held by code: layers, file lengths, core types, and what an import may bring in."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pytest_vram", "finetune")
+MAX_LINES = 400
+
+# A module may import from its own layer and from those below it (a smaller number).
+LAYERS = {
+    "pytest_vram.units": 0,
+    "pytest_vram.errors": 0,
+    "pytest_vram.memory": 1,
+    "pytest_vram.probe": 2,
+    "pytest_vram.drygpu": 2,
+    "pytest_vram.report": 3,
+    "pytest_vram.baseline": 3,
+    "pytest_vram.strategies": 3,
+    "pytest_vram.plugin": 4,
+    "pytest_vram.cli": 4,
+    "pytest_vram.__main__": 5,
+    "pytest_vram": 6,  # re-exports lazily
+}
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, inside functions too; ``if TYPE_CHECKING`` blocks excepted."""
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return names
+
+
+def layer(module: str) -> int:
+    while module:
+        if module in LAYERS:
+            return LAYERS[module]
+        module = module.rpartition(".")[0]
+    raise KeyError(module)
+
+
+@pytest.mark.parametrize(("module", "path"), [m for m in modules() if m[0].startswith("pytest_vram")], ids=lambda v: str(v)[-60:])
+def test_imports_point_down(module: str, path: Path) -> None:
+    for name in imports(path):
+        assert not name.startswith("finetune"), f"{module} imports {name}: pytest_vram never imports finetune"
+        if name.startswith("pytest_vram") and name != "pytest_vram.__version__":
+            assert layer(name) <= layer(module), f"{module} imports {name}, which lies above it"
+
+
+def test_only_the_plugin_imports_pytest() -> None:
+    guilty = [
+        module
+        for module, path in modules()
+        if not module.startswith("pytest_vram.plugin") and any(n.split(".")[0] in {"pytest", "_pytest"} for n in imports(path))
+    ]
+    assert guilty == []
+
+
+def test_no_module_imports_relatively() -> None:
+    guilty = [
+        module
+        for module, path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert guilty == []
+
+
+def test_no_file_is_too_long() -> None:
+    sources = [p for top in (*PACKAGES, "tests", "examples", "benchmarks") for p in (ROOT / top).rglob("*") if p.suffix in {".py", ".c", ".h"}]
+    assert len(sources) > 40
+    long = {str(p.relative_to(ROOT)): n for p in sources if (n := len(p.read_text().splitlines())) > MAX_LINES}
+    assert long == {}
+
+
+def test_core_types_are_frozen_slotted_and_keyword_only() -> None:
+    core = importlib.import_module("pytest_vram.memory")
+    types = [t for t in vars(core).values() if dataclasses.is_dataclass(t) and isinstance(t, type)]
+    assert len(types) >= 10
+    for cls in types:
+        parameters = cls.__dataclass_params__  # type: ignore[attr-defined]
+        assert parameters.frozen, f"{cls.__name__} is not frozen"
+        assert "__slots__" in vars(cls), f"{cls.__name__} has no slots"
+        assert all(f.kw_only for f in dataclasses.fields(cls)), f"{cls.__name__} takes positional arguments"
+
+
+def test_configuration_is_frozen_and_documented() -> None:
+    config = importlib.import_module("finetune.config")
+    tree = ast.parse((ROOT / "finetune/config.py").read_text())
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or not dataclasses.is_dataclass(getattr(config, node.name)):
+            continue
+        cls = getattr(config, node.name)
+        assert cls.__dataclass_params__.frozen
+        assert "__slots__" in vars(cls)
+        for here, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(here, ast.AnnAssign) and node.name != "RunConfig":
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert documented, f"{node.name}.{ast.unparse(here.target)} has no docstring"
+
+
+@pytest.mark.parametrize("module", ["pytest_vram", "pytest_vram.plugin", "pytest_vram.cli", "pytest_vram.memory"])
+def test_import_brings_in_neither_torch_nor_pynvml(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'pynvml', 'pandas', 'transformers'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_import_brings_in_no_pytest() -> None:
+    code = "import sys, pytest_vram, pytest_vram.memory; print('pytest' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_tree_in_architecture_is_the_tree_on_disk() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    block = re.search(r"```tree\n(.*?)```", text, re.DOTALL)
+    assert block, "ARCHITECTURE.md has no ```tree block"
+    listed: set[str] = set()
+    stack: list[str] = []
+    for line in block[1].splitlines():
+        entry = re.match(r"(?P<indent> *)(?P<name>\S+)", line)
+        if not entry:
+            continue
+        depth = len(entry["indent"]) // 2
+        stack[depth:] = [entry["name"].rstrip("/")]
+        if not entry["name"].endswith("/"):
+            listed.add("/".join(stack))
+    on_disk = {
+        str(p.relative_to(ROOT))
+        for package in PACKAGES
+        for p in (ROOT / package).rglob("*")
+        if p.suffix in {".py", ".c", ".h"}
+    }
+    assert listed == on_disk
