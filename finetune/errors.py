@@ -25,10 +25,10 @@ class ExitCode(IntEnum):
 _MEANINGS = {
     ExitCode.OK: "the adapter is written",
     ExitCode.BUG: "a bug in this program, with its traceback; what was saved is sound",
-    ExitCode.USAGE: "a flag, YAML value, data row, model or output folder cannot be used; the message says which and what to do",
+    ExitCode.USAGE: "a flag, YAML value, data row, model or output folder cannot be used; the message says what would",
     ExitCode.OUT_OF_MEMORY: "out of memory, on the GPU or on the host; what was saved is sound, go on with --resume",
     ExitCode.CANNOT_WRITE: "the disk is full or not writable; what was saved is sound, go on with --resume",
-    ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; the finished steps are saved, go on with --resume (a second Ctrl-C stops at once)",
+    ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; the finished steps are saved, go on with --resume",
 }
 
 
@@ -83,13 +83,13 @@ class OutputError(FinetuneError):
     """The output folder is taken, locked or not writable."""
 
 
-class CannotWrite(FinetuneError):
+class WriteError(FinetuneError):
     """The disk is full or refuses to be written, in the middle of a run."""
 
     exit_code = ExitCode.CANNOT_WRITE
 
 
-class OutOfMemory(FinetuneError):
+class OutOfMemoryError(FinetuneError):
     """Device or host memory ran out.
 
     Attributes:
@@ -109,7 +109,7 @@ class OutOfMemory(FinetuneError):
         self.savings = savings
 
 
-class Interrupted(FinetuneError):
+class RunInterruptedError(FinetuneError):
     """Ctrl-C or SIGTERM arrived, and the finished steps are saved."""
 
     exit_code = ExitCode.INTERRUPTED
