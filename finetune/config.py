@@ -1,4 +1,7 @@
-"""Every setting of a run, once: frozen dataclasses, whose fields are the flags, the YAML keys and the help text."""
+"""Every setting of a run, once: frozen dataclasses, whose fields are the flags, the YAML keys and the help text.
+
+Imports nothing heavy, so that ``--help`` and a mistyped flag answer at once. What a value may be is in ``validate.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,17 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp4", "nf4"]
 ComputeDtype = Literal["auto", "fp32", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
 ScheduleName = Literal["constant", "linear", "cosine"]
+MergeBase = Literal["none", "quantized-base", "full-base"]
+
+EMBEDDED_MODEL = "smollm2-135m"
+EMBEDDED_DATA = "pydoc"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """The frozen base model."""
 
-    model: str = "smollm2-135m"
+    model: str = EMBEDDED_MODEL
     """Local folder, hub name, `.gguf` file, or `smollm2-135m` (embedded, needs no network)."""
     precision: Precision = "nf4"
     """How the base's linear layers are stored. Embeddings, norms and head keep the compute dtype."""
@@ -58,7 +65,7 @@ class AdapterConfig:
 class DataConfig:
     """Rows, and how they become tokens."""
 
-    data: str = "pydoc"
+    data: str = EMBEDDED_DATA
     """Local .jsonl/.json/.csv/.parquet file, hub dataset name, or `pydoc` (embedded: the standard library's help topics)."""
     eval_data: str | None = None
     """Held-out rows, as for --data; without it --eval-fraction of --data is held out."""
@@ -106,6 +113,8 @@ class TrainConfig:
     """Tokens whose logits exist at one time in the loss."""
     seed: int = 0
     """Seed of data order, dropout and initial adapter weights."""
+    threads: int = 0
+    """CPU threads; 0 is what torch picks (OMP_NUM_THREADS, else all cores). A resumed run keeps its first count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +133,27 @@ class OutputConfig:
     """Steps between evaluations; 0 evaluates before and after only."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run's folder too."""
-    merge: Literal["no", "quantized-base", "full-base"] = "no"
-    """Write a merged model as well: into the dequantized 4-bit base that was trained on, or into the original weights."""
+    merge: MergeBase = "none"
+    """Write a merged model as well: quantized-base merges into the dequantized weights that were trained on,
+    full-base into the original ones."""
+    question: str | None = None
+    """Asked before and after training, answer shown. Without it, the first held-out prompt is asked."""
+    answer_tokens: int = 48
+    """Longest answer to --question, in tokens; 0 asks nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRunConfig:
+    """Look before you train: each of these prints an answer and trains nothing."""
+
+    print_config: bool = False
+    """Print the YAML that reproduces this run."""
+    dry_run: bool = False
+    """Run the step on a dry GPU at full size, without weights or hardware, and say whether it fits --gpu."""
+    gpu: str | None = None
+    """Card for --dry-run and --fit, such as rtx-4080 (`python -m pytest_vram cards` lists them)."""
+    fit: bool = False
+    """Search the settings that train the most tokens a step on --gpu, and print the command."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,3 +165,18 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+    dry: DryRunConfig = field(default_factory=DryRunConfig)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether both the model and the data are the ones that need no file and no network."""
+        return self.model.model == EMBEDDED_MODEL and self.data.data == EMBEDDED_DATA
+
+
+DEMO = RunConfig(
+    adapter=AdapterConfig(rank=8, alpha=16.0),
+    data=DataConfig(seq=256),
+    train=TrainConfig(max_steps=40, accumulation=4, learning_rate=5e-4),
+    output=OutputConfig(output=Path("runs/demo"), save_every=10, eval_every=20),
+)
+"""What takes the place of the defaults when --model and --data are the embedded ones: a few minutes on two cores."""
