@@ -1,0 +1,212 @@
+"""The card table: what a driver reports for each card, and where the figure was read.
+
+``total_bytes`` is what ``cudaMemGetInfo`` and ``torch.cuda.get_device_properties().total_memory`` report on Linux: less
+than the number on the box, because the driver keeps some back, and by some 100 MiB different from one driver branch to the
+next. The latest branch that a public log shows is taken.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from pytest_vram.errors import VramUsageError
+from pytest_vram.units import KIB, MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What follows from the compute capability alone.
+
+    Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+
+    Attributes:
+        shared_multiprocessor_bytes: shared memory of one multiprocessor.
+        shared_block_optin_bytes: the most of it that one block may ask for.
+        max_threads: resident threads of one multiprocessor.
+        max_blocks: resident blocks of one multiprocessor.
+    """
+
+    shared_multiprocessor_bytes: int
+    shared_block_optin_bytes: int
+    max_threads: int
+    max_blocks: int
+
+
+_ARCHITECTURES = {
+    (7, 5): Architecture(
+        shared_multiprocessor_bytes=64 * KIB, shared_block_optin_bytes=64 * KIB, max_threads=1024, max_blocks=16
+    ),
+    (8, 0): Architecture(
+        shared_multiprocessor_bytes=164 * KIB, shared_block_optin_bytes=163 * KIB, max_threads=2048, max_blocks=32
+    ),
+    (8, 6): Architecture(
+        shared_multiprocessor_bytes=100 * KIB, shared_block_optin_bytes=99 * KIB, max_threads=1536, max_blocks=16
+    ),
+    (8, 9): Architecture(
+        shared_multiprocessor_bytes=100 * KIB, shared_block_optin_bytes=99 * KIB, max_threads=1536, max_blocks=24
+    ),
+    (9, 0): Architecture(
+        shared_multiprocessor_bytes=228 * KIB, shared_block_optin_bytes=227 * KIB, max_threads=2048, max_blocks=32
+    ),
+    (10, 0): Architecture(
+        shared_multiprocessor_bytes=228 * KIB, shared_block_optin_bytes=227 * KIB, max_threads=2048, max_blocks=32
+    ),
+    (12, 0): Architecture(
+        shared_multiprocessor_bytes=100 * KIB, shared_block_optin_bytes=99 * KIB, max_threads=1536, max_blocks=24
+    ),
+}
+
+CONTEXT_SOURCE = (
+    "100 MiB + 2.9 MiB per multiprocessor: the line through two idle PyTorch processes in public out-of-memory reports,"
+    " 414 MiB on an A100 (108 multiprocessors) and 470.64 MiB on an RTX 4090 (128;"
+    " github.com/3DTopia/Phidias-Diffusion/issues/8); kernels loaded later add to it"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One card as its driver reports it.
+
+    Attributes:
+        name: what a user types, for example ``rtx-4080``.
+        product: the name that the driver reports.
+        total_bytes: device memory that the driver reports.
+        capability: compute capability (major, minor).
+        multiprocessors: number of streaming multiprocessors.
+        l2_bytes: size of the L2 cache.
+        context_bytes: what a process holds before its first tensor (CUDA context); see ``CONTEXT_SOURCE``.
+        source: where ``total_bytes`` was read.
+        approximate: ``total_bytes`` was deduced rather than read off this card.
+    """
+
+    name: str
+    product: str
+    total_bytes: int
+    capability: tuple[int, int]
+    multiprocessors: int
+    l2_bytes: int
+    context_bytes: int
+    source: str
+    approximate: bool = False
+
+    @property
+    def architecture(self) -> Architecture:
+        """The limits of the card's compute capability."""
+        return _ARCHITECTURES[self.capability]
+
+
+def _card(
+    name: str,
+    product: str,
+    capability: tuple[int, int],
+    multiprocessors: int,
+    l2_mib: int,
+    total_mib: float,
+    source: str,
+    *,
+    approximate: bool = False,
+) -> Card:
+    return Card(
+        name=name,
+        product=product,
+        total_bytes=round(total_mib * MIB),
+        capability=capability,
+        multiprocessors=multiprocessors,
+        l2_bytes=l2_mib * MIB,
+        context_bytes=100 * MIB + round(multiprocessors * 2.9) * MIB,
+        source=source,
+        approximate=approximate,
+    )
+
+
+_LLAMA = "llama.cpp start-up log, 'VRAM: {} MiB'"
+_TORCH = "torch.cuda.get_device_properties printed in a public log, {} MB"
+
+CARDS: tuple[Card, ...] = (
+    _card("t4", "Tesla T4", (7, 5), 40, 4, 14912, _LLAMA.format(14912)),
+    _card("rtx-3060", "NVIDIA GeForce RTX 3060", (8, 6), 28, 3, 11906, _LLAMA.format(11906)),
+    _card(
+        "rtx-3080",
+        "NVIDIA GeForce RTX 3080",
+        (8, 6),
+        68,
+        5,
+        9882,
+        "9.78 GiB on an older driver (github.com/zai-org/CogVideo/issues/34), less the 133 MiB that newer drivers"
+        " keep of an RTX 3090; newer reports of 10 GB cards say 9.65 GiB",
+        approximate=True,
+    ),
+    _card("rtx-3090", "NVIDIA GeForce RTX 3090", (8, 6), 82, 6, 24123, _LLAMA.format(24123)),
+    _card(
+        "rtx-4060",
+        "NVIDIA GeForce RTX 4060",
+        (8, 9),
+        24,
+        24,
+        7936,
+        "PyTorch out-of-memory message, 7.75 GiB (github.com/ESRSchao/EdgeRegNet/issues/2)",
+    ),
+    _card("rtx-4060ti-16", "NVIDIA GeForce RTX 4060 Ti", (8, 9), 34, 32, 15944, _LLAMA.format(15944)),
+    _card("rtx-4070", "NVIDIA GeForce RTX 4070", (8, 9), 46, 36, 11866, _LLAMA.format(11866)),
+    _card("rtx-4080", "NVIDIA GeForce RTX 4080", (8, 9), 76, 64, 16049, _TORCH.format(16049)),
+    _card("rtx-4090", "NVIDIA GeForce RTX 4090", (8, 9), 128, 72, 24080, _LLAMA.format(24080)),
+    _card("rtx-5080", "NVIDIA GeForce RTX 5080", (12, 0), 84, 64, 15880, _LLAMA.format(15880)),
+    _card(
+        "rtx-5090",
+        "NVIDIA GeForce RTX 5090",
+        (12, 0),
+        170,
+        96,
+        32109,
+        _LLAMA.format(32109) + "; PyTorch says 31.36 GiB (github.com/TrajectoryCrafter/TrajectoryCrafter/issues/20)",
+    ),
+    _card(
+        "l4",
+        "NVIDIA L4",
+        (8, 9),
+        58,
+        48,
+        22559,
+        "PyTorch out-of-memory messages on Google Cloud g2 machines, 22.03 GiB",
+    ),
+    _card("a10g", "NVIDIA A10G", (8, 6), 80, 6, 22587, _TORCH.format(22587)),
+    _card("l40s", "NVIDIA L40S", (8, 9), 142, 96, 45589, _TORCH.format(45589)),
+    _card(
+        "a100-40",
+        "NVIDIA A100-SXM4-40GB",
+        (8, 0),
+        108,
+        40,
+        40339.3125,
+        "deviceQuery, 42298834944 bytes (github.com/bottlerocket-os/bottlerocket/pull/3873)",
+    ),
+    _card("a100-80", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 40, 81151, _LLAMA.format(81151)),
+    _card("h100-80", "NVIDIA H100 80GB HBM3", (9, 0), 132, 50, 81089, _TORCH.format(81089) + " (torch 2.7, CUDA 12.8)"),
+    _card("h200", "NVIDIA H200", (9, 0), 132, 60, 143156, _TORCH.format(143156)),
+    _card("b200", "NVIDIA B200", (10, 0), 148, 126, 182631, _TORCH.format(182631)),
+)
+
+_BY_NAME = {card.name: card for card in CARDS}
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("_", "-").replace(" ", "-")
+
+
+def find_card(name: str) -> Card:
+    """Return the card called ``name``; case, and ``_`` or a blank for ``-``, do not matter.
+
+    Raises:
+        VramUsageError: no card has that name; the message names the near ones.
+    """
+    key = _key(name)
+    for prefix in ("dry:", "nvidia-", "geforce-", "tesla-"):
+        key = key.removeprefix(prefix)
+    card = _BY_NAME.get(key) or _BY_NAME.get(key.replace("rtx", "rtx-", 1)) or _BY_NAME.get(f"rtx-{key}")
+    if card is not None:
+        return card
+    near = difflib.get_close_matches(key, list(_BY_NAME), n=3, cutoff=0.5)
+    near += [known for known in _BY_NAME if key and key in known and known not in near]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise VramUsageError(f"there is no card {name!r} in the table: {hint}known cards are {', '.join(_BY_NAME)}")
