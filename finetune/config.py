@@ -30,7 +30,8 @@ class ModelConfig:
     double_quant: bool = True
     """Quantize the 4-bit blocks' scales as well (saves 0.37 bit a parameter)."""
     compute_dtype: ComputeDtype = "auto"
-    """Dtype of activations and of what is not quantized. auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
+    """Dtype of activations and of what is not quantized.
+    auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation, as transformers names them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -66,7 +67,8 @@ class DataConfig:
     """Rows, and how they become tokens."""
 
     data: str = EMBEDDED_DATA
-    """Local .jsonl/.json/.csv/.parquet file, hub dataset name, or `pydoc` (embedded: the standard library's help topics)."""
+    """Local .jsonl/.json/.csv/.parquet file, hub dataset name, or `pydoc`
+    (embedded: the standard library's help topics)."""
     eval_data: str | None = None
     """Held-out rows, as for --data; without it --eval-fraction of --data is held out."""
     eval_fraction: float = 0.1
@@ -104,7 +106,8 @@ class TrainConfig:
     clip: float = 1.0
     """Largest global gradient norm, once a window; 0 turns clipping off."""
     optimizer: OptimizerName = "paged-adamw"
-    """adamw is torch's; the others are bitsandbytes'. Paged state lives in managed memory on a GPU and is ordinary on a CPU."""
+    """adamw is torch's; the others are bitsandbytes'.
+    Paged state lives in managed memory on a GPU and is ordinary on a CPU."""
     checkpointing: bool = True
     """Recompute activations in backward (non-reentrant): one layer's activations instead of all layers'."""
     offload_activations: bool = False

@@ -1,0 +1,126 @@
+"""Flags and YAML to one checked RunConfig. Imports neither torch nor transformers, so a mistake is told at once."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from finetune import configfile
+from finetune.config import DEMO, RunConfig
+from finetune.errors import ConfigError, ExitCode, Problem
+from finetune.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROG = "python -m finetune.qlora"
+CONFIG_FILE = "config.yaml"
+"""The settings of a run, kept in its output folder."""
+
+_DESCRIPTION = """\
+Fine-tune a causal language model with QLoRA: the base frozen and quantized, an adapter trained, gradients exact.
+
+Usage: python -m finetune.qlora [CONFIG.yaml] [--field value ...]
+
+CONFIG.yaml holds the same names as the flags, one `name: value` a line; flags win over it. Without --model and --data
+it trains the embedded model on the embedded data, with the demo's settings (at the end of this text)."""
+
+
+def parse(argv: Sequence[str]) -> RunConfig:
+    """Turn the command line into a checked config.
+
+    Later sources win: the defaults (or the demo's, or with ``--resume`` the recorded run's), the YAML file, the flags.
+
+    Args:
+        argv: the arguments, without the program's name.
+
+    Raises:
+        ConfigError: a setting is unknown or cannot be used.
+        SystemExit: 2 for a flag that cannot be parsed, with tyro's explanation; 0 after ``--help``.
+    """
+    flags = list(argv)
+    settings: dict[str, Any] = {}
+    if flags and not flags[0].startswith("-"):
+        settings = configfile.load(Path(flags.pop(0)))
+    config = _parse_flags(flags, configfile.replace(RunConfig(), settings))
+    if config.embedded:
+        config = _parse_flags(flags, configfile.replace(DEMO, settings))
+    recorded = config.output.output / CONFIG_FILE
+    if config.output.resume and recorded.is_file():
+        before = configfile.replace(RunConfig(), configfile.load(recorded))
+        here = {"output": config.output.output, "resume": True}
+        config = _parse_flags(flags, configfile.replace(before, settings | here))
+    validate(config)
+    return config
+
+
+def explain(error: ConfigError) -> str:
+    """The text for a user whose settings cannot be used, a line for each."""
+    count = len(error.problems)
+    head = "one setting cannot be used" if count == 1 else f"{count} settings cannot be used"
+    lines = [f"finetune.qlora: {head}", *(f"  {problem}" for problem in error.problems)]
+    return "\n".join([*lines, f"Every setting is explained by {PROG} --help"])
+
+
+def _parse_flags(flags: list[str], default: RunConfig) -> RunConfig:
+    _refuse_late_file(flags)
+    try:
+        return tyro.cli(
+            RunConfig,
+            prog=PROG,
+            description=_DESCRIPTION,
+            args=flags,
+            default=default,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except SystemExit as done:
+        if done.code in (0, None):
+            print(_epilog())
+        raise
+
+
+def _refuse_late_file(flags: list[str]) -> None:
+    takes_text = {
+        "--" + name.replace("_", "-") for name, (_, kind) in configfile.field_types().items() if kind in _TEXT
+    }
+    for before, this in itertools.pairwise(["", *flags]):
+        if this.endswith((".yaml", ".yml")) and not this.startswith("-") and before.replace("_", "-") not in takes_text:
+            remedy = f"{PROG} {this} --field value ..."
+            raise ConfigError(Problem(field="CONFIG", value=this, why="the YAML file comes first", remedy=remedy))
+
+
+_TEXT = (str, Path, str | None)
+
+
+def _epilog() -> str:
+    ordinary, demo = configfile.flatten(RunConfig()), configfile.flatten(DEMO)
+    changed = [f"--{name.replace('_', '-')} {value}" for name, value in demo.items() if value != ordinary[name]]
+    codes = "\n".join(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)
+    return f"""\
+The demo, which is what runs when neither --model nor --data is given, starts from these instead of the defaults:
+  {"  ".join(changed)}
+
+The output folder:
+  adapter/              the result: PeftModel.from_pretrained(base, "OUTPUT/adapter"); tokenizer and model card with it
+  merged/               the merged model (--merge)
+  summary.json          the run's figures; config.yaml its settings
+  train.jsonl           a row a step; eval.jsonl a row an evaluation
+  checkpoints/step-N/   what --resume goes on from; each with a manifest of checksums
+
+Exit codes:
+{codes}
+
+Examples:
+  {PROG}                                                 # the demo
+  {PROG} --model ./mistral-7b --data chats.jsonl         # your model, your rows
+  {PROG} --model ./mistral-7b --data chats.jsonl --seq 2048 --rank 32 --print-config > run.yaml
+  {PROG} run.yaml --output runs/second --seed 1          # a file, and what differs
+  {PROG} --output runs/second --resume                   # go on after a crash, with the settings recorded there
+  {PROG} run.yaml --dry-run --gpu rtx-4080               # would it fit? asks no GPU and no weights
+
+Rows, any of: {{"messages": [...]}}, {{"prompt": ..., "completion": ...}}, {{"text": ...}},
+  {{"instruction": ..., "input": ..., "output": ...}}
+CPU threads: OMP_NUM_THREADS or --threads; with other work on the machine, 1 is often faster than all cores."""
