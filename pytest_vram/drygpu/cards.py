@@ -1,8 +1,8 @@
 """The card table: what a driver reports for each card, and where the figure was read.
 
 ``total_bytes`` is what ``cudaMemGetInfo`` and ``torch.cuda.get_device_properties().total_memory`` report on Linux: less
-than the number on the box, because the driver keeps some back, and by some 100 MiB different from one driver branch to the
-next. The latest branch that a public log shows is taken.
+than the number on the box, because the driver keeps some back, and by some 100 MiB different from one driver branch to
+the next. The latest branch that a public log shows is taken.
 """
 
 from __future__ import annotations
