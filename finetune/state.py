@@ -1,0 +1,100 @@
+"""State as tensors and plain JSON, no pickle: nested state dicts, and every random number generator."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+Tree = Any
+"""Dicts (text or integer keys), lists and tuples of tensors, numbers, text, booleans and None, nested."""
+
+
+def pack(tree: Tree) -> tuple[dict[str, torch.Tensor], Any]:
+    """Split a tree into tensors and a JSON skeleton that says where each goes.
+
+    Returns:
+        ``tensors``, contiguous, on the CPU, by a running number; and ``skeleton``. A tensor met twice is kept once
+        and is one object again after :func:`unpack` (bitsandbytes shares its quantization maps so).
+
+    Raises:
+        TypeError: the tree holds something else.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    seen: dict[int, str] = {}
+
+    def visit(node: Tree) -> Any:
+        if isinstance(node, torch.Tensor):
+            if id(node) not in seen:
+                seen[id(node)] = str(len(tensors))
+                tensors[seen[id(node)]] = node.detach().cpu().contiguous().clone()
+            return {"tensor": seen[id(node)]}
+        if isinstance(node, dict):
+            return {"dict": [[_key(key), visit(value)] for key, value in node.items()]}
+        if isinstance(node, (list, tuple)):
+            return {type(node).__name__: [visit(item) for item in node]}
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return {"value": node}
+        raise TypeError(f"state holds a {type(node).__name__}, which a checkpoint cannot keep")
+
+    return tensors, visit(tree)
+
+
+def unpack(tensors: dict[str, torch.Tensor], skeleton: Any) -> Tree:
+    """The tree that :func:`pack` took apart. Its tensors are those given, not copies."""
+    ((kind, body),) = skeleton.items()
+    if kind == "tensor":
+        return tensors[body]
+    if kind == "dict":
+        return {key: unpack(tensors, value) for key, value in body}
+    if kind in ("list", "tuple"):
+        items = [unpack(tensors, item) for item in body]
+        return tuple(items) if kind == "tuple" else items
+    return body
+
+
+def _key(key: object) -> str | int:
+    if isinstance(key, (str, int)):
+        return key
+    raise TypeError(f"state has the key {key!r}, which a checkpoint cannot keep")
+
+
+def random_state() -> Tree:
+    """The state of every generator that training may draw from: Python's, numpy's, torch's, and each GPU's."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": {"version": version, "internal": torch.tensor(internal, dtype=torch.int64), "gauss": gauss},
+        "numpy": {
+            "name": name,
+            "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(tree: Tree) -> None:
+    """Put every generator where :func:`random_state` found it.
+
+    A state of more GPUs than there are now is restored for those that are; a run's other GPUs drew nothing.
+    """
+    python, legacy = tree["python"], tree["numpy"]
+    random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
+    keys = legacy["keys"].numpy().astype(np.uint32)
+    np.random.set_state((legacy["name"], keys, legacy["position"], legacy["has_gauss"], legacy["cached"]))
+    torch.set_rng_state(tree["torch"])
+    for index, state in enumerate(tree["cuda"][: torch.cuda.device_count() if torch.cuda.is_available() else 0]):
+        torch.cuda.set_rng_state(state, index)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that :func:`random_state` keeps."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
