@@ -10,27 +10,10 @@ from pytest_vram.drygpu.cards import CARDS, Card, find_card
 from pytest_vram.errors import VramUsageError
 from pytest_vram.units import GIB
 
-REQUIRED = [
-    "t4",
-    "rtx-3060",
-    "rtx-3080",
-    "rtx-3090",
-    "rtx-4060",
-    "rtx-4060ti-16",
-    "rtx-4070",
-    "rtx-4080",
-    "rtx-4090",
-    "rtx-5080",
-    "rtx-5090",
-    "l4",
-    "a10g",
-    "l40s",
-    "a100-40",
-    "a100-80",
-    "h100-80",
-    "h200",
-    "b200",
-]
+REQUIRED = (
+    *("t4", "rtx-3060", "rtx-3080", "rtx-3090", "rtx-4060", "rtx-4060ti-16", "rtx-4070", "rtx-4080", "rtx-4090"),
+    *("rtx-5080", "rtx-5090", "l4", "a10g", "l40s", "a100-40", "a100-80", "h100-80", "h200", "b200"),
+)
 
 
 @pytest.mark.parametrize("name", REQUIRED)
