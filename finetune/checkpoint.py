@@ -73,7 +73,7 @@ def save(folder: Path, *, step: int, facts: Mapping[str, Any], state: Tree, keep
         (aside / _STATE).write_text(json.dumps(record), encoding="utf-8")
         files = {name: _identity(aside / name) for name in (_TENSORS, _STATE)}
         manifest = {"format": FORMAT, "files": files, "sha256": _digest_of(files)}
-        (aside / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (aside / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     for old in paths(folder)[keep:]:
         durable.remove_folder(old)
     return path
