@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     OUT_OF_MEMORY = 3
     CANNOT_WRITE = 4
+    NO_LEARNING = 5
     INTERRUPTED = 130
 
     @property
@@ -28,6 +29,7 @@ _MEANINGS = {
     ExitCode.USAGE: "a flag, YAML value, data row, model or output folder cannot be used; the message says what would",
     ExitCode.OUT_OF_MEMORY: "out of memory, on the GPU or on the host; what was saved is sound, go on with --resume",
     ExitCode.CANNOT_WRITE: "the disk is full or not writable; what was saved is sound, go on with --resume",
+    ExitCode.NO_LEARNING: "the loss is not a number, or no gradient reaches the adapter; the message says why",
     ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; the finished steps are saved, go on with --resume",
 }
 
@@ -73,6 +75,8 @@ class DataError(FinetuneError):
 
 class TrainingError(FinetuneError):
     """Training would go on without meaning: no gradient reaches the adapter, or the loss is not a number."""
+
+    exit_code = ExitCode.NO_LEARNING
 
 
 class CheckpointError(FinetuneError):

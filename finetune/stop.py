@@ -1,0 +1,74 @@
+"""Ctrl-C and SIGTERM: stop at a moment where nothing is half done, and a second time at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from finetune.errors import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from torch import nn
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequested(BaseException):
+    """A signal came, and work is abandoned here. No ``Exception``: a library's ``except Exception`` must not eat it."""
+
+
+class Stop:
+    """Whether somebody wants this run to stop.
+
+    Outside :meth:`deferred` there is nothing to save, and a signal raises :class:`StopRequested` where it lands.
+    Inside, it is remembered until :meth:`check`. A second signal ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferring = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Handle the signals in this block; off the main thread, where Python allows no handlers, leave them alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self, model: nn.Module) -> Iterator[None]:
+        """Remember signals in this block, and check for them before each forward pass of ``model``."""
+        hook = model.register_forward_pre_hook(lambda *_: self.check())
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+            hook.remove()
+
+    def check(self) -> None:
+        """Raise :class:`StopRequested` if a signal came."""
+        if self.requested:
+            raise StopRequested
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(ExitCode.INTERRUPTED)  # the second time means now; what is saved is whole at every moment
+        self.requested = True
+        if not self._deferring:
+            raise StopRequested
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        print(f"\n{name}: saving the finished steps. Once more stops at once.", file=sys.stderr, flush=True)
