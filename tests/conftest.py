@@ -1,0 +1,31 @@
+"""Hypothesis profiles: ``ci`` finds the same examples every time, ``nightly`` looks a hundred times as far.
+
+``HYPOTHESIS_PROFILE=nightly pytest tests/properties`` picks the second. A property that is dear per example takes a
+share of the profile's examples (``settings(max_examples=settings.default.max_examples // 5)``), never a number of its
+own, so that both profiles reach every property.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+SLOW_MACHINES_ARE_NOT_BUGS = (HealthCheck.too_slow, HealthCheck.data_too_large)
+
+settings.register_profile(
+    "ci",
+    max_examples=30,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=SLOW_MACHINES_ARE_NOT_BUGS,
+)
+settings.register_profile(
+    "nightly",
+    max_examples=3000,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=SLOW_MACHINES_ARE_NOT_BUGS,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
