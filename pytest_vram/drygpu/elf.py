@@ -1,0 +1,101 @@
+"""Reads the dynamic symbols of a shared library: what it needs from others, and what it offers.
+
+Only what the loader itself reads (System V ABI, "Dynamic Linking"): 64-bit little-endian ELF, which is every Linux machine
+that PyTorch ships CUDA wheels for.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+_DYNAMIC = struct.Struct("<qQ")
+_SHT_DYNAMIC, _SHT_DYNSYM = 6, 11
+_DT_NEEDED, _DT_SONAME = 1, 14
+_FUNCTION = 2
+_LOCAL = 0
+
+
+class ElfError(ValueError):
+    """The file is not a shared library that can be read here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicSymbols:
+    """What one shared library asks of the loader.
+
+    Attributes:
+        needed: names of the libraries it is linked against.
+        soname: its own name, ``None`` when it has none.
+        undefined: symbols it takes from other libraries.
+        functions: functions it offers to others.
+    """
+
+    needed: tuple[str, ...]
+    soname: str | None
+    undefined: frozenset[str]
+    functions: frozenset[str]
+
+
+def read_dynamic_symbols(path: Path) -> DynamicSymbols:
+    """Read the dynamic symbol table of the shared library at ``path``.
+
+    Raises:
+        ElfError: not a 64-bit little-endian ELF file, or one without a dynamic section.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+        if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+            raise ElfError(f"{path}: not a 64-bit little-endian ELF file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read(path, data)
+
+
+def _read(path: Path, data: mmap.mmap) -> DynamicSymbols:
+    (table_offset,) = struct.unpack_from("<Q", data, 40)
+    entry_size, count = struct.unpack_from("<HH", data, 58)
+    try:
+        sections = [_SECTION.unpack_from(data, table_offset + i * entry_size) for i in range(count)]
+    except struct.error:
+        raise ElfError(f"{path}: its section table lies outside the file; is the file truncated?") from None
+    needed: list[str] = []
+    soname: str | None = None
+    undefined: set[str] = set()
+    functions: set[str] = set()
+    found = False
+    for _, kind, _, _, offset, size, link, _, _, _ in sections:
+        if kind not in (_SHT_DYNAMIC, _SHT_DYNSYM):
+            continue
+        if offset + size > len(data) or link >= count:
+            raise ElfError(f"{path}: a section lies outside the file; is the file truncated?")
+        found = True
+        strings_offset, strings_size = sections[link][4], sections[link][5]
+        strings = data[strings_offset : strings_offset + strings_size]
+        if kind == _SHT_DYNAMIC:
+            for tag, value in _DYNAMIC.iter_unpack(data[offset : offset + size]):
+                if tag == _DT_NEEDED:
+                    needed.append(_text(strings, value))
+                elif tag == _DT_SONAME:
+                    soname = _text(strings, value)
+        else:
+            for name, info, _, index, _, _ in _SYMBOL.iter_unpack(data[offset : offset + size]):
+                if name == 0 or info >> 4 == _LOCAL:
+                    continue
+                if index == 0:
+                    undefined.add(_text(strings, name))
+                elif info & 15 == _FUNCTION:
+                    functions.add(_text(strings, name))
+    if not found:
+        raise ElfError(f"{path}: it has no dynamic section: not a shared library")
+    return DynamicSymbols(
+        needed=tuple(needed), soname=soname, undefined=frozenset(undefined), functions=frozenset(functions)
+    )
+
+
+def _text(strings: bytes, offset: int) -> str:
+    return strings[offset : strings.index(b"\0", offset)].decode()

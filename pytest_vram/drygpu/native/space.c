@@ -1,0 +1,146 @@
+/* Address space: where device and managed memory live.
+ *
+ * A device is a stretch of private anonymous memory that is reserved, not committed. Addresses are fixed, so that two runs
+ * of one program see the same ones. Pages exist only where a small copy or fill wrote; huge pages are refused, for one
+ * written byte must not cost 2 MiB of the host.
+ */
+#include "dry.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define FIRST_ADDRESS 0x100000000000ull /* below executables and libraries, which start at 0x555500000000 */
+#define ALL_DEVICES ((size_t)64 << 40)
+#define ONE_DEVICE ((size_t)8 << 40)
+#define MANAGED_BYTES ((size_t)1 << 40)
+
+typedef struct {
+    uintptr_t base;
+    size_t size;
+    dry_spans spans;
+} space;
+
+static space devices[DRY_MAX_DEVICES], managed;
+static int opened; /* devices[0..opened) may be open: bounds the search */
+
+static void *reserve(uintptr_t hint, size_t size) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (hint ? MAP_FIXED_NOREPLACE : 0);
+    void *got = mmap((void *)hint, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (got == MAP_FAILED && errno == ENOMEM) {
+        /* vm.overcommit_memory=2 counts private memory even when it is never touched. A sparse file is not counted. */
+        int file = memfd_create("pytest-vram-dry", MFD_CLOEXEC);
+        if (file >= 0) {
+            if (ftruncate(file, (off_t)size) == 0)
+                got = mmap((void *)hint, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | (flags & MAP_FIXED_NOREPLACE),
+                           file, 0);
+            close(file);
+        }
+    }
+    if (got == MAP_FAILED) return NULL;
+    if (hint && (uintptr_t)got != hint) { /* kernels before 4.17 take MAP_FIXED_NOREPLACE for a mere hint */
+        munmap(got, size);
+        errno = EEXIST;
+        return NULL;
+    }
+    madvise(got, size, MADV_NOHUGEPAGE);
+    madvise(got, size, MADV_DONTDUMP);
+    return got;
+}
+
+static int open_space(space *s, uintptr_t hint, size_t size, size_t least, const char *what) {
+    if (s->base) return 1;
+    void *got = reserve(hint, size);
+    if (got == NULL) got = reserve(0, size);
+    while (got == NULL && size / 2 >= least) got = reserve(0, size /= 2);
+    if (got == NULL) {
+        fprintf(stderr,
+                "pytest-vram dry GPU: cannot reserve %zu GiB of address space for %s: %s. It costs no memory, but a limit "
+                "forbids it: raise `ulimit -v` (RLIMIT_AS) of this process\n",
+                least >> 30, what, strerror(errno));
+        return 0;
+    }
+    s->base = DRY_ROUND_UP((uintptr_t)got, DRY_PAGE);
+    s->size = size - (s->base - (uintptr_t)got);
+    return 1;
+}
+
+int dry_space_open(int device) {
+    size_t stride = ALL_DEVICES / (size_t)dry_physical_count() / DRY_PAGE * DRY_PAGE;
+    if (stride > ONE_DEVICE) stride = ONE_DEVICE;
+    /* Twice the card: expandable segments reserve 9/8 of it at one go. */
+    size_t least = DRY_ROUND_UP(2 * dry_the_card()->total_bytes + ((size_t)1 << 30), DRY_PAGE);
+    if (least > stride) stride = least;
+    if (!open_space(&devices[device], FIRST_ADDRESS + (size_t)dry_physical_index(device) * stride, stride, least, "the device"))
+        return 0;
+    if (opened <= device) opened = device + 1;
+    return 1;
+}
+
+uintptr_t dry_space_take(int device, size_t size, size_t align, uintptr_t hint, dry_span span) {
+    space *s = &devices[device];
+    uintptr_t high = s->base + s->size, base = 0;
+    if (hint >= s->base && hint < high && hint % align == 0)
+        base = dry_spans_first_fit(&s->spans, hint, hint + size < high ? hint + size : high, size, align);
+    if (base == 0) base = dry_spans_first_fit(&s->spans, s->base, high, size, align);
+    if (base == 0) return 0;
+    span.base = base;
+    span.size = size;
+    span.device = device;
+    return dry_spans_insert(&s->spans, span) ? base : 0;
+}
+
+int dry_space_release(int device, uintptr_t base, dry_span *removed) {
+    return dry_spans_remove(&devices[device].spans, base, removed);
+}
+
+int dry_space_device_of(uintptr_t address) {
+    for (int device = 0; device < opened; device++)
+        if (address - devices[device].base < devices[device].size) return device;
+    return managed.base && address - managed.base < managed.size ? DRY_IS_MANAGED : DRY_NOT_DEVICE;
+}
+
+dry_span *dry_space_find(uintptr_t address, int *device) {
+    int where = dry_space_device_of(address);
+    if (device != NULL) *device = where;
+    if (where == DRY_NOT_DEVICE) return NULL;
+    return dry_spans_find(where == DRY_IS_MANAGED ? &managed.spans : &devices[where].spans, address);
+}
+
+uintptr_t dry_space_base(int device) { return devices[device].base; }
+size_t dry_space_size(int device) { return devices[device].size; }
+
+void dry_space_discard(uintptr_t base, size_t size) {
+    static size_t page;
+    if (page == 0) page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = DRY_ROUND_UP(base, page), last = (base + size) / page * page;
+    if (first >= last) {
+        memset((void *)base, 0, size);
+        return;
+    }
+    if (first > base) memset((void *)base, 0, first - base);
+    if (base + size > last) memset((void *)last, 0, base + size - last);
+    /* A sparse file keeps its pages through MADV_DONTNEED; MADV_REMOVE frees them, and refuses private memory. */
+    if (madvise((void *)first, last - first, MADV_REMOVE) != 0) madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
+void *dry_map_host(size_t size) {
+    void *got = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return got == MAP_FAILED ? NULL : got;
+}
+
+uintptr_t dry_managed_take(size_t size, int device) {
+    size_t rounded = DRY_ROUND_UP(size, DRY_PAGE);
+    if (!open_space(&managed, FIRST_ADDRESS + ALL_DEVICES, MANAGED_BYTES, (size_t)1 << 36, "managed memory")) return 0;
+    uintptr_t base = dry_spans_first_fit(&managed.spans, managed.base, managed.base + managed.size, rounded, DRY_PAGE);
+    dry_span span = {.base = base, .size = rounded, .counted = size, .device = device};
+    return base && dry_spans_insert(&managed.spans, span) ? base : 0;
+}
+
+int dry_managed_release(uintptr_t base, dry_span *removed) {
+    if (!dry_spans_remove(&managed.spans, base, removed)) return 0;
+    dry_space_discard(removed->base, removed->size);
+    return 1;
+}

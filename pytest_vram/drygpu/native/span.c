@@ -1,0 +1,58 @@
+/* Sorted, non-overlapping address ranges: allocations, mappings, registered host memory. */
+#include "dry.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Index of the first span whose base is above the address. */
+static size_t upper_bound(const dry_spans *spans, uintptr_t address) {
+    size_t low = 0, high = spans->count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (spans->items[middle].base <= address) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+dry_span *dry_spans_find(const dry_spans *spans, uintptr_t address) {
+    size_t index = upper_bound(spans, address);
+    if (index == 0) return NULL;
+    dry_span *span = &spans->items[index - 1];
+    return address - span->base < span->size ? span : NULL;
+}
+
+int dry_spans_insert(dry_spans *spans, dry_span span) {
+    if (spans->count == spans->capacity) {
+        size_t capacity = spans->capacity ? 2 * spans->capacity : 64;
+        dry_span *items = realloc(spans->items, capacity * sizeof *items);
+        if (items == NULL) return 0;
+        spans->items = items;
+        spans->capacity = capacity;
+    }
+    size_t index = upper_bound(spans, span.base);
+    memmove(&spans->items[index + 1], &spans->items[index], (spans->count - index) * sizeof span);
+    spans->items[index] = span;
+    spans->count++;
+    return 1;
+}
+
+int dry_spans_remove(dry_spans *spans, uintptr_t base, dry_span *removed) {
+    size_t index = upper_bound(spans, base);
+    if (index == 0 || spans->items[index - 1].base != base) return 0;
+    if (removed != NULL) *removed = spans->items[index - 1];
+    memmove(&spans->items[index - 1], &spans->items[index], (spans->count - index) * sizeof *removed);
+    spans->count--;
+    return 1;
+}
+
+/* The lowest address with room: addresses must not depend on chance, for the allocator breaks ties by address. */
+uintptr_t dry_spans_first_fit(const dry_spans *spans, uintptr_t low, uintptr_t high, size_t size, size_t align) {
+    uintptr_t candidate = DRY_ROUND_UP(low, align);
+    for (size_t i = 0; i < spans->count; i++) {
+        const dry_span *span = &spans->items[i];
+        if (span->base >= candidate && span->base - candidate >= size) break;
+        if (span->base + span->size > candidate) candidate = DRY_ROUND_UP(span->base + span->size, align);
+    }
+    return candidate + size <= high && candidate + size > candidate ? candidate : 0;
+}

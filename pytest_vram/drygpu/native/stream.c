@@ -1,0 +1,145 @@
+/* Streams and events. Everything is complete the moment it is asked for; only capture has to be remembered. */
+#include <cuda_runtime_api.h>
+
+#include "dry.h"
+#include "stream.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+static uint64_t next_stream_id = 16; /* 1 and 2 are the default streams */
+static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
+
+static int is_default(cudaStream_t stream) { return stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread; }
+
+struct dry_capture *dry_capture_of(cudaStream_t stream) {
+    if (is_default(stream)) return NULL;
+    struct dry_capture *capture = stream->capture;
+    return capture != NULL && capture->active ? capture : NULL;
+}
+
+int dry_is_capturing(cudaStream_t stream) {
+    struct dry_capture *capture = dry_capture_of(stream);
+    if (capture != NULL) capture->graph->nodes++;
+    return capture != NULL;
+}
+
+void dry_join_capture(cudaStream_t stream, struct dry_capture *capture) {
+    if (!is_default(stream)) stream->capture = capture;
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
+    int device = dry_ready();
+    if (device < 0) return dry_fail(cudaErrorNoDevice);
+    struct CUstream_st *made = calloc(1, sizeof *made);
+    if (made == NULL) return dry_fail(cudaErrorMemoryAllocation);
+    *made = (struct CUstream_st){.device = device, .flags = flags, .priority = priority > 0 ? 0 : priority < -5 ? -5 : priority};
+    dry_lock();
+    made->id = ++next_stream_id;
+    dry_unlock();
+    *stream = made;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) { return cudaStreamCreateWithPriority(stream, flags, 0); }
+cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithPriority(stream, cudaStreamDefault, 0); }
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    if (is_default(stream)) return dry_fail(cudaErrorInvalidResourceHandle);
+    free(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) { return *priority = is_default(stream) ? 0 : stream->priority, cudaSuccess; }
+cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned *flags) { return *flags = is_default(stream) ? 0 : stream->flags, cudaSuccess; }
+cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
+    *id = stream == cudaStreamPerThread ? 2 : is_default(stream) ? 1 : stream->id;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
+    return dry_fail(dry_capture_of(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+    (void)flags;
+    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
+    if (event->capture != NULL && event->capture->active) dry_join_capture(stream, event->capture);
+    return cudaSuccess;
+}
+
+/* Host functions run here and now: all that was queued before them is done. */
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
+    if (dry_is_capturing(stream)) return cudaSuccess;
+    function(data);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t callback, void *data, unsigned flags) {
+    (void)flags;
+    if (dry_capture_of(stream)) return dry_fail(cudaErrorStreamCaptureUnsupported);
+    callback(stream, cudaSuccess, data);
+    return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) {
+    enum cudaStreamCaptureMode previous = thread_mode;
+    thread_mode = *mode;
+    *mode = previous;
+    return cudaSuccess;
+}
+
+/* ---- events ------------------------------------------------------------------------------------------------------------- */
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
+    int device = dry_ready();
+    if (device < 0) return dry_fail(cudaErrorNoDevice);
+    struct CUevent_st *made = calloc(1, sizeof *made);
+    if (made == NULL) return dry_fail(cudaErrorMemoryAllocation);
+    made->device = device;
+    made->flags = flags;
+    *event = made;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
+    free(event);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
+    (void)flags;
+    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    event->milliseconds = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+    event->recorded = 1;
+    event->capture = dry_capture_of(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return cudaEventRecordWithFlags(event, stream, 0); }
+
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
+    return dry_fail(event->capture && event->capture->active ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) { return cudaEventQuery(event); }
+
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
+    if (start == NULL || end == NULL || !start->recorded || !end->recorded || ((start->flags | end->flags) & cudaEventDisableTiming))
+        return dry_fail(cudaErrorInvalidResourceHandle);
+    *milliseconds = (float)(end->milliseconds - start->milliseconds);
+    return cudaSuccess;
+}
+
+cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t *handle, cudaEvent_t event) {
+    (void)handle, (void)event;
+    return dry_fail(dry_not_implemented("cudaIpcGetEventHandle (events shared between processes)", cudaErrorNotSupported));
+}

@@ -1,0 +1,46 @@
+/* What a stream, an event and a graph are here: shared by stream.c, graph.c and driver.c, for the runtime's handles and the
+ * driver's are the same. */
+#ifndef PYTEST_VRAM_DRY_STREAM_H
+#define PYTEST_VRAM_DRY_STREAM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* A capture outlives its streams and events, which only point at it: it is never freed, and is small. */
+struct dry_capture {
+    int active;
+    uint64_t id;
+    struct CUstream_st *origin;
+    struct CUgraph_st *graph;
+};
+
+struct CUstream_st {
+    int device;
+    unsigned flags;
+    int priority;
+    uint64_t id;
+    struct dry_capture *capture;
+};
+
+struct CUevent_st {
+    int device, recorded;
+    unsigned flags;
+    double milliseconds;
+    struct dry_capture *capture;
+};
+
+struct dry_retained {
+    struct dry_retained *next;
+    struct CUuserObject_st *object;
+    unsigned count;
+};
+
+struct CUgraph_st {
+    size_t nodes;
+    struct dry_retained *retained;
+};
+
+struct dry_capture *dry_capture_of(struct CUstream_st *stream);
+void dry_join_capture(struct CUstream_st *stream, struct dry_capture *capture);
+
+#endif

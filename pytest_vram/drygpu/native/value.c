@@ -1,0 +1,255 @@
+/* The few values that device memory carries.
+ *
+ * A copy or fill up to the copy limit is really done, so that what a program sends to the device it can read back. Larger
+ * ones only move the mark of what is known: whatever a model's size, the host pays for small tensors alone. Kernels
+ * compute nothing, so a value is right until a kernel would have changed it; what is unknown reads as zeros.
+ */
+#include "dry.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define GRAIN 512u                                  /* the allocator's own rounding: no two tensors share a grain */
+#define CHUNK ((size_t)2 << 20)
+#define GRAINS (CHUNK / GRAIN)
+
+typedef struct {
+    uint64_t known[GRAINS / 64];
+} chunk;
+
+static chunk **chunks[DRY_MAX_DEVICES];             /* by device, by 2 MiB of its address space */
+
+static chunk *chunk_at(int device, uintptr_t address, int create) {
+    if (chunks[device] == NULL) {
+        if (!create) return NULL;
+        chunks[device] = dry_map_host(dry_space_size(device) / CHUNK * sizeof(chunk *));
+        if (chunks[device] == NULL) return NULL;
+    }
+    chunk **slot = &chunks[device][(address - dry_space_base(device)) / CHUNK];
+    if (*slot == NULL && create) *slot = calloc(1, sizeof(chunk));
+    return *slot;
+}
+
+/* One pass over the grains of a range. mark: 1 sets, 0 clears, -1 only looks. Returns bit 0: some known, bit 1: some not. */
+static int grains(int device, uintptr_t base, size_t bytes, int mark) {
+    int seen = 0;
+    uintptr_t origin = dry_space_base(device), end = base + bytes;
+    while (base < end) {
+        uintptr_t chunk_end = origin + ((base - origin) / CHUNK + 1) * CHUNK;
+        uintptr_t stop = chunk_end < end ? chunk_end : end;
+        chunk *c = chunk_at(device, base, mark == 1);
+        if (c == NULL) {
+            seen |= 2;
+        } else {
+            size_t first = (base - origin) % CHUNK / GRAIN, last = (stop - 1 - origin) % CHUNK / GRAIN;
+            for (size_t i = first; i <= last; i++) {
+                if (i % 64 == 0 && last - i >= 63) { /* a whole word at once */
+                    uint64_t word = c->known[i / 64];
+                    seen |= (word ? 1 : 0) | (~word ? 2 : 0);
+                    if (mark >= 0) c->known[i / 64] = mark ? ~0ull : 0;
+                    i += 63;
+                    continue;
+                }
+                uint64_t bit = 1ull << (i % 64);
+                seen |= c->known[i / 64] & bit ? 1 : 2;
+                if (mark == 1) c->known[i / 64] |= bit;
+                else if (mark == 0) c->known[i / 64] &= ~bit;
+            }
+        }
+        base = stop;
+    }
+    return seen;
+}
+
+/* Back to zeros, without touching a page that was never written. */
+static int clear(int device, uintptr_t base, size_t bytes, int mark) {
+    int seen = grains(device, base, bytes, mark);
+    if (seen & 1) {
+        if (bytes <= 65536) memset((void *)base, 0, bytes);
+        else dry_space_discard(base, bytes);
+    }
+    return seen;
+}
+
+void dry_forget(uintptr_t base, size_t bytes) {
+    int device = dry_space_device_of(base);
+    if (device >= 0 && bytes) clear(device, base, bytes, 0);
+}
+
+/* ---- reads: the log, and answers from outside ------------------------------------------------------------------------ */
+typedef struct {
+    uint64_t address, bytes;
+    int32_t device, known, answered, padding;
+} read_entry;
+
+#define READ_ENTRIES 4096
+#define ANSWER_BYTES 65536
+
+typedef int (*read_hook)(uint64_t address, uint64_t bytes, int known, void *destination);
+
+static read_entry reads[READ_ENTRIES];
+static uint64_t read_count;
+static read_hook hook;
+static struct answer {
+    struct answer *next;
+    size_t bytes;
+    char data[];
+} *answers, **answers_end = &answers;
+
+static int take_answer(void *destination, size_t bytes) {
+    struct answer *a = answers;
+    if (a == NULL || a->bytes != bytes) return 0;
+    memcpy(destination, a->data, bytes);
+    answers = a->next;
+    if (answers == NULL) answers_end = &answers;
+    free(a);
+    return 1;
+}
+
+static void read_device(int device, void *destination, uintptr_t source, size_t bytes) {
+    int seen = grains(device, source, bytes, -1);
+    int known = !(seen & 2), answered = take_answer(destination, bytes);
+    if (!answered && hook != NULL) {
+        read_hook ask = hook;
+        dry_unlock(); /* the hook may use the device itself */
+        answered = ask(source, bytes, known, destination);
+        dry_lock();
+    }
+    reads[read_count++ % READ_ENTRIES] = (read_entry){source, bytes, device, known, answered, 0};
+    if (answered) return;
+    if (seen & 1) {
+        memcpy(destination, (void *)source, bytes);
+        return;
+    }
+    void *base;
+    size_t size;
+    if (bytes > dry_copy_limit() && dry_host_find(destination, &base, &size) == 2) dry_space_discard((uintptr_t)destination, bytes);
+    else memset(destination, 0, bytes);
+}
+
+/* ---- copies and fills -------------------------------------------------------------------------------------------------- */
+static void write_device(int device, uintptr_t destination, const void *source, size_t bytes) {
+    if (bytes > dry_copy_limit()) {
+        clear(device, destination, bytes, 0);
+        return;
+    }
+    grains(device, destination, bytes, 1);
+    memcpy((void *)destination, source, bytes);
+}
+
+static void copy_within(int to, uintptr_t destination, int from, uintptr_t source, size_t bytes) {
+    int seen = grains(from, source, bytes, -1);
+    if (bytes > dry_copy_limit() || !(seen & 1)) {
+        clear(to, destination, bytes, 0);
+        return;
+    }
+    memmove((void *)destination, (void *)source, bytes);
+    grains(to, destination, bytes, seen & 2 ? 0 : 1); /* half known is not known */
+}
+
+int dry_copy(void *destination, const void *source, size_t bytes) {
+    if (bytes == 0) return 1;
+    dry_lock();
+    int to = dry_space_device_of((uintptr_t)destination), from = dry_space_device_of((uintptr_t)source);
+    int ok = (to < 0 || dry_space_find((uintptr_t)destination, NULL)) && (from < 0 || dry_space_find((uintptr_t)source, NULL));
+    if (ok) {
+        if (to >= 0 && from >= 0) copy_within(to, (uintptr_t)destination, from, (uintptr_t)source, bytes);
+        else if (to >= 0) write_device(to, (uintptr_t)destination, source, bytes);
+        else if (from >= 0) read_device(from, destination, (uintptr_t)source, bytes);
+        else memmove(destination, source, bytes);
+    }
+    dry_unlock();
+    return ok;
+}
+
+static int is_zero(const void *pattern, size_t width) {
+    for (size_t i = 0; i < width; i++)
+        if (((const char *)pattern)[i]) return 0;
+    return 1;
+}
+
+int dry_fill(void *destination, const void *pattern, size_t width, size_t count) {
+    size_t bytes = width * count;
+    if (bytes == 0) return 1;
+    dry_lock();
+    uintptr_t base = (uintptr_t)destination;
+    int device = dry_space_device_of(base), ok = 1;
+    if (device >= 0 && dry_space_find(base, NULL) == NULL) ok = 0;
+    else if (device >= 0 && is_zero(pattern, width)) clear(device, base, bytes, 1);
+    else if (device >= 0 && bytes > dry_copy_limit()) clear(device, base, bytes, 0);
+    else if (device == DRY_IS_MANAGED && is_zero(pattern, width)) dry_space_discard(base, bytes);
+    else {
+        if (device >= 0) grains(device, base, bytes, 1);
+        for (size_t i = 0; i < count; i++) memcpy((char *)destination + i * width, pattern, width);
+    }
+    dry_unlock();
+    return ok;
+}
+
+/* ---- used by drygpu/driver.py ------------------------------------------------------------------------------------------ */
+/* 1: every byte was written by a copy or fill; 0: not; -1: not device memory. */
+int pytest_vram_dry_known(uint64_t address, uint64_t bytes) {
+    dry_lock();
+    int device = dry_space_device_of(address);
+    int known = device < 0 || dry_space_find(address, NULL) == NULL ? -1 : bytes == 0 || !(grains(device, address, bytes, -1) & 2);
+    dry_unlock();
+    return known;
+}
+
+/* Declares a range known (1) or unknown (0), for values written straight to the address. */
+int pytest_vram_dry_mark(uint64_t address, uint64_t bytes, int known) {
+    dry_lock();
+    int device = dry_space_device_of(address);
+    int ok = device >= 0 && dry_space_find(address, NULL) != NULL;
+    if (ok && bytes && known) grains(device, address, bytes, 1);
+    else if (ok && bytes) clear(device, address, bytes, 0);
+    dry_unlock();
+    return ok;
+}
+
+int pytest_vram_dry_queue_answer(const void *data, uint64_t bytes) {
+    struct answer *a = bytes && bytes <= ANSWER_BYTES ? malloc(sizeof *a + bytes) : NULL;
+    if (a == NULL) return 0;
+    a->next = NULL;
+    a->bytes = bytes;
+    memcpy(a->data, data, bytes);
+    dry_lock();
+    *answers_end = a;
+    answers_end = &a->next;
+    dry_unlock();
+    return 1;
+}
+
+/* Drops queued answers nobody asked for; returns how many there were. */
+int pytest_vram_dry_drop_answers(void) {
+    int dropped = 0;
+    dry_lock();
+    while (answers != NULL) {
+        struct answer *a = answers;
+        answers = a->next;
+        free(a);
+        dropped++;
+    }
+    answers_end = &answers;
+    dry_unlock();
+    return dropped;
+}
+
+void pytest_vram_dry_set_read_hook(read_hook function) {
+    dry_lock();
+    hook = function;
+    dry_unlock();
+}
+
+void pytest_vram_dry_set_copy_limit(uint64_t bytes) { dry_set_copy_limit(bytes); }
+
+uint64_t pytest_vram_dry_reads(uint64_t first, read_entry *out, uint64_t room, uint64_t *copied) {
+    dry_lock();
+    if (read_count > READ_ENTRIES && first < read_count - READ_ENTRIES) first = read_count - READ_ENTRIES;
+    *copied = 0;
+    for (uint64_t i = first; i < read_count && *copied < room; i++) out[(*copied)++] = reads[i % READ_ENTRIES];
+    uint64_t total = read_count;
+    dry_unlock();
+    return total;
+}
