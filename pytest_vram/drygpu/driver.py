@@ -268,7 +268,7 @@ def drop_answers() -> int:
 
 def set_read_hook(hook: ReadHook | None) -> None:
     """Let ``hook`` see, and answer, every copy from device to host that no queued answer fits; ``None`` takes it away."""
-    global _kept_hook  # noqa: PLW0603 - one driver, one hook
+    global _kept_hook
     library = _library()
     if hook is None:
         library.pytest_vram_dry_set_read_hook(None)
