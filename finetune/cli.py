@@ -47,7 +47,9 @@ def parse(argv: Sequence[str]) -> RunConfig:
         settings = configfile.load(Path(flags.pop(0)))
     config = _parse_flags(flags, configfile.replace(RunConfig(), settings))
     if config.embedded:
-        config = _parse_flags(flags, configfile.replace(DEMO, settings))
+        own_folder = config.output.output != RunConfig().output.output  # only the demo's own is its to overwrite
+        preset = configfile.replace(DEMO, {"overwrite": DEMO.output.overwrite and not own_folder})
+        config = _parse_flags(flags, configfile.replace(preset, settings))
     recorded = config.output.output / CONFIG_FILE
     if config.output.resume and recorded.is_file():
         before = configfile.replace(RunConfig(), configfile.load(recorded))

@@ -128,6 +128,8 @@ class OutputConfig:
     """Folder of the run: adapter, checkpoints, train.jsonl, summary.json."""
     resume: bool = False
     """Go on from the newest sound checkpoint in --output; exact: the adapter is that of the uninterrupted run."""
+    overwrite: bool = False
+    """Remove an earlier run from --output first, instead of refusing to touch it."""
     save_every: int = 50
     """Steps between checkpoints; 0 saves at the end only."""
     keep: int = 2
@@ -180,6 +182,6 @@ DEMO = RunConfig(
     adapter=AdapterConfig(rank=8, alpha=16.0),
     data=DataConfig(seq=256),
     train=TrainConfig(max_steps=40, accumulation=4, learning_rate=5e-4),
-    output=OutputConfig(output=Path("runs/demo"), save_every=10, eval_every=20),
+    output=OutputConfig(output=Path("runs/demo"), overwrite=True, save_every=10, eval_every=20),
 )
 """What takes the place of the defaults when --model and --data are the embedded ones: a few minutes on two cores."""

@@ -102,7 +102,7 @@ def compare(recorded: RunFacts, now: RunFacts) -> list[str]:
     Raises:
         ConfigError: a difference that makes it another run, with the field, both values and the remedy.
     """
-    problems, notes = _compare_settings(recorded.settings, now.settings)
+    notes, problems = check_settings(recorded.settings, now.settings), []
     for field, before, after, what in (
         ("threads", recorded.threads, now.threads, "another count of CPU threads adds up in another order"),
         ("device", recorded.device, now.device, "another kind of device rounds differently"),
@@ -119,22 +119,22 @@ def compare(recorded: RunFacts, now: RunFacts) -> list[str]:
     return notes
 
 
-def _compare_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
+def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings' part of :func:`compare`, which can be told before anything is loaded."""
     changed = {name for name in now if name in before and before[name] != now[name]} - FREE
     notes = []
     if now["schedule"] == "constant" and changed & set(_LENGTH):
         changed -= set(_LENGTH)  # without a decay, the steps so far are the first steps of the longer run
-    same_window = _window(before) == _window(now)
-    if changed & set(_SPLIT) and same_window and not now["packing"] and now["dropout"] == 0:
+    if changed & set(_SPLIT) and _window(before) == _window(now) and not now["packing"] and now["dropout"] == 0:
         changed -= set(_SPLIT)
         notes.append("the same window is split another way: equal up to rounding, no longer byte for byte")
     if changed & set(_ROUNDING):
         changed -= set(_ROUNDING)
         notes.append("loss_chunk changed: equal up to rounding, no longer byte for byte")
-    problems = [
-        _changed(name, before[name], now[name], "it changes what is computed") for name in now if name in changed
-    ]
-    return problems, notes
+    if changed:
+        what = "it changes what is computed"
+        raise ConfigError(*(_changed(name, before[name], now[name], what) for name in now if name in changed))
+    return notes
 
 
 def _window(settings: Mapping[str, Any]) -> int:

@@ -49,9 +49,9 @@ class Stop:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def deferred(self, model: nn.Module) -> Iterator[None]:
-        """Remember signals in this block, and check for them before each forward pass of ``model``."""
-        hook = model.register_forward_pre_hook(lambda *_: self.check())
+    def deferred(self, first_module: nn.Module) -> Iterator[None]:
+        """Remember signals in this block; check for them when ``first_module`` runs, at each micro-batch's start."""
+        hook = first_module.register_forward_pre_hook(lambda *_: self.check())
         self._deferring = True
         try:
             yield

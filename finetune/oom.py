@@ -1,0 +1,141 @@
+"""Out of memory, told: what there was, what was held and by what, and the settings that would save most."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune import hostmemory
+from finetune.errors import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from finetune.config import RunConfig
+
+GIB = 2**30
+_HOST_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory", "(os error 12)")
+
+
+class Holdings:
+    """What a run holds, filled in as it is made, so that a failure at any moment can be told."""
+
+    def __init__(self) -> None:
+        self.model: nn.Module | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def bytes_by_holder(self) -> dict[str, int]:
+        """Bytes of what is held, by what holds it; nothing here allocates."""
+        held = {"base weights": 0, "trained weights": 0, "gradients": 0, "optimizer states": 0}
+        for parameter in self.model.parameters() if self.model is not None else ():
+            held["trained weights" if parameter.requires_grad else "base weights"] += _storage_bytes(parameter)
+            if parameter.grad is not None:
+                held["gradients"] += _storage_bytes(parameter.grad)
+        for state in self.optimizer.state.values() if self.optimizer is not None else ():
+            held["optimizer states"] += sum(_storage_bytes(t) for t in state.values() if isinstance(t, torch.Tensor))
+        return {name: size for name, size in held.items() if size}
+
+
+@contextlib.contextmanager
+def explained(config: RunConfig, holdings: Holdings) -> Iterator[None]:
+    """Turn an allocation failure of torch, Python or the system, on device or host, into one message.
+
+    Raises:
+        OutOfMemoryError: with the budget, what was held, and the three settings that would save most.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # their locals are what fills the memory
+        raise _explain(error, config, holdings) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out, in any of the ways in which libraries say it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(word in str(error) for word in _HOST_WORDS)
+
+
+def _explain(error: BaseException, config: RunConfig, holdings: Holdings) -> OutOfMemoryError:
+    on_device = isinstance(error, torch.OutOfMemoryError)
+    if on_device:
+        _, budget = torch.cuda.mem_get_info()
+        held, where = torch.cuda.memory_reserved(), f"the GPU ({torch.cuda.get_device_name()})"
+    else:
+        budget, held, where = hostmemory.limit_bytes(), hostmemory.resident_bytes(), "the host"
+    parts = holdings.bytes_by_holder()
+    rest = held - sum(parts.values())
+    if rest > 0:
+        parts["activations, logits and the libraries" if not on_device else "activations, logits and workspace"] = rest
+    savings = largest_savings(config)
+    lines = [
+        f"out of memory on {where}.",
+        f"  budget  {budget / GIB:.2f} GiB",
+        f"  held    {held / GIB:.2f} GiB: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()),
+        f"  asked   {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+    ]
+    if savings:
+        lines.append("These settings would save most:")
+        lines += [f"  {setting:28} about {size / GIB:.2f} GiB less" for setting, size in savings]
+    lines.append(f"What was saved is sound: go on with --output {config.output.output} --resume")
+    return OutOfMemoryError("\n".join(lines), budget_bytes=budget, held_bytes=held, savings=savings)
+
+
+def _storage_bytes(tensor: Tensor) -> int:
+    state: Any = getattr(tensor, "quant_state", None)
+    extra = 0
+    while state is not None:  # 4-bit weights carry their scales, and double quantization the scales' scales
+        extra += state.absmax.nbytes if state.absmax is not None else 0
+        state = getattr(state, "state2", None)
+    return tensor.nbytes + extra
+
+
+def largest_savings(config: RunConfig, *, count: int = 3) -> tuple[tuple[str, int], ...]:
+    """The settings that would lower the estimated peak most, as (flag and value, bytes), largest first."""
+    from finetune import configfile
+    from finetune.estimate import estimate
+
+    now = estimate(config).total_bytes
+    savings = []
+    for settings in _alternatives(configfile.flatten(config)):
+        saved = now - estimate(configfile.replace(config, settings)).total_bytes
+        if saved > 0:
+            savings.append((_as_flags(settings), saved))
+    return tuple(sorted(savings, key=lambda pair: -pair[1])[:count])
+
+
+def _alternatives(now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    if now["full"]:
+        yield {"full": False}
+    elif now["precision"] not in ("nf4", "fp4"):
+        yield {"precision": "nf4"}
+    if now["micro_batch"] > 1:
+        yield {"micro_batch": 1, "accumulation": now["accumulation"] * now["micro_batch"]}
+    if not now["checkpointing"]:
+        yield {"checkpointing": True}
+    elif not now["offload_activations"]:
+        yield {"offload_activations": True}
+    if now["seq"] > 128:
+        yield {"seq": now["seq"] // 2}
+    if now["loss_chunk"] > 256:
+        yield {"loss_chunk": 256}
+    if now["rank"] > 8 and not now["full"]:
+        yield {"rank": 8}
+    if not now["optimizer"].endswith("8bit"):
+        yield {"optimizer": "paged-adamw-8bit"}
+
+
+def _as_flags(settings: Mapping[str, Any]) -> str:
+    words = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        words.append(f"--{flag} {value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}")
+    return " ".join(words)

@@ -1,0 +1,159 @@
+"""From a config to everything that the loop needs, in the order in which mistakes are cheapest to find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune import checkpoint, configfile, durable
+from finetune.ask import Question, choose_question
+from finetune.cli import CONFIG_FILE
+from finetune.data import load_examples
+from finetune.errors import OutputError
+from finetune.model import attach_adapter, load_base, load_tokenizer
+from finetune.optim import load_optimizer_state, make_optimizer
+from finetune.resume import RunFacts, check_settings, compare, fingerprint, package_versions, settings_of
+from finetune.runlog import EVAL_FILE, TENSORBOARD_FOLDER, TRAIN_FILE, notice
+from finetune.state import Tree, seed_everything
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from finetune.checkpoint import Checkpoint
+    from finetune.config import RunConfig
+    from finetune.data import DataSplit
+    from finetune.oom import Holdings
+
+CHECKPOINTS, ADAPTER, FULL_MODEL, MERGED = "checkpoints", "adapter", "model", "merged"
+SUMMARY_FILE = "summary.json"
+_WRITTEN = (CHECKPOINTS, ADAPTER, FULL_MODEL, MERGED, TENSORBOARD_FOLDER)
+_WRITTEN_FILES = (SUMMARY_FILE, TRAIN_FILE, EVAL_FILE, CONFIG_FILE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A run, ready to train."""
+
+    config: RunConfig
+    tokenizer: Any
+    model: PreTrainedModel
+    data: DataSplit
+    optimizer: torch.optim.Optimizer
+    facts: RunFacts
+    question: Question | None
+    total_steps: int
+    start_step: int
+    """Steps already done by the run that is resumed; 0 for a new one."""
+    random_state: Tree | None
+    """State of the random generators after ``start_step`` steps; None for a new run."""
+
+
+def prepare(config: RunConfig, holdings: Holdings) -> Setup:
+    """Make everything that the loop needs.
+
+    The data come before the model, so that a bad row is told in seconds. A resumed run is held against the one it
+    resumes before its first step.
+
+    Args:
+        config: a validated config.
+        holdings: is told what is held as it is made, for the message of an out-of-memory failure.
+
+    Raises:
+        ConfigError: a setting cannot be used, or differs from the resumed run's.
+        DataError: a row cannot be used.
+        ModelError: the base cannot be loaded as configured.
+        OutputError: the output folder holds another run.
+        CheckpointError: there are checkpoints, and none is sound.
+    """
+    output = config.output.output
+    found = _earlier(config)
+    _set_threads(config, found)
+    seed_everything(config.train.seed)
+    durable.write_text(output / CONFIG_FILE, configfile.dump(config))
+    tokenizer = load_tokenizer(config.model)
+    data = load_examples(config.data, tokenizer, seed=config.train.seed)
+    notice(str(data.stats))
+    base = load_base(config.model)
+    holdings.model = base
+    base_fingerprint = fingerprint(base)
+    model = attach_adapter(base, config.adapter, seed=config.train.seed)
+    holdings.model = model
+    optimizer = make_optimizer(trained(model).values(), config.train)
+    holdings.optimizer = optimizer
+    facts = RunFacts(
+        settings=settings_of(config),
+        threads=torch.get_num_threads(),
+        device=next(model.parameters()).device.type,
+        base=base_fingerprint,
+        data=data.train.fingerprint,
+        versions=package_versions(),
+    )
+    if found is not None:
+        _restore(found, facts, model, optimizer)
+    return Setup(
+        config=config,
+        tokenizer=tokenizer,
+        model=model,
+        data=data,
+        optimizer=optimizer,
+        facts=facts,
+        question=choose_question(config.output, tokenizer, data.held_out),
+        total_steps=total_steps(data.train, config.train),
+        start_step=found.step if found else 0,
+        random_state=found.state["random"] if found else None,
+    )
+
+
+def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _earlier(config: RunConfig) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a new run, for which the folder is made free if it may be."""
+    output = config.output.output
+    durable.remove_leftovers(output)
+    durable.remove_leftovers(output / CHECKPOINTS)
+    if not config.output.resume:
+        _make_room(output, overwrite=config.output.overwrite)
+        return None
+    found, refused = checkpoint.newest(output / CHECKPOINTS)
+    if found is not None:
+        check_settings(found.facts["settings"], settings_of(config))
+    for refusal in refused:
+        notice(f"{refusal}; going on from the one before")
+    notice(f"resuming {output} after step {found.step}" if found else f"no checkpoint in {output}: starting at step 0")
+    return found
+
+
+def _make_room(output: Path, *, overwrite: bool) -> None:
+    there = [name for name in (*_WRITTEN, *_WRITTEN_FILES) if (output / name).exists()]
+    if there and not overwrite:
+        raise OutputError(
+            f"output = {str(output)!r}: holds a run already ({', '.join(there)}); go on with it by --resume, replace it "
+            "by --overwrite, or name another folder with --output"
+        )
+    for name in there:
+        (output / name).unlink() if name in _WRITTEN_FILES else durable.remove_folder(output / name)
+
+
+def _set_threads(config: RunConfig, found: Checkpoint | None) -> None:
+    wanted = config.train.threads or (found.facts["threads"] if found else 0)
+    if wanted and wanted != torch.get_num_threads():
+        if found and not config.train.threads:
+            notice(f"this run began with {wanted} CPU threads, and goes on with them")
+        torch.set_num_threads(wanted)
+
+
+def _restore(found: Checkpoint, facts: RunFacts, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for note in compare(RunFacts(**found.facts), facts):
+        notice(note)
+    weights = found.state["weights"]
+    with torch.no_grad():
+        for name, parameter in trained(model).items():
+            parameter.copy_(weights[name])
+    load_optimizer_state(optimizer, found.state["optimizer"])

@@ -1,0 +1,86 @@
+"""``python -m finetune.qlora``: parse -> prepare -> fit -> write the result.
+
+The story in one sitting. Each step is a module of its own: ``cli`` (flags and YAML), ``prepare`` (data, model, adapter,
+optimizer, and what a resumed run restores), ``loop`` (steps, evaluations, checkpoints), ``result`` (adapter, card,
+summary, merged model). Heavy imports wait until the settings are known to be right.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from finetune import cli, configfile
+from finetune.errors import ConfigError, ExitCode, FinetuneError, RunInterruptedError
+from finetune.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.config import RunConfig
+    from finetune.result import Summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, and say in one message what went wrong if something did.
+
+    Args:
+        argv: the arguments after the program's name; those of the process when None.
+
+    Returns:
+        The exit code, see :class:`finetune.errors.ExitCode`.
+    """
+    try:
+        config = cli.parse(sys.argv[1:] if argv is None else argv)
+        if config.dry.print_config:
+            sys.stdout.write(configfile.dump(config))
+        elif config.dry.dry_run or config.dry.fit:
+            return int(importlib.import_module("finetune.dryrun").main(config))
+        else:
+            from finetune.result import report
+
+            print(report(run(config)))
+    except ConfigError as error:
+        print(cli.explain(error), file=sys.stderr)
+        return error.exit_code
+    except FinetuneError as error:
+        print(f"finetune.qlora: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return ExitCode.OK
+
+
+def run(config: RunConfig) -> Summary:
+    """Fine-tune as configured, and leave the result in ``config.output.output``.
+
+    Returns:
+        The figures of the run, which ``summary.json`` holds too.
+
+    Raises:
+        FinetuneError: one of its kinds, each with the remedy in its message; what was saved is sound.
+    """
+    validate(config)
+    from finetune.durable import run_lock
+    from finetune.loop import fit
+    from finetune.oom import Holdings, explained
+    from finetune.prepare import prepare
+    from finetune.result import write_result
+    from finetune.stop import Stop, StopRequested
+
+    holdings = Holdings()
+    try:
+        with run_lock(config.output.output), Stop().listening() as stop, explained(config, holdings):
+            setup = prepare(config, holdings)
+            evaluations = fit(setup, stop)
+            return write_result(setup, evaluations)
+    except StopRequested:
+        raise RunInterruptedError(
+            f"stopped before the first step or after the last; what was saved is sound, go on with: {cli.PROG} "
+            f"--output {config.output.output} --resume"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""What a run leaves behind: adapter, tokenizer, model card, summary, and a merged model on request."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune import durable
+from finetune.merge import merge
+from finetune.prepare import ADAPTER, FULL_MODEL, MERGED, SUMMARY_FILE, trained
+from finetune.resume import settings_of
+from finetune.runlog import GIB, TRAIN_FILE, clock, memory_now
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.prepare import Setup
+    from finetune.runlog import EvalRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The figures of a run, as ``summary.json`` keeps them."""
+
+    adapter: str
+    """Folder of the result."""
+    merged: str | None
+    """Folder of the merged model."""
+    merged_into: str | None
+    """What the adapter was merged into: quantized-base or full-base."""
+    steps: int
+    """Optimizer steps."""
+    tokens: int
+    """Tokens that went through the model in training."""
+    targets: int
+    """Tokens that the training loss was taken on."""
+    train_seconds: float
+    """Time in training steps, those before an interruption included."""
+    tokens_per_second: float
+    """``tokens / train_seconds``."""
+    train_loss: float | None
+    """Loss of the last step, nats a target."""
+    held_out_loss_before: float | None
+    """Before the first step, nats a target; None without held-out rows."""
+    held_out_loss_after: float | None
+    """After the last step."""
+    held_out_targets: int
+    """Held-out tokens that the loss is taken on."""
+    question: str | None
+    """What was asked before and after."""
+    answer_before: str | None
+    """What the base answered."""
+    answer_after: str | None
+    """What the fine-tuned model answered."""
+    peak_rss_bytes: int
+    """Largest resident set of the process that finished the run."""
+    peak_allocated_bytes: int | None
+    """Largest allocation on the GPU; None on a CPU."""
+    trained_parameters: int
+    """Numbers that were trained."""
+    adapter_bytes: int
+    """Size of the result's weights on disk."""
+    device: str
+    """Kind of device."""
+    threads: int
+    """CPU threads."""
+    versions: dict[str, str]
+    """Packages that computed."""
+    settings: dict[str, Any]
+    """Every setting of the run."""
+
+
+def write_result(setup: Setup, evaluations: list[EvalRow]) -> Summary:
+    """Write adapter, tokenizer, model card, merged model and summary into the output folder, each whole.
+
+    Raises:
+        WriteError: the disk is full; the checkpoints are untouched, and --resume only writes the result again.
+    """
+    output = setup.config.output
+    adapter = output.output / (FULL_MODEL if setup.config.adapter.full else ADAPTER)
+    with durable.folder(adapter) as folder:
+        setup.model.save_pretrained(folder)
+        setup.tokenizer.save_pretrained(folder)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        summary = _summarize(setup, evaluations, adapter, size)
+        (folder / "README.md").write_text(model_card(summary), encoding="utf-8")
+    if output.merge != "none":
+        with durable.folder(output.output / MERGED) as folder:
+            merge(setup.model, adapter, setup.config, folder)
+            setup.tokenizer.save_pretrained(folder)
+            (folder / "README.md").write_text(model_card(summary), encoding="utf-8")
+    durable.write_json(output.output / SUMMARY_FILE, asdict(summary))
+    return summary
+
+
+def report(summary: Summary) -> str:
+    """The closing text of a run."""
+    lines = [""]
+    before, after = summary.held_out_loss_before, summary.held_out_loss_after
+    if before is not None and after is not None:
+        change = 100 * (after - before) / before
+        lines.append(
+            f"held-out loss  {before:.4f} before, {after:.4f} after ({change:+.1f} %), "
+            f"on {summary.held_out_targets:,} answer tokens"
+        )
+    if summary.question is not None:
+        lines += [
+            f"question       {_one_line(summary.question)}",
+            f"  before       {_one_line(summary.answer_before)}",
+            f"  after        {_one_line(summary.answer_after)}",
+        ]
+    lines.append(
+        f"training       {summary.steps} steps, {summary.tokens:,} tokens in {clock(summary.train_seconds)}: "
+        f"{summary.tokens_per_second:,.0f} tokens/s"
+    )
+    peak = f"{summary.peak_rss_bytes / GIB:.2f} GiB resident"
+    if summary.peak_allocated_bytes is not None:
+        peak = f"{summary.peak_allocated_bytes / GIB:.2f} GiB allocated on the GPU, {peak}"
+    lines.append(f"peak memory    {peak}")
+    lines.append(f"adapter        {summary.adapter}  ({summary.adapter_bytes / 2**20:.1f} MiB)")
+    if summary.merged is not None:
+        lines.append(f"merged model   {summary.merged}  (into the {summary.merged_into})")
+    return "\n".join(lines)
+
+
+def model_card(summary: Summary) -> str:
+    """The README.md of the result: what it is, how to load it, its figures and its settings."""
+    settings = summary.settings
+    figures = [
+        ("optimizer steps", f"{summary.steps:,}"),
+        ("tokens", f"{summary.tokens:,} ({summary.targets:,} with loss)"),
+        ("held-out loss before", _figure(summary.held_out_loss_before)),
+        ("held-out loss after", _figure(summary.held_out_loss_after)),
+        ("trained parameters", f"{summary.trained_parameters:,}"),
+        ("training time", f"{clock(summary.train_seconds)} ({summary.tokens_per_second:,.0f} tokens/s)"),
+        ("device", f"{summary.device}, {summary.threads} threads"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items())),
+    ]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in figures)
+    answers = ""
+    if summary.question is not None:
+        answers = (
+            f"\n## One answer\n\n**Question:** {_one_line(summary.question)}\n\n**Before:** "
+            f"{_one_line(summary.answer_before)}\n\n**After:** {_one_line(summary.answer_after)}\n"
+        )
+    if settings["full"]:
+        kind, library, use = "All weights were trained.", "transformers", 'AutoModelForCausalLM.from_pretrained(".")'
+    else:
+        kind = (
+            f"A LoRA adapter (rank {settings['rank']}, alpha {settings['alpha']}) on {settings['precision']} weights."
+        )
+        library, use = (
+            "peft",
+            f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{settings["model"]}"), ".")',
+        )
+    merged = ""
+    if summary.merged_into is not None:
+        merged = (
+            f"\nThe merged model was made from the {summary.merged_into}. quantized-base is the model that was trained, up "
+            "to rounding; full-base puts the adapter on the original weights, without the quantization error that it was "
+            "trained with.\n"
+        )
+    return (
+        f"---\nlibrary_name: {library}\nbase_model: {settings['model']}\npipeline_tag: text-generation\n---\n\n"
+        f"# {settings['model']}, fine-tuned on {settings['data']}\n\n{kind} Made with `python -m finetune.qlora`.\n\n"
+        f"```python\n{use}\n```\n{merged}\n## Figures\n\n| | |\n|---|---|\n{rows}\n{answers}\n## Settings\n\n```yaml\n"
+        f"{json.dumps(settings, indent=2)}\n```\n"
+    )
+
+
+def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: int) -> Summary:
+    output = setup.config.output
+    rows = durable.read_lines(output.output / TRAIN_FILE)
+    first = next((row for row in evaluations if row.step == 0), None)
+    last = next((row for row in reversed(evaluations) if row.step == setup.total_steps), None)
+    memory = memory_now()
+    seconds, tokens = sum(row["seconds"] for row in rows), sum(row["tokens"] for row in rows)
+    return Summary(
+        adapter=str(adapter),
+        merged=str(output.output / MERGED) if output.merge != "none" else None,
+        merged_into=output.merge if output.merge != "none" else None,
+        steps=setup.total_steps,
+        tokens=tokens,
+        targets=sum(row["targets"] for row in rows),
+        train_seconds=round(seconds, 3),
+        tokens_per_second=round(tokens / seconds, 3) if seconds else 0.0,
+        train_loss=rows[-1]["loss"] if rows else None,
+        held_out_loss_before=first.loss if first else None,
+        held_out_loss_after=last.loss if last else None,
+        held_out_targets=last.targets if last else 0,
+        question=last.question if last else None,
+        answer_before=first.answer if first else None,
+        answer_after=last.answer if last else None,
+        peak_rss_bytes=memory["peak_rss_bytes"],
+        peak_allocated_bytes=memory.get("peak_allocated_bytes"),
+        trained_parameters=sum(parameter.numel() for parameter in trained(setup.model).values()),
+        adapter_bytes=size,
+        device=setup.facts.device,
+        threads=setup.facts.threads,
+        versions=dict(setup.facts.versions),
+        settings=settings_of(setup.config),
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "(nothing)").split())
