@@ -15,7 +15,7 @@ SLOW_MACHINES_ARE_NOT_BUGS = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
 settings.register_profile(
     "ci",
-    max_examples=30,
+    max_examples=50,
     derandomize=True,
     deadline=None,
     database=None,
@@ -23,7 +23,7 @@ settings.register_profile(
 )
 settings.register_profile(
     "nightly",
-    max_examples=3000,
+    max_examples=5000,
     deadline=None,
     print_blob=True,
     suppress_health_check=SLOW_MACHINES_ARE_NOT_BUGS,

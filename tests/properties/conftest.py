@@ -1,0 +1,27 @@
+"""Helpers that several property files import by name, and one thread, so that bytes can be compared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_and_no_compiler() -> Iterator[None]:
+    """bitsandbytes compiles its decoder for each odd shape, and more threads change the bytes of sums."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+    torch.set_num_threads(threads)
