@@ -1,7 +1,7 @@
 """The reference codec is bitsandbytes' bit for bit wherever that is right, and its defects are shown by name.
 
-Each defect is a strict xfail: the day bitsandbytes mends it, the test fails, and says that a work-around can go. Those that
-only some processors have are expected on these alone.
+Each defect is a strict xfail: the day bitsandbytes mends it, the test fails, and says that a work-around can go. Those
+that only some processors have are expected on these alone.
 """
 
 from __future__ import annotations
