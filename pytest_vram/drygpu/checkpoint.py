@@ -1,6 +1,7 @@
 """A checkpoint without weights, for the real loading code.
 
-``from_pretrained`` reads safetensors through a memory map, so a sparse file of zeros costs neither download, nor disk, nor
+``from_pretrained`` reads safetensors through a memory map, so a sparse file of zeros costs neither download, nor
+disk, nor
 memory: the bytes exist only where something reads them, and the dry GPU copies nothing large.
 """
 
@@ -48,8 +49,8 @@ def empty_checkpoint(
 ) -> Path:
     """Write the folder of a model whose weights are all zero, and return it.
 
-    The tensors have the names, shapes and types that ``save_pretrained`` would give them: tied weights once, fused experts one
-    by one. The files are sparse: 14 GB of them take some hundred kilobytes of disk.
+    The tensors have the names, shapes and types that ``save_pretrained`` would give them: tied weights once, fused
+    experts one by one. The files are sparse: 14 GB of them take some hundred kilobytes of disk.
 
     Args:
         config: a transformers configuration, its fields (with ``model_type``), or a ``config.json`` or its folder.
@@ -63,8 +64,8 @@ def empty_checkpoint(
     settings = _read_config(config)
     if getattr(settings, "quantization_config", None):
         raise VramUsageError(
-            f"the configuration of this {settings.model_type} model is quantized already: leave quantization_config out of it,"
-            " and hand it to from_pretrained, which then quantizes while loading"
+            f"the configuration of this {settings.model_type} model is quantized already: leave quantization_config out"
+            " of it, and hand it to from_pretrained, which then quantizes while loading"
         )
     model = _model_without_memory(settings, dtype)
     folder = Path(path)
@@ -92,8 +93,8 @@ def _read_config(config: PretrainedConfig | Mapping[str, Any] | str | os.PathLik
         file = found / "config.json" if found.is_dir() else found
         if not file.is_file():
             raise VramUsageError(f"{os.fspath(config)!r} is neither a config.json nor a folder with one")
-        config = json.loads(file.read_text())
-    fields = dict(config)
+        return _read_config(json.loads(file.read_text()))
+    fields: dict[str, Any] = {**config}
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise VramUsageError(f"the configuration has no model_type; its fields are {', '.join(sorted(fields))}")
@@ -114,7 +115,8 @@ def _model_without_memory(config: PretrainedConfig, dtype: torch.dtype | str | N
         for model_class in named:
             if model_class is not None:
                 return model_class._from_config(config, dtype=resolved)  # type: ignore[no-any-return]
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=resolved)  # type: ignore[no-any-return]
+        automatic: Any = transformers.AutoModelForCausalLM
+        return automatic.from_config(config, dtype=resolved)  # type: ignore[no-any-return]
 
 
 def _saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

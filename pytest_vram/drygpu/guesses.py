@@ -1,7 +1,8 @@
-"""What a dry GPU assumes of values it cannot know, where an assumption keeps a program on the path a real card would take.
+"""What a dry GPU assumes of values it cannot know, where an assumption keeps a program on the path a real card would
+take.
 
-Each assumption carries a label, which follows every value made from it into the list of host reads. None of them changes
-what is allocated by the operator itself; they decide what the program does next.
+Each assumption carries a label, which follows every value made from it into the list of host reads. None of them
+changes what is allocated by the operator itself; they decide what the program does next.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a program reads values back from a dry GPU, and whether the answer can be believed.
 
-The stub calls ``_on_read`` for every copy from the device to the host, before it is made. Operators that are about to read
-say so with ``reading``; a read that nobody announced is looked up by its address.
+The stub calls ``_on_read`` for every copy from the device to the host, before it is made. Operators that are about to
+read say so with ``reading``; a read that nobody announced is looked up by its address.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ _reads: dict[tuple[str, str, bool, str], int] = {}
 
 @contextlib.contextmanager
 def reading(announced: Announced) -> Iterator[None]:
-    """Announce the reads made inside. An operator inside another that answers with a count does not change the answer."""
+    """Announce the reads made inside. An operator inside another that answers with a count does not change the
+    answer."""
     outer = _current.announced
     if outer is None or outer.count is None:
         _current.announced = announced
@@ -105,7 +106,8 @@ def reset() -> None:
 
 
 def on_read(address: int, size: int, marked: bool, destination: int) -> bool:
-    """Called by the stub before ``size`` bytes at ``address`` are copied to ``destination``; true: the answer is there."""
+    """Called by the stub before ``size`` bytes at ``address`` are copied to ``destination``; true: the answer is
+    there."""
     try:
         return _answer(address, size, marked, destination)
     except Exception as error:  # an exception cannot pass through C
@@ -128,7 +130,9 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
     note(announced.operation, answered=announced.known, remark=announced.guess if announced.known else UNKNOWN_NOTE)
     if announced.known or not marked:
         return False
-    ctypes.memset(destination, 0, size)  # what an earlier owner of these addresses left there is not this tensor's value
+    ctypes.memset(
+        destination, 0, size
+    )  # what an earlier owner of these addresses left there is not this tensor's value
     return True
 
 
@@ -137,7 +141,7 @@ def _where(frame: FrameType | None) -> tuple[str, str]:
     inner: str | None = None
     while frame is not None:
         path = os.path.realpath(frame.f_code.co_filename)
-        own = path.startswith(_OWN) or path.startswith("<") or frame.f_code.co_filename.startswith("<")
+        own = path.startswith(_OWN) or frame.f_code.co_filename.startswith("<")
         library = path.startswith(_LIBRARIES)
         if not own and not (library and _TORCH in path):
             if not library and not path.startswith(_STANDARD):

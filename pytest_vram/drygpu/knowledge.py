@@ -1,8 +1,9 @@
 """Which tensors of a dry GPU have values that can be believed, and CPU views of them.
 
-Kernels of a dry GPU compute nothing. What the program copied or filled is there, though, and so is what ``values.py`` works
-out from it on the CPU. The stub remembers *where* something was written, in grains of 512 bytes; but the caching allocator
-hands the same addresses out again, so a storage must also be listed here before its bytes are believed. The list holds weak
+Kernels of a dry GPU compute nothing. What the program copied or filled is there, though, and so is what ``values.py``
+works out from it on the CPU. The stub remembers *where* something was written, in grains of 512 bytes; but the
+caching allocator hands the same addresses out again, so a storage must also be listed here before its bytes are
+believed. The list holds weak
 references: it never keeps memory alive, and so never changes a figure.
 """
 
@@ -17,13 +18,14 @@ from pytest_vram.drygpu import driver
 from pytest_vram.units import KIB, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 WHOLE_NUMBERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 """Types that decide branches and sizes: their small tensors are carried."""
 
 WHOLE_NUMBERS_LIMIT = 16 * MIB
-"""Larger tensors of whole numbers are not carried. A one-hot routing of 2048 tokens to 8 of 128 experts takes 16 MiB."""
+"""Larger tensors of whole numbers are not carried. A one-hot routing of 2048 tokens to 8 of 128 experts takes 16
+MiB."""
 
 FLOATS_LIMIT = KIB
 """Floats are carried up to this size: scales, weights of a loss, counters kept as floats; not parameters."""
@@ -49,8 +51,8 @@ class Known:
         self.whole = False
         self.guess = ""
 
-    def __del__(self) -> None:
-        torch.UntypedStorage._free_weak_ref(self.weak)
+    def __del__(self, free: Callable[[Any], Any] = torch.UntypedStorage._free_weak_ref) -> None:
+        free(self.weak)  # a default argument outlives the module's own names when the interpreter shuts down
 
     def expired(self) -> bool:
         """The storage is gone."""

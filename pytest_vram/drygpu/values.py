@@ -1,9 +1,9 @@
 """Carries the values of small tensors through the operators of a dry GPU.
 
-The operators listed in ``CARRIED`` get a Python kernel in front of their CUDA kernel. The CUDA kernel runs first and makes
-every allocation that a real card would see; then, if all inputs are known and the result is small, the same operator runs on
-CPU views of the same memory. Nothing is allocated on the device for it. Operators not listed (matrix products, attention,
-normalizations, ...) are untouched, and what they produce is unknown.
+The operators listed in ``CARRIED`` get a Python kernel in front of their CUDA kernel. The CUDA kernel runs first and
+makes every allocation that a real card would see; then, if all inputs are known and the result is small, the same
+operator runs on CPU views of the same memory. Nothing is allocated on the device for it. Operators not listed (matrix
+products, attention, normalizations, ...) are untouched, and what they produce is unknown.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 
     from torch._ops import OpOverload
 
-CARRIED = """
-    abs add all aminmax any arange argmax argmin bincount bitwise_and bitwise_left_shift bitwise_not bitwise_or
-    bitwise_right_shift bitwise_xor bucketize cat ceil clamp clamp_max clamp_min copy_ count_nonzero cummax cummin cumprod cumsum
-    div eq equal eye fill fill_ flip floor floor_divide fmod gather ge gt histc index index_add index_copy index_fill
-    _index_put_impl_ index_select isin isinf isnan isneginf isposinf le linspace log2 logical_and logical_not logical_or
-    logical_xor lt masked_fill masked_fill_ masked_scatter masked_scatter_ masked_select max maximum median min minimum mode mul
-    multinomial nan_to_num ne neg nonzero pow prod put_ randint random random_ randperm range reciprocal remainder
-    repeat_interleave roll round rsub scatter scatter_add scatter_reduce searchsorted sgn sign sort sub sum take topk trace tril
-    tril_indices triu triu_indices trunc _unique2 unique_consecutive unique_dim where xlogy zero_ _local_scalar_dense
-    _amp_foreach_non_finite_check_and_unscale_
-""".split()
+# fmt: off
+CARRIED = (
+    "abs", "add", "all", "aminmax", "any", "arange", "argmax", "argmin", "bincount", "bitwise_and",
+    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bucketize", "cat",
+    "ceil", "clamp", "clamp_max", "clamp_min", "copy_", "count_nonzero", "cummax", "cummin", "cumprod", "cumsum",
+    "div", "eq", "eye", "fill_", "flip", "floor", "floor_divide", "fmod", "gather", "ge", "gt", "histc", "index",
+    "index_add", "index_copy", "index_fill", "_index_put_impl_", "index_select", "isin", "isinf", "isnan",
+    "isneginf", "isposinf", "le", "linspace", "log2", "logical_and", "logical_not", "logical_or", "logical_xor",
+    "lt", "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum",
+    "median", "min", "minimum", "mode", "mul", "multinomial", "nan_to_num", "ne", "neg", "nonzero", "pow", "prod",
+    "put_", "random_", "randperm", "range", "reciprocal", "remainder", "repeat_interleave", "roll", "round", "rsub",
+    "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk",
+    "trace", "tril", "tril_indices", "triu", "triu_indices", "trunc", "_unique2", "unique_consecutive",
+    "unique_dim", "where", "xlogy", "zero_", "_local_scalar_dense", "_amp_foreach_non_finite_check_and_unscale_",
+)
+# fmt: on
+
 
 _WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "random_", "randperm"}
 _SIZED_BY_DATA = {"nonzero", "_unique2", "unique_consecutive", "unique_dim"}
@@ -43,13 +49,13 @@ def install() -> None:
     global _library
     if _library is not None:
         return
-    _library = torch.library.Library("aten", "IMPL")
+    _library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for overload in _overloads():
-        name = overload._schema.name
-        label = f"{name}.{overload._schema.overload_name}".rstrip(".")
+        label = f"{overload._schema.name}.{overload._schema.overload_name}".rstrip(".")
         kernel = torch.library.get_kernel(label, "CUDA")
         wrapper = _Operator(overload, kernel.call_boxed).kernel()
-        _library.impl(label.removeprefix("aten::"), wrapper, "CUDA", with_keyset=True, allow_override=True)
+        name = label.removeprefix("aten::")
+        _library.impl(name, wrapper, "CUDA", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
     driver.set_read_hook(hostreads.on_read)
 
 
