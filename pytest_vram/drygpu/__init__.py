@@ -1,1 +1,17 @@
 """A GPU that allocates and does not compute."""
+
+from pytest_vram.drygpu.activate import activate, environment, real_gpu_present
+from pytest_vram.drygpu.cards import CARDS, Card, find_card
+from pytest_vram.drygpu.checkpoint import empty_checkpoint
+from pytest_vram.drygpu.driver import is_active
+
+__all__ = [
+    "CARDS",
+    "Card",
+    "activate",
+    "empty_checkpoint",
+    "environment",
+    "find_card",
+    "is_active",
+    "real_gpu_present",
+]
