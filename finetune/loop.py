@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from finetune import checkpoint
 from finetune.accumulate import window_gradients
 from finetune.ask import answer
@@ -21,8 +23,6 @@ from finetune.stop import Stop, StopRequested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import torch
 
     from finetune.prepare import Setup
 
@@ -118,7 +118,11 @@ class _Loop:
     def _evaluate(self) -> None:
         setup, output = self.setup, self.setup.config.output
         with self._undisturbed():
-            stats = evaluate(setup.model, batches(setup.data.held_out, micro_batch=setup.config.train.micro_batch))
+            stats = evaluate(
+                setup.model,
+                batches(setup.data.held_out, micro_batch=setup.config.train.micro_batch),
+                setup.config.train,
+            )
             ends = self.step in (0, setup.total_steps)
             text = (
                 answer(setup.model, setup.tokenizer, setup.question, max_tokens=output.answer_tokens)
@@ -142,7 +146,7 @@ class _Loop:
         """
         setup = self.setup
         with self._undisturbed(), _ballast(setup):
-            window_gradients(setup.model, longest_window(setup.data.train, setup.config.train))
+            window_gradients(setup.model, longest_window(setup.data.train, setup.config.train), setup.config.train)
             require_gradients(setup.model)
             setup.optimizer.zero_grad(set_to_none=True)
 
@@ -176,7 +180,16 @@ def require_gradients(model: torch.nn.Module) -> None:
         )
 
 
+_STATE_BYTES = {"adamw": 8, "adamw-8bit": 2, "paged-adamw": 0, "paged-adamw-8bit": 0}
+"""Device bytes of optimizer state per trained number; what is paged lies elsewhere."""
+
+
 @contextlib.contextmanager
 def _ballast(setup: Setup) -> Iterator[None]:
     """Hold what the optimizer will hold after its first step, so that the trial step peaks where later ones do."""
+    parameters = trained(setup.model).values()
+    device = next(iter(parameters)).device
+    count = sum(parameter.numel() for parameter in parameters) if setup.start_step == 0 else 0
+    state = torch.empty(count * _STATE_BYTES[setup.config.train.optimizer], dtype=torch.uint8, device=device)
     yield
+    del state

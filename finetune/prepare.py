@@ -10,7 +10,7 @@ import torch
 from finetune import checkpoint, configfile, durable
 from finetune.ask import Question, choose_question
 from finetune.cli import CONFIG_FILE
-from finetune.data import load_examples
+from finetune.data import load_examples, total_steps
 from finetune.errors import OutputError
 from finetune.model import attach_adapter, load_base, load_tokenizer
 from finetune.optim import load_optimizer_state, make_optimizer
@@ -134,8 +134,8 @@ def _make_room(output: Path, *, overwrite: bool) -> None:
     there = [name for name in (*_WRITTEN, *_WRITTEN_FILES) if (output / name).exists()]
     if there and not overwrite:
         raise OutputError(
-            f"output = {str(output)!r}: holds a run already ({', '.join(there)}); go on with it by --resume, replace it "
-            "by --overwrite, or name another folder with --output"
+            f"output = {str(output)!r}: holds a run already ({', '.join(there)}); go on with it by --resume, "
+            "replace it by --overwrite, or name another folder with --output"
         )
     for name in there:
         (output / name).unlink() if name in _WRITTEN_FILES else durable.remove_folder(output / name)

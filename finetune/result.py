@@ -157,9 +157,9 @@ def model_card(summary: Summary) -> str:
     merged = ""
     if summary.merged_into is not None:
         merged = (
-            f"\nThe merged model was made from the {summary.merged_into}. quantized-base is the model that was trained, up "
-            "to rounding; full-base puts the adapter on the original weights, without the quantization error that it was "
-            "trained with.\n"
+            f"\nThe merged model was made from the {summary.merged_into}. quantized-base is the model that was "
+            "trained, up to rounding; full-base puts the adapter on the original weights, without the quantization "
+            "error that it was trained with.\n"
         )
     return (
         f"---\nlibrary_name: {library}\nbase_model: {settings['model']}\npipeline_tag: text-generation\n---\n\n"
