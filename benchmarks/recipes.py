@@ -1,0 +1,108 @@
+"""One QLoRA training run of one recipe, to be run under ``python -m pytest_vram run``; see peak_memory.py.
+
+Every recipe trains the same adapter (rank 16 on every linear layer of an NF4 + double-quantized base, paged 32-bit AdamW, bf16
+compute, gradient checkpointing) on rows of the same length, and differs in nothing but the code that does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+
+RANK = 16
+CHECKPOINTING = {"use_reentrant": False}
+
+
+def rows(vocabulary: int, seq: int, count: int) -> list[dict[str, list[int]]]:
+    ids = [i % (vocabulary - 10) + 5 for i in range(seq)]
+    return [{"input_ids": ids, "labels": ids, "attention_mask": [1] * seq} for _ in range(count)]
+
+
+def quantized(path: str) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=torch.bfloat16,
+        device_map={"": 0},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+    )
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def settings(arguments: argparse.Namespace, folder: str) -> dict[str, object]:
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": arguments.micro_batch,
+        "gradient_accumulation_steps": arguments.accumulation,
+        "max_steps": arguments.steps,
+        "optim": "paged_adamw_32bit",
+        "bf16": True,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": CHECKPOINTING,
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def trainer(arguments: argparse.Namespace) -> None:
+    """The recipe of https://github.com/artidoro/qlora: prepare_model_for_kbit_training, peft, transformers' Trainer."""
+    model = prepare_model_for_kbit_training(quantized(arguments.checkpoint), gradient_checkpointing_kwargs=CHECKPOINTING)
+    model = get_peft_model(model, lora())
+    data = rows(model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(model=model, args=TrainingArguments(**settings(arguments, folder)), train_dataset=data).train()
+
+
+def trl(arguments: argparse.Namespace) -> None:
+    """TRL's SFTTrainer, which makes the adapter itself."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    model = quantized(arguments.checkpoint)
+    words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, 100)}}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words)), pad_token="<pad>", eos_token="<eos>")
+    data = rows(model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        SFTTrainer(
+            model=model,
+            args=SFTConfig(**settings(arguments, folder), max_length=arguments.seq, packing=False),
+            train_dataset=Dataset.from_list(data),
+            processing_class=tokenizer,
+            peft_config=lora(),
+        ).train()
+
+
+RECIPES = {"trainer": trainer, "trl": trl}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("checkpoint")
+    parser.add_argument("--seq", type=int, required=True)
+    parser.add_argument("--micro-batch", type=int, default=1)
+    parser.add_argument("--accumulation", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2)
+    arguments = parser.parse_args()
+    RECIPES[arguments.recipe](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Token-weighted cross-entropy in chunks: the logits of a whole window never exist, and never in fp32.
+
+A 128k-word vocabulary makes 2 GiB of bf16 logits out of 8,192 tokens, 4 GiB more in fp32, and as much again for their
+gradient. Here the logits of one chunk exist at a time, their gradient is computed in place, and what is kept is the
+gradient with respect to the hidden states: as large as those. Positions without a target cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PretrainedConfig
+
+IGNORED = -100
+"""Label of a token that the loss is not taken on, as in torch and transformers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitRule:
+    """What a model does to its logits after the head: ``softcap * tanh(scale * x / softcap)``."""
+
+    scale: float = 1.0
+    """Factor (Cohere's ``logit_scale``, the inverse of Granite's ``logits_scaling``)."""
+    softcap: float | None = None
+    """Bound (Gemma 2's ``final_logit_softcapping``); None for no bound."""
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> LogitRule:
+        """The rule of a model's configuration."""
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        return cls(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """The model's logits, out of place."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+
+
+def target_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the loss is taken: the shift by one, done once and in one place.
+
+    Args:
+        labels: [b, t] int64, on the CPU (finding positions on a GPU would make it wait); -100 where there is no target.
+            The token at position i is the target of the hidden state at i - 1.
+
+    Returns:
+        ``positions`` [n] into the flattened [b * t] hidden states, and ``targets`` [n] token ids, in reading order.
+    """
+    shifted = labels[:, 1:]
+    row, column = torch.nonzero(shifted != IGNORED, as_tuple=True)
+    return row * labels.shape[1] + column, shifted[row, column]
+
+
+def chunked_cross_entropy(
+    hidden: torch.Tensor,
+    head: nn.Module,
+    targets: torch.Tensor,
+    *,
+    unit: float = 1.0,
+    chunk: int = 1024,
+    rule: LogitRule | None = None,
+) -> torch.Tensor:
+    """Sum of the tokens' cross-entropies (natural logarithm), times ``unit``; differentiable once.
+
+    Args:
+        hidden: [n, h] the last hidden states of the positions that have a target.
+        head: maps [n, h] to logits [n, vocabulary]; a plain ``nn.Linear`` takes the fast path, any other module is
+            recomputed chunk by chunk in backward.
+        targets: [n] int64 token ids.
+        unit: weight of one token: 1 / N makes the window's mean. Applied to loss and gradient before any rounding to a
+            16-bit type.
+        chunk: positions whose logits exist at one time.
+        rule: what the model does to its logits; nothing by default.
+
+    Returns:
+        A scalar in fp32, fp64 where ``hidden`` is. Logits are computed in the head's dtype and reduced in fp32, as
+        transformers does.
+    """
+    rule = rule or LogitRule()
+    if type(head) is nn.Linear:
+        loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, unit, chunk, rule)
+        return loss
+    total = hidden.new_zeros((), dtype=_reduction_dtype(hidden))
+    for begin, end in _chunks(len(targets), chunk):
+        part = checkpoint(_plain, hidden[begin:end], head, targets[begin:end], rule, use_reentrant=False)
+        total = total + part * unit
+    return total
+
+
+def _plain(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, rule: LogitRule) -> torch.Tensor:
+    logits = rule.apply(head(hidden).to(_reduction_dtype(hidden)))
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def _reduction_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _chunks(count: int, chunk: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, count, chunk):
+        yield begin, min(begin + chunk, count)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Computes the gradient along with the loss, while the chunk's logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        unit: float,
+        chunk: int,
+        rule: LogitRule,
+    ) -> torch.Tensor:
+        weight_dtype = weight.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            compute = torch.get_autocast_dtype(hidden.device.type)
+            hidden_used, weight_used = hidden.to(compute), weight.to(compute)
+            bias_used = None if bias is None else bias.to(compute)
+        else:
+            hidden_used, weight_used, bias_used = hidden.to(weight.dtype), weight, bias
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        # A sum over all chunks: kept in fp32 until the end, so that chunking costs no digits.
+        grad_weight = torch.zeros_like(weight, dtype=_reduction_dtype(weight)) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=_reduction_dtype(weight)) if need_bias and bias is not None else None
+        losses = []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for begin, end in _chunks(len(targets), chunk):
+                part = hidden_used[begin:end]
+                logits = F.linear(part, weight_used, bias_used).to(_reduction_dtype(hidden))
+                loss, grad = _loss_and_grad(logits, targets[begin:end], unit, rule)
+                del logits
+                losses.append(loss)
+                if not (need_hidden or need_weight or need_bias):
+                    continue
+                grad = grad.to(weight_used.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[begin:end] = grad @ weight_used
+                if grad_weight is not None:
+                    grad_weight += grad.T @ part
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+                del grad
+        ctx.save_for_backward(
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight_dtype),
+            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+        )
+        if not losses:
+            return hidden.new_zeros((), dtype=_reduction_dtype(hidden))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grad_outputs
+        # In place: these are the function's own buffers, and nobody asks for them twice.
+        scaled = [None if part is None else part.mul_(grad.to(part.dtype)) for part in ctx.saved_tensors]
+        return (*scaled, None, None, None, None)
+
+
+def _loss_and_grad(
+    logits: torch.Tensor, targets: torch.Tensor, unit: float, rule: LogitRule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of one chunk and its gradient with respect to the head's output, in the logits' own memory.
+
+    With p = softmax(z) and y the target, d loss / d z = p - onehot(y); through z = c tanh(s x / c), d z / d x is
+    s (1 - (z / c)^2).
+
+    Args:
+        logits: [n, vocabulary] the head's output; overwritten.
+    """
+    rows = torch.arange(len(targets), device=logits.device)
+    if rule.scale != 1.0:
+        logits.mul_(rule.scale)
+    slope = None
+    if rule.softcap:
+        logits.div_(rule.softcap).tanh_()
+        slope = logits.square().neg_().add_(1.0)
+        logits.mul_(rule.softcap)
+    logits.sub_(logits.amax(dim=-1, keepdim=True))
+    at_target = logits[rows, targets]
+    total = logits.exp_().sum(dim=-1)
+    loss = (total.log() - at_target).sum() * unit
+    grad = logits.div_(total.unsqueeze(-1))
+    grad[rows, targets] -= 1.0
+    grad.mul_(unit * rule.scale)
+    return loss, grad if slope is None else grad.mul_(slope)
