@@ -173,7 +173,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        adapted: Any = get_peft_model(model, lora, autocast_adapter_dtype=False)
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
@@ -270,7 +270,7 @@ def _targets(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
     linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
     short = {name.rpartition(".")[2] for name in linear}
     if tuple(config.targets) == ("all-linear",):
-        # By name, not by peft's own "all-linear": that takes a mixture's fused experts along, which are no linear layers.
+        # By name: the "all-linear" of peft takes a mixture's fused experts along, which are no linear layers.
         return sorted(short)
     for target in config.targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
