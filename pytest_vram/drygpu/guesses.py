@@ -122,6 +122,8 @@ def _unequal(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]
 
 def _same_or_infinite(outputs: Sequence[Any], args: Sequence[Any], *, same: bool) -> None:
     left, right = args[0], args[1]
+    if isinstance(right, torch.Tensor) and right.dim() == 0 and right.device.type == "cpu":
+        right = right.item()
     if isinstance(right, float) and math.isinf(right):
         same = not same
     elif not (isinstance(right, torch.Tensor) and right.data_ptr() == left.data_ptr() and right.shape == left.shape):

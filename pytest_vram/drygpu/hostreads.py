@@ -40,12 +40,14 @@ class Announced:
         known: the value that will be read is the program's own.
         guess: what the value rests on otherwise.
         count: answer every read with this number: the size of a result that depends on the data.
+        whole: operators inside this one read on its behalf.
     """
 
     operation: str
     known: bool = True
     guess: str = ""
     count: int | None = None
+    whole: bool = False
 
 
 class _Current(threading.local):
@@ -59,10 +61,9 @@ _reads: dict[tuple[str, str, bool, str], int] = {}
 
 @contextlib.contextmanager
 def reading(announced: Announced) -> Iterator[None]:
-    """Announce the reads made inside. An operator inside another that answers with a count does not change the
-    answer."""
+    """Announce the reads made inside."""
     outer = _current.announced
-    if outer is None or outer.count is None:
+    if outer is None or not outer.whole:
         _current.announced = announced
     try:
         yield

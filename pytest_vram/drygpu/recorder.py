@@ -100,7 +100,7 @@ def begin(folder: Path) -> None:
     _listen_for_out_of_memory(recorder)
     if os.environ.get(SNAPSHOT_VARIABLE):
         # A context must not exist before the program wants one: it could not fork any more.
-        torch.cuda._lazy_call(_record_history)  # type: ignore[no-untyped-call]
+        torch.cuda._lazy_call(_record_history)
     atexit.register(recorder.write)
     # A child that multiprocessing forks ends without running atexit's functions, but runs these.
     multiprocessing.util.register_after_fork(recorder, Recorder.start_again)
@@ -138,7 +138,7 @@ def _listen_for_out_of_memory(recorder: Recorder) -> None:
 
 def _used_devices() -> list[int]:
     """Devices with a context. Asking torch about another one would create its context."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not torch.cuda.is_initialized():
         return []
     return [device for device in range(driver.device_count()) if driver.stats(device).context_bytes]
 
@@ -175,4 +175,4 @@ def _versions() -> dict[str, str | None]:
 def _write_snapshot(process: int, first: bool) -> None:
     path = os.environ.get(SNAPSHOT_VARIABLE)
     if path:
-        torch.cuda.memory._dump_snapshot(path if first else f"{path}.{process}")  # type: ignore[no-untyped-call]
+        torch.cuda.memory._dump_snapshot(path if first else f"{path}.{process}")

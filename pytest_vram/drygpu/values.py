@@ -24,7 +24,8 @@ CARRIED = (
     "abs", "add", "all", "aminmax", "any", "arange", "argmax", "argmin", "bincount", "bitwise_and",
     "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bucketize", "cat",
     "ceil", "clamp", "clamp_max", "clamp_min", "copy_", "count_nonzero", "cummax", "cummin", "cumprod", "cumsum",
-    "div", "eq", "eye", "fill_", "flip", "floor", "floor_divide", "fmod", "gather", "ge", "gt", "histc", "index",
+    "div", "eq", "equal", "eye", "fill_", "flip", "floor", "floor_divide", "fmod", "gather", "ge", "gt", "histc",
+    "index",
     "index_add", "index_copy", "index_fill", "_index_put_impl_", "index_select", "isin", "isinf", "isnan",
     "isneginf", "isposinf", "le", "linspace", "log2", "logical_and", "logical_not", "logical_or", "logical_xor",
     "lt", "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum",
@@ -40,6 +41,11 @@ CARRIED = (
 _WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "random_", "randperm"}
 _SIZED_BY_DATA = {"nonzero", "_unique2", "unique_consecutive", "unique_dim"}
 
+_NUMBER_ON_DEVICE = frozenset({"aten::pow.Tensor_Tensor_out"})
+"""Called from within torch with a number kept on the device, which the dispatcher cannot hand to Python."""
+
+_NUMBERS = frozenset({int, float, bool, complex})
+
 _library: torch.library.Library | None = None
 _scalars: dict[tuple[object, torch.dtype], torch.Tensor] = {}
 
@@ -49,13 +55,13 @@ def install() -> None:
     global _library
     if _library is not None:
         return
-    _library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    _library = torch.library.Library("aten", "IMPL")
     for overload in _overloads():
         label = f"{overload._schema.name}.{overload._schema.overload_name}".rstrip(".")
         kernel = torch.library.get_kernel(label, "CUDA")
         wrapper = _Operator(overload, kernel.call_boxed).kernel()
         name = label.removeprefix("aten::")
-        _library.impl(name, wrapper, "CUDA", with_keyset=True, allow_override=True)  # type: ignore[no-untyped-call]
+        _library.impl(name, wrapper, "CUDA", with_keyset=True, allow_override=True)
     driver.set_read_hook(hostreads.on_read)
 
 
@@ -68,7 +74,9 @@ def _overloads() -> Iterator[OpOverload]:
             for overload_name in packet.overloads() if packet is not None else ():
                 label = f"aten::{name}.{overload_name}".removesuffix(".default")
                 # Overloads for TorchScript's scalars are not the dispatcher's; copy_ has one kernel for all devices.
-                if torch._C._dispatch_has_kernel(label) and (has_kernel(label, "CUDA") or label == "aten::copy_"):
+                if label in _NUMBER_ON_DEVICE or not torch._C._dispatch_has_kernel(label):
+                    continue
+                if has_kernel(label, "CUDA") or label == "aten::copy_":
                     yield getattr(packet, overload_name)
 
 
@@ -110,6 +118,8 @@ class _Operator:
             return self._read_scalar
         if self.name == "copy_":
             return self._copy
+        if self.name == "equal":
+            return self._compare
         if self.name in _SIZED_BY_DATA:
             return self._run_sized
         if self.mutates:
@@ -119,14 +129,16 @@ class _Operator:
     # -- kinds of operators ------------------------------------------------------------------------------------------
 
     def _run(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        result = self._device(keyset, args, kwargs)
+        args = self._with_numbers(args)
+        result = self.call(keyset, *args, **kwargs)
         first = result[0] if type(result) in (tuple, list) else result
         if isinstance(first, torch.Tensor) and (knowledge.is_carried(first) or self.guess is not None):
             self._carry(result, args, kwargs)
         return result
 
     def _run_mutating(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        result = self._device(keyset, args, kwargs)
+        args = self._with_numbers(args)
+        result = self.call(keyset, *args, **kwargs)
         outputs = self._outputs(args, kwargs)
         if all(knowledge.is_carried(output) for output in outputs):
             known, guess = knowledge.vouch(self._inputs(args, kwargs))
@@ -150,8 +162,8 @@ class _Operator:
             count = _length(answer)
         else:
             count, guess = guesses.size(self.name, args)
-        with hostreads.reading(hostreads.Announced(operation=self.name, count=count)):
-            result = self._device(keyset, args, kwargs)
+        with hostreads.reading(hostreads.Announced(operation=self.name, count=count, whole=True)):
+            result = self.call(keyset, *args, **kwargs)
         hostreads.note(self.name, answered=True, remark=guess)
         if answer is not None:
             _store(result, answer, guess)
@@ -164,6 +176,12 @@ class _Operator:
         announced = hostreads.Announced(operation="item", known=entry is not None, guess=entry.guess if entry else "")
         with hostreads.reading(announced):
             return self.call(keyset, tensor)
+
+    def _compare(self, keyset: Any, left: torch.Tensor, right: torch.Tensor) -> Any:
+        known, guess = knowledge.vouch((left, right))
+        with hostreads.reading(hostreads.Announced(operation="equal", known=known, guess=guess, whole=True)):
+            answer = self.call(keyset, left, right)
+        return torch.equal(knowledge.on_cpu(left), knowledge.on_cpu(right)) if known else answer
 
     def _copy(self, keyset: Any, destination: torch.Tensor, source: Any, non_blocking: bool = False) -> torch.Tensor:
         if not isinstance(source, torch.Tensor):
@@ -186,20 +204,13 @@ class _Operator:
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def _device(self, keyset: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for position in self.numbers:
-            if position < len(args) and type(args[position]) in (int, float, bool, complex):
-                args = self._with_numbers(args)
-                break
-        return self.call(keyset, *args, **kwargs)
-
     def _with_numbers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``args`` with a tensor wherever the schema wants one and the dispatcher handed over a plain number."""
+        if not any(type(args[i]) in _NUMBERS for i in self.numbers if i < len(args)):
+            return args
         skip = 1 if self.name.startswith("where") else 0  # the condition takes no part in type promotion
         like = next((a for a in args[skip:] if isinstance(a, torch.Tensor)), None)
-        return tuple(
-            _scalar(a, like) if i in self.numbers and type(a) in (int, float, bool, complex) else a
-            for i, a in enumerate(args)
-        )
+        return tuple(_scalar(a, like) if i in self.numbers and type(a) in _NUMBERS else a for i, a in enumerate(args))
 
     def _on_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator's result on the CPU; ``None`` where the CPU has no such kernel, or must not run it."""
