@@ -31,9 +31,12 @@ def blocks_of(flat: Tensor) -> list[Tensor]:
 def check_idempotent(codec: Codec, x: Tensor) -> None:
     once = codec(x)
     twice = codec(once.decoded)
-    assert torch.equal(once.codes, twice.codes)
+    # Below 2^-20 fp16's subnormal numbers are coarser than the table: such a block is outside the domain.
+    inside = once.absmax >= (2.0**-20 if x.dtype == torch.float16 else 0.0)
+    per_value = inside.repeat_interleave(BLOCK)[: len(x)]
+    assert torch.equal(once.codes[per_value], twice.codes[per_value])
     assert torch.equal(once.absmax, twice.absmax)
-    assert torch.equal(once.decoded, twice.decoded)
+    assert torch.equal(once.decoded[per_value], twice.decoded[per_value])
 
 
 def check_largest_is_exact(codec: Codec, x: Tensor) -> None:

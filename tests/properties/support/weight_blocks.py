@@ -15,7 +15,6 @@ from finetune import nf4
 from finetune.codebook import Rules, codebook, midpoints
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# fp16 is narrower: below 2^-20 its subnormal rounding reaches the codebook's gaps.
 EXPONENTS = {torch.float32: (-20.0, 20.0), torch.bfloat16: (-20.0, 20.0), torch.float16: (-4.0, 4.0)}
 KINDS = ("normal", "uniform", "sparse", "constant", "grid", "threshold", "outlier", "two scales")
 

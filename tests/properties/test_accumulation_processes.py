@@ -1,0 +1,44 @@
+"""Two real processes give one process's gradient, though their shares differ in targets, or have none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import one_of_two_processes
+import torch
+from tiny_models import relative_l2
+
+SCRIPT = Path(one_of_two_processes.__file__)
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    out = tmp_path / "gradients"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(tmp_path / "store"), str(out)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    by_rank = [torch.load(f"{out}.{rank}") for rank in range(2)]
+    for number, window in enumerate(one_of_two_processes.WINDOWS):
+        exact, targets, loss = one_of_two_processes.gradients(list(window))
+        for grads, their_targets, their_loss in (by_rank[0][number], by_rank[1][number]):
+            assert their_targets == targets
+            assert abs(their_loss - loss) <= 1e-12 * max(1.0, loss)
+            assert relative_l2([grads[n] for n in exact], list(exact.values())) <= 1e-12
+
+
+def test_the_mean_over_processes_is_rejected() -> None:
+    """The control: each process dividing by its own N, and the gradients averaged, as plain DDP does."""
+    first, second = one_of_two_processes.WINDOWS[0]
+    exact, _, _ = one_of_two_processes.gradients([first, second])
+    means = [one_of_two_processes.gradients([share])[0] for share in (first, second)]
+    averaged = [(means[0][n] + means[1][n]) / 2 for n in exact]
+    assert relative_l2(averaged, list(exact.values())) > 1e-2

@@ -1,0 +1,216 @@
+"""Each optimizer of the command line against Adam's formulas in fp64: bias correction, decoupled decay, both moments.
+
+Source of the formulas: https://arxiv.org/abs/1711.05101 (AdamW), algorithm 2. 8-bit states: https://arxiv.org/abs/2110.02861.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import bitsandbytes
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from finetune.blockwise import dequantize_blockwise
+from finetune.config import OptimizerName, TrainConfig
+from finetune.optim import make_optimizer
+
+OPTIMIZERS = get_args(OptimizerName)
+EIGHT_BIT = tuple(name for name in OPTIMIZERS if name.endswith("8bit"))
+COUNT = 8192  # bitsandbytes keeps smaller tensors' states in 32 bits
+MAP_ERROR = {True: 0.00703125 + 2.0**-15, False: 0.003515625 + 2.0**-15}  # half a cell, and the CPU's grid
+FEW = settings(max_examples=settings.default.max_examples // 5)
+
+
+@dataclass(kw_only=True)
+class Reference:
+    """AdamW in fp64, written out."""
+
+    parameter: Tensor
+    first: Tensor
+    second: Tensor
+    steps: int = 0
+
+    def step(self, gradient: Tensor, *, lr: float, decay: float, betas: tuple[float, float], eps: float) -> None:
+        self.steps += 1
+        g = gradient.double()
+        self.first = betas[0] * self.first + (1 - betas[0]) * g
+        self.second = betas[1] * self.second + (1 - betas[1]) * g * g
+        corrected_first = self.first / (1 - betas[0] ** self.steps)
+        corrected_second = self.second / (1 - betas[1] ** self.steps)
+        self.parameter = self.parameter * (1 - lr * decay) - lr * corrected_first / (corrected_second.sqrt() + eps)
+
+
+def start(count: int, seed: int) -> tuple[torch.nn.Parameter, Reference]:
+    torch.manual_seed(seed)
+    parameter = torch.nn.Parameter(torch.randn(count))
+    zeros = torch.zeros(count, dtype=torch.float64)
+    return parameter, Reference(parameter=parameter.detach().double(), first=zeros, second=zeros.clone())
+
+
+def build(name: str, parameter: torch.nn.Parameter, **changes: Any) -> torch.optim.Optimizer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Paged optimizers are not supported on CPU"
+        return make_optimizer([parameter], TrainConfig(optimizer=name, **changes))  # type: ignore[arg-type]
+
+
+def take_step(optimizer: torch.optim.Optimizer) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step()
+
+
+def hyper(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    (group,) = optimizer.param_groups
+    return {"betas": group["betas"], "eps": group["eps"], "decay": group["weight_decay"]}
+
+
+def gradient(count: int, seed: int, exponent: float) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, generator=generator) * 10**exponent
+    return values * (torch.rand(count, generator=generator) < 0.9)  # some are exactly zero
+
+
+RATES = st.floats(1e-6, 1e-1)
+GRADIENTS = st.lists(st.tuples(st.integers(0, 1000), st.floats(-6, 2), RATES), min_size=1, max_size=7)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in EIGHT_BIT])
+@given(gradients=GRADIENTS, decay=st.sampled_from([0.0, 0.01, 0.5]), count=st.integers(1, 300))
+@FEW
+def test_32_bit_steps_follow_the_formulas(
+    name: str, gradients: list[tuple[int, float, float]], decay: float, count: int
+) -> None:
+    parameter, reference = start(count, seed=count)
+    optimizer = build(name, parameter, weight_decay=decay)
+    travelled = 0.0
+    for seed, exponent, lr in gradients:
+        parameter.grad = gradient(count, seed, exponent)
+        optimizer.param_groups[0]["lr"] = lr
+        take_step(optimizer)
+        reference.step(parameter.grad, lr=lr, **hyper(optimizer))
+        travelled += lr
+    scale = float(reference.parameter.abs().max()) + travelled
+    assert float((parameter.detach().double() - reference.parameter).abs().max()) <= 2e-6 * scale
+    first, second = moments(optimizer, parameter)
+    assert torch.allclose(first.double(), reference.first, rtol=1e-5, atol=1e-7 * float(reference.first.abs().max()))
+    assert torch.allclose(second.double(), reference.second, rtol=1e-5, atol=1e-12)
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> tuple[Tensor, Tensor]:
+    """Both moments in fp32, decoded if they are held in 8 bits."""
+    state = optimizer.state[parameter]
+    if "exp_avg" in state:
+        return state["exp_avg"], state["exp_avg_sq"]
+    if state["state1"].dtype == torch.float32:
+        return state["state1"], state["state2"]
+    return (
+        dequantize_blockwise(state["state1"], state["absmax1"]),
+        dequantize_blockwise(state["state2"], state["absmax2"], signed=False),
+    )
+
+
+@pytest.mark.parametrize("name", EIGHT_BIT)
+@given(gradients=GRADIENTS, decay=st.sampled_from([0.0, 0.1]))
+@FEW
+def test_8_bit_steps_follow_the_formulas_from_the_states_they_hold(
+    name: str, gradients: list[tuple[int, float, float]], decay: float
+) -> None:
+    parameter, reference = start(COUNT, seed=0)
+    optimizer = build(name, parameter, weight_decay=decay)
+    for seed, exponent, lr in gradients:
+        if reference.steps:
+            first, second = moments(optimizer, parameter)
+            reference.first, reference.second = first.double(), second.double()
+        reference.parameter = parameter.detach().double()
+        parameter.grad = gradient(COUNT, seed, exponent)
+        optimizer.param_groups[0]["lr"] = lr
+        take_step(optimizer)
+        reference.step(parameter.grad, lr=lr, **hyper(optimizer))
+        scale = float(reference.parameter.abs().max()) + lr * 10
+        assert float((parameter.detach().double() - reference.parameter).abs().max()) <= 1e-5 * scale
+        state = optimizer.state[parameter]
+        assert state["state1"].dtype == torch.uint8
+        for signed, held, exact in zip(
+            (True, False), moments(optimizer, parameter), (reference.first, reference.second), strict=True
+        ):
+            largest = torch.stack([block.abs().max() for block in exact.split(256)]).repeat_interleave(256)
+            assert ((held.double() - exact).abs() <= MAP_ERROR[signed] * largest * (1 + 1e-6) + 1e-30).all()
+
+
+def test_8_bit_states_come_within_a_tenth_of_their_bound() -> None:
+    parameter, reference = start(COUNT, seed=0)
+    optimizer = build("adamw-8bit", parameter)
+    parameter.grad = torch.linspace(-1, 1, COUNT)[torch.randperm(COUNT)]
+    take_step(optimizer)
+    reference.step(parameter.grad, lr=1e-4, **hyper(optimizer))
+    for signed, held, exact in zip(
+        (True, False), moments(optimizer, parameter), (reference.first, reference.second), strict=True
+    ):
+        largest = torch.stack([block.abs().max() for block in exact.split(256)]).repeat_interleave(256)
+        assert 0.9 < float(((held.double() - exact).abs() / (MAP_ERROR[signed] * largest)).max()) <= 1
+
+
+@pytest.mark.parametrize("mistake", ["no bias correction", "decay through the gradient", "one moment"])
+def test_the_comparison_rejects_a_mistaken_formula(mistake: str) -> None:
+    parameter, reference = start(100, seed=1)
+    optimizer = build("paged-adamw", parameter, weight_decay=0.1)
+    for step in range(5):
+        parameter.grad = gradient(100, step, 0.0)
+        optimizer.param_groups[0]["lr"] = 1e-2
+        take_step(optimizer)
+        settings_of_step = hyper(optimizer)
+        g = parameter.grad
+        if mistake == "no bias correction":
+            reference.steps += 10_000
+        elif mistake == "decay through the gradient":
+            g = g + settings_of_step.pop("decay") * reference.parameter.float()
+            settings_of_step["decay"] = 0.0
+        else:
+            reference.first = torch.zeros_like(reference.first)
+        reference.step(g, lr=1e-2, **settings_of_step)
+    assert float((parameter.detach().double() - reference.parameter).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("paged", "plain"),
+    [
+        ("paged-adamw", lambda p: bitsandbytes.optim.AdamW([p], optim_bits=32, weight_decay=0.0)),
+        ("paged-adamw-8bit", lambda p: build("adamw-8bit", p)),
+    ],
+)
+@given(gradients=GRADIENTS)
+@FEW
+def test_paged_is_unpaged_bit_for_bit(paged: str, plain: Any, gradients: list[tuple[int, float, float]]) -> None:
+    parameters, optimizers = [], []
+    for make in (lambda p: build(paged, p), plain):
+        parameter, _ = start(COUNT, seed=3)
+        parameters.append(parameter)
+        optimizers.append(make(parameter))
+    for seed, exponent, lr in gradients:
+        for parameter, optimizer in zip(parameters, optimizers, strict=True):
+            parameter.grad = gradient(COUNT, seed, exponent)
+            optimizer.param_groups[0]["lr"] = lr
+            take_step(optimizer)
+    assert torch.equal(*parameters)
+    states = [optimizer.state[parameter] for optimizer, parameter in zip(optimizers, parameters, strict=True)]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key])), key
+    held = [sum(t.nbytes for t in state.values() if isinstance(t, Tensor)) for state in states]
+    assert held[0] == held[1]
+
+
+def test_a_step_without_a_gradient_changes_nothing() -> None:
+    for name in OPTIMIZERS:
+        parameter, _ = start(COUNT, seed=0)
+        before = parameter.detach().clone()
+        take_step(build(name, parameter, weight_decay=0.5))
+        assert torch.equal(parameter, before), name
+        assert math.isfinite(float(before.sum()))
