@@ -114,9 +114,9 @@ def _model_without_memory(config: PretrainedConfig, dtype: torch.dtype | str | N
     with torch.device("meta"):
         for model_class in named:
             if model_class is not None:
-                return model_class._from_config(config, dtype=resolved)  # type: ignore[no-any-return]
+                return model_class._from_config(config, dtype=resolved)
         automatic: Any = transformers.AutoModelForCausalLM
-        return automatic.from_config(config, dtype=resolved)  # type: ignore[no-any-return]
+        return automatic.from_config(config, dtype=resolved)
 
 
 def _saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

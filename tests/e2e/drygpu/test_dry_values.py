@@ -1,0 +1,81 @@
+"""Values of small tensors are the program's own; what the device would have computed is listed, and labelled."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SOURCE = Path(__file__).parent / "programs" / "values.py"
+
+
+def _check_names() -> list[str]:
+    for node in ast.parse(SOURCE.read_text()).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            return [ast.literal_eval(key) for key in node.value.keys if key is not None]
+    raise AssertionError("CHECKS is gone")
+
+
+@pytest.fixture(scope="module")
+def values(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return run_program("values.py")
+
+
+@pytest.mark.parametrize("name", _check_names())
+def test_known_values_are_those_of_the_cpu(values: dict[str, Any], name: str) -> None:
+    assert values["differ"][name] is None
+
+
+def test_random_chains_of_operators_agree_with_the_cpu(values: dict[str, Any]) -> None:
+    assert values["random"] == []
+
+
+def test_every_read_of_known_values_is_answered(values: dict[str, Any]) -> None:
+    assert values["reads"] == []
+
+
+def test_nothing_is_kept_alive_on_the_device(values: dict[str, Any]) -> None:
+    assert values["held"] == 0
+
+
+def test_a_new_tensor_does_not_inherit_the_values_of_its_address(values: dict[str, Any]) -> None:
+    assert values["unknown"]["same address"]
+    assert values["unknown"]["stale"] == [0, 0, 0, 0]
+
+
+def test_unknown_values_take_the_ordinary_path(values: dict[str, Any]) -> None:
+    unknown = values["unknown"]
+    assert unknown["loss"] == 0.0
+    assert unknown["finite"] is True
+    assert unknown["nan"] is False
+
+
+def test_routing_is_balanced(values: dict[str, Any]) -> None:
+    """Twelve choices among eight experts: none has two more than another."""
+    assert max(values["unknown"]["router"]) - min(values["unknown"]["router"]) <= 1
+    assert sum(values["unknown"]["router"]) == 12
+
+
+def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
+    assert values["unknown"]["mask"] == [48, 2]
+
+
+@pytest.mark.parametrize(
+    ("operation", "answered", "note"),
+    [
+        ("item", False, "computed on the device: read as zero"),
+        ("copy to host", False, "computed on the device: read as zero"),
+        ("item", True, "values taken as finite"),
+        ("copy to host", True, "routing taken as balanced"),
+        ("nonzero", True, "unknown mask taken as all true"),
+    ],
+)
+def test_reads_are_listed_with_their_line_and_label(
+    values: dict[str, Any], operation: str, answered: bool, note: str
+) -> None:
+    assert [operation, answered, note, "values.py"] in values["unknown"]["reads"]
