@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pytest_vram.drygpu.build import Build, ensure_built
 from pytest_vram.drygpu.cards import Card, find_card
 from pytest_vram.drygpu.driver import is_active
+from pytest_vram.drygpu.quiesce import quiesce_at_exit
 from pytest_vram.errors import DryGpuError, VramUsageError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def activate(
     variables = _variables(card, count, total_bytes, context_bytes, copy_limit_bytes)
     if is_active():
         if os.environ.get(CARD_VARIABLE) == variables[CARD_VARIABLE]:
+            quiesce_at_exit()
             return
         raise DryGpuError(
             f"this process has dry GPUs already ({os.environ.get(CARD_VARIABLE)}), and they cannot be exchanged: "
@@ -77,6 +79,7 @@ def activate(
             os.environ.pop(name, None)
         raise DryGpuError(f"the dry GPU's library cannot be loaded: {error}") from error
     os.environ.update(_inherited(build, os.environ))
+    quiesce_at_exit()
 
 
 def environment(
@@ -148,4 +151,6 @@ def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:
         "LD_PRELOAD": ":".join([str(build.core), *before]),
         # Triton links its launcher against libcuda and asks ldconfig where that is, which knows nothing of the stubs.
         "TRITON_LIBCUDA_PATH": str(build.folder),
+        # How long PyTorch waits at exit for autograd threads, of which one may sleep for good: see native/exit.c.
+        "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": base.get("TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT", "1.0"),
     }

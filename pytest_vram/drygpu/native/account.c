@@ -51,6 +51,7 @@ int dry_context_create(int device) {
     if (a->has_context) return 1;
     size_t bytes = dry_the_card()->context_bytes;
     if (!dry_space_open(device)) return 0;
+    dry_watch_exit();
     if (bytes > dry_the_card()->total_bytes - a->used) return 0;
     a->has_context = 1;
     a->context = bytes;

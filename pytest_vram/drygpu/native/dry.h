@@ -97,6 +97,9 @@ int dry_host_free(void *pointer);
 int dry_host_find(const void *pointer, void **base, size_t *size);     /* pinned or registered? */
 int dry_pool_free(dry_span span);
 
+/* ---- exit.c ------------------------------------------------------------------------------------------------------------- */
+void dry_watch_exit(void);                  /* once PyTorch, and with it the C++ runtime, is loaded */
+
 /* ---- device.c, stream.c ---------------------------------------------------------------------------------------------- */
 int dry_current_device(void);
 int dry_set_current_device(int device);                                /* cudaError_t */

@@ -1,0 +1,40 @@
+/* A quiet exit.
+ *
+ * Python before 3.14 ends a thread that asks for the interpreter lock while the interpreter shuts down, by pthread_exit. That
+ * unwinds through PyTorch's autograd threads, whose frames are noexcept, so the C++ runtime calls std::terminate and a script
+ * that did all its work ends in an abort. A real GPU is slow enough to hide the race: backward() returns late. Here the
+ * threads still let go of the graph when the script is over already.
+ *
+ * The remedy is Python 3.14's own: such a thread sleeps, and goes with the process.
+ */
+#include "dry.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <unistd.h>
+
+typedef void (*handler)(void);
+
+static handler previous;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static int python_is_finalizing(void) {
+    int (*ask)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "Py_IsFinalizing"); /* 3.13 on */
+    if (ask == NULL) ask = (int (*)(void))dlsym(RTLD_DEFAULT, "_Py_IsFinalizing");
+    int (*initialized)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "Py_IsInitialized");
+    return (ask != NULL && ask()) || (initialized != NULL && !initialized());
+}
+
+static void sleep_if_finalizing(void) {
+    if (getpid() != gettid() && python_is_finalizing())
+        for (;;) pause();
+    if (previous != NULL) previous();
+}
+
+static void install(void) {
+    /* By its mangled name, for the stub is C and must not bring a C++ runtime of its own. */
+    handler (*set_terminate)(handler) = (handler(*)(handler))dlsym(RTLD_DEFAULT, "_ZSt13set_terminatePFvvE");
+    if (set_terminate != NULL) previous = set_terminate(sleep_if_finalizing);
+}
+
+void dry_watch_exit(void) { pthread_once(&once, install); }
