@@ -54,6 +54,15 @@ class Batch:
     """int64 [b, t]: 1 on real tokens; None where every token is one."""
     position_ids: Tensor | None = None
     """int64 [b, t]: start anew with every row of a packed sequence; None where they simply count up."""
+    padded_right: bool | None = None
+    """Whether padding, if there is any, comes after each row's tokens: causal attention never looks at it then. Found
+    from the mask where it is not given, and kept by `to`: a GPU is never asked for it."""
+
+    def __post_init__(self) -> None:
+        if self.padded_right is None:
+            mask = self.attention_mask
+            found = mask is None or bool((mask[:, 1:] <= mask[:, :-1]).all())
+            object.__setattr__(self, "padded_right", found)
 
     @property
     def tokens(self) -> int:
@@ -64,13 +73,6 @@ class Batch:
     def targets(self) -> int:
         """Tokens that the loss is taken on, after the shift by one."""
         return int((self.labels[:, 1:] != IGNORED).sum())
-
-    @property
-    def padded_right(self) -> bool:
-        """Whether padding, if there is any, comes after each row's tokens: then causal attention never looks at it."""
-        if self.attention_mask is None:
-            return True
-        return bool((self.attention_mask[:, 1:] <= self.attention_mask[:, :-1]).all())
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; copies from pinned memory do not wait."""
@@ -83,6 +85,7 @@ class Batch:
             labels=self.labels.to(device, non_blocking=True),
             attention_mask=moved(self.attention_mask),
             position_ids=moved(self.position_ids),
+            padded_right=self.padded_right,
         )
 
 
