@@ -119,7 +119,7 @@ def _key(toolkit: Toolkit) -> str:
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     compiler = os.environ.get("CC", "")
-    digest.update(f"{toolkit.torch_version}\0{toolkit.cuda_version}\0{platform.machine()}\0{compiler}".encode())
+    digest.update(f"{toolkit.torch_version}\0{toolkit.cuda_version}\0{toolkit.cudnn_version}\0{toolkit.nccl_version}\0{platform.machine()}\0{compiler}".encode())
     return f"torch-{toolkit.torch_version}-{digest.hexdigest()[:16]}"
 
 
@@ -141,7 +141,8 @@ def _build(toolkit: Toolkit, compiler: Sequence[str], folder: Path) -> None:
 
 
 def _compile(toolkit: Toolkit, surface: Surface, compiler: Sequence[str], work: Path) -> None:
-    include = [f"-I{NATIVE}", f"-I{NATIVE / 'shim'}", *(f"-I{path}" for path in toolkit.include)]
+    versions = [f"-DDRY_CUDNN_VERSION={toolkit.cudnn_version}", f"-DDRY_NCCL_VERSION={toolkit.nccl_version}"]
+    include = [*versions, f"-I{NATIVE}", f"-I{NATIVE / 'shim'}", *(f"-I{path}" for path in toolkit.include)]
 
     def compile_one(source: Path) -> Path:
         target = work / f"{source.stem}.o"

@@ -132,6 +132,7 @@ def _find() -> ctypes.CDLL | None:
     for name in ("pytest_vram_dry_journal", "pytest_vram_dry_reads", "pytest_vram_dry_launches"):
         getattr(library, name).restype = ctypes.c_uint64
     library.pytest_vram_dry_missing.restype = ctypes.c_char_p
+    library.pytest_vram_dry_note.restype = ctypes.c_char_p
     return library
 
 
@@ -178,11 +179,21 @@ def launches() -> int:
 
 
 def missing_functions() -> tuple[str, ...]:
-    """Return the CUDA functions that the program called and the dry GPU has not got, in the order of their first call."""
-    names: list[str] = []
-    while (name := _library().pytest_vram_dry_missing(ctypes.c_int(len(names)))) is not None:
-        names.append(name.decode())
-    return tuple(names)
+    """Return the CUDA functions that the program called and the dry GPU has not got, in the order of first calls."""
+    return _texts("pytest_vram_dry_missing")
+
+
+def notes() -> tuple[str, ...]:
+    """Return the assumptions that this program's figures rest on, beyond those of every dry run."""
+    return _texts("pytest_vram_dry_note")
+
+
+def _texts(name: str) -> tuple[str, ...]:
+    function = getattr(_library(), name)
+    texts: list[str] = []
+    while (text := function(ctypes.c_int(len(texts)))) is not None:
+        texts.append(text.decode())
+    return tuple(texts)
 
 
 def journal(first: int = 0) -> tuple[int, list[JournalEntry]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -31,6 +32,8 @@ class Toolkit:
         libraries: what calls CUDA: PyTorch's own libraries and bitsandbytes'.
         include: folders with ``cuda_runtime_api.h`` and ``cuda.h``.
         library_folders: where the real CUDA libraries are, whose exports are stood in for.
+        cudnn_version: as ``cudnnGetVersion()`` reports it, 92400 for 9.24.0.
+        nccl_version: as ``ncclGetVersion()`` reports it, 22703 for 2.27.3.
     """
 
     torch_version: str
@@ -38,6 +41,8 @@ class Toolkit:
     libraries: tuple[Path, ...]
     include: tuple[Path, ...]
     library_folders: tuple[Path, ...]
+    cudnn_version: int
+    nccl_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +86,23 @@ def find_toolkit() -> Toolkit:
         libraries=tuple(libraries),
         include=_find_headers(site, cuda),
         library_folders=(*sorted((site / "nvidia").glob("*/lib")), root / "lib"),
+        cudnn_version=_wheel_version(f"nvidia-cudnn-cu{major}", default=91000),
+        nccl_version=_wheel_version(f"nvidia-nccl-cu{major}", default=22700),
     )
 
 
 def _assigned(text: str, name: str) -> str | None:
     match = re.search(rf"^{name}\s*(?::[^=]+)?=\s*['\"]([^'\"]+)['\"]", text, re.MULTILINE)
     return match[1] if match else None
+
+
+def _wheel_version(distribution: str, *, default: int) -> int:
+    """Read "9.24.0.43" as 92400. PyTorch only compares it, so where there is no wheel (conda) a recent one will do."""
+    try:
+        major, minor, patch = importlib.metadata.version(distribution).split(".")[:3]
+    except importlib.metadata.PackageNotFoundError:
+        return default
+    return int(major) * 10000 + int(minor) * 100 + int(patch)
 
 
 def _find_headers(site: Path, cuda: str) -> tuple[Path, ...]:

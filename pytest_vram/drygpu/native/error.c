@@ -99,3 +99,16 @@ const char *dry_not_implemented_text(const char *name) {
 
 /* Name number `index` of the missing functions that were called, or NULL: read by drygpu/driver.py. */
 const char *pytest_vram_dry_missing(int index) { return index >= 0 && index < reported_count ? reported[index] : NULL; }
+
+/* ---- what the figure rests on: read by drygpu/driver.py ----------------------------------------------------------------- */
+#define NOTES 32
+static const char *notes[NOTES];
+static int note_count;
+
+void dry_note(const char *text) {
+    dry_lock();
+    if (note_count < NOTES) notes[note_count++] = text;
+    dry_unlock();
+}
+
+const char *pytest_vram_dry_note(int index) { return index >= 0 && index < note_count ? notes[index] : NULL; }
