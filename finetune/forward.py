@@ -78,7 +78,7 @@ def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
     (transformers#42489). Nothing needs to make the embeddings' output require a gradient for it.
     """
     base = base_model(model)
-    if bool(base.is_gradient_checkpointing) == enabled:
+    if bool(base.is_activation_checkpointing) == enabled:
         return
     if enabled:
         base.activation_checkpointing_enable({"use_reentrant": False})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.encode import BadRowError, encode, targets
 from finetune.errors import DataError
+from finetune.gguf import cache_folder
 from finetune.rows import read_rows, source_fingerprint
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def tokenized(data: str, config: DataConfig, tokenizer: Any) -> tuple[datasets.D
     """
     import datasets
 
-    folder = _cache() / _key(data, config, tokenizer)
+    folder = cache_folder() / "data" / _key(data, config, tokenizer)
     if not (folder / _COUNTS).is_file():
         _write(folder, data, config, tokenizer)
     counts = json.loads((folder / _COUNTS).read_text())
@@ -174,8 +175,3 @@ def _key(data: str, config: DataConfig, tokenizer: Any) -> str:
         backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items()),
     ]
     return hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest()[:32]
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "finetune" / "data"
