@@ -1,7 +1,7 @@
 """Puts the stub libraries beneath PyTorch, before PyTorch is imported.
 
-A program that is linked against ``libcudart.so.13`` takes whatever library of that name is loaded already. So the stubs only
-have to come first: through ``LD_PRELOAD`` for a program that is yet to start, through ``dlopen`` for this one. The
+A program that is linked against ``libcudart.so.13`` takes whatever library of that name is loaded already. So the stubs
+only have to come first: through ``LD_PRELOAD`` for a program that is yet to start, through ``dlopen`` for this one. The
 environment names the card, and children inherit both.
 """
 
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_vram.drygpu import startup
 from pytest_vram.drygpu.build import Build, ensure_built
 from pytest_vram.drygpu.cards import Card, find_card
 from pytest_vram.drygpu.driver import is_active
@@ -56,7 +57,7 @@ def activate(
     variables = _variables(card, count, total_bytes, context_bytes, copy_limit_bytes)
     if is_active():
         if os.environ.get(CARD_VARIABLE) == variables[CARD_VARIABLE]:
-            quiesce_at_exit()
+            _prepare_process()
             return
         raise DryGpuError(
             f"this process has dry GPUs already ({os.environ.get(CARD_VARIABLE)}), and they cannot be exchanged: "
@@ -79,7 +80,7 @@ def activate(
             os.environ.pop(name, None)
         raise DryGpuError(f"the dry GPU's library cannot be loaded: {error}") from error
     os.environ.update(_inherited(build, os.environ))
-    quiesce_at_exit()
+    _prepare_process()
 
 
 def environment(
@@ -118,9 +119,14 @@ def real_gpu_present() -> bool:
 def _refuse_real_gpu(allowed: bool) -> None:
     if not allowed and real_gpu_present():
         raise DryGpuError(
-            "this machine has a real GPU, whose place the dry GPU does not take by itself: pass replace_real_gpu=True to "
-            "measure dry all the same"
+            "this machine has a real GPU, whose place the dry GPU does not take by itself: pass replace_real_gpu=True "
+            "to measure dry all the same"
         )
+
+
+def _prepare_process() -> None:
+    startup.watch()
+    quiesce_at_exit()
 
 
 def _variables(
@@ -148,6 +154,7 @@ def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:
         path for path in base.get("LD_PRELOAD", "").replace(":", " ").split() if Path(path).name != build.core.name
     ]
     return {
+        **startup.inherited(base),
         "LD_PRELOAD": ":".join([str(build.core), *before]),
         # Triton links its launcher against libcuda and asks ldconfig where that is, which knows nothing of the stubs.
         "TRITON_LIBCUDA_PATH": str(build.folder),

@@ -1,8 +1,8 @@
 """Compiles the stub libraries beneath the dry GPU, once for each installed PyTorch, into the user's cache.
 
-The cache's key covers everything that goes into the libraries, so a new PyTorch, bitsandbytes, compiler or version of this
-package gets libraries of its own, and an old one keeps its. Two processes may build at the same time: one builds, the other
-waits.
+The cache's key covers everything that goes into the libraries, so a new PyTorch, bitsandbytes, compiler or version of
+this package gets libraries of its own, and an old one keeps its. Two processes may build at the same time: one builds,
+the other waits.
 """
 
 from __future__ import annotations
@@ -103,23 +103,25 @@ def ensure_built() -> Build:
                     _build(toolkit, compiler, folder)
         except OSError as error:
             raise DryGpuError(
-                f"the dry GPU cannot be built in {folder.parent}: {error}. Set PYTEST_VRAM_CACHE to a folder you can write to"
+                f"the dry GPU cannot be built in {folder.parent}: {error}. "
+                "Set PYTEST_VRAM_CACHE to a folder you can write to"
             ) from error
     return Build(folder=folder, core=core, toolkit=toolkit)
 
 
 def _key(toolkit: Toolkit) -> str:
-    """Hash what goes in. Libraries by size and time: reading 500 MB of them at each start would cost more than the start."""
+    """Hash what goes in. Libraries by size and time: reading 500 MB of them would cost more than the whole start."""
     digest = hashlib.sha256()
-    for path in sorted(NATIVE.rglob("*.[ch]")) + [
-        NATIVE.parent / name for name in ("build.py", "fallback.py", "toolkit.py")
-    ]:
+    builders = [NATIVE.parent / name for name in ("build.py", "fallback.py", "toolkit.py")]
+    for path in (*sorted(NATIVE.rglob("*.[ch]")), *builders):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for path in (*toolkit.libraries, *toolkit.include):
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     compiler = os.environ.get("CC", "")
-    digest.update(f"{toolkit.torch_version}\0{toolkit.cuda_version}\0{toolkit.cudnn_version}\0{toolkit.nccl_version}\0{platform.machine()}\0{compiler}".encode())
+    digest.update(
+        f"{toolkit.torch_version}\0{toolkit.cuda_version}\0{toolkit.cudnn_version}\0{toolkit.nccl_version}\0{platform.machine()}\0{compiler}".encode()
+    )
     return f"torch-{toolkit.torch_version}-{digest.hexdigest()[:16]}"
 
 
@@ -169,16 +171,13 @@ def _compile(toolkit: Toolkit, surface: Surface, compiler: Sequence[str], work: 
     objects.append(compile_one(fallbacks))
     _run([*link, *map(str, objects), "-o", str(core), "-ldl", "-lpthread"], toolkit)
 
-    # Each name is an empty library that leads to the core, and the core leads to them: loading it puts all names in place.
+    # Each name is an empty library that leads to the core, and the core leads to them: loading it puts all in place.
     empty = work / "empty.c"
     empty.write_text("")
     names = [work / name for name in surface.names]
+    shared = [*compiler, "-shared", "-fPIC", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", str(empty), str(core)]
     for name in names:
-        _run(
-            [*compiler, "-shared", "-fPIC", f"-Wl,-soname,{name.name}", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
-            + [str(empty), str(core), "-o", str(name)],
-            toolkit,
-        )
+        _run([*shared, f"-Wl,-soname,{name.name}", "-o", str(name)], toolkit)
     complete = work / "complete.so"
     _run([*link, *map(str, objects), *map(str, names), "-o", str(complete), "-ldl", "-lpthread"], toolkit)
     os.replace(complete, core)

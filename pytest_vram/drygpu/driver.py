@@ -43,7 +43,7 @@ class DriverStats:
         allocations: successful requests so far (cudaMalloc, cuMemCreate, growth of a pool).
         frees: allocations given back.
         refusals: requests that did not fit.
-        managed_bytes: cudaMallocManaged memory (paged optimizers) that was asked for on this device; not in ``used_bytes``.
+        managed_bytes: cudaMallocManaged memory (paged optimizers) asked for on this device; not in ``used_bytes``.
         managed_peak_bytes: the most of it.
         host_bytes: pinned host memory of the whole process.
         host_peak_bytes: the most of it.
@@ -278,7 +278,7 @@ def drop_answers() -> int:
 
 
 def set_read_hook(hook: ReadHook | None) -> None:
-    """Let ``hook`` see, and answer, every copy from device to host that no queued answer fits; ``None`` takes it away."""
+    """Let ``hook`` see, and answer, every copy to the host that no queued answer fits; ``None`` takes it away."""
     global _kept_hook
     library = _library()
     if hook is None:

@@ -1,7 +1,7 @@
 """Reads the dynamic symbols of a shared library: what it needs from others, and what it offers.
 
-Only what the loader itself reads (System V ABI, "Dynamic Linking"): 64-bit little-endian ELF, which is every Linux machine
-that PyTorch ships CUDA wheels for.
+Only what the loader itself reads (System V ABI, "Dynamic Linking"): 64-bit little-endian ELF, which is every Linux
+machine that PyTorch ships CUDA wheels for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import mmap
 import struct
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")

@@ -1,4 +1,4 @@
-"""Writes the C file of all functions that the dry GPU knows by name only: each says so once and reports "not supported"."""
+"""Writes the C file of all functions known by name only: each says so once and reports "not supported"."""
 
 from __future__ import annotations
 

@@ -108,10 +108,12 @@ def _wheel_version(distribution: str, *, default: int) -> int:
 def _find_headers(site: Path, cuda: str) -> tuple[Path, ...]:
     major = cuda.split(".")[0]
     places = [site / "nvidia" / f"cu{major}" / "include", site / "nvidia" / "cuda_runtime" / "include"]
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if variable in os.environ:
-            places.append(Path(os.environ[variable]) / "include")
-    places += [Path(f"/usr/local/cuda-{cuda}/include"), Path("/usr/local/cuda/include")]
+    homes = [os.environ[variable] for variable in ("CUDA_HOME", "CUDA_PATH") if variable in os.environ]
+    places += [
+        *(Path(home) / "include" for home in homes),
+        Path(f"/usr/local/cuda-{cuda}/include"),
+        Path("/usr/local/cuda/include"),
+    ]
     for place in places:
         runtime = place / "cuda_runtime_api.h"
         if not runtime.exists() or not (place / "cuda.h").exists():

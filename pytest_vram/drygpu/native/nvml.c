@@ -65,8 +65,10 @@ const char *nvmlErrorString(int status) {
     }
 }
 
-int nvmlSystemGetDriverVersion(char *out, unsigned room) { return copy_text(out, room, "pytest-vram dry GPU"); }
-int nvmlSystemGetNVMLVersion(char *out, unsigned room) { return copy_text(out, room, "pytest-vram dry GPU"); }
+/* The oldest driver branch that runs this CUDA: programs compare it, so it must read as a version. */
+#define DRIVER_VERSION (CUDART_VERSION >= 13000 ? "580.0" : "525.0")
+int nvmlSystemGetDriverVersion(char *out, unsigned room) { return copy_text(out, room, DRIVER_VERSION); }
+int nvmlSystemGetNVMLVersion(char *out, unsigned room) { return copy_text(out, room, CUDART_VERSION >= 13000 ? "13.580.0" : "12.525.0"); }
 int nvmlSystemGetCudaDriverVersion(int *version) { return *version = CUDART_VERSION, SUCCESS; }
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { return *version = CUDART_VERSION, SUCCESS; }
 
