@@ -65,7 +65,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     int device = properties->location.id;
     if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE || dry_physical_index(device) < 0 || size == 0 || size % DRY_PAGE)
         return CUDA_ERROR_INVALID_VALUE;
-    if (properties->requestedHandleTypes & CU_MEM_HANDLE_TYPE_FABRIC) return CUDA_ERROR_NOT_PERMITTED; /* no NVLink fabric here */
+    if (properties->requestedHandleTypes & 8) return CUDA_ERROR_NOT_PERMITTED; /* CU_MEM_HANDLE_TYPE_FABRIC, which CUDA before 12.3 does not name: no fabric here */
     memory *m = calloc(1, sizeof *m);
     if (m == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     *m = (memory){.device = device, .size = size, .references = 1, .properties = *properties};
