@@ -10,7 +10,7 @@ The two differ. The adapter was trained on top of the *quantized* weights and ha
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from finetune.config import Precision, RunConfig
+    from finetune.config import RunConfig
 
-_PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_PRECISIONS: dict[torch.dtype, Literal["fp32", "fp16", "bf16"]] = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
 
 
 def merge(model: PreTrainedModel, adapter: Path, config: RunConfig, folder: Path) -> None:
@@ -70,7 +74,9 @@ def dequantized_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     for name, module in base.named_modules():
         plain = name.replace(".base_layer", "")
-        if type(getattr(module, "weight", None)).__name__ in ("Params4bit", "Int8Params"):
+        # An adapted layer shows the weight of the layer it wraps, which comes by itself.
+        own = module._parameters.get("weight")
+        if type(own).__name__ in ("Params4bit", "Int8Params"):
             yield f"{plain}.weight", dequantize_module_weight(module)
-        for parameter in getattr(module, "parametrizations", {}):  # fused experts: quantized behind a parametrization
-            yield f"{plain}.{parameter}", getattr(module, parameter)
+        for parameter in getattr(module, "quant_states", {}):  # fused experts
+            yield f"{plain}.{parameter}", module.dequantized(parameter)
