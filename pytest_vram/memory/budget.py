@@ -21,6 +21,7 @@ class Budget:
         enforce: cap the allocator, so that the line that breaks the budget raises.
         max_leak_bytes: what the test may leave behind; ``None`` does not check.
         min_free_bytes: skip the test when the device has less free than this.
+        search: under ``@given``, make the peak hypothesis's target.
         origin: ``"marker"``, ``"ini"``, ``"cli"`` or ``"phase"``, with the location in ``where``.
     """
 
@@ -31,5 +32,6 @@ class Budget:
     enforce: bool = False
     max_leak_bytes: int | None = None
     min_free_bytes: int | None = None
+    search: bool = False
     origin: str = "marker"
     where: str = ""

@@ -1,1 +1,93 @@
-"""The pytest plugin: the only importer of pytest."""
+"""The pytest plugin: the only importer of pytest.
+
+Loaded into every pytest session of an environment that has the package, so this module imports nothing heavy: torch, pynvml and
+the rest of the plugin come with the first test that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vram.plugin.fixtures import Gpu, Vram
+    from pytest_vram.plugin.runner import Runner
+
+_RUNNER = "vram-runner"
+_COLLECTOR = "vram-collector"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options and ini settings."""
+    from pytest_vram.plugin.options import add_options
+
+    add_options(parser)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """This plugin's own hooks."""
+    from pytest_vram.plugin import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Put the dry GPU in place before any conftest can import torch."""
+    from pytest_vram.plugin import activation
+
+    activation.before_conftests(early_config)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Markers; and, when a setting asks for measuring, the rest of the plugin."""
+    from pytest_vram.plugin import activation, marks
+
+    config.addinivalue_line("markers", marks.MARK_HELP)
+    config.addinivalue_line("markers", marks.VALUES_HELP)
+    activation.configure(config)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say that the GPU is dry: every test of the session sees it."""
+    from pytest_vram.plugin import activation
+
+    text = activation.notice(config)
+    return None if text is None else f"vram: {text}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The first marked test brings the rest of the plugin in."""
+    if not config.pluginmanager.has_plugin(_RUNNER) and any(_concerns(item) for item in items):
+        from pytest_vram.plugin import activation
+
+        activation.start(config).pytest_collection_modifyitems(items)
+
+
+def _concerns(item: pytest.Item) -> bool:
+    names = getattr(item, "fixturenames", ())
+    return "vram" in names or "gpu" in names or any(m.name.startswith("vram") for m in item.iter_markers())
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> Gpu:
+    """The device to test on: ``gpu.device``, ``gpu.kind``, ``gpu.name``, ``gpu.total_bytes``, ``gpu.computes``."""
+    return _runner(request).gpu(request)
+
+
+@pytest.fixture
+def vram(request: pytest.FixtureRequest) -> Vram:
+    """Measures phases of the test: ``with vram.measure("forward"): ...``, then ``vram["forward"].allocated``."""
+    return _runner(request).vram(request)
+
+
+def _runner(request: pytest.FixtureRequest) -> Runner:
+    runner: Runner | None = request.config.pluginmanager.get_plugin(_RUNNER)
+    if runner is None:
+        from pytest_vram.plugin import activation
+
+        runner = activation.start(request.config)
+    return runner

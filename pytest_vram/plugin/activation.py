@@ -1,0 +1,141 @@
+"""When the plugin does what: the dry GPU before torch, the runner with the first test that needs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_vram.errors import DryGpuError, VramUsageError
+from pytest_vram.plugin import options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_vram.plugin.options import Settings
+    from pytest_vram.plugin.runner import Runner
+
+RUNNER, COLLECTOR = "vram-runner", "vram-collector"
+_MOST_FILES = 2_000
+_USES = re.compile(rb"\bvram\b|def \w+\([^)]*\bgpu\b")  # the marker, or one of the fixtures
+_NOTICE = pytest.StashKey[str]()
+
+
+def before_conftests(config: pytest.Config) -> None:
+    """Make the GPU dry, if that is asked for, or if ``auto`` finds no other and a test file speaks of it.
+
+    ``auto`` looks at the text of the test files, because it has to decide before the first of them imports torch; without a
+    word of a budget in any of them a session is left as it is.
+    """
+    from pytest_vram.probe import select
+
+    try:
+        choice = select.parse_choice(options.early_gpu(config) or "auto")
+    except VramUsageError:
+        return  # told by configure(), as all wrong settings are
+    if choice.kind == "dry":
+        _go_dry(config, choice.card, chosen=True)
+    elif choice.kind == "auto" and _mentioned(config) and select.can_run_dry():
+        _go_dry(config, choice.card, chosen=False)
+
+
+def configure(config: pytest.Config) -> None:
+    """Check the settings; start at once where a setting measures every test, or promises a kind of figure."""
+    if not options.asked_for(config):
+        return
+    settings = _settings(config)
+    if settings.require is not None:
+        _require(config, settings, settings.require)
+    if settings.measures_all:
+        start(config)
+
+
+def start(config: pytest.Config) -> Runner:
+    """Register the runner, and where reports arrive the collector too."""
+    from pytest_vram.plugin.collector import Collector
+    from pytest_vram.plugin.runner import Runner
+
+    settings = _settings(config)
+    runner = Runner(config, settings)
+    config.pluginmanager.register(runner, RUNNER)
+    if not hasattr(config, "workerinput") and not config.pluginmanager.has_plugin(COLLECTOR):
+        config.pluginmanager.register(Collector(config, settings), COLLECTOR)
+    return runner
+
+
+def notice(config: pytest.Config) -> str | None:
+    """What became of the dry GPU, for the header."""
+    return config.stash.get(_NOTICE, None)
+
+
+def _settings(config: pytest.Config) -> Settings:
+    try:
+        return options.read(config)
+    except VramUsageError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _go_dry(config: pytest.Config, card: str, *, chosen: bool) -> None:
+    from pytest_vram.probe import select
+
+    try:
+        select.go_dry(card)
+    except DryGpuError as error:
+        if chosen:
+            raise pytest.UsageError(f"--vram-gpu=dry: {error}") from error
+        config.stash[_NOTICE] = f"no GPU, and no dry GPU either ({error}); CPU tensors are traced"
+    else:
+        how = "chosen" if chosen else "no GPU here; --vram-gpu chooses otherwise"
+        config.stash[_NOTICE] = f"dry GPU {card}: allocates as the card would, computes nothing ({how})"
+
+
+def _require(config: pytest.Config, settings: Settings, kind: str) -> None:
+    from pytest_vram.errors import ProbeUnavailable
+    from pytest_vram.probe import select
+
+    try:
+        probe = config.hook.pytest_vram_probe(config=config) or select.choose(settings.gpu)
+        found, why = probe.kind, ""
+    except ProbeUnavailable as error:
+        found, why = "none", f": {error}"
+    if found != kind:
+        raise pytest.UsageError(
+            f"--vram-require={kind}: figures of this session would be of the kind {found!r}{why}. "
+            f"Look at `{sys.executable} -m pytest_vram doctor`"
+        )
+
+
+def _mentioned(config: pytest.Config) -> bool:
+    if options.asked_for(config):
+        return True
+    for count, path in enumerate(_test_files(config)):
+        if count >= _MOST_FILES:
+            return False
+        try:
+            if _USES.search(path.read_bytes()):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _test_files(config: pytest.Config) -> Iterator[Path]:
+    here = Path(config.invocation_params.dir)
+    arguments = list(config.known_args_namespace.file_or_dir or config.getini("testpaths") or [str(here)])
+    for argument in arguments:
+        path = here / argument.split("::")[0]
+        if path.is_dir():
+            for folder, folders, files in os.walk(path):
+                folders[:] = [
+                    f for f in folders if not f.startswith((".", "__")) and f not in ("node_modules", "venv", "build")
+                ]
+                yield from (Path(folder, name) for name in files if name.endswith(".py"))
+        elif path.is_file():
+            yield path
+            conftest = path.parent / "conftest.py"
+            if conftest.is_file():
+                yield conftest

@@ -1,0 +1,66 @@
+"""Gathers the records of all processes into one report, prints and writes it. Lives where reports arrive."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vram.errors import VramError
+from pytest_vram.memory import Report, TestRecord
+from pytest_vram.report.codec import decode
+
+if TYPE_CHECKING:
+    from pytest_vram.plugin.options import Settings
+
+PROPERTY = "vram"
+
+
+class Collector:
+    """One a session: in the only process, or in xdist's controller."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config, self.settings = config, settings
+        self.records: dict[str, TestRecord] = {}
+        self._problems: list[str] = []
+        self._written: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take a test's record out of its report; teardown's comes last and is complete."""
+        for name, text in report.user_properties:
+            if name == PROPERTY:
+                record = decode(TestRecord, json.loads(str(text)))
+                outcome = "failed" if report.failed else record.outcome
+                self.records[report.nodeid] = replace(record, outcome=outcome)
+
+    def report(self) -> Report:
+        """All that was measured, in the order in which it ran."""
+        from pytest_vram.report.environment import environment
+
+        tests = tuple(self.records.values())
+        return Report(environment=environment(tests), tests=tests)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """Write files and baseline."""
+        from pytest_vram import baseline
+        from pytest_vram.report import files
+
+        report = self.report()
+        try:
+            for path in self.settings.output:
+                files.save(report, path)
+                self._written.append(f"report written to {path}")
+            if self.settings.update_baseline and self.settings.baseline is not None:
+                changed = baseline.update(self.settings.baseline, report)
+                self._written.append(f"{changed} entries of {self.settings.baseline} written")
+        except (OSError, VramError) as error:
+            self._problems.append(f"{error}")
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """The table, what was not measured, and what was written."""
+        from pytest_vram.plugin import summary
+
+        summary.write(terminalreporter, self.report(), self.settings, [*self._written, *self._problems])

@@ -1,0 +1,43 @@
+"""Tests under ``@given``: each hypothesis example is measured by itself, and the worst one counts."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pytest
+
+    from pytest_vram.plugin.meter import Meter
+
+_SHOWN = 300  # characters of an example's arguments
+
+
+@contextlib.contextmanager
+def measuring_examples(item: pytest.Item, meter: Meter) -> Iterator[None]:
+    """While the test runs, wrap the function that hypothesis calls for each example; no other test is touched."""
+    handle = getattr(getattr(item, "obj", None), "hypothesis", None)
+    if handle is None or not hasattr(handle, "inner_test"):
+        yield
+        return
+    inner = handle.inner_test
+    handle.inner_test = _measured(inner, meter)
+    try:
+        yield
+    finally:
+        handle.inner_test = inner
+
+
+def _measured(inner: Callable[..., Any], meter: Meter) -> Callable[..., Any]:
+    @functools.wraps(inner)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        shown = ", ".join(f"{name}={value!r}" for name, value in kwargs.items() if name not in ("gpu", "vram"))
+        with meter.example(shown[:_SHOWN]):
+            result = inner(*args, **kwargs)
+        return result
+
+    return run

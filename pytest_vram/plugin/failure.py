@@ -1,0 +1,104 @@
+"""What a person reads when a budget is broken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement
+
+_KINDS = {
+    "cuda": "measured on the GPU",
+    "dry": "dry GPU: PyTorch's allocator, no kernel ran",
+    "host": "traced on the CPU: tensor bytes, rounded as the CUDA allocator rounds them",
+    "nvml": "sampled by NVML",
+    "accelerator": "measured on the accelerator",
+}
+
+
+def budget_message(
+    budget: Budget,
+    limit: int,
+    peak: int,
+    measurement: Measurement,
+    *,
+    phase: str | None,
+    holders: Sequence[Holder],
+    example: str | None = None,
+    peak_phase: str | None = None,
+) -> str:
+    """The failing test's message: limit, peak, by how much, where, who, and one remedy."""
+    device = measurement.device
+    what = f"phase {phase!r}" if phase else "the test"
+    lines = [
+        f"{what} needed {format_bytes(peak)} of {budget.metric} memory, {format_bytes(peak - limit)} more than its budget of "
+        f"{format_bytes(limit)}",
+        f"  peak    {peak:>16,} bytes",
+        f"  budget  {limit:>16,} bytes  ({budget.origin}{f' at {budget.where}' if budget.where else ''})",
+        f"  device  {device.name}, {device.kind}: {_KINDS[device.kind]}",
+    ]
+    if example:
+        lines.append(f"  example {example}")
+    if peak_phase:
+        lines.append(f"  where   in phase {peak_phase!r}")
+    if measurement.phases:
+        lines.append(
+            "  phases  " + ", ".join(f"{p.name} {format_bytes(_metric(p.peak, budget))}" for p in measurement.phases)
+        )
+    lines += _bill(measurement.fixtures)
+    if holders:
+        lines.append("  held at the peak, by the line that allocated it:")
+        lines += [f"    {format_bytes(h.size_bytes):>9}  {h.location}" + _times(h.count) for h in holders]
+    lines.append("  " + remedy(budget, peak, limit, measurement, holders))
+    return "\n".join(lines)
+
+
+def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, holders: Sequence[Holder]) -> str:
+    """One thing to try first."""
+    over = peak - limit
+    shared = [share for share in measurement.fixtures if share.scope != "function"]
+    if sum(share.size_bytes for share in shared) > over and sum(share.size_bytes for share in shared) > peak / 2:
+        return f"try: {shared[0].scope} fixture {shared[0].name!r} holds most of it; give it a narrower scope, or scope='call'"
+    allocated = measurement.peak.allocated_bytes
+    if budget.metric != "allocated" and allocated is not None and allocated <= limit:
+        return (
+            f"try: only {format_bytes(allocated)} were allocated, the rest is the allocator's cache and the context: "
+            "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or metric='allocated'"
+        )
+    if holders:
+        return f"try: the largest holder is {holders[0].location}; release it earlier, or make it smaller"
+    return "try: a smaller batch, a narrower dtype, or checkpointed activations; --vram-report shows every test's peak"
+
+
+def fixture_line(share: FixtureShare) -> str:
+    """``session fixture `llama` holds 14.2 GiB``."""
+    return f"{share.scope} fixture `{share.name}` holds {format_bytes(share.size_bytes)}"
+
+
+def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
+    """For a test that failed for another reason, an out-of-memory error first of all."""
+    peak = measurement.peak
+    lines = [
+        f"{measurement.device.name} ({measurement.device.kind}): peak allocated {format_bytes(peak.allocated_bytes)}, reserved "
+        f"{format_bytes(peak.reserved_bytes)}, retries {measurement.retries}, out-of-memory errors {measurement.ooms}"
+    ]
+    lines += [line.strip() for line in _bill(measurement.fixtures)]
+    lines += [f"{format_bytes(h.size_bytes):>9}  {h.location}" + _times(h.count) for h in holders]
+    return "\n".join(lines)
+
+
+def _bill(fixtures: Sequence[FixtureShare]) -> list[str]:
+    return ["  " + fixture_line(share) for share in sorted(fixtures, key=lambda s: -s.size_bytes)]
+
+
+def _times(count: int) -> str:
+    return f"  ({count} allocations)" if count > 1 else ""
+
+
+def _metric(peak: object, budget: Budget) -> int | None:
+    value: int | None = getattr(peak, f"{budget.metric}_bytes")
+    return value

@@ -1,0 +1,175 @@
+"""What the fixtures ``gpu`` and ``vram`` give a test."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vram import units
+from pytest_vram.errors import VramUsageError
+from pytest_vram.memory.scaling import Scaling, fit
+from pytest_vram.plugin.marks import limit_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import torch
+
+    from pytest_vram.memory import Device, Kind, Peak
+    from pytest_vram.plugin.meter import Meter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """The device to put tensors on.
+
+    Attributes:
+        kind: how its figures come about: ``cuda``, ``dry``, ``host``, ...
+        device: for ``tensor.to(gpu.device)``; the CPU for the kind ``host``.
+        name: of the card.
+        total_bytes: its memory; ``None`` where unknown.
+        capability: its compute capability; ``None`` where there is none.
+        computes: whether values on the device are real. A dry GPU allocates, and computes nothing.
+    """
+
+    kind: Kind
+    device: torch.device
+    name: str
+    total_bytes: int | None
+    capability: tuple[int, int] | None
+    computes: bool
+
+    @classmethod
+    def of(cls, device: Device) -> Gpu:
+        """The first device of a probe, as a test sees it."""
+        import torch
+
+        where = {"host": "cpu", "accelerator": "accelerator"}.get(device.kind, "cuda")
+        if where == "accelerator":
+            where = torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
+        return cls(
+            kind=device.kind,
+            device=torch.device(where) if where == "cpu" else torch.device(where, device.index),
+            name=device.name,
+            total_bytes=device.total_bytes,
+            capability=device.capability,
+            computes=device.kind != "dry",
+        )
+
+    def require_values(self) -> None:
+        """Skip the test here if the device computes nothing."""
+        if not self.computes:
+            pytest.skip(f"needs values computed on the device, and {self.name} is a dry GPU")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhasePeak:
+    """Peak of a phase or of the test so far, in bytes; ``None`` where the device does not report it.
+
+    Attributes:
+        allocated: bytes in live blocks.
+        reserved: bytes that the allocator held from the driver.
+        requested: bytes that were asked for, before rounding.
+        device: bytes that the process held on the card.
+        start: allocated bytes when it began.
+    """
+
+    allocated: int | None
+    reserved: int | None
+    requested: int | None
+    device: int | None
+    start: int
+
+    @property
+    def added(self) -> int | None:
+        """What the phase needed on top of what was held when it began."""
+        return None if self.allocated is None else self.allocated - self.start
+
+    @classmethod
+    def of(cls, peak: Peak, start: int) -> PhasePeak:
+        """From a probe's figures."""
+        return cls(
+            allocated=peak.allocated_bytes,
+            reserved=peak.reserved_bytes,
+            requested=peak.requested_bytes,
+            device=peak.device_bytes,
+            start=start,
+        )
+
+
+class Vram:
+    """Measures phases of a test."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    @contextlib.contextmanager
+    def measure(self, name: str, *, max_gb: float | None = None, max_mb: float | None = None) -> Iterator[None]:
+        """Measure a phase; phases may be nested, and a name may come again.
+
+        Args:
+            name: of the phase, for ``vram[name]`` and the report.
+            max_gb: budget of the phase in GB (2**30 bytes), in the metric of the test's budget (allocated without one).
+            max_mb: the same in MB (2**20 bytes).
+
+        Raises:
+            VramBudgetExceeded: when the phase ends above its budget.
+            VramUsageError: a budget that is none.
+        """
+        if max_gb is not None and max_mb is not None:
+            raise VramUsageError("vram.measure(max_gb=..., max_mb=...) gives two limits: use one of them")
+        limit = None
+        if max_gb is not None:
+            limit = limit_bytes("max_gb", max_gb, unit=units.GIB)
+        elif max_mb is not None:
+            limit = limit_bytes("max_mb", max_mb, unit=units.MIB)
+        with self._meter.phase(name, limit):
+            yield
+
+    def __getitem__(self, name: str) -> PhasePeak:
+        """The peak of a finished phase; the largest where the name came more than once."""
+        found = self._meter.phase_peaks(name)
+        if not found:
+            raise VramUsageError(
+                f"no phase {name!r} was measured; there are: {', '.join(self._meter.phase_names()) or 'none'}"
+            )
+        return max(found, key=lambda peak: peak.allocated or 0)
+
+    @property
+    def peak(self) -> PhasePeak:
+        """The test's peak so far, fixtures included."""
+        return self._meter.peak_so_far()
+
+    def compare(self, **variants: Callable[[], Any]) -> Mapping[str, PhasePeak]:
+        """Run each function as a phase of its name, from a clean start, and return the peaks.
+
+        ``vram.compare(plain=step, checkpointed=checkpointed_step)``; look at ``.added`` for what each needed by itself.
+        """
+        if not variants:
+            raise VramUsageError("vram.compare() needs functions to compare: vram.compare(before=f, after=g)")
+        for name, run in variants.items():
+            self._meter.clean()
+            with self.measure(name):
+                run()
+        return {name: self[name] for name in variants}
+
+    def scaling(self, argument: str, values: Sequence[float], run: Callable[..., Any] | None = None) -> Scaling:
+        """How the peak grows with an argument: ``assert vram.scaling("seq", [256, 512, 1024, 2048], step).order <= 1.1``.
+
+        Args:
+            argument: name of the argument.
+            values: at least three different sizes.
+            run: called as ``run(argument=value)`` for each value, from a clean start. Without it the phases named
+                ``"argument=value"`` are taken, which the test has measured itself.
+        """
+        if len(set(values)) < 3:
+            raise VramUsageError(f"vram.scaling({argument!r}, {list(values)!r}) needs at least three different sizes")
+        for value in values if run is not None else ():
+            self._meter.clean()
+            with self.measure(f"{argument}={value}"):
+                run(**{argument: value})  # type: ignore[misc]
+        peaks = [self[f"{argument}={value}"].added or 0 for value in values]
+        return fit(argument, values, peaks)

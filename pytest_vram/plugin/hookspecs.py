@@ -1,0 +1,24 @@
+"""Hooks of this plugin, for other plugins and for ``conftest.py``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vram.memory import TestRecord
+    from pytest_vram.probe.protocol import Probe
+
+
+@pytest.hookspec(firstresult=True)
+def pytest_vram_probe(config: pytest.Config) -> Probe | None:
+    """Return a probe to measure with, in place of the built-in ones; ``None`` leaves the choice to them.
+
+    Called once a process, when the first test needs it.
+    """
+
+
+@pytest.hookspec
+def pytest_vram_record(item: pytest.Item, record: TestRecord) -> None:
+    """A test was measured; called before its report is made, in the process that ran it."""

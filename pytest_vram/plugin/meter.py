@@ -1,0 +1,246 @@
+"""One test, measured: from before its first fixture to after its call."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_vram.errors import VramBudgetExceeded
+from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, Unmeasured, Verdict, Within
+from pytest_vram.plugin.failure import budget_message
+from pytest_vram.plugin.fixtures import PhasePeak
+from pytest_vram.probe.intervals import larger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_vram.memory import FixtureShare
+    from pytest_vram.probe.intervals import Interval, Intervals
+    from pytest_vram.probe.protocol import Probe
+
+UNTOUCHED = "the test never touched the device"
+
+
+class Meter:
+    """Measures one run of one test.
+
+    Attributes:
+        earlier_fixtures: those that were set up before the test.
+        residue: bytes on each device that earlier tests left behind; they do not count against this one.
+        worst: peaks and arguments of the worst hypothesis example, once there was one.
+    """
+
+    def __init__(
+        self, probe: Probe, intervals: Intervals, budget: Budget | None, residue: tuple[int, ...], top: int
+    ) -> None:
+        self.probe, self.intervals, self.budget, self.top = probe, intervals, budget, top
+        self.residue = residue
+        self.worst: tuple[tuple[Peak, ...], str] | None = None
+        if budget is not None and budget.metric != "allocated":
+            probe.release()  # what the allocator caches from earlier tests is not this test's
+        if budget is not None and budget.max_leak_bytes is not None:
+            probe.settle()
+        probe.begin_test(record=budget is not None)
+        self.began = time.perf_counter()
+        self.start = probe.allocated()
+        self.interval = intervals.begin()
+        self.call_interval: Interval | None = None
+        self.call_start = self.start
+        self.counters = probe.counters()
+        self.phases: list[tuple[Phase, tuple[Peak, ...], tuple[int, ...]]] = []
+        self._open: list[str] = []
+        self.fixtures: tuple[FixtureShare, ...] = ()
+        self.earlier_fixtures: tuple[FixtureShare, ...] = ()
+
+    def begin_call(self, fixtures: tuple[FixtureShare, ...]) -> None:
+        """Fixtures are set up; the test function begins."""
+        self.fixtures = fixtures
+        self.call_start = self.probe.allocated()
+        self.call_interval = self.intervals.begin()
+
+    @contextlib.contextmanager
+    def phase(self, name: str, limit: int | None) -> Iterator[None]:
+        """Measure a phase; see :meth:`pytest_vram.plugin.fixtures.Vram.measure`."""
+        start, parent = self.probe.allocated(), self._open[-1] if self._open else None
+        interval, begin = self.intervals.begin(), time.perf_counter() - self.began
+        self._open.append(name)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            self._open.pop()
+            peaks = self.intervals.end(interval)
+            phase = Phase(
+                name=name,
+                start=begin,
+                end=time.perf_counter() - self.began,
+                peak=_largest(peaks),
+                parent=parent,
+                limit_bytes=limit,
+            )
+            self.phases.append((phase, peaks, _filled(start, len(peaks))))
+            if not failed and limit is not None:
+                self._check_phase(phase, limit)
+
+    def phase_peaks(self, name: str) -> list[PhasePeak]:
+        """Peaks of the phases of that name, on the device that needed most."""
+        found = []
+        for phase, peaks, start in self.phases:
+            if phase.name == name:
+                index = max(range(len(peaks)), key=lambda i: peaks[i].allocated_bytes or 0, default=0)
+                found.append(PhasePeak.of(phase.peak, start[index] if start else 0))
+        return found
+
+    def phase_names(self) -> list[str]:
+        """Names of the finished phases, in order."""
+        return list(dict.fromkeys(phase.name for phase, _, _ in self.phases))
+
+    def peak_so_far(self) -> PhasePeak:
+        """The whole test's peak until now."""
+        return PhasePeak.of(_largest(self.intervals.read(self.interval)), max(self.start, default=0))
+
+    def clean(self) -> None:
+        """Let go of what is only cached, so that the next phase starts as the first one did."""
+        gc.collect()
+        self.probe.release()
+
+    @contextlib.contextmanager
+    def example(self, arguments: str) -> Iterator[None]:
+        """Measure one hypothesis example by itself, and hold it against the budget.
+
+        Raises:
+            VramBudgetExceeded: the example needed too much; hypothesis then looks for the smallest such one.
+        """
+        gc.collect()
+        interval = self.intervals.begin()
+        try:
+            yield
+        finally:
+            peaks = self.intervals.end(interval)
+        if self.worst is None or self.figure(peaks) > self.figure(self.worst[0]):
+            self.worst = (peaks, arguments)
+        if self.budget is not None:
+            if self.budget.search:
+                from hypothesis import target
+
+                target(float(self.figure(peaks)), label="vram")
+            measurements = self.measurements(peaks)
+            verdict = self.verdict(measurements)
+            if isinstance(verdict, Exceeded):
+                raise self.exceeded(measurements, verdict, example=arguments)
+
+    def figure(self, peaks: tuple[Peak, ...]) -> int:
+        """The largest value of the budget's metric, over the devices."""
+        metric = "allocated" if self.budget is None else self.budget.metric
+        return max((getattr(peak, f"{metric}_bytes") or 0 for peak in peaks), default=0)
+
+    def measurements(self, peaks: tuple[Peak, ...] | None = None) -> tuple[Measurement, ...]:
+        """What was measured so far, one entry a device."""
+        seen = self.intervals.read(self.interval) if peaks is None else peaks
+        devices = self.probe.devices()
+        start = _filled(self.start, len(devices))
+        before, after = self.counters, self.probe.counters()
+        contaminated = self.probe.contaminated()
+        result = []
+        for index, device in enumerate(devices):
+            earlier = before[index] if index < len(before) else None
+            now = after[index] if index < len(after) else None
+            result.append(
+                Measurement(
+                    device=device,
+                    peak=seen[index] if index < len(seen) else Peak(allocated_bytes=0, reserved_bytes=0),
+                    start_bytes=start[index],
+                    phases=tuple(
+                        replace(phase, peak=found[index]) for phase, found, _ in self.phases if index < len(found)
+                    ),
+                    fixtures=self.fixtures,
+                    retries=(now.retries if now else 0) - (earlier.retries if earlier else 0),
+                    ooms=(now.ooms if now else 0) - (earlier.ooms if earlier else 0),
+                    host_reads=self.probe.host_reads() if index == 0 else (),
+                    contaminated=contaminated[index],
+                )
+            )
+        return tuple(result)
+
+    def verdict(self, measurements: tuple[Measurement, ...]) -> Verdict | None:
+        """What the budget says; ``None`` without one."""
+        budget = self.budget
+        if budget is None or budget.limit_bytes is None:
+            return None
+        found = [(self.counted(m), m) for m in measurements if budget.device in (None, m.device.index)]
+        if not found:
+            return Unmeasured(reason=f"there is no device {budget.device}; {len(measurements)} visible")
+        if any(value is None for value, _ in found):
+            return Unmeasured(reason=f"the kind {found[0][1].device.kind} reports no {budget.metric} figure")
+        peak, measurement = max(((value or 0, m) for value, m in found), key=lambda pair: pair[0])
+        if measurement.contaminated:
+            return Unmeasured(reason="another process's memory on the card moved during the test")
+        if all((m.peak.allocated_bytes or m.peak.device_bytes or 0) == 0 for _, m in found):
+            return Unmeasured(reason=UNTOUCHED)
+        if peak > budget.limit_bytes:
+            return Exceeded(over_bytes=peak - budget.limit_bytes, phase=self._phase_of_peak(measurement))
+        return Within(headroom_bytes=budget.limit_bytes - peak)
+
+    def counted(self, measurement: Measurement) -> int | None:
+        """The figure that is held against the budget, in bytes."""
+        assert self.budget is not None
+        index, metric = measurement.device.index, f"{self.budget.metric}_bytes"
+        if self.budget.scope == "call" and self.call_interval is not None:
+            peaks = self.intervals.read(self.call_interval)
+            value = getattr(peaks[index] if index < len(peaks) else Peak(), metric)
+            before = _filled(self.call_start, index + 1)[index]
+        else:
+            value, before = getattr(measurement.peak, metric), _filled(self.residue, index + 1)[index]
+        return None if value is None else max(0, value - before)
+
+    def exceeded(
+        self, measurements: tuple[Measurement, ...], verdict: Exceeded, *, example: str | None = None
+    ) -> VramBudgetExceeded:
+        """The error of a broken budget."""
+        budget = self.budget
+        assert budget is not None
+        assert budget.limit_bytes is not None
+        limit = budget.limit_bytes
+        peak = limit + verdict.over_bytes
+        measurement = max(measurements, key=lambda m: self.counted(m) or 0)
+        holders = self.probe.holders(measurement.device.index, self.top)
+        message = budget_message(
+            budget, limit, peak, measurement, phase=None, holders=holders, example=example, peak_phase=verdict.phase
+        )
+        return VramBudgetExceeded(message, limit_bytes=limit, peak_bytes=peak, phase=verdict.phase)
+
+    def _check_phase(self, phase: Phase, limit: int) -> None:
+        budget = self.budget or Budget(limit_bytes=limit)
+        value = getattr(phase.peak, f"{budget.metric}_bytes")
+        value = None if value is None else value - max(self.residue, default=0)
+        if value is not None and value > limit:
+            measurements = self.measurements()
+            measurement = max(measurements, key=lambda m: m.peak.allocated_bytes or 0)
+            holders = self.probe.holders(measurement.device.index, self.top)
+            phase_budget = replace(budget, origin="phase", where="")
+            message = budget_message(phase_budget, limit, value, measurement, phase=phase.name, holders=holders)
+            raise VramBudgetExceeded(message, limit_bytes=limit, peak_bytes=value, phase=phase.name)
+
+    def _phase_of_peak(self, measurement: Measurement) -> str | None:
+        """The innermost phase in which the peak fell; ``None`` when it fell outside of all."""
+        assert self.budget is not None
+        metric = f"{self.budget.metric}_bytes"
+        peak = getattr(measurement.peak, metric)
+        # Phases are listed as they end: the innermost ones first.
+        return next((p.name for p in measurement.phases if getattr(p.peak, metric) == peak), None)
+
+
+def _largest(peaks: tuple[Peak, ...]) -> Peak:
+    result = Peak()
+    for peak in peaks:
+        result = larger(result, peak)
+    return result
+
+
+def _filled(values: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Entries of devices that were not there yet read as 0."""
+    return values + (0,) * (count - len(values))

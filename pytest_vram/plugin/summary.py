@@ -1,0 +1,97 @@
+"""What the terminal shows at the end of a session."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from pytest_vram.memory import Unmeasured
+from pytest_vram.units import GIB, MIB, format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_vram.memory import Report, TestRecord
+    from pytest_vram.plugin.options import Settings
+
+_MARGIN = 1.05
+_SLACK = 1.5  # a budget this many times the peak would let the test grow by half unnoticed
+
+
+def write(terminal: Any, report: Report, settings: Settings, notes: Sequence[str]) -> None:
+    """Write the sections that there is something to say in."""
+    if settings.report and report.tests:
+        from pytest_vram.report.terminal import render
+
+        terminal.section("GPU memory", sep="=")
+        width = terminal._tw.fullwidth
+        text = render(
+            report,
+            width=width,
+            color=terminal._tw.hasmarkup,
+            verbosity=terminal.config.get_verbosity(),
+            top=settings.top,
+        )
+        terminal.write_line(text)
+    _write_unmeasured(terminal, report)
+    if settings.baseline is not None and not settings.update_baseline:
+        _write_baseline(terminal, report, settings)
+    if settings.suggest:
+        _write_suggestions(terminal, report)
+    for note in notes:
+        terminal.write_line(f"vram: {note}")
+
+
+def suggestion(record: TestRecord) -> str | None:
+    """A marker for a test that has none, or one far above its peak: peak + 5%, rounded up; ``None`` where all is well."""
+    peaks = [m.peak.allocated_bytes for m in record.measurements if m.peak.allocated_bytes]
+    if not peaks or record.outcome != "passed":
+        return None
+    budget = record.budget
+    if budget is not None and budget.origin == "marker" and budget.limit_bytes is not None:
+        if budget.metric != "allocated" or budget.limit_bytes <= max(peaks) * _SLACK:
+            return None
+    wanted = max(peaks) * _MARGIN
+    if wanted >= GIB:
+        return f"@pytest.mark.vram(max_gb={math.ceil(wanted / GIB * 10) / 10:g})"
+    return f"@pytest.mark.vram(max_mb={max(1, math.ceil(wanted / MIB))})"
+
+
+def _write_unmeasured(terminal: Any, report: Report) -> None:
+    """Always shown: a budget that held nothing back must not look like one that did."""
+    reasons = Counter(t.verdict.reason for t in report.tests if isinstance(t.verdict, Unmeasured))
+    for reason, count in reasons.items():
+        noun = "budget was" if count == 1 else "budgets were"
+        terminal.write_line(f"vram: {count} {noun} not measured: {reason}", yellow=True)
+        names = [t.nodeid for t in report.tests if isinstance(t.verdict, Unmeasured) and t.verdict.reason == reason]
+        for name in names[:5]:
+            terminal.write_line(f"  {name}")
+        if len(names) > 5:
+            terminal.write_line(f"  and {len(names) - 5} more")
+
+
+def _write_baseline(terminal: Any, report: Report, settings: Settings) -> None:
+    from pytest_vram import baseline
+
+    assert settings.baseline is not None
+    changes = baseline.compare(report, baseline.read(settings.baseline), settings.tolerance_percent)
+    for change in changes.improved:
+        terminal.write_line(f"vram: {change.message(settings.baseline)}", green=True)
+    if changes.missing:
+        terminal.write_line(
+            f"vram: {len(changes.missing)} tests have no entry in {settings.baseline} (--vram-update-baseline adds them):"
+        )
+        for nodeid in changes.missing[:5]:
+            terminal.write_line(f"  {nodeid}")
+
+
+def _write_suggestions(terminal: Any, report: Report) -> None:
+    terminal.section("suggested budgets (peak + 5%)", sep="-")
+    found = [(record, text) for record in report.tests if (text := suggestion(record))]
+    for record, text in found:
+        peak = max(m.peak.allocated_bytes or 0 for m in record.measurements)
+        kind = record.measurements[0].device.kind
+        terminal.write_line(f"{text:<36} # {record.nodeid}: peak {format_bytes(peak)} ({kind})")
+    if not found:
+        terminal.write_line("nothing to suggest: every measured test has a budget that fits it")

@@ -1,0 +1,224 @@
+"""PyTorch's caching allocator on a CUDA device: a real GPU and a dry one, by the same code."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pytest_vram.drygpu import driver, hostreads
+from pytest_vram.memory import Device, Peak
+from pytest_vram.probe import history
+from pytest_vram.probe.protocol import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_vram.memory import Holder, HostRead, Kind
+
+
+class CudaProbe:
+    """Reads torch's own counters. Creates no context: before the first one, everything reads as 0."""
+
+    def __init__(self) -> None:
+        self.dry = driver.is_active()
+        self.kind: Kind = "dry" if self.dry else "cuda"
+        self._devices: tuple[Device, ...] | None = None
+        self._before_reset: list[Callable[[], None]] = []
+        self._patched = False
+        self._history: history.History | None = None
+        self._reads_before: tuple[HostRead, ...] = ()
+        self._resetting = False
+
+    def devices(self) -> tuple[Device, ...]:
+        """Every visible device."""
+        if self._devices is None:
+            import torch
+
+            self._devices = tuple(_describe(index, self.kind) for index in range(torch.cuda.device_count()))
+        return self._devices
+
+    def allocated(self) -> tuple[int, ...]:
+        """Bytes in live blocks, by device."""
+        return tuple(_stat(stats, "allocated_bytes", "current") for stats in self._stats())
+
+    def peak(self) -> tuple[Peak, ...]:
+        """Peaks of requested, allocated, reserved and device bytes since the last reset."""
+        found = []
+        for index, stats in enumerate(self._stats()):
+            reserved = _stat(stats, "reserved_bytes", "peak")
+            found.append(
+                Peak(
+                    requested_bytes=_stat(stats, "requested_bytes", "peak"),
+                    allocated_bytes=_stat(stats, "allocated_bytes", "peak"),
+                    reserved_bytes=reserved,
+                    device_bytes=self._device_peak(index, stats, reserved),
+                )
+            )
+        return tuple(found)
+
+    def reset_peak(self) -> None:
+        """Start all peaks from what is held now."""
+        if not _initialized():
+            return
+        import torch
+
+        self._watch_resets()
+        self._resetting = True
+        try:
+            for index in range(len(self.devices())):
+                torch._C._cuda_resetPeakMemoryStats(index)
+            if self.dry:
+                driver.reset_peaks()
+        finally:
+            self._resetting = False
+
+    def on_reset(self, before: Callable[[], None]) -> None:
+        """See :class:`pytest_vram.probe.protocol.Probe`."""
+        self._before_reset.append(before)
+
+    def counters(self) -> tuple[Counters, ...]:
+        """Retries and OutOfMemory errors."""
+        return tuple(
+            Counters(retries=int(stats.get("num_alloc_retries", 0)), ooms=int(stats.get("num_ooms", 0)))
+            for stats in self._stats()
+        )
+
+    def free_bytes(self, index: int) -> int | None:
+        """What the driver has left, and what the allocator holds unused."""
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(index)
+        return int(free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index))
+
+    def contaminated(self) -> tuple[bool, ...]:
+        """Never: the allocator counts this process alone."""
+        return (False,) * len(self.devices())
+
+    def begin_test(self, *, record: bool) -> None:
+        """Record allocations from now on, if asked to."""
+        self._reads_before = hostreads.collect() if self.dry else ()
+        if record and "torch" in sys.modules:
+            self._history = history.History()
+            self._history.start()
+
+    def end_test(self) -> None:
+        """Stop recording."""
+        if self._history is not None:
+            self._history.stop()
+            self._history = None
+
+    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
+        """Who held what at the peak."""
+        return self._history.holders(index, top) if self._history is not None and _initialized() else ()
+
+    def host_reads(self) -> tuple[HostRead, ...]:
+        """Values read from a dry GPU since the test began."""
+        return hostreads.since(self._reads_before) if self.dry else ()
+
+    def settle(self) -> None:
+        """Create context, random generator and the two cuBLAS workspaces, of this thread and of autograd's."""
+        import torch
+
+        for index in range(len(self.devices())):
+            device = torch.device("cuda", index)
+            torch.cuda.default_generators[index].get_state() if torch.cuda.default_generators else None
+            for dtype in (torch.float32, torch.float16):
+                x = torch.zeros(8, 8, device=device, dtype=dtype, requires_grad=True)
+                (x @ x).sum().backward()
+            del x
+            torch.cuda.synchronize(device)
+
+    def release(self) -> None:
+        """Empty the allocator's cache."""
+        if _initialized():
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def cap(self, index: int, limit_bytes: int | None) -> bool:
+        """``set_per_process_memory_fraction``, cache emptied first: it counts what is reserved."""
+        import torch
+
+        if limit_bytes is None:
+            torch.cuda.set_per_process_memory_fraction(1.0, index)
+            return True
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(index).total_memory
+        # Segments come in 2 MiB steps: without the step, a budget that is met exactly would be refused.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_bytes + _STEP) / total), index)
+        return True
+
+    def _stats(self) -> list[dict[str, Any]]:
+        if not _initialized():
+            return [{}] * (len(self.devices()) if "torch" in sys.modules else 0)
+        import torch
+
+        self._watch_resets()
+        return [torch._C._cuda_memoryStats(index) for index in range(len(self.devices()))]
+
+    def _device_peak(self, index: int, stats: dict[str, Any], reserved_peak: int) -> int | None:
+        if not stats:
+            return 0
+        if self.dry:
+            return driver.stats(index).peak_bytes
+        beside = _beside_the_allocator(index, self.devices()[index], _stat(stats, "reserved_bytes", "current"))
+        return None if beside is None else reserved_peak + beside
+
+    def _watch_resets(self) -> None:
+        """Hear of resets by the program under test: ``torch.cuda.reset_peak_memory_stats`` ends here."""
+        if self._patched:
+            return
+        self._patched = True
+        import torch
+
+        for name in ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats"):
+            original = getattr(torch._C, name, None)
+            if original is not None:
+                setattr(torch._C, name, self._announcing(original))
+
+    def _announcing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def reset(*args: Any, **kwargs: Any) -> Any:
+            if not self._resetting:
+                for before in self._before_reset:
+                    before()
+            return original(*args, **kwargs)
+
+        return reset
+
+
+_STEP = 2 * 2**20
+
+
+def _initialized() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def _stat(stats: dict[str, Any], name: str, which: str) -> int:
+    return int(stats[name]["all"][which]) if name in stats else 0
+
+
+def _describe(index: int, kind: Kind) -> Device:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    uuid = getattr(properties, "uuid", None)
+    return Device(
+        kind=kind,
+        index=index,
+        name=properties.name,
+        uuid=None if uuid is None else f"GPU-{uuid}",
+        total_bytes=properties.total_memory,
+        capability=(properties.major, properties.minor),
+    )
+
+
+def _beside_the_allocator(index: int, device: Device, reserved: int) -> int | None:
+    """Context and all else that this process holds on the card; ``None`` without NVML."""
+    with contextlib.suppress(Exception):  # NVML is an extra, and says no in containers in many ways
+        from pytest_vram.probe.nvml import process_bytes
+
+        used = process_bytes(device.uuid, index)
+        return None if used is None else max(0, used - reserved)
+    return None

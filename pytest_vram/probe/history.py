@@ -1,0 +1,111 @@
+"""Who held memory at the peak: torch's memory history, replayed."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from typing import TYPE_CHECKING, Any
+
+from pytest_vram.memory import Holder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+MAX_EVENTS = 1_000_000
+_ROUND = 512  # the allocator's granularity: the history has requests, the figures have blocks
+_LIBRARIES = tuple(
+    os.path.join(path, "")
+    for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")}
+    if path
+)
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+
+
+class History:
+    """Records allocations with their Python stacks, unless the program under test does so itself.
+
+    Costs about 2 microseconds an allocation (benchmarks/plugin_overhead.py); reading costs far more, and is for failures.
+    """
+
+    def __init__(self) -> None:
+        self._mine = False
+
+    def start(self) -> None:
+        """Begin to record."""
+        import torch
+
+        if torch._C._cuda_isHistoryEnabled():
+            return
+        self._mine = True
+        torch.cuda.memory._record_memory_history(  # type: ignore[no-untyped-call]
+            enabled="all", context="alloc", stacks="python", max_entries=MAX_EVENTS
+        )
+
+    def stop(self) -> None:
+        """Stop recording, and forget what was recorded."""
+        if self._mine:
+            import torch
+
+            torch.cuda.memory._record_memory_history(enabled=None)  # type: ignore[no-untyped-call]
+            self._mine = False
+
+    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
+        """The ``top`` places that held most on device ``index`` at the recorded peak."""
+        import torch
+
+        snapshot = torch._C._cuda_memorySnapshot(None)
+        traces = snapshot["device_traces"]
+        return holders_at_peak(traces[index], top) if index < len(traces) else ()
+
+
+def holders_at_peak(events: Sequence[Mapping[str, Any]], top: int) -> tuple[Holder, ...]:
+    """Replay allocations and frees, and group what was live at the maximum by the line that allocated it.
+
+    Args:
+        events: of one device, as in ``torch.cuda.memory._snapshot()["device_traces"]``.
+        top: how many places to return.
+    """
+    live: dict[int, Mapping[str, Any]] = {}
+    total = best = 0
+    at_peak = -1
+    for position, event in enumerate(events):
+        if event["action"] == "alloc":
+            live[event["addr"]] = event
+            total += _rounded(event["size"])
+            if total > best:
+                best, at_peak = total, position
+        elif event["action"] == "free_requested" and (freed := live.pop(event["addr"], None)) is not None:
+            total -= _rounded(freed["size"])
+    live.clear()
+    for event in events[: at_peak + 1]:
+        if event["action"] == "alloc":
+            live[event["addr"]] = event
+        elif event["action"] == "free_requested":
+            live.pop(event["addr"], None)
+    places: dict[str, list[int]] = {}
+    for event in live.values():
+        places.setdefault(user_line(event.get("frames", ())), []).append(_rounded(event["size"]))
+    holders = [Holder(size_bytes=sum(sizes), count=len(sizes), location=place) for place, sizes in places.items()]
+    return tuple(sorted(holders, key=lambda holder: (-holder.size_bytes, holder.location))[:top])
+
+
+def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
+    """``file:line in function`` of the innermost frame that is neither a library's nor this package's."""
+    fallback = ""
+    for frame in frames:
+        name = frame["filename"]
+        place = f"{_short(name)}:{frame['line']} in {frame['name']}"
+        if not fallback:
+            fallback = place
+        if not name.startswith((*_LIBRARIES, _OURS, "<")):
+            return place
+    return fallback or "unknown line"
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _ROUND) * _ROUND
+
+
+def _short(path: str) -> str:
+    here = os.path.join(os.getcwd(), "")
+    return path.removeprefix(here)

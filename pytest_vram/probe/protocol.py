@@ -1,0 +1,77 @@
+"""What a probe is: the one thing the plugin asks about memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_vram.memory import Device, Holder, HostRead, Kind, Peak
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Events on one device since the process began."""
+
+    retries: int = 0
+    """Times the allocator gave its cache back to satisfy a request."""
+    ooms: int = 0
+    """OutOfMemory errors that the allocator raised."""
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """Reads memory of the devices that this process sees. Sequences have one entry a device, in the order of ``devices``.
+
+    A probe starts nothing: asking it creates no context and imports no torch. A device that the process has not used yet
+    reads as 0 bytes.
+    """
+
+    kind: Kind
+
+    def devices(self) -> tuple[Device, ...]:
+        """The devices, as they are visible to this process."""
+
+    def allocated(self) -> tuple[int, ...]:
+        """Bytes held now, in the probe's finest metric."""
+
+    def peak(self) -> tuple[Peak, ...]:
+        """Maxima since the last ``reset_peak``."""
+
+    def reset_peak(self) -> None:
+        """Let the maxima start again from what is held now."""
+
+    def on_reset(self, before: Callable[[], None]) -> None:
+        """Call ``before`` when somebody else is about to reset the peaks, so that nothing is lost."""
+
+    def counters(self) -> tuple[Counters, ...]:
+        """Events so far."""
+
+    def free_bytes(self, index: int) -> int | None:
+        """Bytes that device ``index`` could still give; ``None`` where unknown."""
+
+    def contaminated(self) -> tuple[bool, ...]:
+        """Whether another process's memory moved since the last ``reset_peak``."""
+
+    def begin_test(self, *, record: bool) -> None:
+        """A test begins; ``record`` asks for what ``holders`` needs."""
+
+    def end_test(self) -> None:
+        """The test is over."""
+
+    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
+        """Who held memory on device ``index`` at the peak since ``begin_test``, the largest first; empty where unknown."""
+
+    def host_reads(self) -> tuple[HostRead, ...]:
+        """Reads since ``begin_test`` of values that nothing computed; empty on devices that compute."""
+
+    def settle(self) -> None:
+        """Create what is created once (context, BLAS workspaces), so that it does not look like a leak."""
+
+    def release(self) -> None:
+        """Give cached memory back to the device."""
+
+    def cap(self, index: int, limit_bytes: int | None) -> bool:
+        """Let allocations on device ``index`` fail beyond ``limit_bytes``; ``None`` lifts the cap. False: cannot be done."""

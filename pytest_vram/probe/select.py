@@ -1,0 +1,144 @@
+"""Which probe a session gets, or why there is none. Looks at the machine without importing torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vram.drygpu import driver
+from pytest_vram.drygpu.activate import activate, real_gpu_present
+from pytest_vram.errors import DryGpuError, ProbeUnavailable, VramUsageError
+
+if TYPE_CHECKING:
+    from pytest_vram.probe.protocol import Probe
+
+DEFAULT_CARD = "rtx-4080"
+KINDS = ("auto", "cuda", "dry", "host", "nvml", "off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What ``--vram-gpu`` asks for."""
+
+    kind: str
+    card: str = DEFAULT_CARD
+
+
+def parse_choice(text: str) -> Choice:
+    """Read ``auto``, ``cuda``, ``dry``, ``dry:CARD``, ``host``, ``nvml`` or ``off``.
+
+    Raises:
+        VramUsageError: it is none of them, or no card has that name.
+    """
+    kind, colon, card = text.partition(":")
+    if kind not in KINDS or (colon and kind != "dry") or (colon and not card):
+        raise VramUsageError(
+            f"vram_gpu = {text!r}: choose auto, cuda, dry, dry:CARD, host, nvml or off "
+            "(`python -m pytest_vram cards` lists the cards)"
+        )
+    if kind == "dry":
+        from pytest_vram.drygpu.cards import find_card
+
+        return Choice(kind=kind, card=find_card(card or DEFAULT_CARD).name)
+    return Choice(kind=kind)
+
+
+@lru_cache(maxsize=1)
+def torch_build() -> str | None:
+    """``"cuda"``, ``"cpu"`` or another build of the installed torch; ``None`` without torch. Imports nothing of it."""
+    loaded = sys.modules.get("torch")
+    if loaded is not None:
+        return "cuda" if loaded.version.cuda else "cpu"
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin:
+        return None
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text()
+    except OSError:
+        return "cpu"
+    return "cuda" if re.search(r"^cuda\b[^=\n]*= *['\"]", text, re.MULTILINE) else "cpu"
+
+
+def can_run_dry() -> bool:
+    """Whether ``auto`` may choose the dry GPU: no real one, a CUDA build of torch, and a way to compile the stubs."""
+    if sys.platform != "linux" or real_gpu_present() or torch_build() != "cuda":
+        return False
+    return driver.is_active() or bool(shutil.which("cc") or shutil.which("gcc") or importlib.util.find_spec("ziglang"))
+
+
+def go_dry(card: str) -> None:
+    """Put a dry GPU beneath this process and those it starts.
+
+    Raises:
+        DryGpuError: see :func:`pytest_vram.drygpu.activate`.
+    """
+    import os
+
+    from pytest_vram.drygpu import startup
+
+    activate(card)
+    os.environ.update(startup.inherited(os.environ))
+    startup.watch()
+
+
+def choose(choice: Choice) -> Probe:
+    """The probe for a choice; for ``auto`` the best there is. To be called when the first test needs it.
+
+    Raises:
+        ProbeUnavailable: there is none; the message says why and what would help.
+    """
+    if choice.kind == "off":
+        raise ProbeUnavailable("measuring is switched off (vram_gpu = off)")
+    if choice.kind == "nvml":
+        from pytest_vram.probe.nvml import NvmlProbe
+
+        return NvmlProbe()
+    if torch_build() is None:
+        raise ProbeUnavailable("torch is not installed, so there is no memory to measure: pip install torch")
+    if choice.kind == "host":
+        return _host()
+    import torch
+
+    if torch.cuda.is_available() and not (choice.kind == "cuda" and driver.is_active()):
+        from pytest_vram.probe.cuda import CudaProbe
+
+        return CudaProbe()
+    if choice.kind == "cuda":
+        raise ProbeUnavailable(
+            "vram_gpu = cuda, and PyTorch sees no GPU here: look at `python -m pytest_vram doctor`, or use --vram-gpu=dry"
+        )
+    if choice.kind == "dry":
+        raise ProbeUnavailable(
+            "vram_gpu = dry, and the dry GPU is not beneath torch: look at `python -m pytest_vram doctor`"
+        )
+    if hasattr(torch, "accelerator") and torch.accelerator.is_available():
+        from pytest_vram.probe.accelerator import AcceleratorProbe
+
+        return AcceleratorProbe()
+    return _host()
+
+
+def _host() -> Probe:
+    from pytest_vram.probe.host import HostProbe
+
+    return HostProbe()
+
+
+__all__ = [
+    "DEFAULT_CARD",
+    "KINDS",
+    "Choice",
+    "DryGpuError",
+    "ProbeUnavailable",
+    "can_run_dry",
+    "choose",
+    "go_dry",
+    "parse_choice",
+    "torch_build",
+]
