@@ -142,7 +142,7 @@ class OutputConfig:
     """Write a merged model as well: quantized-base merges into the dequantized weights that were trained on,
     full-base into the original ones."""
     question: str | None = None
-    """Asked before and after training, answer shown. Without it, the first held-out prompt is asked."""
+    """Asked before and after training, answer shown. Without it, the shortest held-out prompt is asked."""
     answer_tokens: int = 48
     """Longest answer to --question, in tokens; 0 asks nothing."""
 
@@ -180,8 +180,8 @@ class RunConfig:
 
 DEMO = RunConfig(
     adapter=AdapterConfig(rank=8, alpha=16.0),
-    data=DataConfig(seq=256),
-    train=TrainConfig(max_steps=40, accumulation=4, learning_rate=5e-4),
+    data=DataConfig(seq=256, eval_fraction=0.04),
+    train=TrainConfig(epochs=0.2, accumulation=4, learning_rate=1e-3, checkpointing=False),
     output=OutputConfig(output=Path("runs/demo"), overwrite=True, save_every=10, eval_every=20),
 )
 """What takes the place of the defaults when --model and --data are the embedded ones: a few minutes on two cores."""

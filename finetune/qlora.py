@@ -8,7 +8,10 @@ summary, merged model). Heavy imports wait until the settings are known to be ri
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from finetune import cli, configfile
@@ -38,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif config.dry.dry_run or config.dry.fit:
             return int(importlib.import_module("finetune.dryrun").main(config))
         else:
+            _quiet_libraries()
+            summary = run(config)
             from finetune.result import report
 
-            print(report(run(config)))
+            print(report(summary))
     except ConfigError as error:
         print(cli.explain(error), file=sys.stderr)
         return error.exit_code
@@ -80,6 +85,19 @@ def run(config: RunConfig) -> Summary:
             f"stopped before the first step or after the last; what was saved is sound, go on with: {cli.PROG} "
             f"--output {config.output.output} --resume"
         ) from None
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' progress bars and advice out of a log; a person at a terminal sees the bars."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks, at import, for optional kernels
+    # peft 0.21 asks transformers 5.23 for a flag by its old name.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    if not sys.stderr.isatty():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
 
 
 if __name__ == "__main__":
