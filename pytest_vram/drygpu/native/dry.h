@@ -67,6 +67,7 @@ uintptr_t dry_space_base(int device);
 size_t dry_space_size(int device);
 void dry_space_discard(uintptr_t base, size_t size);            /* give the pages back; they read as zeros */
 void *dry_map_host(size_t size);                                /* zeroed, lazily backed host memory, or NULL */
+void *dry_map_fixed(uintptr_t address, size_t size);            /* the same at that address, if nothing is there */
 uintptr_t dry_managed_take(size_t size, int device);
 int dry_managed_release(uintptr_t base, dry_span *removed);
 

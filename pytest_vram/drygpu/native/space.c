@@ -131,6 +131,11 @@ void *dry_map_host(size_t size) {
     return got == MAP_FAILED ? NULL : got;
 }
 
+void *dry_map_fixed(uintptr_t address, size_t size) {
+    void *got = reserve(address, size);
+    return got != NULL ? got : reserve(0, size);
+}
+
 uintptr_t dry_managed_take(size_t size, int device) {
     size_t rounded = DRY_ROUND_UP(size, DRY_PAGE);
     if (!open_space(&managed, FIRST_ADDRESS + ALL_DEVICES, MANAGED_BYTES, (size_t)1 << 36, "managed memory")) return 0;

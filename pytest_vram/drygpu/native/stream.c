@@ -7,7 +7,25 @@
 #include <stdlib.h>
 #include <time.h>
 
+/* Streams live at fixed addresses, in the order of their making: the allocator sorts its blocks by the stream's address,
+ * so a handle from malloc would make its decisions depend on chance. */
+#define FIRST_STREAM 0x0fff00000000ull
+#define MOST_STREAMS 65536
+
+static struct CUstream_st *streams;
+static struct CUstream_st *unused; /* linked through their capture field, which a dead stream does not need */
+static uint64_t made;
 static uint64_t next_stream_id = 16; /* 1 and 2 are the default streams */
+
+static struct CUstream_st *new_stream(void) {
+    if (streams == NULL) streams = dry_map_fixed(FIRST_STREAM, MOST_STREAMS * sizeof *streams);
+    if (unused != NULL) {
+        struct CUstream_st *stream = unused;
+        unused = (struct CUstream_st *)stream->capture;
+        return stream;
+    }
+    return streams != NULL && made < MOST_STREAMS ? &streams[made++] : NULL;
+}
 static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
 static int is_default(cudaStream_t stream) { return stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread; }
@@ -31,14 +49,15 @@ void dry_join_capture(cudaStream_t stream, struct dry_capture *capture) {
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
-    struct CUstream_st *made = calloc(1, sizeof *made);
-    if (made == NULL) return dry_fail(cudaErrorMemoryAllocation);
-    *made = (struct CUstream_st){.device = device, .flags = flags, .priority = priority > 0 ? 0 : priority < -5 ? -5 : priority};
     dry_lock();
-    made->id = ++next_stream_id;
+    *stream = new_stream();
+    if (*stream)
+        **stream = (struct CUstream_st){.device = device,
+                                        .flags = flags,
+                                        .priority = priority > 0 ? 0 : priority < -5 ? -5 : priority,
+                                        .id = ++next_stream_id};
     dry_unlock();
-    *stream = made;
-    return cudaSuccess;
+    return dry_fail(*stream ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) { return cudaStreamCreateWithPriority(stream, flags, 0); }
@@ -46,7 +65,10 @@ cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWith
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     if (is_default(stream)) return dry_fail(cudaErrorInvalidResourceHandle);
-    free(stream);
+    dry_lock();
+    stream->capture = (struct dry_capture *)unused;
+    unused = stream;
+    dry_unlock();
     return cudaSuccess;
 }
 
