@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -68,3 +73,86 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .jsonl file of 44 prompt/completion rows."""
     return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 44)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a run in a forked child ended."""
+
+    code: int
+    """Exit code, or minus the signal that killed it."""
+    out: str
+    err: str
+    moments: int
+
+
+class Forked:
+    """Runs ``finetune.qlora`` in children of one process that has imported everything; see forked.py."""
+
+    def __init__(self, tiny_llama: Path, rows: Path) -> None:
+        self.base = ["--model", str(tiny_llama), "--data", str(rows), "--device", "cpu"]
+        self.base += ["--seq", "64", "--accumulation", "4", "--epochs", "1"]
+        self.base += ["--save-every", "2", "--eval-every", "3", "--answer-tokens", "4"]
+            "--seq",
+            "64",
+            "--accumulation",
+            "4",
+            "--save-every",
+            "2",
+            "--eval-every",
+            "3",
+            "--epochs",
+            "1",
+            "--answer-tokens",
+            "4",
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"}
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forked.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self._answer() == "ready"
+
+    def __call__(self, output: Path, *flags: str, fault: dict[str, Any] | None = None) -> Outcome:
+        """Run with the tests' own settings, and ``flags`` after them."""
+        arguments = [*self.base, "--output", str(output), *flags]
+        return self.raw(arguments, output=output, fault=fault)
+
+    def raw(self, arguments: list[str], *, output: Path, fault: dict[str, Any] | None = None) -> Outcome:
+        """Run with these arguments and no others."""
+        assert self._server.stdin is not None
+        request = {"flags": arguments, "output": str(output), "fault": fault}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return Outcome(**self._answer())
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+    def _answer(self) -> Any:
+        assert self._server.stdout is not None
+        return json.loads(self._server.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def qlora(tiny_llama: Path, rows: Path) -> Iterator[Forked]:
+    """Runs the command line on the tiny model; a run costs about a second."""
+    forked = Forked(tiny_llama, rows)
+    yield forked
+    forked.close()
+
+
+@pytest.fixture(scope="session")
+def finished(qlora: Forked, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A run that went through, and its folder; not to be changed."""
+    output = tmp_path_factory.mktemp("runs") / "finished"
+    outcome = qlora(output)
+    assert outcome.code == 0, outcome.err
+    return output, outcome
