@@ -93,19 +93,6 @@ class Forked:
         self.base = ["--model", str(tiny_llama), "--data", str(rows), "--device", "cpu"]
         self.base += ["--seq", "64", "--accumulation", "4", "--epochs", "1"]
         self.base += ["--save-every", "2", "--eval-every", "3", "--answer-tokens", "4"]
-            "--seq",
-            "64",
-            "--accumulation",
-            "4",
-            "--save-every",
-            "2",
-            "--eval-every",
-            "3",
-            "--epochs",
-            "1",
-            "--answer-tokens",
-            "4",
-        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"}
         self._server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forked.py"))],
