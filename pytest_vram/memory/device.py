@@ -11,7 +11,10 @@ Kind = Literal["cuda", "dry", "host", "nvml", "accelerator"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One device whose memory is measured. ``total_bytes`` and ``capability`` are ``None`` where nothing reports them."""
+    """One device whose memory is measured.
+
+    ``total_bytes`` and ``capability`` are ``None`` where nothing reports them.
+    """
 
     kind: Kind
     index: int

@@ -66,6 +66,8 @@ class Measurement:
 
     Attributes:
         start_bytes: allocated bytes when the interval began: held by fixtures and by what earlier tests left.
+        uncounted_bytes: held all along by fixtures that the test does not use and by what earlier tests left; part of
+            the peak, and not of what is held against a budget or a baseline.
         leaked_bytes: allocated bytes left over after teardown; ``None`` when not checked.
         retries: cudaMalloc retries (cache flushed to satisfy an allocation).
         ooms: OutOfMemory raised by the allocator.
@@ -75,6 +77,7 @@ class Measurement:
     device: Device
     peak: Peak
     start_bytes: int = 0
+    uncounted_bytes: int = 0
     phases: tuple[Phase, ...] = ()
     holders: tuple[Holder, ...] = ()
     fixtures: tuple[FixtureShare, ...] = ()
@@ -83,3 +86,8 @@ class Measurement:
     ooms: int = 0
     host_reads: tuple[HostRead, ...] = ()
     contaminated: bool = False
+
+    def figure(self, metric: str) -> int | None:
+        """The test's own peak in ``metric`` (``allocated``, ``reserved``, ``device``, ``requested``), in bytes."""
+        peak: int | None = getattr(self.peak, f"{metric}_bytes")
+        return None if peak is None else max(0, peak - self.uncounted_bytes)

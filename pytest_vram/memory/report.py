@@ -28,6 +28,8 @@ class TestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
+    """Every test of a session, in the order in which they ran."""
+
     schema_version: int = SCHEMA_VERSION
     environment: Environment
     tests: tuple[TestRecord, ...]

@@ -32,9 +32,10 @@ class Scaling:
 def fit(argument: str, values: Sequence[float], peaks: Sequence[int]) -> Scaling:
     """The order of growth.
 
-    Increments between neighbouring sizes cancel what does not grow (weights, workspaces). For a power law c x^k the increment
-    from x to r x is c x^k (r^k - 1): over geometric sizes it goes with x^k, so k is the least-squares slope of
-    log increment against log size. Sizes that are not geometric are corrected for their own ratio, in a fixed point.
+    Increments between neighbouring sizes cancel what does not grow (weights, workspaces). For a power law c x^k the
+    increment from x to r x is c x^k (r^k - 1): over geometric sizes it goes with x^k, so k is the least-squares slope
+    of log increment against log size. Sizes that are not geometric are corrected for their own ratio, in a fixed
+    point.
 
     Args:
         argument: name, for messages.

@@ -9,11 +9,15 @@ from pytest_vram.memory.measurement import Holder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Within:
+    """The budget holds; ``headroom_bytes`` are left of it."""
+
     headroom_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exceeded:
+    """The peak is ``over_bytes`` above the budget; it fell into ``phase``, where that is known."""
+
     over_bytes: int
     phase: str | None = None
     culprits: tuple[Holder, ...] = ()
@@ -21,6 +25,8 @@ class Exceeded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmeasured:
+    """The budget could not be held against anything."""
+
     reason: str
 
 

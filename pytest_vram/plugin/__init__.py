@@ -1,7 +1,7 @@
 """The pytest plugin: the only importer of pytest.
 
-Loaded into every pytest session of an environment that has the package, so this module imports nothing heavy: torch, pynvml and
-the rest of the plugin come with the first test that needs them.
+Loaded into every pytest session of an environment that has the package, so this module imports nothing heavy: torch,
+pynvml and the rest of the plugin come with the first test that needs them.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ _NOTICE = pytest.StashKey[str]()
 def before_conftests(config: pytest.Config) -> None:
     """Make the GPU dry, if that is asked for, or if ``auto`` finds no other and a test file speaks of it.
 
-    ``auto`` looks at the text of the test files, because it has to decide before the first of them imports torch; without a
-    word of a budget in any of them a session is left as it is.
+    ``auto`` looks at the text of the test files, because it has to decide before the first of them imports torch;
+    without a word of a budget in any of them a session is left as it is.
     """
     from pytest_vram.probe import select
 

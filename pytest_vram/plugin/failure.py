@@ -35,8 +35,10 @@ def budget_message(
     device = measurement.device
     what = f"phase {phase!r}" if phase else "the test"
     lines = [
-        f"{what} needed {format_bytes(peak)} of {budget.metric} memory, {format_bytes(peak - limit)} more than its budget of "
-        f"{format_bytes(limit)}",
+        (
+            f"{what} needed {format_bytes(peak)} of {budget.metric} memory, {format_bytes(peak - limit)} more than"
+            f" its budget of {format_bytes(limit)}"
+        ),
         f"  peak    {peak:>16,} bytes",
         f"  budget  {limit:>16,} bytes  ({budget.origin}{f' at {budget.where}' if budget.where else ''})",
         f"  device  {device.name}, {device.kind}: {_KINDS[device.kind]}",
@@ -62,7 +64,10 @@ def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, hold
     over = peak - limit
     shared = [share for share in measurement.fixtures if share.scope != "function"]
     if sum(share.size_bytes for share in shared) > over and sum(share.size_bytes for share in shared) > peak / 2:
-        return f"try: {shared[0].scope} fixture {shared[0].name!r} holds most of it; give it a narrower scope, or scope='call'"
+        return (
+            f"try: {shared[0].scope} fixture {shared[0].name!r} holds most of it; give it a narrower scope, or"
+            " scope='call'"
+        )
     allocated = measurement.peak.allocated_bytes
     if budget.metric != "allocated" and allocated is not None and allocated <= limit:
         return (
@@ -83,8 +88,9 @@ def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
     """For a test that failed for another reason, an out-of-memory error first of all."""
     peak = measurement.peak
     lines = [
-        f"{measurement.device.name} ({measurement.device.kind}): peak allocated {format_bytes(peak.allocated_bytes)}, reserved "
-        f"{format_bytes(peak.reserved_bytes)}, retries {measurement.retries}, out-of-memory errors {measurement.ooms}"
+        f"{measurement.device.name} ({measurement.device.kind}): peak allocated {format_bytes(peak.allocated_bytes)},"
+        f" reserved {format_bytes(peak.reserved_bytes)}, retries {measurement.retries}, out-of-memory errors"
+        f" {measurement.ooms}"
     ]
     lines += [line.strip() for line in _bill(measurement.fixtures)]
     lines += [f"{format_bytes(h.size_bytes):>9}  {h.location}" + _times(h.count) for h in holders]

@@ -157,7 +157,8 @@ class Vram:
         return {name: self[name] for name in variants}
 
     def scaling(self, argument: str, values: Sequence[float], run: Callable[..., Any] | None = None) -> Scaling:
-        """How the peak grows with an argument: ``assert vram.scaling("seq", [256, 512, 1024, 2048], step).order <= 1.1``.
+        """How the peak grows with an argument: ``assert vram.scaling("seq", [256, 512, 1024, 2048], step).order <=
+        1.1``.
 
         Args:
             argument: name of the argument.

@@ -22,8 +22,8 @@ METRICS = typing.get_args(Metric)
 SCOPES = typing.get_args(Scope)
 
 MARK_HELP = (
-    "vram(*, max_gb=None, max_mb=None, metric='allocated', scope='test', enforce=False, max_leak_mb=None, min_free_gb=None, "
-    "device=None, search=False): the most GPU memory that the test may use; 1 GB is 2**30 bytes."
+    "vram(*, max_gb=None, max_mb=None, metric='allocated', scope='test', enforce=False, max_leak_mb=None,"
+    " min_free_gb=None, device=None, search=False): the most GPU memory that the test may use; 1 GB is 2**30 bytes."
 )
 VALUES_HELP = "vram_values: the test needs values that a GPU computed; it is skipped where the device computes nothing."
 
@@ -41,8 +41,9 @@ def parse(mark: pytest.Mark, *, default_max_bytes: int | None, where: str) -> Bu
     """
     if mark.args:
         raise VramUsageError(
-            f"vram({', '.join(map(repr, mark.args))}) takes no positional arguments, because the number could mean two things: "
-            "write max_gb=... for the most memory that the test may use, or min_free_gb=... for what must be free for it to run"
+            f"vram({', '.join(map(repr, mark.args))}) takes no positional arguments, because the number could mean"
+            " two things: write max_gb=... for the most memory that the test may use, or min_free_gb=... for what"
+            " must be free for it to run"
         )
     arguments = dict(mark.kwargs)
     if unknown := [name for name in arguments if name not in _READERS]:

@@ -41,8 +41,7 @@ class Meter:
         self.worst: tuple[tuple[Peak, ...], str] | None = None
         if budget is not None and budget.metric != "allocated":
             probe.release()  # what the allocator caches from earlier tests is not this test's
-        if budget is not None and budget.max_leak_bytes is not None:
-            probe.settle()
+        probe.settle()
         probe.begin_test(record=budget is not None)
         self.began = time.perf_counter()
         self.start = probe.allocated()
@@ -54,10 +53,17 @@ class Meter:
         self._open: list[str] = []
         self.fixtures: tuple[FixtureShare, ...] = ()
         self.earlier_fixtures: tuple[FixtureShare, ...] = ()
+        self.others_bytes = 0
 
-    def begin_call(self, fixtures: tuple[FixtureShare, ...]) -> None:
-        """Fixtures are set up; the test function begins."""
+    def begin_call(self, fixtures: tuple[FixtureShare, ...], others: tuple[FixtureShare, ...]) -> None:
+        """Fixtures are set up; the test function begins.
+
+        Args:
+            fixtures: those that the test uses.
+            others: those that live on for other tests; what they hold is not this test's.
+        """
         self.fixtures = fixtures
+        self.others_bytes = sum(share.size_bytes for share in others)
         self.call_start = self.probe.allocated()
         self.call_interval = self.intervals.begin()
 
@@ -154,6 +160,7 @@ class Meter:
                     device=device,
                     peak=seen[index] if index < len(seen) else Peak(allocated_bytes=0, reserved_bytes=0),
                     start_bytes=start[index],
+                    uncounted_bytes=self.not_ours(index),
                     phases=tuple(
                         replace(phase, peak=found[index]) for phase, found, _ in self.phases if index < len(found)
                     ),
@@ -179,7 +186,7 @@ class Meter:
         peak, measurement = max(((value or 0, m) for value, m in found), key=lambda pair: pair[0])
         if measurement.contaminated:
             return Unmeasured(reason="another process's memory on the card moved during the test")
-        if all((m.peak.allocated_bytes or m.peak.device_bytes or 0) == 0 for _, m in found):
+        if peak == 0 and all(m.peak.allocated_bytes in (0, self.not_ours(m.device.index)) for _, m in found):
             return Unmeasured(reason=UNTOUCHED)
         if peak > budget.limit_bytes:
             return Exceeded(over_bytes=peak - budget.limit_bytes, phase=self._phase_of_peak(measurement))
@@ -188,14 +195,17 @@ class Meter:
     def counted(self, measurement: Measurement) -> int | None:
         """The figure that is held against the budget, in bytes."""
         assert self.budget is not None
-        index, metric = measurement.device.index, f"{self.budget.metric}_bytes"
-        if self.budget.scope == "call" and self.call_interval is not None:
-            peaks = self.intervals.read(self.call_interval)
-            value = getattr(peaks[index] if index < len(peaks) else Peak(), metric)
-            before = _filled(self.call_start, index + 1)[index]
-        else:
-            value, before = getattr(measurement.peak, metric), _filled(self.residue, index + 1)[index]
-        return None if value is None else max(0, value - before)
+        if self.budget.scope == "test" or self.call_interval is None:
+            return measurement.figure(self.budget.metric)
+        index = measurement.device.index
+        peaks = self.intervals.read(self.call_interval)
+        value = getattr(peaks[index] if index < len(peaks) else Peak(), f"{self.budget.metric}_bytes")
+        return None if value is None else max(0, value - _filled(self.call_start, index + 1)[index])
+
+    def not_ours(self, index: int) -> int:
+        """Bytes on a device that were held all along, by what earlier tests left and by fixtures that this test does not use."""
+        start = _filled(self.start, index + 1)[index]
+        return min(start, _filled(self.residue, index + 1)[index] + self.others_bytes)
 
     def exceeded(
         self, measurements: tuple[Measurement, ...], verdict: Exceeded, *, example: str | None = None
@@ -216,7 +226,7 @@ class Meter:
     def _check_phase(self, phase: Phase, limit: int) -> None:
         budget = self.budget or Budget(limit_bytes=limit)
         value = getattr(phase.peak, f"{budget.metric}_bytes")
-        value = None if value is None else value - max(self.residue, default=0)
+        value = None if value is None else max(0, value - self.not_ours(0))
         if value is not None and value > limit:
             measurements = self.measurements()
             measurement = max(measurements, key=lambda m: m.peak.allocated_bytes or 0)

@@ -54,15 +54,19 @@ OPTIONS = (
     Option(
         name="gpu",
         metavar="auto|cuda|dry[:CARD]|host|nvml|off",
-        help="what to measure on. auto: a GPU if there is one, else a dry GPU, else CPU tensors. dry: PyTorch's real allocator "
-        "over a stub driver, for instance dry:rtx-4080 (`python -m pytest_vram cards`)",
+        help=(
+            "what to measure on. auto: a GPU if there is one, else a dry GPU, else CPU tensors. dry: PyTorch's real"
+            " allocator over a stub driver, for instance dry:rtx-4080 (`python -m pytest_vram cards`)"
+        ),
     ),
     Option(name="require", metavar="cuda|dry|host", help="fail at the start unless figures are of this kind: for CI"),
     Option(name="baseline", metavar="FILE", help="compare peaks with FILE; a test that grew past the tolerance fails"),
     Option(name="update_baseline", kind="flag", help="write the peaks of the tests that ran into the baseline FILE"),
     Option(name="tolerance", metavar="PCT", help="growth over the baseline that passes, in percent (default 2)"),
     Option(
-        name="suggest", kind="flag", help="print a marker for each measured test that has none, or much too large a one"
+        name="suggest",
+        kind="flag",
+        help="print a marker for each measured test that has none, or much too large a one",
     ),
     Option(name="top", metavar="N", help="allocations shown for a test that broke its budget (default 5)"),
     Option(name="max_gb", metavar="GB", ini_only=True, help="budget of tests that have no marker, in GB (2**30 bytes)"),
@@ -141,9 +145,11 @@ def read(config: pytest.Config) -> Settings:
         tolerance_percent=_number("tolerance", values["tolerance"], 2.0, float),
         suggest=bool(values["suggest"]),
         top=int(_number("top", values["top"], 5, int)),
-        max_bytes=None
-        if values["max_gb"] is None
-        else limit_bytes("vram_max_gb", _number("max_gb", values["max_gb"], 0, float), unit=units.GIB),
+        max_bytes=(
+            None
+            if values["max_gb"] is None
+            else limit_bytes("vram_max_gb", _number("max_gb", values["max_gb"], 0, float), unit=units.GIB)
+        ),
         metric=_choice("metric", values["metric"], METRICS) or "allocated",
         on_unmeasured=_choice("on_unmeasured", values["on_unmeasured"], UNMEASURED) or "skip",
     )

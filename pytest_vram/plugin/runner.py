@@ -61,7 +61,7 @@ class Runner:
         self._baseline: Any = None
         self.left_behind: dict[str, int] = {}
 
-    # -- collection ------------------------------------------------------------------------------------------------------
+    # -- collection
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -86,12 +86,13 @@ class Runner:
             return None
         return Budget(limit_bytes=limit, metric=self.settings.metric, origin="ini", where="vram_max_gb")  # type: ignore[arg-type]
 
-    # -- one test ---------------------------------------------------------------------------------------------------------
+    # -- one test
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Begin to measure before the first fixture is set up."""
-        item.stash[_METER] = None  # type: ignore[assignment]
+        if _METER in item.stash:  # an earlier run of the same test
+            del item.stash[_METER]
         item.user_properties[:] = [p for p in item.user_properties if p[0] != PROPERTY]
         budget = item.stash.get(_BUDGET, None)
         if not self._concerns(item, budget):
@@ -118,7 +119,11 @@ class Runner:
         meter = item.stash.get(_METER, None)
         if meter is None:
             return (yield)
-        meter.begin_call(tuple(self._live.values()))
+        used = _fixtures_of(item)
+        meter.begin_call(
+            tuple(share for key, share in self._live.items() if key in used),
+            tuple(share for key, share in self._live.items() if key not in used),
+        )
         try:
             with self._capped(item, meter), measuring_examples(item, meter):
                 result = yield
@@ -176,7 +181,7 @@ class Runner:
         """The fixture is gone."""
         self._live.pop(id(fixturedef), None)
 
-    # -- the device ----------------------------------------------------------------------------------------------------------
+    # -- the device
 
     def probe(self) -> Probe | None:
         """The session's probe, chosen when first asked for; ``None``, with the reason kept, where there is none."""
@@ -206,7 +211,7 @@ class Runner:
             self._refuse(f"nothing to measure with: {self._unavailable}")
         return Vram(meter)
 
-    # -- judging ---------------------------------------------------------------------------------------------------------------
+    # -- judging
 
     def _judge(self, item: pytest.Item, meter: Meter) -> None:
         __tracebackhide__ = True
@@ -282,6 +287,7 @@ class Runner:
         if meter.call_interval is not None:
             meter.intervals.end(meter.call_interval)
         probe.end_test()
+        probe.settle()
         limit = meter.budget.max_leak_bytes if meter.budget else None
         left = self._left(meter)
         if limit is not None and left > limit:
@@ -297,13 +303,16 @@ class Runner:
             self._residue = tuple(r + max(0, min(g, left)) for r, g in zip(padded, grown, strict=False))
         if limit is not None:
             self._add_leak(item, left)
-            failed = any(p[0] == PROPERTY and '"outcome":"failed"' in p[1] for p in item.user_properties)
+            failed = any(p[0] == PROPERTY and '"outcome":"failed"' in str(p[1]) for p in item.user_properties)
             if left > limit and not failed:
-                raise VramLeak(
-                    f"the test left {format_bytes(left)} ({left:,} bytes) behind, allowed are {format_bytes(limit)} (max_leak_mb). "
-                    "Something outlives it: a global, a cache, a closure, or an optimizer's state",
-                    limit_bytes=limit,
-                    leaked_bytes=left,
+                raise _judged(
+                    VramLeak(
+                        f"the test left {format_bytes(left)} ({left:,} bytes) behind, allowed are"
+                        f" {format_bytes(limit)} (max_leak_mb). Something outlives it: a global, a cache, a closure,"
+                        " or an optimizer's state",
+                        limit_bytes=limit,
+                        leaked_bytes=left,
+                    )
                 )
 
     def _left(self, meter: Meter) -> int:
@@ -325,7 +334,7 @@ class Runner:
         freed = [max(0, end - n) for end, n in zip(self._end, now, strict=False)]
         self._residue = tuple(max(0, r - f) for r, f in zip(self._residue, freed, strict=False))
 
-    # -- where nothing can be measured -----------------------------------------------------------------------------------------
+    # -- where nothing can be measured
 
     def _concerns(self, item: pytest.Item, budget: Budget | None) -> bool:
         names = getattr(item, "fixturenames", ())
@@ -378,6 +387,12 @@ class Runner:
         finally:
             for index in indices:
                 meter.probe.cap(index, None)
+
+
+def _fixtures_of(item: pytest.Item) -> set[int]:
+    """Identities of the fixture definitions that the test uses, those asked for by ``getfixturevalue`` included."""
+    request = getattr(item, "_request", None)
+    return {id(definition) for definition in getattr(request, "_fixture_defs", {}).values()}
 
 
 def _judged(error: VramError) -> VramError:

@@ -44,8 +44,11 @@ def write(terminal: Any, report: Report, settings: Settings, notes: Sequence[str
 
 
 def suggestion(record: TestRecord) -> str | None:
-    """A marker for a test that has none, or one far above its peak: peak + 5%, rounded up; ``None`` where all is well."""
-    peaks = [m.peak.allocated_bytes for m in record.measurements if m.peak.allocated_bytes]
+    """A marker for a test that has none, or one far above its peak.
+
+    Peak + 5%, rounded up; ``None`` where all is well.
+    """
+    peaks = [peak for m in record.measurements if (peak := m.figure("allocated"))]
     if not peaks or record.outcome != "passed":
         return None
     budget = record.budget
@@ -80,7 +83,8 @@ def _write_baseline(terminal: Any, report: Report, settings: Settings) -> None:
         terminal.write_line(f"vram: {change.message(settings.baseline)}", green=True)
     if changes.missing:
         terminal.write_line(
-            f"vram: {len(changes.missing)} tests have no entry in {settings.baseline} (--vram-update-baseline adds them):"
+            f"vram: {len(changes.missing)} tests have no entry in {settings.baseline} (--vram-update-baseline adds"
+            " them):"
         )
         for nodeid in changes.missing[:5]:
             terminal.write_line(f"  {nodeid}")
@@ -90,7 +94,7 @@ def _write_suggestions(terminal: Any, report: Report) -> None:
     terminal.section("suggested budgets (peak + 5%)", sep="-")
     found = [(record, text) for record in report.tests if (text := suggestion(record))]
     for record, text in found:
-        peak = max(m.peak.allocated_bytes or 0 for m in record.measurements)
+        peak = max(m.figure("allocated") or 0 for m in record.measurements)
         kind = record.measurements[0].device.kind
         terminal.write_line(f"{text:<36} # {record.nodeid}: peak {format_bytes(peak)} ({kind})")
     if not found:

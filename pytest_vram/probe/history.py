@@ -24,7 +24,8 @@ _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 class History:
     """Records allocations with their Python stacks, unless the program under test does so itself.
 
-    Costs about 2 microseconds an allocation (benchmarks/plugin_overhead.py); reading costs far more, and is for failures.
+    Costs about 2 microseconds an allocation (benchmarks/plugin_overhead.py); reading costs far more, and is for
+    failures.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class History:
         if torch._C._cuda_isHistoryEnabled():
             return
         self._mine = True
-        torch.cuda.memory._record_memory_history(  # type: ignore[no-untyped-call]
+        torch.cuda.memory._record_memory_history(
             enabled="all", context="alloc", stacks="python", max_entries=MAX_EVENTS
         )
 
@@ -46,7 +47,7 @@ class History:
         if self._mine:
             import torch
 
-            torch.cuda.memory._record_memory_history(enabled=None)  # type: ignore[no-untyped-call]
+            torch.cuda.memory._record_memory_history(enabled=None)
             self._mine = False
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:

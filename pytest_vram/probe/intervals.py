@@ -24,8 +24,8 @@ class Interval:
 class Intervals:
     """Opens and closes intervals over one probe.
 
-    The probe's counter is reset when an interval opens; what it showed before is folded into every interval that is open. The
-    same happens when the program under test resets the counter itself.
+    The probe's counter is reset when an interval opens; what it showed before is folded into every interval that is
+    open. The same happens when the program under test resets the counter itself.
     """
 
     def __init__(self, probe: Probe) -> None:

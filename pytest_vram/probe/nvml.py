@@ -35,8 +35,9 @@ def process_bytes(uuid: str | None, index: int) -> int | None:
 class NvmlProbe:
     """Samples the whole process on a card, for programs whose memory torch does not manage.
 
-    NVML has no peak counter: the figures are those of the moments at which the plugin looks (begin and end of a test and of its
-    phases), which the kind ``nvml`` says. When another process's memory moved in between, the figure is contaminated.
+    NVML has no peak counter: the figures are those of the moments at which the plugin looks (begin and end of a test
+    and of its phases), which the kind ``nvml`` says. When another process's memory moved in between, the figure is
+    contaminated.
     """
 
     kind: Kind = "nvml"

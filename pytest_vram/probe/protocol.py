@@ -23,10 +23,11 @@ class Counters:
 
 @runtime_checkable
 class Probe(Protocol):
-    """Reads memory of the devices that this process sees. Sequences have one entry a device, in the order of ``devices``.
+    """Reads memory of the devices that this process sees. Sequences have one entry a device, in the order of
+    ``devices``.
 
-    A probe starts nothing: asking it creates no context and imports no torch. A device that the process has not used yet
-    reads as 0 bytes.
+    A probe starts nothing: asking it creates no context and imports no torch. A device that the process has not used
+    yet reads as 0 bytes.
     """
 
     kind: Kind
@@ -62,16 +63,22 @@ class Probe(Protocol):
         """The test is over."""
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """Who held memory on device ``index`` at the peak since ``begin_test``, the largest first; empty where unknown."""
+        """Who held memory on device ``index`` at the peak since ``begin_test``, the largest first.
+
+        Empty where unknown.
+        """
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """Reads since ``begin_test`` of values that nothing computed; empty on devices that compute."""
 
     def settle(self) -> None:
-        """Create what is created once (context, BLAS workspaces), so that it does not look like a leak."""
+        """Give back what libraries keep for later (BLAS workspaces), so that it is no test's peak or leak but its user's."""
 
     def release(self) -> None:
         """Give cached memory back to the device."""
 
     def cap(self, index: int, limit_bytes: int | None) -> bool:
-        """Let allocations on device ``index`` fail beyond ``limit_bytes``; ``None`` lifts the cap. False: cannot be done."""
+        """Let allocations on device ``index`` fail beyond ``limit_bytes``.
+
+        ``None`` lifts the cap. False: cannot be done.
+        """

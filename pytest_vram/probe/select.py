@@ -111,7 +111,8 @@ def choose(choice: Choice) -> Probe:
         return CudaProbe()
     if choice.kind == "cuda":
         raise ProbeUnavailable(
-            "vram_gpu = cuda, and PyTorch sees no GPU here: look at `python -m pytest_vram doctor`, or use --vram-gpu=dry"
+            "vram_gpu = cuda, and PyTorch sees no GPU here: look at `python -m pytest_vram doctor`, or use"
+            " --vram-gpu=dry"
         )
     if choice.kind == "dry":
         raise ProbeUnavailable(

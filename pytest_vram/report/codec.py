@@ -19,7 +19,10 @@ _NAMES = {cls: name for name, cls in _TAGGED.items()}
 
 
 def encode(value: Any) -> Any:
-    """Dicts, lists, text, numbers, booleans and ``None``. Fields that hold their default are left out, verdicts are tagged."""
+    """Dicts, lists, text, numbers, booleans and ``None``.
+
+    Fields that hold their default are left out, verdicts are tagged.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {_TAG: _NAMES[type(value)]} if type(value) in _NAMES else {}
         return tag | {
@@ -50,8 +53,8 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
         return _checked(data in arguments, data, where, f"one of {arguments}")
     if origin is tuple:
         _checked(isinstance(data, (list, tuple)), data, where, "a list")
-        item = (lambda i: arguments[0]) if arguments[-1] is Ellipsis else (lambda i: arguments[i])
-        return tuple(_decode(item(i), part, f"{where}[{i}]") for i, part in enumerate(data))
+        hints = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
+        return tuple(_decode(h, part, f"{where}[{i}]") for i, (h, part) in enumerate(zip(hints, data, strict=True)))
     if dataclasses.is_dataclass(hint):
         return _decode_dataclass(hint, data, where)
     if hint is float:

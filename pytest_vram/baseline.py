@@ -1,0 +1,188 @@
+"""Peaks as they were: a JSON file in the repository, and what has changed since.
+
+The file has one line a test and card, sorted, so that a diff of it reads as a list of what grew.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vram.errors import VramUsageError
+from pytest_vram.report.files import write_atomically
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_vram.memory import Device, Report, TestRecord
+
+VERSION = 1
+_NOISE_BYTES = 512  # one block: a percentage of a peak of a few kilobytes means nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One test on one card, before and after, in bytes of allocated peak."""
+
+    nodeid: str
+    card: str
+    before_bytes: int
+    after_bytes: int
+    tolerance_percent: float
+
+    @property
+    def percent(self) -> float:
+        """Growth in percent; negative where it shrank."""
+        if self.before_bytes == 0:
+            return 0.0 if self.after_bytes == 0 else float("inf")
+        return (self.after_bytes - self.before_bytes) / self.before_bytes * 100
+
+    @property
+    def regressed(self) -> bool:
+        """Whether it grew by more than the tolerance."""
+        return self.after_bytes > self.before_bytes * (1 + self.tolerance_percent / 100) + _NOISE_BYTES
+
+    @property
+    def improved(self) -> bool:
+        """Whether it shrank by more than the tolerance."""
+        return self.after_bytes < self.before_bytes * (1 - self.tolerance_percent / 100) - _NOISE_BYTES
+
+    def message(self, baseline: Path) -> str:
+        """One sentence for people."""
+        verb = "grew" if self.after_bytes > self.before_bytes else "shrank"
+        text = (
+            f"{self.nodeid} {verb} from {format_bytes(self.before_bytes)} to {format_bytes(self.after_bytes)} "
+            f"({self.percent:+.1f}%) on {self.card}"
+        )
+        if self.regressed:
+            text += (
+                f"; allowed are {self.tolerance_percent:g}% over {baseline}. If the growth is meant, run again with "
+                "--vram-update-baseline and commit the file"
+            )
+        return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """A report held against a baseline."""
+
+    regressed: tuple[Change, ...]
+    improved: tuple[Change, ...]
+    missing: tuple[str, ...]
+    """Node ids that were measured and have no entry."""
+
+
+Peaks = dict[str, dict[str, int]]
+"""Node id -> card -> allocated peak in bytes."""
+
+
+def card_key(device: Device) -> str:
+    """Under which a peak is kept: figures of different cards or kinds are not to be compared."""
+    return f"{device.name} ({device.kind})"
+
+
+def read(path: Path) -> Peaks:
+    """Read a baseline file.
+
+    Raises:
+        VramUsageError: it is not there, or not a baseline; the message says which.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VramUsageError(f"baseline {path} is not there: --vram-update-baseline writes it") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise VramUsageError(f"baseline {path} cannot be read: {error}") from error
+    if not isinstance(data, dict) or data.get("version") != VERSION or not isinstance(data.get("peaks"), dict):
+        found = data.get("version") if isinstance(data, dict) else None
+        raise VramUsageError(
+            f"baseline {path} is of version {found!r}, not {VERSION}: write it anew with --vram-update-baseline"
+        )
+    for nodeid, cards in data["peaks"].items():
+        if not isinstance(cards, dict) or not all(_is_size(size) for size in cards.values()):
+            raise VramUsageError(f"baseline {path}: the entry of {nodeid!r} is not an object of peaks in bytes")
+    peaks: Peaks = data["peaks"]
+    return peaks
+
+
+def peaks(report: Report) -> Peaks:
+    """The peaks of the tests of a report that passed."""
+    found: Peaks = {}
+    for test in report.tests:
+        if test.outcome == "passed":
+            for card, peak in _cards(test):
+                found.setdefault(test.nodeid, {})[card] = peak
+    return found
+
+
+def compare_record(record: TestRecord, baseline: Mapping[str, Mapping[str, int]], tolerance: float) -> list[Change]:
+    """The changes of one test, on the cards that the baseline knows it on."""
+    known = baseline.get(record.nodeid, {})
+    return [
+        Change(nodeid=record.nodeid, card=card, before_bytes=known[card], after_bytes=peak, tolerance_percent=tolerance)
+        for card, peak in _cards(record)
+        if card in known
+    ]
+
+
+def compare(report: Report, baseline: Mapping[str, Mapping[str, int]], tolerance: float) -> Changes:
+    """Hold a report against a baseline.
+
+    Args:
+        report: what was measured now.
+        baseline: from :func:`read` or :func:`peaks`.
+        tolerance: change that counts for none, in percent.
+    """
+    changes = [change for test in report.tests for change in compare_record(test, baseline, tolerance)]
+    missing = [t.nodeid for t in report.tests if any(card not in baseline.get(t.nodeid, {}) for card, _ in _cards(t))]
+    return Changes(
+        regressed=tuple(sorted((c for c in changes if c.regressed), key=lambda c: -c.percent)),
+        improved=tuple(sorted((c for c in changes if c.improved), key=lambda c: c.percent)),
+        missing=tuple(missing),
+    )
+
+
+def update(path: Path, report: Report) -> int:
+    """Write the peaks of the tests that passed, and leave every other entry as it is.
+
+    Returns:
+        How many entries were written.
+
+    Raises:
+        VramUsageError: there is a file, and it is no baseline: it is not overwritten.
+        OSError: it cannot be written; the old file is untouched.
+    """
+    merged = read(path) if path.exists() else {}
+    new = peaks(report)
+    for nodeid, cards in new.items():
+        merged[nodeid] = {**merged.get(nodeid, {}), **cards}
+    write_atomically(path, dump(merged))
+    return sum(len(cards) for cards in new.values())
+
+
+def dump(peaks: Mapping[str, Mapping[str, int]]) -> str:
+    """The text of a baseline file: sorted, one test a line."""
+    lines = [
+        f"    {json.dumps(nodeid)}: {json.dumps(dict(sorted(peaks[nodeid].items())), ensure_ascii=False)}"
+        for nodeid in sorted(peaks)
+    ]
+    body = ",\n".join(lines)
+    return f'{{\n  "version": {VERSION},\n  "peaks": {{\n{body}\n  }}\n}}\n'
+
+
+def _cards(record: TestRecord) -> Iterator[tuple[str, int]]:
+    """Card and allocated peak of each device; of several like cards the largest."""
+    found: dict[str, int] = {}
+    for measurement in record.measurements:
+        peak = measurement.figure("allocated")
+        if peak:
+            key = card_key(measurement.device)
+            found[key] = max(found.get(key, 0), peak)
+    yield from found.items()
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

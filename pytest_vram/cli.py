@@ -1,0 +1,50 @@
+"""``python -m pytest_vram``.
+
+Run | report | compare | cards | doctor. Each command is a module with ``add_parser`` and ``main``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from pytest_vram import __version__
+from pytest_vram.errors import VramError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = (
+    "pytest_vram.drygpu.run",
+    "pytest_vram.report.show",
+    "pytest_vram.report.changes",
+    "pytest_vram.drygpu.table",
+    "pytest_vram.doctor",
+)
+USAGE_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the arguments after the program's name; those of the process when ``None``.
+
+    Returns:
+        The exit code: the command's own, 2 where an argument cannot be used.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pytest_vram", description="GPU memory, measured and budgeted.")
+    parser.add_argument("--version", action="version", version=f"pytest-vram {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(name).add_parser(subparsers)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.main(arguments))
+    except VramError as error:
+        print(f"pytest_vram: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except BrokenPipeError:
+        return 0

@@ -1,0 +1,65 @@
+"""``python -m pytest_vram compare A.json B.json``: what grew, shrank, is new or gone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vram.report import files
+from pytest_vram.report.terminal import shorten
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pytest_vram.baseline import Change
+    from pytest_vram.memory import Report
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser("compare", help="what grew between two reports; exit code 1 if anything did")
+    parser.add_argument("before", type=Path, help="a .json file that --vram-output wrote")
+    parser.add_argument("after", type=Path, help="another")
+    parser.add_argument("--tolerance", type=float, default=2.0, metavar="PCT", help="growth that passes (default: 2)")
+    parser.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; 1 if a peak grew past the tolerance.
+
+    Raises:
+        VramUsageError: a report cannot be read.
+    """
+    text, grown = render(
+        files.load(args.before), files.load(args.after), args.tolerance, shutil.get_terminal_size().columns
+    )
+    print(text)
+    return int(grown)
+
+
+def render(before: Report, after: Report, tolerance: float, width: int) -> tuple[str, bool]:
+    """The table, and whether anything grew past the tolerance."""
+    from pytest_vram import baseline
+
+    old, new = baseline.peaks(before), baseline.peaks(after)
+    changes = baseline.compare(after, old, tolerance)
+    lines: list[str] = []
+    for title, found in (("grew", changes.regressed), ("shrank", changes.improved)):
+        if found:
+            lines += [f"{title}:", *(_line(change, width) for change in found)]
+    for title, names in (("new", set(new) - set(old)), ("gone", set(old) - set(new))):
+        if names:
+            lines += [f"{title}:", *(f"  {shorten(name, width - 2)}" for name in sorted(names))]
+    different = {c for cards in old.values() for c in cards} ^ {c for cards in new.values() for c in cards}
+    if different and not changes.regressed and not changes.improved:
+        lines.append(f"measured on different cards, which are not compared: {', '.join(sorted(different))}")
+    return "\n".join(lines) or f"no peak changed by more than {tolerance:g}%", bool(changes.regressed)
+
+
+def _line(change: Change, width: int) -> str:
+    figures = (
+        f"  {change.percent:>+8.1f}%  {format_bytes(change.before_bytes):>9} -> {format_bytes(change.after_bytes):<9}  "
+    )
+    return figures + shorten(change.nodeid, max(12, width - len(figures)))

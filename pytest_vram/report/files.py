@@ -1,0 +1,127 @@
+"""Reports as files: the suffix says the format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vram.errors import VramUsageError
+from pytest_vram.memory import Report
+from pytest_vram.memory.report import SCHEMA_VERSION
+from pytest_vram.report import markdown
+from pytest_vram.report.codec import decode, encode
+from pytest_vram.report.rows import Row, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas
+
+SCHEMA_FILE = Path(__file__).with_name("schema.json")
+_NESTED = ("fixtures", "phases", "host_reads")
+
+
+def save(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write a report; a file that is there is replaced whole, or not at all.
+
+    Raises:
+        VramUsageError: no format has that suffix.
+        OSError: it cannot be written.
+    """
+    target = Path(path)
+    if target.suffix not in _FORMATS:
+        raise VramUsageError(f"{target}: the suffix says the format; choose {', '.join(_FORMATS)}")
+    write_atomically(target, _FORMATS[target.suffix](report))
+
+
+def load(path: str | os.PathLike[str]) -> Report:
+    """Read a ``.json`` report.
+
+    Raises:
+        VramUsageError: it is not there, not a report, or of a later version of this package.
+    """
+    source = Path(path)
+    try:
+        data = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise VramUsageError(f"report {source} is not there") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise VramUsageError(f"report {source} cannot be read: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise VramUsageError(
+            f"report {source} has schema version {version!r}, and this pytest-vram reads {SCHEMA_VERSION}: is it a"
+            " file that --vram-output wrote, by this version?"
+        )
+    try:
+        return decode(Report, data)
+    except VramUsageError as error:
+        raise VramUsageError(f"report {source}: {error}") from error
+
+
+def load_report(path: str | os.PathLike[str]) -> pandas.DataFrame:
+    """A ``.json`` report as a table: one row a test, sizes in bytes, indexed by node id.
+
+    Raises:
+        VramUsageError: as :func:`load`.
+        ImportError: pandas is missing: ``pip install 'pytest-vram[report]'``.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("load_report needs pandas: pip install 'pytest-vram[report]'") from error
+    return pandas.DataFrame(_flat(load(path)), columns=_columns()).set_index("nodeid")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Put ``text`` at ``path``: the new text or the old one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def to_json(report: Report) -> str:
+    """The report as ``schema.json`` describes it."""
+    head = {"schema_version": report.schema_version}
+    return json.dumps({**head, **encode(report)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def to_csv(report: Report) -> str:
+    """One line a test; sizes in bytes, nothing where there is no figure."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, _columns(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_flat(report))
+    return out.getvalue()
+
+
+def to_html(report: Report) -> str:
+    """The page of :mod:`pytest_vram.report.html`."""
+    from pytest_vram.report.html import render
+
+    return render(report)
+
+
+_FORMATS: dict[str, Callable[[Report], str]] = {
+    ".json": to_json,
+    ".md": markdown.render,
+    ".csv": to_csv,
+    ".html": to_html,
+}
+
+
+def _columns() -> list[str]:
+    return [field.name for field in fields(Row) if field.name not in _NESTED]
+
+
+def _flat(report: Report) -> list[dict[str, Any]]:
+    return [{name: getattr(row, name) for name in _columns()} for row in rows(report)]

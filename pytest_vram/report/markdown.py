@@ -1,0 +1,77 @@
+"""Markdown for a CI summary: a table, and a folded section for each broken budget."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING
+
+from pytest_vram.report.rows import Row, rows
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from pytest_vram.memory import Report
+
+_MOST_ROWS = 200
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
+_MARKS = {"exceeded": "❌", "unmeasured": "❔", "within": "✅", "none": ""}
+
+
+def render(report: Report) -> str:
+    """The report in GitHub's Markdown. Names from the report stay text, whatever is in them."""
+    table = rows(report)
+    broken = [row for row in table if row.verdict == "exceeded"]
+    unmeasured = sum(row.verdict == "unmeasured" for row in table)
+    devices = (
+        ", ".join(dict.fromkeys(f"{escape(d.name)} ({d.kind})" for d in report.environment.devices)) or "no device"
+    )
+    lines = [
+        "## GPU memory",
+        "",
+        f"{len(table)} tests on {devices}: {len(broken)} over budget, {unmeasured} not measured.",
+        "",
+        "| | test | peak | fixtures | budget | used | kind |",
+        "|---|---|---:|---:|---:|---:|---|",
+        *(_line(row) for row in table[:_MOST_ROWS]),
+    ]
+    if len(table) > _MOST_ROWS:
+        lines.append(f"\n{len(table) - _MOST_ROWS} more tests, all with smaller peaks.")
+    for row in broken:
+        lines += ["", *_details(row)]
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML leave alone, in one line."""
+    return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _line(row: Row) -> str:
+    used = "" if row.used is None else f"{row.used * 100:.0f}%"
+    budget = "" if row.budget_bytes is None else format_bytes(row.budget_bytes)
+    fixtures = format_bytes(row.fixtures_bytes) if row.fixtures_bytes else ""
+    return (
+        f"| {_MARKS[row.verdict]} | {escape(row.nodeid)} | {format_bytes(row.peak_bytes)} | {fixtures} | {budget} |"
+        f" {used} | {row.kind or ''} |"
+    )
+
+
+def _details(row: Row) -> list[str]:
+    assert row.peak_bytes is not None
+    assert row.budget_bytes is not None
+    over = format_bytes(row.peak_bytes - row.budget_bytes)
+    lines = [
+        "<details>",
+        f"<summary>{html.escape(row.nodeid)}: {over} over its budget</summary>",
+        "",
+        f"- peak {row.metric}: {format_bytes(row.peak_bytes)} ({row.peak_bytes:,} bytes)",
+        f"- budget: {format_bytes(row.budget_bytes)} ({row.budget_bytes:,} bytes)",
+        f"- allocated {format_bytes(row.allocated_bytes)}, reserved {format_bytes(row.reserved_bytes)}",
+    ]
+    lines += [
+        f"- {share.scope} fixture {escape(share.name)}: {format_bytes(share.size_bytes)}" for share in row.fixtures
+    ]
+    lines += [f"- phase {escape(p.name)}: {format_bytes(p.peak.allocated_bytes)}" for p in row.phases]
+    if row.worst_example:
+        lines.append(f"- worst example: {escape(row.worst_example)}")
+    return [*lines, "", "</details>"]

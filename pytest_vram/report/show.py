@@ -1,0 +1,40 @@
+"""``python -m pytest_vram report A.json``: show a report, or write it in another format."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vram.report import files, terminal
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser("report", help="show a report, or turn it into .md, .csv, .html or .json")
+    parser.add_argument("report", type=Path, help="a .json file that --vram-output wrote")
+    parser.add_argument(
+        "-o", "--output", type=Path, action="append", default=[], help="write to this file instead of showing"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show phases too")
+    parser.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        VramUsageError: the report cannot be read, or a suffix names no format.
+    """
+    report = files.load(args.report)
+    for path in args.output:
+        files.save(report, path)
+        print(f"written to {path}")
+    if not args.output:
+        width = shutil.get_terminal_size().columns
+        print(terminal.render(report, width=width, color=sys.stdout.isatty(), verbosity=int(args.verbose)))
+    return 0

@@ -1,0 +1,142 @@
+"""The table at the end of a session."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pytest_vram.report.rows import Row, rows
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from pytest_vram.memory import Report
+
+_BAR = 10
+_COLORS = {"exceeded": "31", "unmeasured": "33", "within": "32", "none": "0"}
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_QUIET_ROWS = 10
+
+
+def render(report: Report, *, width: int = 80, color: bool = False, verbosity: int = 0, top: int = 5) -> str:
+    """The table: peak, of which fixtures, budget, how much of it is used, kind of figure; worst first.
+
+    Args:
+        report: what to show.
+        width: of the terminal, in columns; names are cut in the middle so that a row is never wider.
+        color: whether to use terminal colours.
+        verbosity: pytest's: below 0 the ten worst rows only, from 1 on with phases.
+        top: host reads shown.
+    """
+    table = rows(report)
+    hidden = max(0, len(table) - _QUIET_ROWS) if verbosity < 0 else 0
+    shown = table[: len(table) - hidden]
+    lines = [*_header(report), *_table(shown, width, color, phases=verbosity >= 1)]
+    if hidden:
+        lines.append(f"and {hidden} more")
+    lines += _host_reads(table, top)
+    return "\n".join(lines)
+
+
+def display_width(text: str) -> int:
+    """Columns that a text takes: wide characters take two, combining ones none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut out of the middle so that the text takes at most ``width`` columns: the file and the parameters stay."""
+    if display_width(text) <= width:
+        return text
+    if width < 3:
+        return text[: max(0, width)]
+    head = _take(text, (width - 1) // 3)
+    tail = _take(text[::-1], width - 1 - display_width(head))[::-1]
+    return f"{head}…{tail}"
+
+
+def bar(used: float | None, width: int = _BAR) -> str:
+    """How much of the budget is used, in eighths of a column."""
+    if used is None:
+        return " " * width
+    eighths = round(min(1.0, max(0.0, used)) * width * 8)
+    full, part = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[part] if part else "")).ljust(width)
+
+
+def _header(report: Report) -> list[str]:
+    names = Counter(f"{d.name} ({d.kind})" for d in report.environment.devices)
+    devices = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in names.items())
+    versions = f"torch {report.environment.torch}" if report.environment.torch else "no torch"
+    return [f"{devices or 'no device'}; {versions}"]
+
+
+def _table(shown: list[Row], width: int, color: bool, *, phases: bool) -> list[str]:
+    fixtures = any(row.fixtures_bytes for row in shown)
+    budgets = any(row.budget_bytes is not None for row in shown)
+    kinds = len({row.kind for row in shown}) > 1
+    titles = ["peak", *(["fixtures"] if fixtures else []), *(["budget", "used"] if budgets else [])]
+    room_for_bar = budgets and width >= 76
+    sizes = [10, *([10] if fixtures else []), *([10, 5] if budgets else [])]
+    fixed = sum(sizes) + len(sizes) + (_BAR + 1 if room_for_bar else 0) + (7 if kinds else 0)
+    name_width = max(12, min(max((display_width(r.nodeid) for r in shown), default=12), width - fixed - 1))
+    head = "".join(f"{title:>{size}} " for title, size in zip(titles, sizes, strict=True))
+    head += " " * (_BAR + 1) if room_for_bar else ""
+    head += f"{'kind':<6} " if kinds else ""
+    lines = [(head + "test")[:width].rstrip()]
+    for row in shown:
+        cells = [_size(row.peak_bytes)]
+        cells += [_size(row.fixtures_bytes) if row.fixtures_bytes else ""] if fixtures else []
+        cells += [_size(row.budget_bytes) if row.budget_bytes is not None else "", _percent(row)] if budgets else []
+        text = "".join(f"{cell:>{size}} " for cell, size in zip(cells, sizes, strict=True))
+        text += f"{bar(row.used)} " if room_for_bar else ""
+        text += f"{row.kind or '':<6} " if kinds else ""
+        text += shorten(row.nodeid, name_width)
+        lines.append(_painted(text.rstrip(), row, color))
+        if phases:
+            lines += [f"{_size(p.peak.allocated_bytes):>10}   phase {p.name}" for p in row.phases]
+    return lines
+
+
+def _host_reads(table: list[Row], top: int) -> list[str]:
+    """Where a dry figure rests on a guess."""
+    counts: Counter[str] = Counter()
+    for row in table:
+        for read in row.host_reads:
+            if not read.answered:
+                counts[f"{read.location} ({read.operation})"] += read.count
+    if not counts:
+        return []
+    lines = ["values read back that nothing computed (figures after them rest on a guess):"]
+    lines += [f"  {count:>5} x {place}" for place, count in counts.most_common(top)]
+    return lines + ([f"  and {len(counts) - top} more places"] if len(counts) > top else [])
+
+
+def _size(size: int | None) -> str:
+    return "n/a" if size is None else format_bytes(size)
+
+
+def _percent(row: Row) -> str:
+    return (
+        "?"
+        if row.verdict == "unmeasured"
+        else ""
+        if row.used is None
+        else f"{row.used * 100:.0f}%"
+        if row.used < 10
+        else ">999%"
+    )
+
+
+def _painted(text: str, row: Row, color: bool) -> str:
+    kind = "exceeded" if row.outcome == "failed" else row.verdict
+    return f"\x1b[{_COLORS[kind]}m{text}\x1b[0m" if color and kind != "none" else text
+
+
+def _take(text: str, width: int) -> str:
+    taken, used = "", 0
+    for character in text:
+        used += display_width(character)
+        if used > width:
+            break
+        taken += character
+    return taken
