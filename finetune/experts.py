@@ -20,6 +20,7 @@ from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from finetune.errors import ModelError
+from finetune.nf4 import decoded_wrongly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -190,11 +191,13 @@ def _refuse_misread_layers(model: nn.Module, device_map: Any) -> None:
     """bitsandbytes' CPU code takes wrong scales for some shapes, silently: see examples/bitsandbytes_reports."""
     if not isinstance(device_map, dict) or {str(d) for d in device_map.values()} != {"cpu"}:
         return
-    wrong = [
-        (name, module.in_features)
+    matrices = [
+        (name, (module.out_features, module.in_features))
         for name, module in model.named_modules()
-        if isinstance(module, bnb.nn.Linear4bit) and module.in_features % 16 == 0 and module.in_features % BLOCK
+        if isinstance(module, bnb.nn.Linear4bit)
     ]
+    matrices += [(name, getattr(module, w).shape[1:]) for name, module in _fused_experts(model) for w in _WEIGHTS]
+    wrong = [(name, shape[-1]) for name, shape in matrices if decoded_wrongly(shape, blocksize=BLOCK)]
     if wrong:
         name, width = wrong[0]
         raise ModelError(
