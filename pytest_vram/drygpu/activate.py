@@ -17,7 +17,6 @@ from pytest_vram.drygpu import startup
 from pytest_vram.drygpu.build import Build, ensure_built
 from pytest_vram.drygpu.cards import Card, find_card
 from pytest_vram.drygpu.driver import is_active
-from pytest_vram.drygpu.quiesce import quiesce_at_exit
 from pytest_vram.errors import DryGpuError, VramUsageError
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def activate(
     variables = _variables(card, count, total_bytes, context_bytes, copy_limit_bytes)
     if is_active():
         if os.environ.get(CARD_VARIABLE) == variables[CARD_VARIABLE]:
-            _prepare_process()
+            startup.watch()
             return
         raise DryGpuError(
             f"this process has dry GPUs already ({os.environ.get(CARD_VARIABLE)}), and they cannot be exchanged: "
@@ -80,7 +79,7 @@ def activate(
             os.environ.pop(name, None)
         raise DryGpuError(f"the dry GPU's library cannot be loaded: {error}") from error
     os.environ.update(_inherited(build, os.environ))
-    _prepare_process()
+    startup.watch()
 
 
 def environment(
@@ -122,11 +121,6 @@ def _refuse_real_gpu(allowed: bool) -> None:
             "this machine has a real GPU, whose place the dry GPU does not take by itself: pass replace_real_gpu=True "
             "to measure dry all the same"
         )
-
-
-def _prepare_process() -> None:
-    startup.watch()
-    quiesce_at_exit()
 
 
 def _variables(

@@ -2,8 +2,8 @@
 
 ``backward()`` returns when the gradients are there; the autograd thread of each device may then still be letting go of
 the graph, for which it needs the interpreter lock. If the script ends at that moment, Python ends the thread instead,
-and the process aborts (see ``native/exit.c``, which keeps that from doing harm where this module is not loaded). Each such
-thread works through its queue in order, so one more, empty, backward pass per device is a barrier.
+and the process aborts (see ``native/exit.c``, which keeps that from doing harm where this module is not loaded). Each
+such thread works through its queue in order, so one more, empty, backward pass per device is a barrier.
 """
 
 from __future__ import annotations

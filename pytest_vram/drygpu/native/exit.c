@@ -32,8 +32,10 @@ static void sleep_if_finalizing(void) {
 }
 
 static void install(void) {
-    /* By its mangled name, for the stub is C and must not bring a C++ runtime of its own. */
-    handler (*set_terminate)(handler) = (handler(*)(handler))dlsym(RTLD_DEFAULT, "_ZSt13set_terminatePFvvE");
+    /* By its mangled name, for the stub is C and must not bring a C++ runtime of its own; out of the library itself, which
+     * need not be in the global scope. */
+    void *runtime = dlopen("libstdc++.so.6", RTLD_NOLOAD | RTLD_LAZY);
+    handler (*set_terminate)(handler) = (handler(*)(handler))(runtime ? dlsym(runtime, "_ZSt13set_terminatePFvvE") : NULL);
     if (set_terminate != NULL) previous = set_terminate(sleep_if_finalizing);
 }
 

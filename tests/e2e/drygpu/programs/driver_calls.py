@@ -1,0 +1,109 @@
+"""What programs ask of a driver beside memory to train in: prints one JSON with an answer for each question."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+
+import pynvml
+import torch
+import torch.nn.functional as functional
+
+from pytest_vram.drygpu import driver
+
+MIB = 2**20
+answers: dict[str, object] = {}
+
+# Capacity, to the byte: what is free before, one byte less than a granule after.
+free, total = torch.cuda.mem_get_info()
+answers["context"] = total - free == driver.stats(0).context_bytes > 0
+most = free // (2 * MIB) * 2 * MIB
+full = torch.empty(most, dtype=torch.uint8, device="cuda")
+answers["filled to the last granule"] = torch.cuda.mem_get_info()[0] == free - most < 2 * MIB
+try:
+    torch.empty(1, device="cuda")
+except torch.OutOfMemoryError as error:
+    answers["out of memory"] = str(error).split(".")[0]
+answers["refused"] = driver.stats(0).refusals
+del full
+torch.cuda.empty_cache()
+answers["given back"] = torch.cuda.mem_get_info()[0] == free
+
+# NVML sees what the driver counts, device by device.
+pynvml.nvmlInit()
+handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+kept = torch.empty(100 * MIB, dtype=torch.uint8, device="cuda")
+used = driver.stats(0).used_bytes
+answers["nvml used"] = pynvml.nvmlDeviceGetMemoryInfo(handle).used == used
+answers["nvml v2"] = pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2).used == used
+answers["nvml processes"] = [(p.pid, p.usedGpuMemory) for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)] == [
+    (os.getpid(), used)
+]
+answers["nvml uuid"] = pynvml.nvmlDeviceGetUUID(handle).removeprefix("GPU-") == str(
+    torch.cuda.get_device_properties(0).uuid
+)
+answers["nvml count"] = pynvml.nvmlDeviceGetCount()
+answers["torch through nvml"] = torch.cuda.device_memory_used(0) == used
+del kept
+
+# Pinned and managed memory: real, and counted apart.
+pinned = torch.arange(500).pin_memory()
+answers["pinned"] = pinned.is_pinned() and driver.stats(0).host_bytes >= 4000
+answers["there and back"] = bool((pinned.cuda(non_blocking=True).cpu() == pinned).all())
+cudart = ctypes.CDLL("libcudart.so." + torch.version.cuda.split(".")[0])
+pointer = ctypes.c_void_p()
+before = driver.stats(0)
+assert cudart.cudaMallocManaged(ctypes.byref(pointer), ctypes.c_size_t(3 * MIB), ctypes.c_uint(1)) == 0
+after = driver.stats(0)
+answers["managed"] = after.managed_bytes - before.managed_bytes == 3 * MIB and after.used_bytes == before.used_bytes
+ctypes.memset(pointer, 7, 3 * MIB)
+assert cudart.cudaFree(pointer) == 0
+answers["managed given back"] = driver.stats(0).managed_bytes == before.managed_bytes
+
+# Streams, events, peers.
+side, start, end = (
+    torch.cuda.Stream(priority=-1),
+    torch.cuda.Event(enable_timing=True),
+    torch.cuda.Event(enable_timing=True),
+)
+start.record()
+with torch.cuda.stream(side):
+    torch.empty(1000, device="cuda").record_stream(torch.cuda.default_stream())
+end.record(side)
+answers["streams"] = side.query() and end.query() and start.elapsed_time(end) >= 0
+answers["peers"] = torch.cuda.can_device_access_peer(0, 1)
+answers["between devices"] = torch.tensor([3, 1]).to("cuda:0").to("cuda:1").tolist()
+
+# A CUDA graph: captured into a pool of its own, replayed.
+graph, matrix = torch.cuda.CUDAGraph(), torch.randn(64, 64, device="cuda")
+with torch.cuda.graph(graph):
+    product = matrix @ matrix
+graph.replay()
+answers["graph"] = list(product.shape)
+callable_ = torch.cuda.make_graphed_callables(torch.nn.Linear(64, 64).cuda(), (matrix.clone().requires_grad_(),))
+callable_(matrix).sum().backward()
+
+# Layers that go through cuDNN.
+image = torch.randn(2, 3, 32, 32, device="cuda", requires_grad=True)
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).cuda()
+network(image).sum().backward()
+answers["convolution"] = list(image.grad.shape)
+q = torch.randn(1, 4, 64, 64, device="cuda", dtype=torch.float16)
+answers["attention"] = list(functional.scaled_dot_product_attention(q, q, q).shape)
+
+# What is not there says so, by name, and is an error.
+try:
+    torch.linalg.svd(matrix)
+    answers["svd"] = "no error"
+except RuntimeError:
+    answers["svd"] = [name for name in driver.missing_functions() if name.startswith("cusolver")] != []
+try:
+    matrix.untyped_storage()._share_cuda_()
+    answers["ipc"] = "no error"
+except RuntimeError as error:
+    answers["ipc"] = "operation not supported" in str(error)
+
+answers["host MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+print(json.dumps(answers))
