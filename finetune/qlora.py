@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif config.dry.dry_run or config.dry.fit:
             return int(importlib.import_module("finetune.dryrun").main(config))
         else:
-            _quiet_libraries()
+            _settle_libraries()
             summary = run(config)
             from finetune.result import report
 
@@ -87,8 +87,12 @@ def run(config: RunConfig) -> Summary:
         ) from None
 
 
-def _quiet_libraries() -> None:
-    """Keep other libraries' progress bars and advice out of a log; a person at a terminal sees the bars."""
+def _settle_libraries() -> None:
+    """Keep other libraries' bars and advice out of a log, and their idle threads off the cores.
+
+    Threads that wait by spinning make a run several times slower as soon as anything else wants the machine.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks, at import, for optional kernels
     # peft 0.21 asks transformers 5.23 for a flag by its old name.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ class RunLog:
         self._bar = tqdm(
             total=total_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
         )
-        self._began, self._first = time.monotonic(), start_step
+        self._done, self._seconds = 0, 0.0
 
     def evaluations(self) -> list[EvalRow]:
         """Every evaluation so far, those of earlier starts of this run included."""
@@ -67,6 +66,7 @@ class RunLog:
 
     def step(self, step: int, stats: StepStats) -> None:
         """Record one optimizer step."""
+        self._done, self._seconds = self._done + 1, self._seconds + stats.seconds
         memory = memory_now()
         speed = stats.tokens / max(stats.seconds, 1e-9)
         row = {"step": step, **asdict(stats), "tokens_per_second": round(speed, 3), **memory}
@@ -110,8 +110,7 @@ class RunLog:
             self._writer.close()
 
     def _left(self, step: int) -> str:
-        done = step - self._first
-        return clock((time.monotonic() - self._began) / done * (self.total_steps - step)) if done else "?"
+        return clock(self._seconds / self._done * (self.total_steps - step))
 
 
 def notice(text: str) -> None:
