@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vram.errors import VramUsageError
@@ -16,6 +15,7 @@ from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from pytest_vram.memory import Device, Report, TestRecord
 

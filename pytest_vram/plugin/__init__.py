@@ -43,10 +43,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Markers; and, when a setting asks for measuring, the rest of the plugin."""
-    from pytest_vram.plugin import activation, marks
+    from pytest_vram.plugin import activation, options
 
-    config.addinivalue_line("markers", marks.MARK_HELP)
-    config.addinivalue_line("markers", marks.VALUES_HELP)
+    config.addinivalue_line("markers", options.MARK_HELP)
+    config.addinivalue_line("markers", options.VALUES_HELP)
     activation.configure(config)
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_vram.errors import DryGpuError, VramUsageError
+from pytest_vram.errors import VramUsageError
 from pytest_vram.plugin import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_vram.plugin.options import Settings
     from pytest_vram.plugin.runner import Runner
+    from pytest_vram.plugin.settings import Settings
 
 RUNNER, COLLECTOR = "vram-runner", "vram-collector"
 _MOST_FILES = 2_000
@@ -31,15 +31,18 @@ def before_conftests(config: pytest.Config) -> None:
     ``auto`` looks at the text of the test files, because it has to decide before the first of them imports torch;
     without a word of a budget in any of them a session is left as it is.
     """
+    wanted = options.early_gpu(config) or "auto"
+    if wanted == "auto" and not _mentioned(config):
+        return
     from pytest_vram.probe import select
 
     try:
-        choice = select.parse_choice(options.early_gpu(config) or "auto")
+        choice = select.parse_choice(wanted)
     except VramUsageError:
         return  # told by configure(), as all wrong settings are
     if choice.kind == "dry":
         _go_dry(config, choice.card, chosen=True)
-    elif choice.kind == "auto" and _mentioned(config) and select.can_run_dry():
+    elif choice.kind == "auto" and select.can_run_dry():
         _go_dry(config, choice.card, chosen=False)
 
 
@@ -73,13 +76,16 @@ def notice(config: pytest.Config) -> str | None:
 
 
 def _settings(config: pytest.Config) -> Settings:
+    from pytest_vram.plugin import settings
+
     try:
-        return options.read(config)
+        return settings.read(config)
     except VramUsageError as error:
         raise pytest.UsageError(str(error)) from error
 
 
 def _go_dry(config: pytest.Config, card: str, *, chosen: bool) -> None:
+    from pytest_vram.errors import DryGpuError
     from pytest_vram.probe import select
 
     try:

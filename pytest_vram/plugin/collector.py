@@ -13,7 +13,7 @@ from pytest_vram.memory import Report, TestRecord
 from pytest_vram.report.codec import decode
 
 if TYPE_CHECKING:
-    from pytest_vram.plugin.options import Settings
+    from pytest_vram.plugin.settings import Settings
 
 PROPERTY = "vram"
 

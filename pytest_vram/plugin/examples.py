@@ -37,7 +37,6 @@ def _measured(inner: Callable[..., Any], meter: Meter) -> Callable[..., Any]:
         __tracebackhide__ = True
         shown = ", ".join(f"{name}={value!r}" for name, value in kwargs.items() if name not in ("gpu", "vram"))
         with meter.example(shown[:_SHOWN]):
-            result = inner(*args, **kwargs)
-        return result
+            return inner(*args, **kwargs)
 
     return run

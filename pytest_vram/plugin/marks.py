@@ -21,12 +21,6 @@ VALUES_MARK = "vram_values"
 METRICS = typing.get_args(Metric)
 SCOPES = typing.get_args(Scope)
 
-MARK_HELP = (
-    "vram(*, max_gb=None, max_mb=None, metric='allocated', scope='test', enforce=False, max_leak_mb=None,"
-    " min_free_gb=None, device=None, search=False): the most GPU memory that the test may use; 1 GB is 2**30 bytes."
-)
-VALUES_HELP = "vram_values: the test needs values that a GPU computed; it is skipped where the device computes nothing."
-
 
 def parse(mark: pytest.Mark, *, default_max_bytes: int | None, where: str) -> Budget:
     """The budget that a marker declares.

@@ -203,7 +203,7 @@ class Meter:
         return None if value is None else max(0, value - _filled(self.call_start, index + 1)[index])
 
     def not_ours(self, index: int) -> int:
-        """Bytes on a device that were held all along, by what earlier tests left and by fixtures that this test does not use."""
+        """Bytes held all along: by what earlier tests left, and by fixtures that this test does not use."""
         start = _filled(self.start, index + 1)[index]
         return min(start, _filled(self.residue, index + 1)[index] + self.others_bytes)
 

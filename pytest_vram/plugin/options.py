@@ -1,28 +1,20 @@
-"""Command-line options and their ini twins, read once into frozen settings."""
+"""Command-line options and their ini twins. Imported by every pytest session, so it imports nothing itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pytest_vram import units
-from pytest_vram.errors import VramUsageError
-from pytest_vram.plugin.marks import METRICS, limit_bytes
-from pytest_vram.probe.select import Choice, parse_choice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pytest
 
-UNMEASURED = ("skip", "fail", "warn")
-REQUIRABLE = ("cuda", "dry", "host")
-SUFFIXES = (".json", ".md", ".csv", ".html")
+MARK_HELP = (
+    "vram(*, max_gb=None, max_mb=None, metric='allocated', scope='test', enforce=False, max_leak_mb=None, "
+    "min_free_gb=None, device=None, search=False): the most GPU memory that the test may use; 1 GB is 2**30 bytes."
+)
+VALUES_HELP = "vram_values: the test needs values that a GPU computed; it is skipped where the device computes nothing."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(NamedTuple):
     """One setting: ``--vram-name`` on the command line, ``vram_name`` in the ini file; the command line wins."""
 
     name: str
@@ -80,29 +72,6 @@ OPTIONS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """All settings of a session."""
-
-    report: bool
-    output: tuple[Path, ...]
-    gpu: Choice
-    require: str | None
-    baseline: Path | None
-    update_baseline: bool
-    tolerance_percent: float
-    suggest: bool
-    top: int
-    max_bytes: int | None
-    metric: str
-    on_unmeasured: str
-
-    @property
-    def measures_all(self) -> bool:
-        """Whether tests without a marker are measured too."""
-        return bool(self.report or self.output or self.baseline or self.suggest or self.max_bytes)
-
-
 def add_options(parser: pytest.Parser) -> None:
     """Register every option and its ini twin."""
     group = parser.getgroup("vram", "GPU memory budgets (pytest-vram)")
@@ -120,41 +89,6 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(option.dest, help=option.help, type=kinds[option.kind], default=None)  # type: ignore[arg-type]
 
 
-def read(config: pytest.Config) -> Settings:
-    """The session's settings.
-
-    Raises:
-        VramUsageError: a value cannot be used; the message names the option, the value and the valid ones.
-    """
-    values = {option.name: _value(config, option) for option in OPTIONS}
-    base = config.rootpath
-    baseline = None if values["baseline"] is None else _path(config, base, values["baseline"])
-    if values["update_baseline"] and baseline is None:
-        raise VramUsageError("--vram-update-baseline needs a file to update: add --vram-baseline=FILE")
-    output = tuple(_path(config, base, text) for text in values["output"] or ())
-    for path in output:
-        if path.suffix not in SUFFIXES:
-            raise VramUsageError(f"--vram-output={path}: the suffix says the format; choose {', '.join(SUFFIXES)}")
-    return Settings(
-        report=bool(values["report"]),
-        output=output,
-        gpu=parse_choice(values["gpu"] or "auto"),
-        require=_choice("require", values["require"], REQUIRABLE),
-        baseline=baseline,
-        update_baseline=bool(values["update_baseline"]),
-        tolerance_percent=_number("tolerance", values["tolerance"], 2.0, float),
-        suggest=bool(values["suggest"]),
-        top=int(_number("top", values["top"], 5, int)),
-        max_bytes=(
-            None
-            if values["max_gb"] is None
-            else limit_bytes("vram_max_gb", _number("max_gb", values["max_gb"], 0, float), unit=units.GIB)
-        ),
-        metric=_choice("metric", values["metric"], METRICS) or "allocated",
-        on_unmeasured=_choice("on_unmeasured", values["on_unmeasured"], UNMEASURED) or "skip",
-    )
-
-
 def early_gpu(config: pytest.Config) -> str | None:
     """The ``gpu`` setting before the options are parsed for good; ``None`` when nobody chose."""
     value = getattr(config.known_args_namespace, "vram_gpu", None)
@@ -163,36 +97,14 @@ def early_gpu(config: pytest.Config) -> str | None:
 
 def asked_for(config: pytest.Config) -> bool:
     """Whether any setting was given: a session that gives none may still use the marker."""
-    return any(_value(config, option) not in (None, [], "") for option in OPTIONS)
+    return any(value(config, option) not in (None, [], "") for option in OPTIONS)
 
 
-def _value(config: pytest.Config, option: Option) -> Any:
+def value(config: pytest.Config, option: Option) -> Any:
+    """A setting as the user gave it: the command line wins over the ini file; ``None`` where neither says anything."""
     if not option.ini_only:
         given = config.getoption(option.dest, None)
         if given not in (None, False):
             return given
     value = config.getini(option.dest)
     return None if value in ("", [], False) else value
-
-
-def _path(config: pytest.Config, base: Path, text: str) -> Path:
-    path = Path(text).expanduser()
-    return path if path.is_absolute() else Path(config.invocation_params.dir) / path
-
-
-def _choice(name: str, value: str | None, choices: tuple[str, ...]) -> str | None:
-    if value is not None and value not in choices:
-        raise VramUsageError(f"vram_{name} = {value!r}: choose {', '.join(choices)}")
-    return value
-
-
-def _number(name: str, value: str | None, default: float, kind: Callable[[str], float]) -> float:
-    if value is None:
-        return default
-    try:
-        number = kind(value)
-    except ValueError:
-        number = -1
-    if not 0 <= number < float("inf"):
-        raise VramUsageError(f"vram_{name} = {value!r}: write a number, 0 or more")
-    return number

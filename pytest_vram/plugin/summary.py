@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_vram.memory import Report, TestRecord
-    from pytest_vram.plugin.options import Settings
+    from pytest_vram.plugin.settings import Settings
 
 _MARGIN = 1.05
 _SLACK = 1.5  # a budget this many times the peak would let the test grow by half unnoticed
@@ -52,13 +52,17 @@ def suggestion(record: TestRecord) -> str | None:
     if not peaks or record.outcome != "passed":
         return None
     budget = record.budget
-    if budget is not None and budget.origin == "marker" and budget.limit_bytes is not None:
-        if budget.metric != "allocated" or budget.limit_bytes <= max(peaks) * _SLACK:
-            return None
+    limit = budget.limit_bytes if budget is not None and budget.origin == "marker" else None
+    if limit is not None and (record.verdict is None or limit <= max(peaks) * _SLACK or _other_metric(record)):
+        return None
     wanted = max(peaks) * _MARGIN
     if wanted >= GIB:
         return f"@pytest.mark.vram(max_gb={math.ceil(wanted / GIB * 10) / 10:g})"
     return f"@pytest.mark.vram(max_mb={max(1, math.ceil(wanted / MIB))})"
+
+
+def _other_metric(record: TestRecord) -> bool:
+    return record.budget is not None and record.budget.metric != "allocated"
 
 
 def _write_unmeasured(terminal: Any, report: Report) -> None:

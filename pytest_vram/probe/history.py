@@ -98,9 +98,14 @@ def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
         place = f"{_short(name)}:{frame['line']} in {frame['name']}"
         if not fallback:
             fallback = place
-        if not name.startswith((*_LIBRARIES, _OURS, "<")):
+        if is_users(name):
             return place
     return fallback or "unknown line"
+
+
+def is_users(filename: str) -> bool:
+    """Whether a file is neither a library's, nor this package's, nor made up."""
+    return not filename.startswith((*_LIBRARIES, _OURS, "<"))
 
 
 def _rounded(size: int) -> int:

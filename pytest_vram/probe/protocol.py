@@ -72,7 +72,7 @@ class Probe(Protocol):
         """Reads since ``begin_test`` of values that nothing computed; empty on devices that compute."""
 
     def settle(self) -> None:
-        """Give back what libraries keep for later (BLAS workspaces), so that it is no test's peak or leak but its user's."""
+        """Give back what libraries keep for later (BLAS workspaces): it is whose who asks for it next."""
 
     def release(self) -> None:
         """Give cached memory back to the device."""

@@ -17,10 +17,25 @@ def _run_the_other_one() -> None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
+def _torch_is_there() -> None:
+    try:
+        from pytest_vram.drygpu.startup import torch_is_there
+    except ImportError:
+        return  # another environment's Python: it has dry GPUs, but nothing carries their values
+    torch_is_there()
+
+
+def _watch() -> None:
+    """Without importing the package: pytest wants to be the first to import what its plugins are made of."""
+    import importlib.util
+
+    path = os.path.join(os.path.dirname(_HERE), "torchimport.py")
+    spec = importlib.util.spec_from_file_location("_pytest_vram_torchimport", path)
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.after_torch(_torch_is_there)
+
+
 _run_the_other_one()
-try:
-    from pytest_vram.drygpu.startup import watch
-except ImportError:
-    pass  # another environment's Python: it has dry GPUs, but nothing carries their values
-else:
-    watch()
+_watch()

@@ -1,0 +1,65 @@
+"""Calls a function as soon as torch is imported. Imports nothing of this package: it also runs in ``sitecustomize``."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+
+def after_torch(action: Callable[[], None]) -> None:
+    """Call ``action`` when torch has been imported.
+
+    At once, if it is already. A second call of the same kind is one.
+    """
+    if "torch" in sys.modules:
+        action()
+    elif not any(type(finder).__name__ == TorchFinder.__name__ for finder in sys.meta_path):
+        sys.meta_path.insert(0, TorchFinder(action))
+
+
+class TorchFinder(importlib.abc.MetaPathFinder):
+    """Lets others find torch, and adds what comes after its import. Being asked does not mean being imported."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+        self._asking = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Torch's own specification, with a loader around its loader."""
+        if fullname != "torch" or self._asking:
+            return None
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec("torch")
+        finally:
+            self._asking = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenAct(spec.loader, self._action)
+        return spec
+
+
+class _ThenAct(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader, action: Callable[[], None]) -> None:
+        self._loader, self._action = loader, action
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._action()

@@ -1,0 +1,184 @@
+"""CPU tensors, followed operator by operator, for machines whose torch has no CUDA.
+
+Each storage counts as the block that the CUDA caching allocator would give it, from the operator that makes it to its
+death: saved activations and optimizer state included. There is no cache, so there is no reserved figure.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_vram.memory import Device, Peak
+from pytest_vram.probe.history import MAX_EVENTS, holders_at_peak, is_users
+from pytest_vram.probe.protocol import Counters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_vram.memory import Holder, HostRead, Kind
+
+_ROUND = 512
+
+
+class _Follower(TorchDispatchMode):
+    """Sees every operator of the thread, and the storages of what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.requested = self.allocated = 0
+        self.peak_requested = self.peak_allocated = 0
+        self.recording = False
+        self.events: list[dict[str, Any]] = []
+        self._known: dict[int, tuple[weakref.ref[Any], int, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self._see(result)
+        elif isinstance(result, (tuple, list)):
+            for item in result:
+                if isinstance(item, Tensor):
+                    self._see(item)
+                elif isinstance(item, (tuple, list)):  # the foreach operators return lists
+                    for part in item:
+                        if isinstance(part, Tensor):
+                            self._see(part)
+        return result
+
+    def _see(self, tensor: Tensor) -> None:
+        if tensor.device.type != "cpu":
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        known = self._known.get(key)
+        if known is not None:
+            if known[1] == size:
+                return
+            self._forget(key, known[0])  # resized in place
+        if size == 0:
+            return
+        reference = weakref.ref(storage, partial(self._forget, key))
+        block = -(-size // _ROUND) * _ROUND
+        self._known[key] = (reference, size, block)
+        self.requested += size
+        self.allocated += block
+        self.peak_requested = max(self.peak_requested, self.requested)
+        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        if self.recording:
+            self._record({"action": "alloc", "addr": key, "size": size, "frames": [_user_frame()]})
+
+    def _forget(self, key: int, reference: weakref.ref[Any]) -> None:
+        known = self._known.get(key)
+        if known is None or known[0] is not reference:  # the address has a new owner already
+            return
+        del self._known[key]
+        self.requested -= known[1]
+        self.allocated -= known[2]
+        if self.recording:
+            self._record({"action": "free_requested", "addr": key, "size": known[1]})
+
+    def _record(self, event: dict[str, Any]) -> None:
+        if len(self.events) < MAX_EVENTS:
+            self.events.append(event)
+
+
+class HostProbe:
+    """Follows CPU tensors between ``begin_test`` and ``end_test``, in the thread of the tests."""
+
+    kind: Kind = "host"
+
+    def __init__(self) -> None:
+        self._follower = _Follower()
+        self._entered = False
+
+    def devices(self) -> tuple[Device, ...]:
+        """The host, as one device."""
+        return (Device(kind="host", index=0, name="CPU", total_bytes=_pages("SC_PHYS_PAGES")),)
+
+    def allocated(self) -> tuple[int, ...]:
+        """Bytes of the live storages, rounded to blocks."""
+        return (self._follower.allocated,)
+
+    def peak(self) -> tuple[Peak, ...]:
+        """Peaks of requested and allocated bytes since the last reset."""
+        follower = self._follower
+        return (Peak(requested_bytes=follower.peak_requested, allocated_bytes=follower.peak_allocated),)
+
+    def reset_peak(self) -> None:
+        """Start the peaks from what is held now."""
+        follower = self._follower
+        follower.peak_requested, follower.peak_allocated = follower.requested, follower.allocated
+
+    def on_reset(self, before: Callable[[], None]) -> None:
+        """Nobody else resets this probe."""
+
+    def counters(self) -> tuple[Counters, ...]:
+        """The host has no allocator that retries."""
+        return (Counters(),)
+
+    def free_bytes(self, index: int) -> int | None:
+        """Host memory that is free."""
+        return _pages("SC_AVPHYS_PAGES")
+
+    def contaminated(self) -> tuple[bool, ...]:
+        """Never: only this process's tensors are counted."""
+        return (False,)
+
+    def begin_test(self, *, record: bool) -> None:
+        """Follow operators from now on."""
+        self._follower.events = []
+        self._follower.recording = record
+        if not self._entered:
+            self._follower.__enter__()  # type: ignore[no-untyped-call]
+            self._entered = True
+
+    def end_test(self) -> None:
+        """Stop following; storages that live on are still noticed when they die."""
+        if self._entered:
+            self._follower.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._entered = False
+        self._follower.recording = False
+        self._follower.events = []
+
+    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
+        """Who held what at the peak."""
+        return holders_at_peak(self._follower.events, top)
+
+    def host_reads(self) -> tuple[HostRead, ...]:
+        """The host computes."""
+        return ()
+
+    def settle(self) -> None:
+        """Nothing is kept for later."""
+
+    def release(self) -> None:
+        """There is no cache."""
+
+    def cap(self, index: int, limit_bytes: int | None) -> bool:
+        """Host tensors cannot be capped."""
+        return limit_bytes is None
+
+
+def _user_frame() -> dict[str, Any]:
+    frame = sys._getframe(2)
+    first = frame
+    while frame is not None:
+        if is_users(frame.f_code.co_filename):
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    frame = frame or first
+    return {"filename": frame.f_code.co_filename, "line": frame.f_lineno, "name": frame.f_code.co_name}
+
+
+def _pages(name: str) -> int | None:
+    try:
+        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
