@@ -1,0 +1,125 @@
+/* NCCL: communicators that are alone. A collective is over at once, as if all ranks were like this one, so that one
+ * process can stand for one rank of any number, and hold what that rank would hold. The buffers of a real communicator are outside PyTorch's allocator and
+ * depend on the machine's links: they are not counted, and the program is told so. */
+#include <cuda_runtime_api.h>
+
+#include "dry.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { OK = 0, SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4 };
+
+typedef struct {
+    int size, rank, device;
+} *communicator;
+
+typedef struct {
+    char bytes[128];
+} unique_id;
+
+static int open_communicator(communicator *made, int size, int rank) {
+    static int said;
+    int device = dry_ready();
+    if (device < 0) return SYSTEM_ERROR;
+    if (size < 1 || rank < 0 || rank >= size) return INVALID_ARGUMENT;
+    if (!__atomic_exchange_n(&said, 1, __ATOMIC_RELAXED))
+        dry_note("NCCL: every rank is taken to be like this one, and a communicator's own buffers are counted as 0 bytes");
+    *made = malloc(sizeof **made);
+    if (*made == NULL) return SYSTEM_ERROR;
+    **made = (__typeof__(**made)){size, rank, device};
+    return OK;
+}
+
+int ncclGetVersion(int *version) { return *version = DRY_NCCL_VERSION, OK; }
+const char *ncclGetErrorString(int status) { return status == OK ? "no error" : "not supported by the dry GPU"; }
+const char *ncclGetLastError(communicator c) { return (void)c, ""; }
+
+int ncclGetUniqueId(unique_id *id) {
+    static int count;
+    memset(id, 0, sizeof *id);
+    snprintf(id->bytes, sizeof id->bytes, "pytest-vram-dry-%d-%d", (int)getpid(), __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED));
+    return OK;
+}
+int ncclCommGetUniqueId(communicator c, unique_id *id) { return (void)c, ncclGetUniqueId(id); }
+
+int ncclCommInitRank(communicator *made, int size, unique_id id, int rank) { return (void)id, open_communicator(made, size, rank); }
+int ncclCommInitRankConfig(communicator *made, int size, unique_id id, int rank, void *config) {
+    return (void)id, (void)config, open_communicator(made, size, rank);
+}
+int ncclCommInitRankScalable(communicator *made, int size, int rank, int ids, unique_id *id, void *config) {
+    return (void)ids, (void)id, (void)config, open_communicator(made, size, rank);
+}
+int ncclCommInitAll(communicator *made, int count, const int *devices) {
+    int current = dry_current_device(), status = OK;
+    for (int i = 0; i < count && status == OK; i++) {
+        dry_set_current_device(devices ? devices[i] : i);
+        status = open_communicator(&made[i], count, i);
+    }
+    dry_set_current_device(current);
+    return status;
+}
+
+/* Who else has the colour is the other ranks' affair: the new communicator is as large as the old. */
+int ncclCommSplit(communicator c, int colour, int key, communicator *made, void *config) {
+    (void)key, (void)config;
+    *made = NULL;
+    return colour < 0 ? OK : open_communicator(made, c->size, c->rank);
+}
+
+int ncclCommCount(communicator c, int *count) { return *count = c->size, OK; }
+int ncclCommUserRank(communicator c, int *rank) { return *rank = c->rank, OK; }
+int ncclCommCuDevice(communicator c, int *device) { return *device = c->device, OK; }
+int ncclCommGetAsyncError(communicator c, int *status) { return (void)c, *status = OK, OK; }
+int ncclCommFinalize(communicator c) { return (void)c, OK; }
+int ncclCommDestroy(communicator c) { return free(c), OK; }
+int ncclCommAbort(communicator c) { return free(c), OK; }
+int ncclCommMemStats(communicator c, int which, uint64_t *value) { return (void)c, (void)which, *value = 0, OK; }
+int ncclCommRegister(communicator c, void *buffer, size_t size, void **handle) { return (void)c, (void)size, *handle = buffer, OK; }
+int ncclCommDeregister(communicator c, void *handle) { return (void)c, (void)handle, OK; }
+int ncclMemAlloc(void **pointer, size_t size) { return cudaMalloc(pointer, size) == cudaSuccess ? OK : SYSTEM_ERROR; }
+int ncclMemFree(void *pointer) { return cudaFree(pointer) == cudaSuccess ? OK : SYSTEM_ERROR; }
+int ncclRedOpCreatePreMulSum(int *op, void *scalar, int type, int residence, communicator c) {
+    return (void)scalar, (void)type, (void)residence, (void)c, *op = 5, OK; /* the first number past the built-in ones */
+}
+int ncclRedOpDestroy(int op, communicator c) { return (void)op, (void)c, OK; }
+
+/* ---- collectives: every other rank is taken to say what this one says ------------------------------------------------------ */
+static size_t width(int type) {
+    static const unsigned char widths[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1}; /* ncclDataType_t: int8 ... float8e5m2 */
+    return type >= 0 && type < (int)sizeof widths ? widths[type] : 4;
+}
+
+static int move(void *to, const void *from, size_t count, int type, dry_stream stream) {
+    if (to == from || to == NULL || from == NULL || dry_is_capturing(stream)) return OK;
+    return dry_copy(to, from, count * width(type)) ? OK : INVALID_ARGUMENT;
+}
+
+int ncclAllReduce(const void *from, void *to, size_t count, int type, int op, communicator c, dry_stream stream) {
+    return (void)op, (void)c, move(to, from, count, type, stream);
+}
+int ncclReduce(const void *from, void *to, size_t count, int type, int op, int root, communicator c, dry_stream stream) {
+    return (void)op, root == c->rank ? move(to, from, count, type, stream) : OK;
+}
+int ncclBroadcast(const void *from, void *to, size_t count, int type, int root, communicator c, dry_stream stream) {
+    return root == c->rank ? move(to, from, count, type, stream) : OK;
+}
+int ncclAllGather(const void *from, void *to, size_t count, int type, communicator c, dry_stream stream) {
+    int status = OK;
+    for (int rank = 0; rank < c->size && status == OK; rank++)
+        status = move((char *)to + (size_t)rank * count * width(type), from, count, type, stream);
+    return status;
+}
+int ncclReduceScatter(const void *from, void *to, size_t count, int type, int op, communicator c, dry_stream stream) {
+    return (void)op, move(to, (const char *)from + (size_t)c->rank * count * width(type), count, type, stream);
+}
+int ncclAlltoAll(const void *from, void *to, size_t count, int type, communicator c, dry_stream stream) {
+    return move(to, from, count * (size_t)c->size, type, stream);
+}
+int ncclBcast(void) { return OK; } /* in place */
+int ncclGroupStart(void) { return OK; }
+int ncclGroupEnd(void) { return OK; }
+int ncclSend(void) { return OK; }
+int ncclRecv(void) { return OK; }
