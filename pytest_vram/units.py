@@ -1,11 +1,11 @@
 """Bytes to text and back: the only place that knows 1024.
 
-1 GB means 2**30 bytes in every ``*_gb`` argument, as card makers count memory; text prints "GiB" so that nobody has to guess.
+1 GB means 2**30 bytes in every ``*_gb`` argument, as card makers count memory; text prints "GiB" so that nobody has
+to guess.
 """
 
 from __future__ import annotations
 
-import math
 import re
 
 KIB = 1024
@@ -42,7 +42,10 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(size: int | None) -> str:
-    """Write ``size`` bytes with three significant digits: ``14.2 GiB``, ``512 MiB``, ``-3 B``; ``None`` is ``"n/a"``."""
+    """Write ``size`` bytes with three significant digits.
+
+    ``14.2 GiB``, ``512 MiB``, ``-3 B``; ``None`` is ``"n/a"``.
+    """
     if size is None:
         return "n/a"
     sign, magnitude = ("-" if size < 0 else ""), abs(size)
@@ -50,7 +53,7 @@ def format_bytes(size: int | None) -> str:
         # Half a unit in the last digit below the next factor would print as "1024 MiB": step up first.
         if magnitude >= factor * (1 - 0.0005) and magnitude >= 1000:
             value = magnitude / factor
-            digits = max(0, 2 - math.floor(math.log10(value))) if value >= 1 else 2
-            text = f"{value:.{digits}f}"
-            return f"{sign}{text} {unit}"
+            # 9.995 and 99.95 are written with a digit more before the point than they have.
+            digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{sign}{value:.{digits}f} {unit}"
     return f"{sign}{magnitude} B"

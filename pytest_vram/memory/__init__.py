@@ -4,6 +4,7 @@ from pytest_vram.memory.budget import Budget, Metric, Scope
 from pytest_vram.memory.device import Device, Environment, Kind
 from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Peak, Phase
 from pytest_vram.memory.report import Report, TestRecord
+from pytest_vram.memory.timeline import Series, Timeline
 from pytest_vram.memory.verdict import Exceeded, Unmeasured, Verdict, Within
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "Phase",
     "Report",
     "Scope",
+    "Series",
     "TestRecord",
+    "Timeline",
     "Unmeasured",
     "Verdict",
     "Within",

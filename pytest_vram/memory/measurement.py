@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_vram.memory.device import Device
+from pytest_vram.memory.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +73,7 @@ class Measurement:
         retries: cudaMalloc retries (cache flushed to satisfy an allocation).
         ooms: OutOfMemory raised by the allocator.
         contaminated: another process's memory moved in the interval: the figure must not fail a budget.
+        timeline: memory over time, where it was asked for.
     """
 
     device: Device
@@ -86,6 +88,7 @@ class Measurement:
     ooms: int = 0
     host_reads: tuple[HostRead, ...] = ()
     contaminated: bool = False
+    timeline: Timeline | None = None
 
     def figure(self, metric: str) -> int | None:
         """The test's own peak in ``metric`` (``allocated``, ``reserved``, ``device``, ``requested``), in bytes."""
