@@ -12,7 +12,7 @@ from finetune.ask import Question, choose_question
 from finetune.cli import CONFIG_FILE
 from finetune.data import load_examples, total_steps
 from finetune.errors import OutputError
-from finetune.model import attach_adapter, load_base, load_tokenizer
+from finetune.model import attach_adapter, load_base, load_tokenizer, resolve_device
 from finetune.optim import load_optimizer_state, make_optimizer
 from finetune.resume import RunFacts, check_settings, compare, fingerprint, package_versions, settings_of
 from finetune.runlog import EVAL_FILE, TENSORBOARD_FOLDER, TRAIN_FILE, notice
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CHECKPOINTS, ADAPTER, FULL_MODEL, MERGED = "checkpoints", "adapter", "model", "merged"
 SUMMARY_FILE = "summary.json"
 _WRITTEN = (CHECKPOINTS, ADAPTER, FULL_MODEL, MERGED, TENSORBOARD_FOLDER)
-_WRITTEN_FILES = (SUMMARY_FILE, TRAIN_FILE, EVAL_FILE, CONFIG_FILE)
+_WRITTEN_FILES = (SUMMARY_FILE, TRAIN_FILE, EVAL_FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +70,13 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         CheckpointError: there are checkpoints, and none is sound.
     """
     output = config.output.output
-    found = _earlier(config)
+    resolve_device(config.model)
+    earlier = _earlier_run(output)
+    if not earlier:
+        durable.write_text(output / CONFIG_FILE, configfile.dump(config))
+    found = _checkpoint(config, earlier)
     _set_threads(config, found)
     seed_everything(config.train.seed)
-    durable.write_text(output / CONFIG_FILE, configfile.dump(config))
     tokenizer = load_tokenizer(config.model)
     data = load_examples(config.data, tokenizer, seed=config.train.seed)
     notice(str(data.stats))
@@ -94,6 +97,10 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     )
     if found is not None:
         _restore(found, facts, model, optimizer)
+    if earlier:  # only now, when nothing can be refused any more, is anything of it replaced
+        if not config.output.resume:
+            _remove(output, earlier)
+        durable.write_text(output / CONFIG_FILE, configfile.dump(config))
     return Setup(
         config=config,
         tokenizer=tokenizer,
@@ -113,13 +120,22 @@ def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _earlier(config: RunConfig) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a new run, for which the folder is made free if it may be."""
-    output = config.output.output
+def _earlier_run(output: Path) -> list[str]:
+    """What an earlier run left in the folder, the rest of a killed process cleared away."""
     durable.remove_leftovers(output)
     durable.remove_leftovers(output / CHECKPOINTS)
+    return [name for name in (*_WRITTEN, *_WRITTEN_FILES) if _holds_something(output / name)]
+
+
+def _checkpoint(config: RunConfig, earlier: list[str]) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a run that starts at step 0."""
+    output = config.output.output
     if not config.output.resume:
-        _make_room(output, overwrite=config.output.overwrite)
+        if earlier and not config.output.overwrite:
+            raise OutputError(
+                f"output = {str(output)!r}: holds a run already ({', '.join(earlier)}); go on with it by --resume, "
+                "replace it by --overwrite, or name another folder with --output"
+            )
         return None
     found, refused = checkpoint.newest(output / CHECKPOINTS)
     if found is not None:
@@ -130,15 +146,16 @@ def _earlier(config: RunConfig) -> Checkpoint | None:
     return found
 
 
-def _make_room(output: Path, *, overwrite: bool) -> None:
-    there = [name for name in (*_WRITTEN, *_WRITTEN_FILES) if (output / name).exists()]
-    if there and not overwrite:
-        raise OutputError(
-            f"output = {str(output)!r}: holds a run already ({', '.join(there)}); go on with it by --resume, "
-            "replace it by --overwrite, or name another folder with --output"
-        )
-    for name in there:
+def _remove(output: Path, names: list[str]) -> None:
+    for name in names:
         (output / name).unlink() if name in _WRITTEN_FILES else durable.remove_folder(output / name)
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether there is more than the empty file or folder that a run leaves which failed before its first step."""
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _set_threads(config: RunConfig, found: Checkpoint | None) -> None:

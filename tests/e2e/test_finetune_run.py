@@ -298,3 +298,17 @@ def test_tensorboard_gets_every_step_once(qlora: Forked, tmp_path: Path) -> None
     events = EventAccumulator(str(output / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_failed_before_its_first_step_is_not_in_the_way(qlora: Forked, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert qlora(output, "--targets", "q_porj").code == 2
+    assert qlora(output, "--max-steps", "1").code == 0
+
+
+def test_overwriting_removes_nothing_before_the_new_run_can_start(qlora: Forked, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    assert qlora(output, "--max-steps", "1").code == 0
+    before = adapter(output), (output / "config.yaml").read_text()
+    assert qlora(output, "--overwrite", "--targets", "q_porj").code == 2
+    assert (adapter(output), (output / "config.yaml").read_text()) == before
