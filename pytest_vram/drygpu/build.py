@@ -1,4 +1,4 @@
-"""Compiles the stub libraries beneath the dry GPU, once for each installed PyTorch, into the user's cache.
+"""Finds the stub libraries for the installed PyTorch in the user's cache, or has them compiled into it, once.
 
 The cache's key covers everything that goes into the libraries, so a new PyTorch, bitsandbytes, compiler or version of
 this package gets libraries of its own, and an old one keeps its. Two processes may build at the same time: one builds,
@@ -14,25 +14,19 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_vram.drygpu.elf import read_dynamic_symbols
-from pytest_vram.drygpu.fallback import write_fallbacks
-from pytest_vram.drygpu.toolkit import Surface, Toolkit, find_toolkit, read_surface
+from pytest_vram.drygpu.toolkit import Toolkit, find_toolkit
 from pytest_vram.errors import DryGpuError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 NATIVE = Path(__file__).parent / "native"
 CORE = "libpytest_vram_dry.so"
-_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-fPIC", "-w", "-Wl,-Bsymbolic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +94,10 @@ def ensure_built() -> Build:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder.parent / f"{folder.name}.lock"):
                 if not core.exists():
-                    _build(toolkit, compiler, folder)
+                    # Here, for it brings in much that a start from the cache does without.
+                    from pytest_vram.drygpu.compile import compile_stubs
+
+                    compile_stubs(toolkit, compiler, native=NATIVE, core=CORE, folder=folder)
         except OSError as error:
             raise DryGpuError(
                 f"the dry GPU cannot be built in {folder.parent}: {error}. "
@@ -112,16 +109,14 @@ def ensure_built() -> Build:
 def _key(toolkit: Toolkit) -> str:
     """Hash what goes in. Libraries by size and time: reading 500 MB of them would cost more than the whole start."""
     digest = hashlib.sha256()
-    builders = [NATIVE.parent / name for name in ("build.py", "fallback.py", "toolkit.py")]
+    builders = [NATIVE.parent / name for name in ("build.py", "compile.py", "fallback.py", "toolkit.py")]
     for path in (*sorted(NATIVE.rglob("*.[ch]")), *builders):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for path in (*toolkit.libraries, *toolkit.include):
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    compiler = os.environ.get("CC", "")
-    digest.update(
-        f"{toolkit.torch_version}\0{toolkit.cuda_version}\0{toolkit.cudnn_version}\0{toolkit.nccl_version}\0{platform.machine()}\0{compiler}".encode()
-    )
+    versions = (toolkit.torch_version, toolkit.cuda_version, toolkit.cudnn_version, toolkit.nccl_version)
+    digest.update(repr((versions, platform.machine(), os.environ.get("CC"))).encode())
     return f"torch-{toolkit.torch_version}-{digest.hexdigest()[:16]}"
 
 
@@ -130,73 +125,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _build(toolkit: Toolkit, compiler: Sequence[str], folder: Path) -> None:
-    surface = read_surface(toolkit)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _compile(toolkit, surface, compiler, work)
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _compile(toolkit: Toolkit, surface: Surface, compiler: Sequence[str], work: Path) -> None:
-    versions = [f"-DDRY_CUDNN_VERSION={toolkit.cudnn_version}", f"-DDRY_NCCL_VERSION={toolkit.nccl_version}"]
-    include = [*versions, f"-I{NATIVE}", f"-I{NATIVE / 'shim'}", *(f"-I{path}" for path in toolkit.include)]
-
-    def compile_one(source: Path) -> Path:
-        target = work / f"{source.stem}.o"
-        _run([*compiler, *_FLAGS, *include, "-c", str(source), "-o", str(target)], toolkit)
-        return target
-
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        objects = list(pool.map(compile_one, sorted(NATIVE.glob("*.c"))))
-    core = work / CORE
-    link = [
-        *compiler,
-        "-shared",
-        "-fPIC",
-        "-Wl,-Bsymbolic",
-        f"-Wl,-soname,{CORE}",
-        "-Wl,-rpath,$ORIGIN",
-        "-Wl,--no-as-needed",
-    ]
-    _run([*link, *map(str, objects), "-o", str(core), "-ldl", "-lpthread"], toolkit)
-
-    # What is defined by now is real; everything else that may be asked for says that it is not here.
-    fallbacks = work / "fallbacks.c"
-    write_fallbacks(fallbacks, surface.functions - read_dynamic_symbols(core).functions, header=NATIVE / "dry.h")
-    objects.append(compile_one(fallbacks))
-    _run([*link, *map(str, objects), "-o", str(core), "-ldl", "-lpthread"], toolkit)
-
-    # Each name is an empty library that leads to the core, and the core leads to them: loading it puts all in place.
-    empty = work / "empty.c"
-    empty.write_text("")
-    names = [work / name for name in surface.names]
-    shared = [*compiler, "-shared", "-fPIC", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", str(empty), str(core)]
-    for name in names:
-        _run([*shared, f"-Wl,-soname,{name.name}", "-o", str(name)], toolkit)
-    complete = work / "complete.so"
-    _run([*link, *map(str, objects), *map(str, names), "-o", str(complete), "-ldl", "-lpthread"], toolkit)
-    os.replace(complete, core)
-    for path in (*objects, empty, fallbacks):
-        path.unlink()
-
-
-def _run(command: Sequence[str], toolkit: Toolkit) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_plain_environment())
-    except OSError as error:
-        raise DryGpuError(f"the dry GPU could not run its compiler {command[0]}: {error}") from error
-    if done.returncode != 0:
-        raise DryGpuError(
-            f"the dry GPU could not be compiled for torch {toolkit.torch_version} (CUDA {toolkit.cuda_version}):\n"
-            f"$ {' '.join(command)}\n{done.stderr.strip()}"
-        )
-
-
-def _plain_environment() -> dict[str, str]:
-    """A compiler must not itself run on top of the stubs."""
-    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}

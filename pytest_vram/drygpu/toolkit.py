@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -86,8 +85,8 @@ def find_toolkit() -> Toolkit:
         libraries=tuple(libraries),
         include=_find_headers(site, cuda),
         library_folders=(*sorted((site / "nvidia").glob("*/lib")), root / "lib"),
-        cudnn_version=_wheel_version(f"nvidia-cudnn-cu{major}", default=91000),
-        nccl_version=_wheel_version(f"nvidia-nccl-cu{major}", default=22700),
+        cudnn_version=_wheel_version(site, f"nvidia_cudnn_cu{major}", default=91000),
+        nccl_version=_wheel_version(site, f"nvidia_nccl_cu{major}", default=22700),
     )
 
 
@@ -96,13 +95,13 @@ def _assigned(text: str, name: str) -> str | None:
     return match[1] if match else None
 
 
-def _wheel_version(distribution: str, *, default: int) -> int:
+def _wheel_version(site: Path, distribution: str, *, default: int) -> int:
     """Read "9.24.0.43" as 92400. PyTorch only compares it, so where there is no wheel (conda) a recent one will do."""
-    try:
-        major, minor, patch = importlib.metadata.version(distribution).split(".")[:3]
-    except importlib.metadata.PackageNotFoundError:
-        return default
-    return int(major) * 10000 + int(minor) * 100 + int(patch)
+    for folder in site.glob(f"{distribution}-*.dist-info"):
+        found = re.match(r"-(\d+)\.(\d+)\.(\d+)", folder.name.removeprefix(distribution))
+        if found:
+            return int(found[1]) * 10000 + int(found[2]) * 100 + int(found[3])
+    return default
 
 
 def _find_headers(site: Path, cuda: str) -> tuple[Path, ...]:
