@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune import hostmemory
-from finetune.errors import OutOfMemoryError
+from finetune.errors import FinetuneError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ def explained(config: RunConfig, holdings: Holdings) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
+    except (MemoryError, RuntimeError, OSError, FinetuneError) as error:
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # their locals are what fills the memory
@@ -61,10 +61,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory ran out, in any of the ways in which libraries say it."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
+    if isinstance(error, FinetuneError) and error.__cause__ is not None:
+        return is_out_of_memory(error.__cause__)
     return isinstance(error, (RuntimeError, OSError)) and any(word in str(error) for word in _HOST_WORDS)
 
 
 def _explain(error: BaseException, config: RunConfig, holdings: Holdings) -> OutOfMemoryError:
+    if isinstance(error, FinetuneError) and error.__cause__ is not None:
+        error = error.__cause__
     on_device = isinstance(error, torch.OutOfMemoryError)
     if on_device:
         _, budget = torch.cuda.mem_get_info()
