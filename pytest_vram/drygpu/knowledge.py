@@ -37,7 +37,8 @@ class Known:
     """A storage with believable bytes.
 
     Attributes:
-        base: address of the storage's first byte; a storage that was given other memory is no longer believed.
+        base: address of the storage's first byte.
+        size: its bytes.
         whole: every byte is known, so that the stub need not be asked.
         guess: what the values rest on when they are not the program's own; ``""`` when they are.
     """
@@ -54,13 +55,15 @@ class Known:
     def __del__(self, free: Callable[[Any], Any] = torch.UntypedStorage._free_weak_ref) -> None:
         free(self.weak)  # a default argument outlives the module's own names when the interpreter shuts down
 
-    def expired(self) -> bool:
-        """The storage is gone."""
-        return bool(torch.UntypedStorage._expired(self.weak))
+    def alive(self) -> bool:
+        """The storage is there, and still has the memory that it had."""
+        storage: Any = torch.UntypedStorage._new_with_weak_ptr(self.weak)
+        return storage is not None and storage.data_ptr() == self.base
 
 
-# Keyed by the address of the StorageImpl, which the weak reference keeps from being used for another one.
 _known: dict[int, Known] = {}
+"""By address. A tensor that is merely looked up must not get a Python object for its storage: autograd counts
+references to decide whether it may add a gradient in place."""
 
 
 def is_carried(tensor: torch.Tensor) -> bool:
@@ -78,10 +81,10 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def _entry(tensor: torch.Tensor) -> Known | None:
-    storage = tensor.untyped_storage()
-    entry = _known.get(storage._cdata)
-    if entry is not None and entry.base != storage.data_ptr():
-        del _known[storage._cdata]
+    base = tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()
+    entry = _known.get(base)
+    if entry is not None and not entry.alive():
+        del _known[base]
         return None
     return entry
 
@@ -97,21 +100,22 @@ def find(tensor: torch.Tensor) -> Known | None:
 def find_address(address: int) -> Known | None:
     """The entry of the storage that holds ``address``, for reads that no operator announced."""
     for entry in list(_known.values()):
-        if entry.base <= address < entry.base + entry.size and not entry.expired():
+        if entry.base <= address < entry.base + entry.size and entry.alive():
             return entry
     return None
 
 
 def learn(tensor: torch.Tensor, guess: str = "") -> None:
     """The elements of ``tensor`` now hold what the program would find there (or a ``guess`` of it)."""
-    if tensor.numel() == 0:
-        return
-    storage, (address, size) = tensor.untyped_storage(), _extent(tensor)
-    entry = _known.get(storage._cdata)
-    if entry is None or entry.base != storage.data_ptr():
+    if tensor.numel() == 0 or (tensor.dtype not in WHOLE_NUMBERS and torch._C._current_graph_task_id() != -1):
+        return  # a gradient: see _known
+    address, size = _extent(tensor)
+    entry = _entry(tensor)
+    if entry is None:
         if len(_known) % _PRUNE_EVERY == _PRUNE_EVERY - 1:
             prune()
-        entry = _known[storage._cdata] = Known(storage)
+        entry = Known(tensor.untyped_storage())
+        _known[entry.base] = entry
         if (address, size) != (entry.base, entry.size):
             _unmark_around(entry, address, size)
     if (address, size) == (entry.base, entry.size):
@@ -138,7 +142,7 @@ def forget(tensor: torch.Tensor) -> None:
 
 def prune() -> None:
     """Drop the entries of storages that are gone."""
-    for key in [key for key, entry in _known.items() if entry.expired()]:
+    for key in [key for key, entry in _known.items() if not entry.alive()]:
         del _known[key]
 
 
