@@ -73,7 +73,7 @@ class BatchShape:
 def batches(
     *, max_tokens: int, max_rows: int | None = None, max_seq: int | None = None, multiple_of: int = 1
 ) -> st.SearchStrategy[BatchShape]:
-    """Shapes of at most ``max_tokens`` tokens; every other one is as large as its number of rows allows.
+    """Shapes of at most ``max_tokens`` tokens, more large ones than small ones.
 
     Args:
         max_tokens: rows times tokens a row, at most.
@@ -94,10 +94,9 @@ def batches(
     def shape(draw: st.DrawFn) -> BatchShape:
         rows = draw(st.integers(1, most))
         units = min(longest, max_tokens // rows) // multiple_of
-        # Three choices for filled batches as well, and the length last: hypothesis takes fewer and smaller choices,
-        # the first ones before the others, for simpler, and would shrink to a filled batch otherwise.
-        filled, some = draw(st.booleans()), draw(st.integers(1, units))
-        return BatchShape(rows=rows, seq=multiple_of * (units if filled else some))
+        # The longest of three leans towards full batches, and still shrinks to the shortest that will do.
+        longest_units = max(draw(st.tuples(*[st.integers(1, units)] * 3)))
+        return BatchShape(rows=rows, seq=multiple_of * longest_units)
 
     return shape()
 

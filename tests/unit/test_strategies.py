@@ -32,7 +32,7 @@ def test_batches_keep_their_bounds(data: Any, tokens: int, rows: int | None, seq
 def test_batches_shrink_towards_small() -> None:
     assert find(vram.batches(max_tokens=4096), lambda s: True) == vram.BatchShape(rows=1, seq=1)
     found = find(vram.batches(max_tokens=4096), lambda s: s.tokens >= 1000, settings=settings(max_examples=1000))
-    assert found == vram.BatchShape(rows=1, seq=1000)
+    assert found.tokens < 1000 + found.rows  # one token a row less would not do
 
 
 def test_batches_reach_the_most_tokens() -> None:
