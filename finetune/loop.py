@@ -146,8 +146,9 @@ class _Loop:
         """
         setup = self.setup
         with self._undisturbed(), _ballast(setup):
-            window_gradients(setup.model, longest_window(setup.data.train, setup.config.train), setup.config.train)
-            require_gradients(setup.model)
+            window = longest_window(setup.data.train, setup.config.train)
+            stats = window_gradients(setup.model, window, setup.config.train)
+            require_gradients(setup.model, loss=stats.loss)
             setup.optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
@@ -159,8 +160,12 @@ class _Loop:
             restore_random_state(self.random)
 
 
-def require_gradients(model: torch.nn.Module) -> None:
+def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
     """Check that a gradient reaches the adapter.
+
+    Args:
+        model: after a backward pass.
+        loss: what went backward; where it is 0 (on a device that only allocates) gradients may be 0 too.
 
     Raises:
         TrainingError: a ``lora_B`` (with ``--full``, any weight) has no gradient, or all of them are zero.
@@ -173,7 +178,9 @@ def require_gradients(model: torch.nn.Module) -> None:
             f"{len(without)} of {len(learners)} adapter matrices get no gradient, the first is {without[0]}: it is not "
             "on the way from the tokens to the loss. Leave it out of --targets, or try --no-checkpointing"
         )
-    if not any(bool(parameter.grad.any()) for parameter in learners.values() if parameter.grad is not None):
+    if loss > 0 and not any(
+        bool(parameter.grad.any()) for parameter in learners.values() if parameter.grad is not None
+    ):
         raise TrainingError(
             "every gradient of the adapter is zero: nothing would be learned. Use --compute-dtype fp32 or bf16, and "
             "look at the data: the loss may be taken on no token"

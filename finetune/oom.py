@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +85,19 @@ def _explain(error: BaseException, config: RunConfig, holdings: Holdings) -> Out
         f"out of memory on {where}.",
         f"  budget  {budget / GIB:.2f} GiB",
         f"  held    {held / GIB:.2f} GiB: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()),
-        f"  asked   {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+        f"  asked   {_asked(error)}",
     ]
     if savings:
         lines.append("These settings would save most:")
         lines += [f"  {setting:28} about {size / GIB:.2f} GiB less" for setting, size in savings]
     lines.append(f"What was saved is sound: go on with --output {config.output.output} --resume")
     return OutOfMemoryError("\n".join(lines), budget_bytes=budget, held_bytes=held, savings=savings)
+
+
+def _asked(error: BaseException) -> str:
+    """What the allocation that failed asked for, if its message says so."""
+    found = re.search(r"tried to allocate ([\d.]+ [A-Za-z]+)", str(error), re.IGNORECASE)
+    return f"{found[1]} more, at once" if found else (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _storage_bytes(tensor: Tensor) -> int:

@@ -98,7 +98,7 @@ def report(summary: Summary) -> str:
     """The closing text of a run."""
     lines = [""]
     before, after = summary.held_out_loss_before, summary.held_out_loss_after
-    if before is not None and after is not None:
+    if before and after is not None:
         change = 100 * (after - before) / before
         lines.append(
             f"held-out loss  {before:.4f} before, {after:.4f} after ({change:+.1f} %), "

@@ -7,6 +7,8 @@ which the process touches its output folder, starts a forward pass, or changes t
     {"kind": "signal", "at": n, "signals": [2]}     the process gets these signals, one at a time
     {"kind": "full", "at": n}                        from then on every file opened for writing fails: no space left
     {"kind": "memory", "at": n, "of": "torch"}       more is asked of torch (or of "python") than any machine has
+    {"kind": "without", "at": 0, "of": "_try_longest"}     the loop runs without this part
+
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ class Moments:
         self.count, self._output, self._fault = 0, output, fault
 
     def arm(self) -> None:
+        if self._fault.get("kind") == "without":
+            setattr(loop._Loop, self._fault["of"], lambda _: None)
         sys.addaudithook(self._audit)
         torch.nn.modules.module.register_module_forward_pre_hook(self._forward)
         for cls in _subclasses(torch.optim.Optimizer):

@@ -312,3 +312,32 @@ def test_overwriting_removes_nothing_before_the_new_run_can_start(qlora: Forked,
     before = adapter(output), (output / "config.yaml").read_text()
     assert qlora(output, "--overwrite", "--targets", "q_porj").code == 2
     assert (adapter(output), (output / "config.yaml").read_text()) == before
+
+
+def test_the_trial_of_the_longest_batch_changes_nothing(
+    qlora: Forked, finished: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    flags = ("--dropout", "0.1")
+    assert qlora(tmp_path / "with", *flags).code == 0
+    without = qlora(tmp_path / "without", *flags, fault={"kind": "without", "at": 0, "of": "_try_longest"})
+    assert without.code == 0, without.err
+    assert without.moments != finished[1].moments  # it did run without it
+    assert adapter(tmp_path / "with") == adapter(tmp_path / "without")
+
+
+def test_how_often_is_saved_and_evaluated_changes_nothing(
+    qlora: Forked, finished: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    flags = ("--save-every", "0", "--eval-every", "0", "--answer-tokens", "0", "--keep", "1", "--no-checkpointing")
+    outcome = qlora(tmp_path / "run", *flags)
+    assert outcome.code == 0, outcome.err
+    assert adapter(tmp_path / "run") == adapter(finished[0])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(qlora: Forked, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    failed = qlora(output, "--learning-rate", "1e38", "--clip", "0", "--warmup-steps", "0")
+    assert failed.code == 5, failed.err
+    assert "Lower --learning-rate" in failed.err
+    for state in (output / "checkpoints").glob("step-*"):
+        assert int(state.name.removeprefix("step-")) < 10
