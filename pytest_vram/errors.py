@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class VramError(Exception):
-    """Base of every error that pytest_vram raises."""
+    """Base of every error that pytest_vram raises.
+
+    Attributes:
+        judged: the error is a verdict on a whole test, so that its message says all and its traceback nothing.
+    """
+
+    judged = False
 
 
 class VramUsageError(VramError, ValueError):

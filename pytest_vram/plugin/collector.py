@@ -10,12 +10,11 @@ import pytest
 
 from pytest_vram.errors import VramError
 from pytest_vram.memory import Report, TestRecord
+from pytest_vram.plugin.judge import PROPERTY
 from pytest_vram.report.codec import decode
 
 if TYPE_CHECKING:
     from pytest_vram.plugin.settings import Settings
-
-PROPERTY = "vram"
 
 
 class Collector:
@@ -25,6 +24,8 @@ class Collector:
         self.config, self.settings = config, settings
         self.records: dict[str, TestRecord] = {}
         self._problems: list[str] = []
+        if settings.baseline is not None and not settings.update_baseline:
+            _check_baseline(settings)
         self._written: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -64,3 +65,14 @@ class Collector:
         from pytest_vram.plugin import summary
 
         summary.write(terminalreporter, self.report(), self.settings, [*self._written, *self._problems])
+
+
+def _check_baseline(settings: Settings) -> None:
+    """A baseline that cannot be read is told before the first test, not after the last."""
+    from pytest_vram import baseline
+
+    assert settings.baseline is not None
+    try:
+        baseline.read(settings.baseline)
+    except VramError as error:
+        raise pytest.UsageError(str(error)) from error

@@ -28,7 +28,9 @@ class Meter:
     """Measures one run of one test.
 
     Attributes:
-        earlier_fixtures: those that were set up before the test.
+        fixtures: shares of the fixtures that the test uses.
+        others_bytes: what fixtures hold that live on for other tests.
+        earlier_fixtures: identities of the fixtures that held something before the test.
         residue: bytes on each device that earlier tests left behind; they do not count against this one.
         worst: peaks and arguments of the worst hypothesis example, once there was one.
     """
@@ -52,18 +54,11 @@ class Meter:
         self.phases: list[tuple[Phase, tuple[Peak, ...], tuple[int, ...]]] = []
         self._open: list[str] = []
         self.fixtures: tuple[FixtureShare, ...] = ()
-        self.earlier_fixtures: tuple[FixtureShare, ...] = ()
+        self.earlier_fixtures: frozenset[int] = frozenset()
         self.others_bytes = 0
 
-    def begin_call(self, fixtures: tuple[FixtureShare, ...], others: tuple[FixtureShare, ...]) -> None:
-        """Fixtures are set up; the test function begins.
-
-        Args:
-            fixtures: those that the test uses.
-            others: those that live on for other tests; what they hold is not this test's.
-        """
-        self.fixtures = fixtures
-        self.others_bytes = sum(share.size_bytes for share in others)
+    def begin_call(self) -> None:
+        """Fixtures are set up; the test function begins."""
         self.call_start = self.probe.allocated()
         self.call_interval = self.intervals.begin()
 
@@ -121,7 +116,8 @@ class Meter:
         Raises:
             VramBudgetExceeded: the example needed too much; hypothesis then looks for the smallest such one.
         """
-        gc.collect()
+        if self.probe.allocated() > self.call_start:
+            gc.collect()  # what an earlier example left in a cycle is not this one's
         interval = self.intervals.begin()
         try:
             yield
@@ -137,7 +133,9 @@ class Meter:
             measurements = self.measurements(peaks)
             verdict = self.verdict(measurements)
             if isinstance(verdict, Exceeded):
-                raise self.exceeded(measurements, verdict, example=arguments)
+                error = self.exceeded(measurements, verdict, example=arguments)
+                error.judged = True
+                raise error
 
     def figure(self, peaks: tuple[Peak, ...]) -> int:
         """The largest value of the budget's metric, over the devices."""

@@ -30,7 +30,6 @@ class Project:
         self.pytester = pytester
         pytester.makepyfile(made_up_device=DEVICE)
         pytester.makeconftest(MAKES_PROBE)
-        pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
 
     def write(self, source: str, name: str = "test_it") -> None:
         prelude = "import pytest\nfrom made_up_device import alloc, free, MB\nfrom pytest_vram import *\n"
@@ -40,15 +39,16 @@ class Project:
         self.pytester.makeconftest(MAKES_PROBE + textwrap.dedent(source))
 
     def ini(self, *lines: str) -> None:
-        self.pytester.makeini("\n".join(["[pytest]", "asyncio_default_fixture_loop_scope = function", *lines]))
+        self.pytester.makeini("\n".join(["[pytest]", *lines]))
 
     def run(self, *arguments: str, plugins: tuple[str, ...] = ()) -> pytest.RunResult:
-        chosen = [part for name in plugins for part in ("-p", name)]
+        """Run pytest with this plugin and those named: loading all that are installed takes longer than the tests."""
+        chosen = [part for name in ("vram", *plugins) for part in ("-p", name)]
         return self.pytester.runpytest_subprocess("-p", "no:cacheprovider", *chosen, *arguments)
 
-    def report(self, *arguments: str) -> dict[str, Any]:
+    def report(self, *arguments: str, plugins: tuple[str, ...] = ()) -> dict[str, Any]:
         """Run, and return the JSON report's tests by their name without the file."""
-        self.run("--vram-output=report.json", *arguments)
+        self.run("--vram-output=report.json", *arguments, plugins=plugins)
         data = json.loads((self.pytester.path / "report.json").read_text())
         return {test["nodeid"].partition("::")[2]: test for test in data["tests"]}
 
@@ -56,4 +56,5 @@ class Project:
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     return Project(pytester)

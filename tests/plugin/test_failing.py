@@ -104,7 +104,7 @@ def test_a_phase_has_a_budget_and_fails_at_the_users_line(project) -> None:
 
 
 def test_reruns_and_async_and_subtests(project) -> None:
-    project.ini("asyncio_mode = auto")
+    project.ini("asyncio_mode = auto", "asyncio_default_fixture_loop_scope = function")
     project.write("""
         runs = []
 
@@ -123,7 +123,7 @@ def test_reruns_and_async_and_subtests(project) -> None:
                 with subtests.test(size=size):
                     free(alloc(size * MB))
     """)
-    result = project.run("--reruns=1")
+    result = project.run("--reruns=1", plugins=("rerunfailures", "asyncio"))
     result.stdout.fnmatch_lines(["*R*"])
     outcomes = result.parseoutcomes()
     assert outcomes["failed"] >= 2

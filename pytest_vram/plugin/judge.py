@@ -1,0 +1,144 @@
+"""What a budget and a baseline say of a measured test, and how it is told."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vram.errors import VramBudgetExceeded, VramError, VramRegression, VramUnmeasured
+from pytest_vram.memory import Exceeded, TestRecord, Unmeasured
+from pytest_vram.plugin.failure import memory_section
+from pytest_vram.report.codec import encode
+
+if TYPE_CHECKING:
+    from pytest_vram.memory import Budget, Measurement, Verdict
+    from pytest_vram.plugin.meter import Meter
+    from pytest_vram.plugin.settings import Settings
+
+PROPERTY = "vram"
+
+
+class VramUnmeasuredWarning(pytest.PytestWarning):
+    """A budgeted test ran, and its memory could not be measured."""
+
+
+class Judge:
+    """Raises what has to be raised, and publishes each test's record."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._baseline: Any = None
+
+    def judge(self, item: pytest.Item, meter: Meter) -> None:
+        """The test passed: hold it against its budget and its baseline.
+
+        Raises:
+            VramBudgetExceeded: it needed more than its budget.
+            VramRegression: it needs more than it did.
+            VramUnmeasured: nothing could be held against anything, and the session says that this is a failure.
+        """
+        __tracebackhide__ = True
+        measurements = meter.measurements(meter.worst[0] if meter.worst else None)
+        verdict = meter.verdict(measurements)
+        record = self.record(item, meter, measurements, "passed", verdict)
+        if isinstance(verdict, Exceeded):
+            raise judged(meter.exceeded(measurements, verdict, example=meter.worst[1] if meter.worst else None))
+        if isinstance(verdict, Unmeasured):
+            self.say_unmeasured(item, verdict.reason, skip=False)
+        self._compare(record)
+
+    def _compare(self, record: TestRecord) -> None:
+        __tracebackhide__ = True
+        if self.settings.baseline is None or self.settings.update_baseline:
+            return
+        from pytest_vram import baseline
+
+        if self._baseline is None:
+            self._baseline = baseline.read(self.settings.baseline)
+        for change in baseline.compare_record(record, self._baseline, self.settings.tolerance_percent):
+            if change.regressed:
+                raise judged(
+                    VramRegression(
+                        change.message(self.settings.baseline),
+                        baseline_bytes=change.before_bytes,
+                        peak_bytes=change.after_bytes,
+                        tolerance_percent=self.settings.tolerance_percent,
+                    )
+                )
+
+    def record_failed(self, item: pytest.Item, meter: Meter, error: BaseException) -> None:
+        """The test failed or was skipped by itself: keep its error, and add what it held."""
+        if isinstance(error, pytest.skip.Exception):
+            self.record(item, meter, meter.measurements(), "skipped", None)
+            return
+        measurements = meter.measurements(meter.worst[0] if meter.worst else None)
+        verdict = meter.verdict(measurements) if _mentions(error, VramBudgetExceeded) else None
+        self.record(item, meter, measurements, "failed", verdict)
+        if not _mentions(error, VramBudgetExceeded):
+            measurement = max(measurements, key=lambda m: m.peak.allocated_bytes or 0)
+            if measurement.peak.allocated_bytes or measurement.peak.device_bytes:
+                holders = meter.probe.holders(measurement.device.index, meter.top)
+                item.add_report_section("call", "GPU memory", memory_section(measurement, holders))
+
+    def record(
+        self,
+        item: pytest.Item,
+        meter: Meter,
+        measurements: tuple[Measurement, ...],
+        outcome: str,
+        verdict: Verdict | None,
+    ) -> TestRecord:
+        """Make the test's record, and send it on its way to the report."""
+        record = TestRecord(
+            nodeid=item.nodeid,
+            outcome="failed" if isinstance(verdict, Exceeded) else outcome,
+            budget=meter.budget,
+            measurements=measurements,
+            verdict=verdict,
+            worst_example=meter.worst[1] if meter.worst else None,
+        )
+        self._publish(item, record)
+        return record
+
+    def _publish(self, item: pytest.Item, record: TestRecord) -> None:
+        item.user_properties[:] = [p for p in item.user_properties if p[0] != PROPERTY]
+        item.user_properties.append((PROPERTY, json.dumps(encode(record), separators=(",", ":"))))
+        item.ihook.pytest_vram_record(item=item, record=record)
+
+    def not_measured(self, item: pytest.Item, budget: Budget, reason: str, *, outcome: str) -> None:
+        """Record that a budgeted test cannot be measured, and skip it or fail, as the session says."""
+        record = TestRecord(nodeid=item.nodeid, outcome=outcome, budget=budget, verdict=Unmeasured(reason=reason))
+        self._publish(item, record)
+        self.say_unmeasured(item, reason, skip=True)
+
+    def say_unmeasured(self, item: pytest.Item, reason: str, *, skip: bool) -> None:
+        """Apply the session's policy; ``skip``: the test has not run yet, so that it may be skipped."""
+        __tracebackhide__ = True
+        policy = self.settings.on_unmeasured
+        if policy == "fail":
+            raise judged(VramUnmeasured(f"the budget could not be measured: {reason}"))
+        if policy == "warn":
+            warnings.warn(VramUnmeasuredWarning(f"{item.nodeid}: the budget was not measured: {reason}"), stacklevel=2)
+        elif skip:
+            pytest.skip(f"vram budget not measured: {reason}")
+
+    def refuse(self, text: str) -> None:
+        """A fixture has nothing to give: skip, or fail where the session says so."""
+        if self.settings.on_unmeasured == "fail":
+            raise VramUnmeasured(text)
+        pytest.skip(text)
+
+
+def judged(error: VramError) -> VramError:
+    """Mark an error as this plugin's verdict, whose traceback nobody needs."""
+    error.judged = True
+    return error
+
+
+def _mentions(error: BaseException, kind: type[BaseException]) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_mentions(inner, kind) for inner in error.exceptions)
+    return isinstance(error, kind)
