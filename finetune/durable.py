@@ -55,6 +55,8 @@ def folder(path: Path) -> Iterator[Path]:
         try:
             yield aside
             for item in sorted(aside.rglob("*")):
+                if item.is_file():
+                    item.chmod(_file_mode())  # safetensors makes its files for the owner alone
                 _fsync(item)
             _fsync(aside)
             remove_folder(path)
@@ -156,6 +158,12 @@ def run_lock(output: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _file_mode() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _sound_lines(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune import durable
+from finetune.card import model_card, one_line
 from finetune.merge import merge
 from finetune.prepare import ADAPTER, FULL_MODEL, MERGED, SUMMARY_FILE, trained
 from finetune.resume import settings_of
@@ -15,6 +16,7 @@ from finetune.runlog import GIB, TRAIN_FILE, clock, memory_now
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from finetune.config import RunConfig
     from finetune.prepare import Setup
     from finetune.runlog import EvalRow
 
@@ -81,15 +83,16 @@ def write_result(setup: Setup, evaluations: list[EvalRow]) -> Summary:
     adapter = output.output / (FULL_MODEL if setup.config.adapter.full else ADAPTER)
     with durable.folder(adapter) as folder:
         setup.model.save_pretrained(folder)
+        _sort_targets(folder / "adapter_config.json")
         setup.tokenizer.save_pretrained(folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         summary = _summarize(setup, evaluations, adapter, size)
-        (folder / "README.md").write_text(model_card(summary), encoding="utf-8")
+        _write_card(folder, summary, setup.config, merged=False)
     if output.merge != "none":
         with durable.folder(output.output / MERGED) as folder:
             merge(setup.model, adapter, setup.config, folder)
             setup.tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(model_card(summary), encoding="utf-8")
+            _write_card(folder, summary, setup.config, merged=True)
     durable.write_json(output.output / SUMMARY_FILE, asdict(summary))
     return summary
 
@@ -106,9 +109,9 @@ def report(summary: Summary) -> str:
         )
     if summary.question is not None:
         lines += [
-            f"question       {_one_line(summary.question)}",
-            f"  before       {_one_line(summary.answer_before)}",
-            f"  after        {_one_line(summary.answer_after)}",
+            f"question       {one_line(summary.question)}",
+            f"  before       {one_line(summary.answer_before)}",
+            f"  after        {one_line(summary.answer_after)}",
         ]
     lines.append(
         f"training       {summary.steps} steps, {summary.tokens:,} tokens in {clock(summary.train_seconds)}: "
@@ -122,51 +125,6 @@ def report(summary: Summary) -> str:
     if summary.merged is not None:
         lines.append(f"merged model   {summary.merged}  (into the {summary.merged_into})")
     return "\n".join(lines)
-
-
-def model_card(summary: Summary) -> str:
-    """The README.md of the result: what it is, how to load it, its figures and its settings."""
-    settings = summary.settings
-    figures = [
-        ("optimizer steps", f"{summary.steps:,}"),
-        ("tokens", f"{summary.tokens:,} ({summary.targets:,} with loss)"),
-        ("held-out loss before", _figure(summary.held_out_loss_before)),
-        ("held-out loss after", _figure(summary.held_out_loss_after)),
-        ("trained parameters", f"{summary.trained_parameters:,}"),
-        ("training time", f"{clock(summary.train_seconds)} ({summary.tokens_per_second:,.0f} tokens/s)"),
-        ("device", f"{summary.device}, {summary.threads} threads"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in summary.versions.items())),
-    ]
-    rows = "\n".join(f"| {name} | {value} |" for name, value in figures)
-    answers = ""
-    if summary.question is not None:
-        answers = (
-            f"\n## One answer\n\n**Question:** {_one_line(summary.question)}\n\n**Before:** "
-            f"{_one_line(summary.answer_before)}\n\n**After:** {_one_line(summary.answer_after)}\n"
-        )
-    if settings["full"]:
-        kind, library, use = "All weights were trained.", "transformers", 'AutoModelForCausalLM.from_pretrained(".")'
-    else:
-        kind = (
-            f"A LoRA adapter (rank {settings['rank']}, alpha {settings['alpha']}) on {settings['precision']} weights."
-        )
-        library, use = (
-            "peft",
-            f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{settings["model"]}"), ".")',
-        )
-    merged = ""
-    if summary.merged_into is not None:
-        merged = (
-            f"\nThe merged model was made from the {summary.merged_into}. quantized-base is the model that was "
-            "trained, up to rounding; full-base puts the adapter on the original weights, without the quantization "
-            "error that it was trained with.\n"
-        )
-    return (
-        f"---\nlibrary_name: {library}\nbase_model: {settings['model']}\npipeline_tag: text-generation\n---\n\n"
-        f"# {settings['model']}, fine-tuned on {settings['data']}\n\n{kind} Made with `python -m finetune.qlora`.\n\n"
-        f"```python\n{use}\n```\n{merged}\n## Figures\n\n| | |\n|---|---|\n{rows}\n{answers}\n## Settings\n\n```yaml\n"
-        f"{json.dumps(settings, indent=2)}\n```\n"
-    )
 
 
 def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: int) -> Summary:
@@ -203,9 +161,14 @@ def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: in
     )
 
 
-def _figure(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"
+def _write_card(folder: Path, summary: Summary, config: RunConfig, *, merged: bool) -> None:
+    (folder / "README.md").write_text(model_card(summary, config, merged=merged), encoding="utf-8")
 
 
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "(nothing)").split())
+def _sort_targets(path: Path) -> None:
+    """Write the adapted modules in order: peft keeps a set, whose order differs from process to process."""
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(settings["target_modules"], list):
+            settings["target_modules"].sort()
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -70,8 +70,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that compute."""
-    found = {}
+    """The installed versions of the packages that compute, and the GPU."""
+    found = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

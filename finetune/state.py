@@ -16,8 +16,9 @@ def pack(tree: Tree) -> tuple[dict[str, torch.Tensor], Any]:
     """Split a tree into tensors and a JSON skeleton that says where each goes.
 
     Returns:
-        ``tensors``, contiguous, on the CPU, by a running number; and ``skeleton``. A tensor met twice is kept once
-        and is one object again after :func:`unpack` (bitsandbytes shares its quantization maps so).
+        ``tensors``, contiguous, on the CPU, by a running number (not copied where they are so already); and
+        ``skeleton``. A tensor met twice is kept once and is one object again after :func:`unpack` (bitsandbytes shares
+        its quantization maps so).
 
     Raises:
         TypeError: the tree holds something else.
@@ -29,7 +30,7 @@ def pack(tree: Tree) -> tuple[dict[str, torch.Tensor], Any]:
         if isinstance(node, torch.Tensor):
             if id(node) not in seen:
                 seen[id(node)] = str(len(tensors))
-                tensors[seen[id(node)]] = node.detach().cpu().contiguous().clone()
+                tensors[seen[id(node)]] = _plain(node)
             return {"tensor": seen[id(node)]}
         if isinstance(node, dict):
             return {"dict": [[_key(key), visit(value)] for key, value in node.items()]}
@@ -53,6 +54,12 @@ def unpack(tensors: dict[str, torch.Tensor], skeleton: Any) -> Tree:
         items = [unpack(tensors, item) for item in body]
         return tuple(items) if kind == "tuple" else items
     return body
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    found = tensor.detach().cpu().contiguous()
+    # A view would be written as, or refused for sharing, the whole storage that it looks into.
+    return found if found.untyped_storage().nbytes() == found.nbytes else found.clone()
 
 
 def _key(key: object) -> str | int:

@@ -78,14 +78,15 @@ def test_the_adapter_loads_and_gives_the_held_out_loss(finished: tuple[Path, Out
     assert stats.loss == pytest.approx(summary["held_out_loss_after"], abs=1e-6)
 
 
-def test_the_result_has_tokenizer_and_card(finished: tuple[Path, Outcome]) -> None:
+def test_the_result_has_tokenizer_and_card(finished: tuple[Path, Outcome], tiny_llama: Path) -> None:
     folder = finished[0] / "adapter"
     names = set(os.listdir(folder))
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "README.md"}
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n")
     assert "| held-out loss after |" in card
-    assert '"accumulation": 4' in card
+    assert "\naccumulation: 4\n" in card
+    assert str(tiny_llama) in card
 
 
 def test_a_printed_config_reproduces_the_adapter(qlora: Forked, finished: tuple[Path, Outcome], tmp_path: Path) -> None:
