@@ -1,67 +1,126 @@
-"""Public model shapes: what a dry run or an estimate needs of a model, without a hub and without weights.
+"""Public model configurations that need no hub: enough to measure a training step at full size, without a weight.
 
-Each JSON file has the model's configuration, its source on the hub and its published number of parameters.
+Each ``NAME.json`` holds the fields of the model's published ``config.json``; transformers' defaults are left out.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import ModelError
+from finetune.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_FOLDER = Path(__file__).parent
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """One public model."""
+    """One public model.
+
+    Attributes:
+        name: what a user types, the file's name too.
+        hub: the repository on the hub whose ``config.json`` it is.
+        parameters: the count that the hub publishes for its safetensors files; tied weights count once.
+        aliases: other names for it, in lower case; the last part of ``hub`` is one without being listed.
+    """
 
     name: str
-    source: str
-    """Its name on the hub."""
+    hub: str
     parameters: int
-    """As published; a test counts them."""
-    config: dict[str, Any]
-    """What ``config.json`` says."""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Its ``config.json``."""
+        return Path(__file__).with_name(f"{self.name}.json")
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of its ``config.json``."""
+        found: dict[str, Any] = json.loads(self.path.read_text())
+        return found
 
 
-@lru_cache(maxsize=1)
-def shapes() -> dict[str, Shape]:
-    """Every shape by its name, sorted."""
-    found = [Shape(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(_FOLDER.glob("*.json"))]
-    return {shape.name: shape for shape in found}
+_ALL = (
+    Shape(name="mistral-7b", hub="mistralai/Mistral-7B-v0.1", parameters=7_241_732_096, aliases=("mistral",)),
+    Shape(name="mixtral-8x7b", hub="mistralai/Mixtral-8x7B-v0.1", parameters=46_702_792_704, aliases=("mixtral",)),
+    Shape(name="llama-2-7b", hub="meta-llama/Llama-2-7b-hf", parameters=6_738_415_616, aliases=("llama2-7b",)),
+    Shape(name="llama-2-13b", hub="meta-llama/Llama-2-13b-hf", parameters=13_015_864_320, aliases=("llama2-13b",)),
+    Shape(name="llama-2-70b", hub="meta-llama/Llama-2-70b-hf", parameters=68_976_648_192, aliases=("llama2-70b",)),
+    Shape(
+        name="llama-3.1-8b",
+        hub="meta-llama/Llama-3.1-8B",
+        parameters=8_030_261_248,
+        aliases=("llama3.1-8b", "llama-3-8b", "meta-llama-3.1-8b"),
+    ),
+    Shape(name="llama-3.2-1b", hub="meta-llama/Llama-3.2-1B", parameters=1_235_814_400, aliases=("llama3.2-1b",)),
+    Shape(name="llama-3.2-3b", hub="meta-llama/Llama-3.2-3B", parameters=3_212_749_824, aliases=("llama3.2-3b",)),
+    Shape(name="qwen2.5-0.5b", hub="Qwen/Qwen2.5-0.5B", parameters=494_032_768, aliases=("qwen-2.5-0.5b",)),
+    Shape(name="qwen2.5-7b", hub="Qwen/Qwen2.5-7B", parameters=7_615_616_512, aliases=("qwen-2.5-7b",)),
+    Shape(name="gemma-2-2b", hub="google/gemma-2-2b", parameters=2_614_341_888, aliases=("gemma2-2b",)),
+    Shape(name="gemma-2-9b", hub="google/gemma-2-9b", parameters=9_241_705_984, aliases=("gemma2-9b",)),
+    Shape(
+        name="phi-3-mini",
+        hub="microsoft/Phi-3-mini-4k-instruct",
+        parameters=3_821_079_552,
+        aliases=("phi3-mini", "phi-3-mini-4k"),
+    ),
+    Shape(
+        name="smollm2-135m",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        parameters=134_515_008,
+        aliases=("smollm2", "smollm2-135m-instruct"),
+    ),
+)
+SHAPES: dict[str, Shape] = {shape.name: shape for shape in _ALL}
+"""Every shape by its name."""
+
+_SUFFIXES = re.compile(r"(?:-(?:instruct|it|chat|hf|v0\.[1-3]))+$")
+_NAMES: dict[str, Shape] = {
+    name: shape for shape in _ALL for name in (shape.name, shape.hub.rpartition("/")[2].lower(), *shape.aliases)
+}
 
 
-def find_shape(name: str) -> Shape | None:
-    """The shape of that name or hub name, in any case; ``None`` where there is none."""
-    wanted = name.lower().removesuffix("-hf")
-    for shape in shapes().values():
-        if wanted in (shape.name, shape.source.lower().removesuffix("-hf")):
-            return shape
-    return None
+def find_shape(name: str) -> Shape:
+    """Return the shape that ``name`` means: its own name, an alias, or a hub name, in any case.
+
+    A fine-tuned sibling that differs in nothing but its weights is found too (``mistralai/Mistral-7B-v0.1`` and
+    ``Meta-Llama-3.1-8B-Instruct``).
+
+    Raises:
+        ConfigError: there is none of that name; the message lists the near ones.
+    """
+    asked = name.strip().lower().rpartition("/")[2]
+    found = _NAMES.get(asked)
+    if found is None:
+        base = _SUFFIXES.sub("", asked.removeprefix("meta-"))
+        found = _NAMES.get(base)
+    if found is None:
+        near = difflib.get_close_matches(asked, _NAMES, n=3, cutoff=0.5)
+        meant = [shape.name for shape in dict.fromkeys(_NAMES[other] for other in near)] if near else []
+        raise ConfigError(
+            Problem(
+                field="model",
+                value=name,
+                why="is no shape that comes with finetune" + (f"; did you mean {' or '.join(meant)}?" if meant else ""),
+                remedy=f"use one of {', '.join(SHAPES)}, or a folder with a config.json",
+            )
+        )
+    return found
 
 
 def load_shape(name: str) -> PretrainedConfig:
-    """The configuration of a public model, as transformers' object.
+    """The transformers configuration of :func:`find_shape`'s shape.
 
     Raises:
-        ModelError: no shape has that name; near ones are named.
+        ConfigError: there is none of that name.
     """
     from transformers import AutoConfig
 
-    shape = find_shape(name)
-    if shape is None:
-        near = difflib.get_close_matches(name.lower(), shapes(), n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise ModelError(f"model = {name!r}: no such shape; {hint}There are {', '.join(shapes())}")
-    fields = {key: value for key, value in shape.config.items() if key != "model_type"}
-    config: PretrainedConfig = AutoConfig.for_model(shape.config["model_type"], **fields)
+    fields = find_shape(name).fields()
+    config: PretrainedConfig = AutoConfig.for_model(fields.pop("model_type"), **fields)
     return config

@@ -1,0 +1,38 @@
+"""The shapes that come with finetune: found by name, and of the published size."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune.errors import ConfigError
+from finetune.shapes import SHAPES, Shape, find_shape, load_shape
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("mistral-7b", "mistral-7b"),
+        ("mistralai/Mistral-7B-v0.1", "mistral-7b"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
+        ("google/gemma-2-9b-it", "gemma-2-9b"),
+        ("Phi-3-mini-4k-instruct", "phi-3-mini"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-0.5b"),
+    ],
+)
+def test_names(name: str, found: str) -> None:
+    assert find_shape(name).name == found
+
+
+def test_a_misspelt_name_is_told_its_neighbours() -> None:
+    with pytest.raises(ConfigError, match=r"mistrl-7b.*did you mean mistral-7b"):
+        find_shape("mistrl-7b")
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+def test_every_shape_has_the_published_number_of_parameters(shape: Shape) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(load_shape(shape.name))
+    assert model.num_parameters() == shape.parameters
