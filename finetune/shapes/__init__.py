@@ -85,31 +85,16 @@ _NAMES: dict[str, Shape] = {
 }
 
 
-def find_shape(name: str) -> Shape:
-    """Return the shape that ``name`` means: its own name, an alias, or a hub name, in any case.
+def find_shape(name: str) -> Shape | None:
+    """Return the shape that ``name`` means, or None: its own name, an alias, or its hub name, in any case.
 
-    A fine-tuned sibling that differs in nothing but its weights is found too (``mistralai/Mistral-7B-v0.1`` and
-    ``Meta-Llama-3.1-8B-Instruct``).
-
-    Raises:
-        ConfigError: there is none of that name; the message lists the near ones.
+    A sibling that differs in nothing but its weights is found too (``meta-llama/Llama-3.1-8B-Instruct``). A hub name of
+    another owner is not: it may be another model.
     """
-    asked = name.strip().lower().rpartition("/")[2]
-    found = _NAMES.get(asked)
-    if found is None:
-        base = _SUFFIXES.sub("", asked.removeprefix("meta-"))
-        found = _NAMES.get(base)
-    if found is None:
-        near = difflib.get_close_matches(asked, _NAMES, n=3, cutoff=0.5)
-        meant = [shape.name for shape in dict.fromkeys(_NAMES[other] for other in near)] if near else []
-        raise ConfigError(
-            Problem(
-                field="model",
-                value=name,
-                why="is no shape that comes with finetune" + (f"; did you mean {' or '.join(meant)}?" if meant else ""),
-                remedy=f"use one of {', '.join(SHAPES)}, or a folder with a config.json",
-            )
-        )
+    owner, _, asked = name.strip().lower().rpartition("/")
+    found = _NAMES.get(asked) or _NAMES.get(_SUFFIXES.sub("", asked.removeprefix("meta-")))
+    if found is None or (owner and owner != found.hub.partition("/")[0].lower()):
+        return None
     return found
 
 
@@ -117,10 +102,26 @@ def load_shape(name: str) -> PretrainedConfig:
     """The transformers configuration of :func:`find_shape`'s shape.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name; the message lists the near ones.
     """
+    shape = find_shape(name)
+    if shape is None:
+        raise _unknown(name)
     from transformers import AutoConfig
 
-    fields = find_shape(name).fields()
+    fields = shape.fields()
     config: PretrainedConfig = AutoConfig.for_model(fields.pop("model_type"), **fields)
     return config
+
+
+def _unknown(name: str) -> ConfigError:
+    near = difflib.get_close_matches(name.strip().lower().rpartition("/")[2], _NAMES, n=3, cutoff=0.5)
+    meant = dict.fromkeys(_NAMES[other].name for other in near)
+    return ConfigError(
+        Problem(
+            field="model",
+            value=name,
+            why="is no shape that comes with finetune" + (f"; did you mean {' or '.join(meant)}?" if meant else ""),
+            remedy=f"use one of {', '.join(SHAPES)}, or a folder with a config.json",
+        )
+    )

@@ -21,12 +21,19 @@ from finetune.shapes import SHAPES, Shape, find_shape, load_shape
     ],
 )
 def test_names(name: str, found: str) -> None:
-    assert find_shape(name).name == found
+    shape = find_shape(name)
+    assert shape is not None
+    assert shape.name == found
 
 
 def test_a_misspelt_name_is_told_its_neighbours() -> None:
     with pytest.raises(ConfigError, match=r"mistrl-7b.*did you mean mistral-7b"):
-        find_shape("mistrl-7b")
+        load_shape("mistrl-7b")
+
+
+@pytest.mark.parametrize("name", ["someone/mistral-7b", "./mistral-7b", "mistral-8b", ""])
+def test_what_may_be_another_model_is_not_taken_for_one_of_ours(name: str) -> None:
+    assert find_shape(name) is None
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
