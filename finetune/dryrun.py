@@ -1,0 +1,270 @@
+"""``--dry-run`` and ``--fit``.
+
+Would this run fit that card, and what would fit it best. No weights, no data, no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune import configfile
+from finetune.config import RunConfig
+from finetune.errors import ConfigError, ExitCode, FinetuneError, Problem
+from finetune.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+OPEN = ("micro_batch", "seq", "checkpointing", "rank")
+"""What ``--fit`` may change, where the user left it at its default."""
+MARGIN = 0.03
+"""Share of the card that ``--fit`` leaves free: drivers differ, and desktops live on the same card."""
+ROOMY_BYTES = 2**40
+"""Memory of the card that shows what a run needs that does not fit the one it was meant for."""
+GIB = 2**30
+
+
+class DryRunError(FinetuneError):
+    """The process that takes the steps failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One trial, as the user is told of it."""
+
+    trial: dict[str, Any]
+    needed: int
+    """Peak bytes on the device, on a card with enough memory where this one has not."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether it ran on the card itself."""
+        return bool(self.trial["fits"])
+
+
+def main(config: RunConfig) -> int:
+    """Answer ``--dry-run`` or ``--fit`` on the terminal.
+
+    Returns:
+        0 if the run fits (``--fit``: if any setting does), 3 if not.
+
+    Raises:
+        ConfigError: no card is named and there is no GPU, or the model cannot be found.
+        DryRunError: the trial failed for another reason than memory.
+    """
+    validate(config)
+    card = _card(config)
+    if config.dry.fit:
+        return _fit(config, card)
+    answer = measure(config, card)
+    print(render(config, card, answer))
+    return ExitCode.OK if answer.fits else ExitCode.OUT_OF_MEMORY
+
+
+def measure(config: RunConfig, card: str | None) -> Answer:
+    """Take the run's steps on a card (``None``: on this machine's GPU), and again on a roomy one if they do not fit."""
+    (trial,) = trials(config, [{}], card)
+    needed = trial["peak_device"]
+    if not trial["fits"] and card is not None:
+        (roomy,) = trials(config, [{}], card, total_bytes=ROOMY_BYTES)
+        needed = roomy["peak_device"]
+    return Answer(trial=trial, needed=needed)
+
+
+def trials(
+    config: RunConfig, changes: Sequence[dict[str, Any]], card: str | None, *, total_bytes: int | None = None
+) -> list[dict[str, Any]]:
+    """Take the steps of several variants of a run, one after the other, over one loaded base.
+
+    Args:
+        config: the run.
+        changes: settings by name, for each variant; none of the model's, which is loaded once.
+        card: of the dry GPU; ``None`` for this machine's own.
+        total_bytes: the card's memory, in place of its own.
+    """
+    found = ask({"kind": "run", "changes": list(changes)}, config, card, total_bytes=total_bytes)
+    results: list[dict[str, Any]] = found * len(changes) if len(found) < len(changes) else found
+    return results
+
+
+def ask(request: dict[str, Any], config: RunConfig, card: str | None, *, total_bytes: int | None = None) -> Any:
+    """Send a request to :mod:`finetune.trial`, in a process of its own, and return its result.
+
+    Raises:
+        DryRunError: it failed; the message has the end of what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="finetune-") as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(json.dumps(request | {"config": plain(config)}))
+        command = [sys.executable, "-m", "finetune.trial", str(folder / "request.json"), str(folder / "result.json")]
+        with _waiting():
+            done = subprocess.run(
+                command, env=_environment(card, total_bytes), capture_output=True, text=True, check=False
+            )
+        if done.returncode or not (folder / "result.json").exists():
+            said = "\n".join(done.stderr.strip().splitlines()[-12:])
+            raise DryRunError(f"the trial of {config.model.model} ended with exit code {done.returncode}:\n{said}")
+        return json.loads((folder / "result.json").read_text())
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The settings that matter to a trial, as JSON keeps them."""
+    settings = configfile.flatten(config)
+    left_out = set(configfile.flatten(RunConfig())) - {
+        name for name, (section, _) in configfile.field_types().items() if section not in ("dry", "output")
+    }
+    kept = {name: value for name, value in settings.items() if name not in left_out}
+    kept["device"] = "cuda"
+    return {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in kept.items()}
+
+
+def render(config: RunConfig, card: str | None, answer: Answer) -> str:
+    """The answer for people: fits or not, by how much, and where the memory goes."""
+    trial = answer.trial
+    name = card or "this GPU"
+    total, verdict = trial["total"], "fits" if answer.fits else "does NOT fit"
+    lines = [
+        (
+            f"{config.model.model} ({config.model.precision}), seq {config.data.seq}, micro-batch"
+            f" {config.train.micro_batch}, accumulation {config.train.accumulation}, {config.train.optimizer}:"
+            f" {verdict} {name}"
+        ),
+        (
+            f"  needs     {_gib(answer.needed)} of {_gib(total)} ({answer.needed / total:.0%}), the context's"
+            f" {_gib(trial['context'])} included"
+        ),
+    ]
+    if answer.fits:
+        lines.append(f"  headroom  {_gib(total - answer.needed)}")
+    else:
+        lines.append(
+            f"  missing   {_gib(answer.needed - total)}" if answer.needed > total else "  refused   by fragmentation"
+        )
+        lines.append(f"  allocator {trial['message'].splitlines()[0] if trial['message'] else ''}")
+    if trial["categories"]:
+        lines.append(
+            f"  peak      {_gib(trial['peak_allocated'])} allocated, {_gib(trial['peak_reserved'])} reserved; at the"
+            " peak:"
+        )
+        lines += [f"    {size_name:<22}{_gib(size)}" for size_name, size in trial["categories"].items()]
+    if trial["managed"]:
+        lines.append(f"    {'paged optimizer state':<22}{_gib(trial['managed'])} in managed memory, beside the card's")
+    lines.append("  by phase  " + ", ".join(f"{phase} {_gib(size)}" for phase, size in trial["phases"].items()))
+    kind = "measured on the GPU" if card is None else "dry GPU: PyTorch's own allocator, no kernel ran"
+    lines.append(f"  {kind}; {trial['seconds']:.1f} s")
+    return "\n".join(lines)
+
+
+def _fit(config: RunConfig, card: str | None) -> int:
+    """Search, confirm in fresh processes, and print the command."""
+    begin = time.perf_counter()
+    total = _total(config, card)
+    limit = int(total * (1 - MARGIN))
+    default = configfile.flatten(RunConfig())
+    opened = [name for name in OPEN if configfile.flatten(config)[name] == default[name]]
+    found = ask({"kind": "fit", "open": opened, "limit_bytes": limit}, config, card)
+    if isinstance(found, list) or found["best"] is None:
+        print(f"no setting of {', '.join(opened) or 'those left open'} fits {card or 'this GPU'}")
+        print(render(config, card, measure(config, card)))
+        return ExitCode.OUT_OF_MEMORY
+    best, larger = found["best"], found["next"]
+    chosen = configfile.replace(config, best["settings"])
+    (confirmed,) = trials(chosen, [{}], card)
+    print(render(chosen, card, Answer(trial=confirmed, needed=confirmed["peak_device"])))
+    if larger is not None:
+        trial = larger["trial"]
+        setting = _differing(best["settings"], larger["settings"])
+        needs = f"needs {_gib(trial['peak_device'])}" if trial["fits"] else "is out of memory"
+        print(f"the next larger setting, {setting}, {needs}; the limit is {_gib(limit)} ({MARGIN:.0%} are left free)")
+    print(f"{found['trials']} settings tried in {time.perf_counter() - begin:.0f} s. Train with:")
+    print(f"  {command(chosen)}")
+    return ExitCode.OK if confirmed["fits"] and confirmed["peak_device"] <= limit else ExitCode.OUT_OF_MEMORY
+
+
+def command(config: RunConfig) -> str:
+    """The command line of a run: what differs from the defaults."""
+    default = configfile.flatten(RunConfig())
+    sections = {name: section for name, (section, _) in configfile.field_types().items()}
+    parts = ["python -m finetune.qlora"]
+    for name, value in configfile.flatten(config).items():
+        if value == default[name] or sections[name] == "dry":
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            parts.append(f"{flag} {' '.join(value) if isinstance(value, tuple) else value}")
+    return " ".join(parts)
+
+
+def _differing(before: dict[str, Any], after: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in after.items() if before[name] != value)
+
+
+def _card(config: RunConfig) -> str | None:
+    """The card's own name; ``None`` for a real GPU, which needs none."""
+    from pytest_vram.drygpu import find_card, real_gpu_present
+    from pytest_vram.errors import VramError
+
+    if config.dry.gpu is None:
+        if real_gpu_present():
+            return None
+        raise ConfigError(
+            Problem(
+                field="gpu",
+                value=None,
+                why="there is no GPU here to measure on",
+                remedy="name a card: --gpu rtx-4080 (`python -m pytest_vram cards` lists them)",
+            )
+        )
+    try:
+        return find_card(config.dry.gpu).name
+    except VramError as error:
+        remedy = "`python -m pytest_vram cards` lists them"
+        raise ConfigError(Problem(field="gpu", value=config.dry.gpu, why=str(error), remedy=remedy)) from error
+
+
+def _total(config: RunConfig, card: str | None) -> int:
+    if card is not None:
+        from pytest_vram.drygpu import find_card
+
+        return find_card(card).total_bytes
+    (trial,) = trials(config, [{}], None)
+    return int(trial["total"])
+
+
+def _environment(card: str | None, total_bytes: int | None) -> dict[str, str]:
+    if card is None:
+        return dict(os.environ)
+    from pytest_vram.drygpu import environment
+    from pytest_vram.drygpu.startup import inherited
+    from pytest_vram.errors import VramError
+
+    try:
+        env = environment(card, total_bytes=total_bytes, replace_real_gpu=True)
+    except VramError as error:
+        raise DryRunError(f"the dry GPU cannot be had: {error}") from error
+    return {**env, **inherited(env), "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """Say that something happens, where somebody looks."""
+    if sys.stderr.isatty():
+        print("taking the steps on a dry GPU ...", end="\r", file=sys.stderr, flush=True)
+    yield
+    if sys.stderr.isatty():
+        print(" " * 40, end="\r", file=sys.stderr, flush=True)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"

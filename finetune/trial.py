@@ -1,0 +1,316 @@
+"""Training steps at full size, measured: the process behind ``--dry-run``, ``--fit`` and the ladder.
+
+Started as ``python -m finetune.trial REQUEST.json RESULT.json`` with a dry GPU beneath torch, or on a real one. The
+model's weights are never needed: a checkpoint of zeros that takes no disk goes through the real loading code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune import configfile
+from finetune.config import RunConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+
+    from finetune.data import Batch
+
+MOST_MICRO_BATCHES = 2
+"""Micro-batches run of a window: the third and later ones add nothing to the peak, a test holds that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What a run's steps needed. Sizes in bytes."""
+
+    fits: bool
+    """No allocation was refused."""
+    message: str
+    """The allocator's own, when one was."""
+    phases: dict[str, int]
+    """Peak allocated bytes of loading, adapter, forward and backward, update, evaluation."""
+    categories: dict[str, int]
+    """Allocated bytes at the peak of the second step.
+
+    Weights, constants, adapters, gradients, optimizer, activations.
+    """
+    peak_allocated: int
+    peak_reserved: int
+    peak_device: int
+    """Reserved, the context and whatever else the driver counts."""
+    context: int
+    total: int
+    """Memory of the card."""
+    managed: int
+    """Paged optimizer state, which moves to the host when the card is full; not part of ``peak_device``."""
+    seconds: float
+
+
+class Bench:
+    """One base model, loaded once, on which several settings are tried."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        import torch
+
+        from finetune.model import load_base
+        from pytest_vram.drygpu import empty_checkpoint
+
+        self.torch = torch
+        self.begin = time.perf_counter()
+        self.phases: dict[str, int] = {}
+        self.managed_before = 0
+        shape = model_config(config.model.model)
+        shape.dtype = "bfloat16"
+        checkpoint = empty_checkpoint(shape, folder)
+        self.vocabulary = int(shape.get_text_config().vocab_size)
+        with self._phase("loading"):
+            self.base = load_base(dataclasses.replace(config.model, model=str(checkpoint)))
+
+    def run(self, config: RunConfig, *, steps: int = 2) -> Trial:
+        """Attach the adapter, and take steps; an allocation that is refused ends the trial, not the program."""
+        torch = self.torch
+        message = ""
+        model, optimizer, categories = None, None, {}
+        try:
+            model, optimizer = self._prepare(config)
+            for step in range(steps):
+                categories = self._step(config, model, optimizer, step)
+        except torch.OutOfMemoryError as error:
+            message = str(error)
+        result = self._result(message, categories)
+        self._clean(model, optimizer)
+        return result
+
+    def _prepare(self, config: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
+        from finetune.model import attach_adapter
+        from finetune.optim import make_optimizer
+
+        with self._phase("adapter"):
+            model = attach_adapter(self.base, config.adapter, seed=config.train.seed)
+            optimizer = make_optimizer(model.parameters(), config.train)
+        return model, optimizer
+
+    def _step(self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, int]:
+        from finetune.accumulate import window_gradients
+        from finetune.optim import optimizer_step
+        from finetune.step import clip_gradients, evaluate
+
+        window = list(self._window(config))
+        with self._phase("forward and backward"):
+            window_gradients(model, window, config.train)
+        peak = self.torch.cuda.max_memory_allocated()
+        categories = held(model, optimizer)
+        categories["activations"] = max(0, peak - sum(categories.values()))
+        with self._phase("update"):
+            clip_gradients([p for p in model.parameters() if p.grad is not None], config.train.clip)
+            optimizer_step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        if step:
+            with self._phase("evaluation"):
+                evaluate(model, window[:1], config.train)
+        return categories
+
+    def _window(self, config: RunConfig) -> Iterator[Batch]:
+        """The longest rows that the settings allow, every token a target."""
+        from finetune.data import Batch
+
+        torch = self.torch
+        shape = (config.train.micro_batch, config.data.seq)
+        ids = (torch.arange(shape[0] * shape[1]) % self.vocabulary).view(shape)
+        for _ in range(min(config.train.accumulation, MOST_MICRO_BATCHES)):
+            yield Batch(input_ids=ids, labels=ids.clone())
+
+    def _phase(self, name: str) -> _Phase:
+        return _Phase(self.torch, self.phases, name)
+
+    def _result(self, message: str, categories: dict[str, int]) -> Trial:
+        torch = self.torch
+        stats = torch.cuda.memory_stats()
+        device, context, managed, total = _driver_figures(torch)
+        return Trial(
+            fits=not message,
+            message=message,
+            phases=dict(self.phases),
+            categories=categories,
+            peak_allocated=max([*self.phases.values(), 0]),
+            peak_reserved=int(stats.get("reserved_bytes.all.peak", 0)),
+            peak_device=device,
+            context=context,
+            total=total,
+            managed=managed - self.managed_before,
+            seconds=round(time.perf_counter() - self.begin, 2),
+        )
+
+    def _clean(self, model: Any, optimizer: Any) -> None:
+        """Back to the bare base, with fresh peaks."""
+        from pytest_vram.drygpu import driver
+
+        if optimizer is not None:
+            optimizer.state.clear()
+        if model is not None and model is not self.base:
+            self.base = model.unload()
+        self.base.requires_grad_(False)
+        for parameter in self.base.parameters():
+            parameter.grad = None
+        del model, optimizer
+        gc.collect()
+        self.torch.cuda.empty_cache()
+        self.torch.cuda.reset_peak_memory_stats()
+        if driver.is_active():
+            driver.reset_peaks()
+            # bitsandbytes frees no managed memory before the process ends: what is there by now is not the next
+            # trial's.
+            self.managed_before = driver.stats(0).managed_bytes
+        self.phases = {key: value for key, value in self.phases.items() if key == "loading"}
+        self.begin = time.perf_counter()
+
+
+class _Phase:
+    """Keeps a phase's peak; a phase that comes again keeps the larger."""
+
+    def __init__(self, torch: Any, phases: dict[str, int], name: str) -> None:
+        self.torch, self.phases, self.name = torch, phases, name
+
+    def __enter__(self) -> None:
+        if self.torch.cuda.is_initialized():
+            self.torch._C._cuda_resetPeakMemoryStats(0)
+
+    def __exit__(self, *_: object) -> None:
+        peak = self.torch.cuda.max_memory_allocated() if self.torch.cuda.is_initialized() else 0
+        self.phases[self.name] = max(self.phases.get(self.name, 0), peak)
+
+
+def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes that outlive a step, by what they are: weights, constants, adapters, gradients, optimizer state.
+
+    Each storage counts once, as the allocator's block; managed (paged) memory is not counted, as it is not the
+    allocator's.
+    """
+    import torch
+
+    from finetune.experts import QuantizedExperts
+
+    seen: set[int] = set()
+
+    def size(tensor: Any) -> int:
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cuda" or getattr(tensor, "is_paged", False):
+            return 0
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0
+        seen.add(storage.data_ptr())
+        return -(-storage.nbytes() // 512) * 512
+
+    def constants(state: Any) -> int:
+        inner = getattr(state, "state2", None)
+        parts = [getattr(state, name, None) for name in ("absmax", "code", "offset")]
+        return sum(size(part) for part in parts) + (constants(inner) if inner is not None else 0)
+
+    sizes = dict.fromkeys(("weights", "constants", "adapters", "gradients", "optimizer"), 0)
+    for parameter in model.parameters():
+        sizes["adapters" if parameter.requires_grad else "weights"] += size(parameter)
+        sizes["gradients"] += size(parameter.grad)
+        state = getattr(parameter, "quant_state", None)
+        sizes["constants"] += constants(state) if state is not None else size(getattr(parameter, "SCB", None))
+    for module in model.modules():
+        if isinstance(module, QuantizedExperts):
+            sizes["constants"] += sum(constants(s) for states in module.quant_states.values() for s in states)
+    for buffer in model.buffers():
+        sizes["weights"] += size(buffer)
+    for state in optimizer.state.values():
+        sizes["optimizer"] += sum(size(value) for value in state.values())
+    return sizes
+
+
+def model_config(name: str) -> Any:
+    """The configuration of a shape, a folder or a hub model; no weight is read.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from finetune.config import EMBEDDED_MODEL, ModelConfig
+    from finetune.model import load_config
+    from finetune.shapes import find_shape, load_shape
+
+    if find_shape(name) is not None or name == EMBEDDED_MODEL:
+        return load_shape(name)
+    return load_config(ModelConfig(model=name))
+
+
+def _driver_figures(torch: Any) -> tuple[int, int, int, int]:
+    """Device peak, context, managed peak and total."""
+    from pytest_vram.drygpu import driver
+
+    if driver.is_active():
+        stats = driver.stats(0)
+        return stats.peak_bytes, stats.context_bytes, stats.managed_peak_bytes, stats.total_bytes
+    free, total = torch.cuda.mem_get_info()
+    context = max(0, total - free - torch.cuda.memory_reserved())
+    return torch.cuda.max_memory_reserved() + context, context, 0, total
+
+
+def main(request_file: Path, result_file: Path) -> None:
+    """Run what the request asks for, and write the results, one for each."""
+    request = json.loads(request_file.read_text())
+    config = configfile.replace(RunConfig(), _settings(request["config"]))
+    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
+        results = _answer(request, config, Path(folder))
+    result_file.write_text(json.dumps(results))
+
+
+def _answer(request: dict[str, Any], config: RunConfig, folder: Path) -> Any:
+    import torch
+
+    try:
+        bench = Bench(config, folder)
+    except torch.OutOfMemoryError as error:
+        device, context, managed, total = _driver_figures(torch)
+        return [
+            dataclasses.asdict(
+                Trial(
+                    fits=False,
+                    message=str(error),
+                    phases={"loading": torch.cuda.max_memory_allocated()},
+                    categories={},
+                    peak_allocated=torch.cuda.max_memory_allocated(),
+                    peak_reserved=torch.cuda.max_memory_reserved(),
+                    peak_device=device,
+                    context=context,
+                    total=total,
+                    managed=managed,
+                    seconds=0.0,
+                )
+            )
+        ]
+    if request["kind"] == "fit":
+        from finetune.fit import search
+
+        return search(bench, config, open_settings=request["open"], limit_bytes=request["limit_bytes"])
+    return [
+        dataclasses.asdict(bench.run(configfile.replace(config, _settings(change)))) for change in request["changes"]
+    ]
+
+
+def _settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON keeps them, back in their own types."""
+    types = configfile.field_types()
+    return {
+        name: tuple(value) if isinstance(value, list) else Path(value) if types[name][1] is Path else value
+        for name, value in settings.items()
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
