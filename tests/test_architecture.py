@@ -68,7 +68,9 @@ def layer(module: str) -> int:
     raise KeyError(module)
 
 
-@pytest.mark.parametrize(("module", "path"), [m for m in modules() if m[0].startswith("pytest_vram")], ids=lambda v: str(v)[-60:])
+@pytest.mark.parametrize(
+    ("module", "path"), [m for m in modules() if m[0].startswith("pytest_vram")], ids=lambda v: str(v)[-60:]
+)
 def test_imports_point_down(module: str, path: Path) -> None:
     for name in imports(path):
         assert not name.startswith("finetune"), f"{module} imports {name}: pytest_vram never imports finetune"
@@ -80,7 +82,8 @@ def test_only_the_plugin_imports_pytest() -> None:
     guilty = [
         module
         for module, path in modules()
-        if not module.startswith("pytest_vram.plugin") and any(n.split(".")[0] in {"pytest", "_pytest"} for n in imports(path))
+        if not module.startswith("pytest_vram.plugin")
+        and any(n.split(".")[0] in {"pytest", "_pytest"} for n in imports(path))
     ]
     assert guilty == []
 
@@ -96,7 +99,12 @@ def test_no_module_imports_relatively() -> None:
 
 
 def test_no_file_is_too_long() -> None:
-    sources = [p for top in (*PACKAGES, "tests", "examples", "benchmarks") for p in (ROOT / top).rglob("*") if p.suffix in {".py", ".c", ".h"}]
+    sources = [
+        p
+        for top in (*PACKAGES, "tests", "examples", "benchmarks")
+        for p in (ROOT / top).rglob("*")
+        if p.suffix in {".py", ".c", ".h"}
+    ]
     assert len(sources) > 40
     long = {str(p.relative_to(ROOT)): n for p in sources if (n := len(p.read_text().splitlines())) > MAX_LINES}
     assert long == {}
@@ -141,24 +149,53 @@ def test_import_brings_in_no_pytest() -> None:
     assert done.stdout.strip() == "False"
 
 
+def sources() -> list[Path]:
+    found = [p for package in PACKAGES for p in (ROOT / package).rglob("*") if p.suffix in {".py", ".c", ".h"}]
+    return sorted(found, key=lambda p: (p.parent, p.name))
+
+
+def summary(path: Path) -> str:
+    """First sentence of a file's docstring or opening comment."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
+    else:
+        text = re.sub(r"\n \*", " ", text.partition("*/")[0].removeprefix("/*"))
+    first = re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]
+    return first.rstrip(".")
+
+
+def tree() -> str:
+    lines: list[str] = []
+    shown: set[Path] = set()
+
+    def show(folder: Path) -> None:
+        depth = len(folder.relative_to(ROOT).parts) - 1
+        lines.append(f"{'  ' * depth}{folder.name}/")
+        shown.add(folder)
+        entries = [p for p in sources() if folder in p.parents]
+        for child in sorted(
+            {folder / p.relative_to(folder).parts[0] for p in entries}, key=lambda p: (p.is_dir(), p.name)
+        ):
+            if child.is_dir():
+                show(child)
+            else:
+                lines.append(f"{'  ' * (depth + 1)}{child.name:<18} {summary(child)}".rstrip())
+
+    for package in PACKAGES:
+        show(ROOT / package)
+    return "\n".join(lines) + "\n"
+
+
+TREE = re.compile(r"(?<=```tree\n).*?(?=```)", re.DOTALL)
+
+
 def test_tree_in_architecture_is_the_tree_on_disk() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    block = re.search(r"```tree\n(.*?)```", text, re.DOTALL)
+    block = TREE.search((ROOT / "ARCHITECTURE.md").read_text())
     assert block, "ARCHITECTURE.md has no ```tree block"
-    listed: set[str] = set()
-    stack: list[str] = []
-    for line in block[1].splitlines():
-        entry = re.match(r"(?P<indent> *)(?P<name>\S+)", line)
-        if not entry:
-            continue
-        depth = len(entry["indent"]) // 2
-        stack[depth:] = [entry["name"].rstrip("/")]
-        if not entry["name"].endswith("/"):
-            listed.add("/".join(stack))
-    on_disk = {
-        str(p.relative_to(ROOT))
-        for package in PACKAGES
-        for p in (ROOT / package).rglob("*")
-        if p.suffix in {".py", ".c", ".h"}
-    }
-    assert listed == on_disk
+    assert block[0] == tree(), "the tree is out of date: python tests/test_architecture.py writes it anew"
+
+
+if __name__ == "__main__":
+    page = ROOT / "ARCHITECTURE.md"
+    page.write_text(TREE.sub(lambda _: tree(), page.read_text()))
