@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_vram.drygpu import driver, guesses, hostreads, knowledge
+from pytest_vram.drygpu import collectives, driver, guesses, hostreads, knowledge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,12 +47,13 @@ _NUMBER_ON_DEVICE = frozenset({"aten::pow.Tensor_Tensor_out"})
 _NUMBERS = frozenset({int, float, bool, complex})
 
 _library: torch.library.Library | None = None
+_collectives: torch.library.Library | None = None
 _scalars: dict[tuple[object, torch.dtype], torch.Tensor] = {}
 
 
 def install() -> None:
     """Put the kernels in place, and list reads from now on. A second call does nothing."""
-    global _library
+    global _library, _collectives
     if _library is not None:
         return
     _library = torch.library.Library("aten", "IMPL")
@@ -62,6 +63,9 @@ def install() -> None:
         wrapper = _Operator(overload, kernel.call_boxed).kernel()
         name = label.removeprefix("aten::")
         _library.impl(name, wrapper, "CUDA", with_keyset=True, allow_override=True)
+    if torch.distributed.is_available():
+        _collectives = torch.library.Library("c10d", "IMPL")
+        collectives.install(_collectives)
     driver.set_read_hook(hostreads.on_read)
 
 

@@ -174,6 +174,37 @@ def test_child_processes_count(run_command: Run, script: Callable[..., str], tmp
     assert "2 processes: the sum of their peaks" in done.stderr
 
 
+RANKS = """
+import os, torch, torch.distributed as distributed
+from torch.distributed.fsdp import fully_shard
+distributed.init_process_group("nccl")
+torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+layer = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1024, 1024).cuda())
+layer(torch.randn(8, 1024, device="cuda")).sum().backward()
+rows = torch.tensor([4], device="cuda")
+distributed.all_reduce(rows)
+assert rows.item() == 8, rows
+net = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024) for _ in range(4)]).cuda()
+for part in (*net, net):
+    fully_shard(part)
+net(torch.randn(8, 1024, device="cuda")).sum().backward()
+distributed.barrier()
+distributed.destroy_process_group()
+"""
+
+
+def test_ranks_of_torchrun_have_a_card_each(run_command: Run, script: Callable[..., str], tmp_path: Path) -> None:
+    """DistributedDataParallel and FSDP compare parameters across ranks: the other ranks are taken as this one."""
+    out = tmp_path / "out.json"
+    launch = ("torchrun", "--standalone", "--nproc-per-node", "2")
+    done = run_command("--gpu", "l4", "--count", "2", "--json", str(out), "--", *launch, script(RANKS))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert [device["processes"] for device in report["devices"]] == [1, 1]
+    assert all(device["peak_allocated_bytes"] > 16 * MIB for device in report["devices"])
+    assert "other ranks taken as this one" in {read["note"] for read in report["host_reads"]}
+
+
 WORKERS = """
 import torch
 class Rows(torch.utils.data.Dataset):
