@@ -139,13 +139,13 @@ static void write_device(int device, uintptr_t destination, const void *source, 
 }
 
 static void copy_within(int to, uintptr_t destination, int from, uintptr_t source, size_t bytes) {
-    int seen = grains(from, source, bytes, -1);
-    if (bytes > dry_copy_limit() || !(seen & 1)) {
+    /* Half known is not known. Bytes that are not marked as known must be zeros, for only marked ones are ever cleared. */
+    if (bytes > dry_copy_limit() || grains(from, source, bytes, -1) != 1) {
         clear(to, destination, bytes, 0);
         return;
     }
     memmove((void *)destination, (void *)source, bytes);
-    grains(to, destination, bytes, seen & 2 ? 0 : 1); /* half known is not known */
+    grains(to, destination, bytes, 1);
 }
 
 int dry_copy(void *destination, const void *source, size_t bytes) {
