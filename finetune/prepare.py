@@ -11,7 +11,7 @@ from finetune import checkpoint, configfile, durable
 from finetune.ask import Question, choose_question
 from finetune.cli import CONFIG_FILE
 from finetune.data import load_examples, total_steps
-from finetune.errors import OutputError
+from finetune.errors import ConfigError, OutputError, Problem
 from finetune.model import attach_adapter, load_base, load_tokenizer, resolve_device
 from finetune.optim import load_optimizer_state, make_optimizer
 from finetune.resume import RunFacts, check_settings, compare, fingerprint, package_versions, settings_of
@@ -95,7 +95,9 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         data=data.train.fingerprint,
         versions=package_versions(),
     )
+    steps = total_steps(data.train, config.train)
     if found is not None:
+        _require_steps_left(found.step, steps, config)
         _restore(found, facts, model, optimizer)
     if earlier:  # only now, when nothing can be refused any more, is anything of it replaced
         if not config.output.resume:
@@ -109,7 +111,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         optimizer=optimizer,
         facts=facts,
         question=choose_question(config.output, tokenizer, data.held_out),
-        total_steps=total_steps(data.train, config.train),
+        total_steps=steps,
         start_step=found.step if found else 0,
         random_state=found.state["random"] if found else None,
     )
@@ -164,6 +166,15 @@ def _set_threads(config: RunConfig, found: Checkpoint | None) -> None:
         if found and not config.train.threads:
             notice(f"this run began with {wanted} CPU threads, and goes on with them")
         torch.set_num_threads(wanted)
+
+
+def _require_steps_left(done: int, total: int, config: RunConfig) -> None:
+    if done > total:
+        field, value = (
+            ("max_steps", config.train.max_steps) if config.train.max_steps else ("epochs", config.train.epochs)
+        )
+        remedy = f"ask for {done} steps or more, or start a new run with another --output"
+        raise ConfigError(Problem(field=field, value=value, why=f"{done} steps are done already", remedy=remedy))
 
 
 def _restore(found: Checkpoint, facts: RunFacts, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -289,13 +289,18 @@ def test_all_weights_can_be_trained(qlora: Forked, tmp_path: Path) -> None:
     assert "--full" not in outcome.err
 
 
-def test_tensorboard_gets_every_step_once(qlora: Forked, tmp_path: Path) -> None:
+def test_a_constant_schedule_can_be_made_longer_and_tensorboard_gets_every_step_once(
+    qlora: Forked, tmp_path: Path
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     output = tmp_path / "run"
     for flags in (("--max-steps", "3"), ("--max-steps", "5", "--resume")):
         outcome = qlora(output, "--tensorboard", "--schedule", "constant", *flags)
         assert outcome.code == 0, outcome.err
+    shorter = qlora(output, "--schedule", "constant", "--max-steps", "4", "--resume")
+    assert shorter.code == 2
+    assert "max_steps = 4: 5 steps are done already" in shorter.err
     events = EventAccumulator(str(output / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
