@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_vram.report.chart import curve
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ def budget_message(
     lines += _bill(measurement.fixtures)
     if holders:
         lines.append("  held at the peak, by the line that allocated it:")
-        lines += [f"    {format_bytes(h.size_bytes):>9}  {h.location}" + _times(h.count) for h in holders]
+        lines += [f"    {format_bytes(h.size_bytes):>9}  {h.location}" + _what(h) for h in holders]
+    if measurement.timeline is not None:
+        shown = curve(measurement.timeline, limit=limit if budget.metric == "allocated" else None)
+        lines += ["", *(f"  {line}" for line in shown), ""]
     lines.append("  " + remedy(budget, peak, limit, measurement, holders))
     return "\n".join(lines)
 
@@ -93,7 +97,7 @@ def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
         f" {measurement.ooms}"
     ]
     lines += [line.strip() for line in _bill(measurement.fixtures)]
-    lines += [f"{format_bytes(h.size_bytes):>9}  {h.location}" + _times(h.count) for h in holders]
+    lines += [f"{format_bytes(h.size_bytes):>9}  {h.location}" + _what(h) for h in holders]
     return "\n".join(lines)
 
 
@@ -101,8 +105,12 @@ def _bill(fixtures: Sequence[FixtureShare]) -> list[str]:
     return ["  " + fixture_line(share) for share in sorted(fixtures, key=lambda s: -s.size_bytes)]
 
 
-def _times(count: int) -> str:
-    return f"  ({count} allocations)" if count > 1 else ""
+def _what(holder: Holder) -> str:
+    """Category, module and number of the allocations, as far as known."""
+    known = [text for text in (holder.category, holder.module) if text]
+    if holder.count > 1:
+        known.append(f"{holder.count} allocations")
+    return f"  ({', '.join(known)})" if known else ""
 
 
 def _metric(peak: object, budget: Budget) -> int | None:

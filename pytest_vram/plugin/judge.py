@@ -92,6 +92,8 @@ class Judge:
         verdict: Verdict | None,
     ) -> TestRecord:
         """Make the test's record, and send it on its way to the report."""
+        if meter.timeline or isinstance(verdict, Exceeded):
+            measurements = meter.detailed(measurements)
         record = TestRecord(
             nodeid=item.nodeid,
             outcome="failed" if isinstance(verdict, Exceeded) else outcome,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_vram.probe.intervals import Interval, Intervals
     from pytest_vram.probe.protocol import Probe
 
+_HOLDERS = 30  # places kept in a report; the terminal shows fewer
 UNTOUCHED = "the test never touched the device"
 
 
@@ -36,15 +37,22 @@ class Meter:
     """
 
     def __init__(
-        self, probe: Probe, intervals: Intervals, budget: Budget | None, residue: tuple[int, ...], top: int
+        self,
+        probe: Probe,
+        intervals: Intervals,
+        budget: Budget | None,
+        residue: tuple[int, ...],
+        top: int,
+        *,
+        timeline: bool = False,
     ) -> None:
-        self.probe, self.intervals, self.budget, self.top = probe, intervals, budget, top
+        self.probe, self.intervals, self.budget, self.top, self.timeline = probe, intervals, budget, top, timeline
         self.residue = residue
         self.worst: tuple[tuple[Peak, ...], str] | None = None
         if budget is not None and budget.metric != "allocated":
             probe.release()  # what the allocator caches from earlier tests is not this test's
         probe.settle()
-        probe.begin_test(record=budget is not None)
+        probe.begin_test(record=budget is not None, timeline=timeline)
         self.began = time.perf_counter()
         self.start = probe.allocated()
         self.interval = intervals.begin()
@@ -171,6 +179,17 @@ class Meter:
             )
         return tuple(result)
 
+    def detailed(self, measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
+        """The same with what the probe recorded: memory over time, and who held the peak. Takes a while to read."""
+        return tuple(
+            replace(
+                m,
+                holders=self.probe.holders(m.device.index, max(self.top, _HOLDERS)),
+                timeline=self.probe.timeline(m.device.index),
+            )
+            for m in measurements
+        )
+
     def verdict(self, measurements: tuple[Measurement, ...]) -> Verdict | None:
         """What the budget says; ``None`` without one."""
         budget = self.budget
@@ -215,6 +234,8 @@ class Meter:
         limit = budget.limit_bytes
         peak = limit + verdict.over_bytes
         measurement = max(measurements, key=lambda m: self.counted(m) or 0)
+        if example is None:  # hypothesis tries many
+            measurement = replace(measurement, timeline=self.probe.timeline(measurement.device.index))
         holders = self.probe.holders(measurement.device.index, self.top)
         message = budget_message(
             budget, limit, peak, measurement, phase=None, holders=holders, example=example, peak_phase=verdict.phase

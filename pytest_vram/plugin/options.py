@@ -44,6 +44,11 @@ OPTIONS = (
         help="write the report to PATH: .json, .md, .csv or .html; may be repeated",
     ),
     Option(
+        name="timeline",
+        kind="flag",
+        help="record memory over time, by category and module, for the report; an .html report does so by itself",
+    ),
+    Option(
         name="gpu",
         metavar="auto|cuda|dry[:CARD]|host|nvml|off",
         help=(

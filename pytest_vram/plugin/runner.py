@@ -89,7 +89,7 @@ class Runner:
         if probe is not None:
             assert self._intervals is not None
             residue = self._ledger.residue(probe.allocated())
-            meter = Meter(probe, self._intervals, budget, residue, self.settings.top)
+            meter = Meter(probe, self._intervals, budget, residue, self.settings.top, timeline=self.settings.timeline)
             meter.earlier_fixtures = self._ledger.live()
             item.stash[_METER] = meter
         return (yield)

@@ -28,6 +28,7 @@ class Settings:
 
     report: bool
     output: tuple[Path, ...]
+    timeline: bool
     gpu: Choice
     require: str | None
     baseline: Path | None
@@ -42,7 +43,7 @@ class Settings:
     @property
     def measures_all(self) -> bool:
         """Whether tests without a marker are measured too."""
-        return bool(self.report or self.output or self.baseline or self.suggest or self.max_bytes)
+        return bool(self.report or self.output or self.timeline or self.baseline or self.suggest or self.max_bytes)
 
 
 def read(config: pytest.Config) -> Settings:
@@ -63,6 +64,7 @@ def read(config: pytest.Config) -> Settings:
     return Settings(
         report=bool(values["report"]),
         output=output,
+        timeline=bool(values["timeline"]) or any(path.suffix == ".html" for path in output),
         gpu=parse_choice(values["gpu"] or "auto"),
         require=_choice("require", values["require"], REQUIRABLE),
         baseline=baseline,

@@ -75,7 +75,7 @@ class AcceleratorProbe:
         """Never: the allocator counts this process alone."""
         return (False,) * self._count
 
-    def begin_test(self, *, record: bool) -> None:
+    def begin_test(self, *, record: bool, timeline: bool = False) -> None:
         """No history is recorded on these devices."""
 
     def end_test(self) -> None:
@@ -84,6 +84,9 @@ class AcceleratorProbe:
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
         """Unknown."""
         return ()
+
+    def timeline(self, index: int) -> None:
+        """Memory over time is not recorded here."""
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """The device computes."""

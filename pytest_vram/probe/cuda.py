@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vram.drygpu import driver, hostreads
 from pytest_vram.memory import Device, Peak
-from pytest_vram.probe import history
+from pytest_vram.probe import history, recorder
 from pytest_vram.probe.protocol import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_vram.memory import Holder, HostRead, Kind
+    from pytest_vram.memory import Holder, HostRead, Kind, Timeline
 
 
 class CudaProbe:
@@ -27,6 +27,7 @@ class CudaProbe:
         self._before_reset: list[Callable[[], None]] = []
         self._patched = False
         self._history: history.History | None = None
+        self._recorder: recorder.Recorder | None = None
         self._reads_before: tuple[HostRead, ...] = ()
         self._resetting = False
 
@@ -95,22 +96,31 @@ class CudaProbe:
         """Never: the allocator counts this process alone."""
         return (False,) * len(self.devices())
 
-    def begin_test(self, *, record: bool) -> None:
+    def begin_test(self, *, record: bool, timeline: bool = False) -> None:
         """Record allocations from now on, if asked to."""
         self._reads_before = hostreads.collect() if self.dry else ()
-        if record and "torch" in sys.modules:
+        if (record or timeline) and "torch" in sys.modules:
             self._history = history.History()
             self._history.start()
+            self._recorder = recorder.Recorder(marks=timeline)
+            self._recorder.start()
 
     def end_test(self) -> None:
         """Stop recording."""
+        if self._recorder is not None:
+            self._recorder.stop()
+            self._recorder = None
         if self._history is not None:
             self._history.stop()
             self._history = None
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
         """Who held what at the peak."""
-        return self._history.holders(index, top) if self._history is not None and _initialized() else ()
+        return self._recorder.holders(index, top) if self._recorder is not None and _initialized() else ()
+
+    def timeline(self, index: int) -> Timeline | None:
+        """Memory over time, as far as it was recorded."""
+        return self._recorder.timeline(index) if self._recorder is not None and _initialized() else None
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """Values read from a dry GPU since the test began."""

@@ -50,14 +50,6 @@ class History:
             torch.cuda.memory._record_memory_history(enabled=None)
             self._mine = False
 
-    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """The ``top`` places that held most on device ``index`` at the recorded peak."""
-        import torch
-
-        snapshot = torch._C._cuda_memorySnapshot(None)
-        traces = snapshot["device_traces"]
-        return holders_at_peak(traces[index], top) if index < len(traces) else ()
-
 
 def holders_at_peak(events: Sequence[Mapping[str, Any]], top: int) -> tuple[Holder, ...]:
     """Replay allocations and frees, and group what was live at the maximum by the line that allocated it.

@@ -131,7 +131,7 @@ class HostProbe:
         """Never: only this process's tensors are counted."""
         return (False,)
 
-    def begin_test(self, *, record: bool) -> None:
+    def begin_test(self, *, record: bool, timeline: bool = False) -> None:
         """Follow operators from now on."""
         self._follower.events = []
         self._follower.recording = record
@@ -150,6 +150,9 @@ class HostProbe:
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
         """Who held what at the peak."""
         return holders_at_peak(self._follower.events, top)
+
+    def timeline(self, index: int) -> None:
+        """Memory over time is not recorded here."""
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """The host computes."""

@@ -94,7 +94,7 @@ class NvmlProbe:
         """Whether another process's memory moved since the test began."""
         return tuple(self._moved)
 
-    def begin_test(self, *, record: bool) -> None:
+    def begin_test(self, *, record: bool, timeline: bool = False) -> None:
         """Remember what others hold."""
         self._foreign = self._foreign_bytes()
         self._moved = [False] * len(self._handles)
@@ -105,6 +105,9 @@ class NvmlProbe:
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
         """NVML knows no lines."""
         return ()
+
+    def timeline(self, index: int) -> None:
+        """Memory over time is not recorded here."""
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """The card computes."""

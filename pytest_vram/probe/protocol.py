@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_vram.memory import Device, Holder, HostRead, Kind, Peak
+    from pytest_vram.memory import Device, Holder, HostRead, Kind, Peak, Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,8 @@ class Probe(Protocol):
     def contaminated(self) -> tuple[bool, ...]:
         """Whether another process's memory moved since the last ``reset_peak``."""
 
-    def begin_test(self, *, record: bool) -> None:
-        """A test begins; ``record`` asks for what ``holders`` needs."""
+    def begin_test(self, *, record: bool, timeline: bool = False) -> None:
+        """A test begins; ``record`` asks for what ``holders`` needs, ``timeline`` for categories over time as well."""
 
     def end_test(self) -> None:
         """The test is over."""
@@ -67,6 +67,9 @@ class Probe(Protocol):
 
         Empty where unknown.
         """
+
+    def timeline(self, index: int) -> Timeline | None:
+        """Memory of device ``index`` over time since ``begin_test``; ``None`` where it was not recorded."""
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """Reads since ``begin_test`` of values that nothing computed; empty on devices that compute."""

@@ -43,7 +43,7 @@ class MadeUpProbe:
     def contaminated(self):
         return (self.foreign,)
 
-    def begin_test(self, *, record):
+    def begin_test(self, *, record, timeline=False):
         self.foreign = False
 
     def end_test(self):
@@ -52,6 +52,9 @@ class MadeUpProbe:
     def holders(self, index, top):
         found = [Holder(size_bytes=size, count=1, location=where) for size, where in self.held.values()]
         return tuple(sorted(found, key=lambda holder: -holder.size_bytes)[:top])
+
+    def timeline(self, index):
+        return None
 
     def host_reads(self):
         return ()

@@ -1,0 +1,111 @@
+"""The size of the block behind each allocation.
+
+Torch's memory history records what was asked for. What counts as allocated is the block that was given: rounded up to
+512 bytes, and a whole cached block where splitting it would leave too little. This follows the allocator's rule
+(``should_split`` in c10/cuda/CUDACachingAllocator.cpp), from the addresses that it chose.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SMALL_REQUEST = 2**20
+"""Requests up to this size come from small segments, where every rest is split off."""
+SMALLEST_REST = 2**20
+"""A rest of at most this size stays with its block in large segments."""
+_ROUND = 512
+
+
+class Arena:
+    """Free blocks by address, kept up to date event by event."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, tuple[int, int]] = {}  # address -> size, segment
+        self._ends: dict[int, int] = {}  # end -> address
+        self._given: dict[int, tuple[int, int]] = {}
+        self._expandable = False
+
+    def take_segment(self, segment: Mapping[str, Any]) -> dict[int, int]:
+        """Start from a segment of a snapshot.
+
+        Returns:
+            Address and size of its live blocks.
+        """
+        live, address, key = {}, segment["address"], segment["address"]
+        if segment.get("is_expandable"):
+            self._expandable, key = True, 0
+        for block in segment["blocks"]:
+            address = block.get("address", address)
+            if block["state"] == "inactive":
+                self._add(address, block["size"], key)
+            else:
+                self._given[address] = (block["size"], key)
+                if block["state"] == "active_allocated":
+                    live[address] = block["size"]
+            address += block["size"]
+        return live
+
+    def see(self, event: Mapping[str, Any]) -> int:
+        """Follow one event of the history.
+
+        Returns:
+            The block's size, for an ``alloc``; 0 for anything else.
+        """
+        action, address, size = event["action"], event["addr"], event["size"]
+        if action == "alloc":
+            return self._give(address, size)
+        if action == "free_completed" and address in self._given:
+            self._add(address, *self._given.pop(address))
+        elif action == "segment_alloc":
+            self._add(address, size, address)
+        elif action == "segment_map":
+            self._expandable = True
+            self._add(address, size, 0)
+        elif action in ("segment_free", "segment_unmap"):
+            self._cut_out(address, size)
+        return 0
+
+    def _give(self, address: int, asked: int) -> int:
+        wanted = max(_ROUND, -(-asked // _ROUND) * _ROUND)
+        if address not in self._free:
+            self._given[address] = (wanted, address)
+            return wanted
+        size, segment = self._remove(address)
+        rest = size - wanted
+        tight = wanted <= SMALL_REQUEST or self._expandable
+        if rest >= _ROUND if tight else rest > SMALLEST_REST:
+            self._add(address + wanted, rest, segment)
+            size = wanted
+        self._given[address] = (size, segment)
+        return size
+
+    def _add(self, address: int, size: int, segment: int) -> None:
+        """A block becomes free, and one with its free neighbours in the same segment."""
+        before = self._ends.get(address)
+        if before is not None and self._free[before][1] == segment:
+            size += self._remove(before)[0]
+            address = before
+        after = self._free.get(address + size)
+        if after is not None and after[1] == segment:
+            size += self._remove(address + size)[0]
+        self._free[address] = (size, segment)
+        self._ends[address + size] = address
+
+    def _remove(self, address: int) -> tuple[int, int]:
+        size, segment = self._free.pop(address)
+        del self._ends[address + size]
+        return size, segment
+
+    def _cut_out(self, address: int, size: int) -> None:
+        """Memory goes back to the driver: all of a segment, or a part of an expandable one."""
+        around = next((start for start, (n, _) in self._free.items() if start <= address < start + n), None)
+        if around is None:
+            return
+        whole, segment = self._remove(around)
+        if around < address:
+            self._add(around, address - around, segment)
+        if around + whole > address + size:
+            self._add(address + size, around + whole - address - size, segment)

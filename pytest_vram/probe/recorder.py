@@ -1,0 +1,88 @@
+"""Records one test: allocations, and what the program did meanwhile; tells memory over time and who held the peak."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pytest_vram.memory import Holder
+from pytest_vram.probe import timeline
+from pytest_vram.probe.history import MAX_EVENTS
+from pytest_vram.probe.marks import Notes
+from pytest_vram.probe.timeline import Block
+
+if TYPE_CHECKING:
+    from pytest_vram.memory import Timeline
+
+
+_Replay = tuple[Sequence[Mapping[str, Any]], list[Block], bool]
+
+
+class Recorder:
+    """For the ``cuda`` probe, while its history runs: what was held before, and the program's marks.
+
+    Without ``marks`` there is the curve, and no categories: what a failing budget shows, at no cost while it runs.
+    """
+
+    def __init__(self, *, marks: bool = True) -> None:
+        self._notes = Notes()
+        self._marks = marks
+        self._start_us = 0
+        self._before: list[Mapping[str, Any]] = []
+        self._read: dict[int, _Replay] = {}
+
+    def start(self) -> None:
+        """Begin, after the history."""
+        import torch
+
+        if torch.cuda.is_initialized():
+            self._before = torch._C._cuda_memorySnapshot(None)["segments"]
+        self._start_us = time.time_ns() // 1000
+        if self._marks:
+            self._notes.start()
+
+    def stop(self) -> None:
+        """Remove the hooks."""
+        self._notes.stop()
+
+    def timeline(self, index: int) -> Timeline:
+        """Memory over time of device ``index`` until now."""
+        events, blocks, cut = self._replay(index)
+        before = sum(segment["total_size"] for segment in self._segments(index))
+        found = timeline.timeline(events, blocks, start_us=self._start_us, reserved_before=before, cut=cut)
+        return found if self._marks else replace(found, categories=(), modules=())
+
+    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
+        """The ``top`` places that held most at the recorded peak, with category and module."""
+        events, blocks, _ = self._replay(index)
+        found = timeline.holders(events, blocks, top if self._marks else len(blocks))
+        return found if self._marks else _by_line(found, top)
+
+    def _replay(self, index: int) -> _Replay:
+        import torch
+
+        traces = torch._C._cuda_memorySnapshot(None)["device_traces"]
+        recorded = traces[index] if index < len(traces) else []
+        known = self._read.get(index)
+        events = [event for event in recorded if event["time_us"] >= self._start_us]
+        if known is None or len(known[0]) != len(events):
+            blocks = timeline.blocks_of(events, self._segments(index), self._notes.marks, index)
+            self._read[index] = known = (events, blocks, len(recorded) >= MAX_EVENTS)
+        return known
+
+    def _segments(self, index: int) -> list[Mapping[str, Any]]:
+        return [segment for segment in self._before if segment["device"] == index]
+
+
+def _by_line(found: Iterable[Holder], top: int) -> tuple[Holder, ...]:
+    """Without marks, categories are guesses: by line alone."""
+    lines: dict[str, list[Holder]] = {}
+    for holder in found:
+        lines.setdefault(holder.location, []).append(holder)
+    merged = [
+        Holder(size_bytes=sum(h.size_bytes for h in same), count=sum(h.count for h in same), location=line)
+        for line, same in lines.items()
+    ]
+    return tuple(sorted(merged, key=lambda holder: (-holder.size_bytes, holder.location))[:top])

@@ -1,0 +1,290 @@
+"""Torch's memory history and the program's marks, replayed side by side: memory over time, and who held the peak."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_vram.memory import Holder, Series, Timeline
+from pytest_vram.memory.timeline import CATEGORIES
+from pytest_vram.probe.arena import Arena
+from pytest_vram.probe.history import user_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_vram.memory.timeline import Category
+    from pytest_vram.probe.marks import Marks, Step
+
+POINTS = 240
+_MODULES = 7
+_OUTSIDE = "outside modules"
+_LOSS = re.compile(r"loss|cross_entropy", re.IGNORECASE)
+_WRAPPERS = re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+")
+
+
+@dataclass(slots=True)
+class Block:
+    """One allocation and its life, in positions of the event list: ``-1`` is before the first event."""
+
+    size: int
+    born: int
+    died: int | None = None
+    category: Category | None = None
+    module: str = ""
+    frames: Sequence[Mapping[str, Any]] = ()
+
+
+class _State:
+    """What the program is doing, as the marks are passed."""
+
+    def __init__(self) -> None:
+        self.stack: list[Step] = []
+        self.doing: list[str] = []
+        self.past_head = False
+        self.call: list[Block] = []  # made in the outermost module call that is open
+        self.saved: list[Block] = []  # outlived it: saved for backward
+
+    def pass_by(self, step: Step) -> None:
+        _, kind, _, head = step
+        if kind == "enter":
+            self.past_head = head or (self.past_head and bool(self.stack))
+            self.stack.append(step)
+        elif kind == "leave":
+            if self.stack:
+                self.stack.pop()
+            if not self.stack:
+                self._call_over()
+        elif kind == "end":
+            if self.doing and self.doing.pop() == "backward":
+                self._backward_over()
+        else:
+            self.doing.append(kind)
+            self.past_head = False
+            if kind == "optimizer":  # an exception may have left modules open
+                self.stack.clear()
+
+    def name(self, block: Block) -> None:
+        """Say of a new block what it seems to be for, before its life is known."""
+        if self.stack:
+            block.module = self.stack[-1][2]
+        doing = self.doing[-1] if self.doing else ""
+        if doing == "optimizer" or (doing == "backward" and not self.stack):
+            block.category = "temporary"
+        elif not doing and (self.past_head or any(_is_loss(frame) for frame in block.frames)):
+            block.category = "logits"
+        elif self.stack:
+            block.category = "temporary"
+            self.call.append(block)
+        else:
+            block.category = "other"
+
+    def _call_over(self) -> None:
+        for block in self.call:
+            if block.died is None and block.category == "temporary":
+                block.category = "activations"
+                self.saved.append(block)
+        self.call.clear()
+
+    def _backward_over(self) -> None:
+        # Whatever outlives the backward pass was not saved for it: the BLAS library's workspace, outputs kept.
+        for block in self.saved:
+            if block.died is None and block.category == "activations":
+                block.category = "other"
+        self.saved.clear()
+
+
+def blocks_of(
+    events: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], marks: Marks, device: int
+) -> list[Block]:
+    """Every block that lived, and what it was for.
+
+    Args:
+        events: of one device, as in ``torch.cuda.memory._snapshot()["device_traces"]``.
+        before: the segments of that device as they were before the first event, as in the same function's
+            ``"segments"``.
+        marks: what the program did meanwhile.
+        device: whose labels to take.
+    """
+    arena = Arena()
+    live = {
+        address: Block(size=size, born=-1, category="other")
+        for segment in before
+        for address, size in arena.take_segment(segment).items()
+    }
+    blocks, state = list(live.values()), _State()
+    labels = [label for label in marks.labels if label.device == device]
+    at_step = at_label = 0
+    for position, event in enumerate(events):
+        now = event["time_us"] * 1000
+        while at_step < len(marks.steps) and marks.steps[at_step][0] <= now:
+            state.pass_by(marks.steps[at_step])
+            at_step += 1
+        while at_label < len(labels) and labels[at_label].time_ns <= now:
+            _stick(labels[at_label], live)
+            at_label += 1
+        size = arena.see(event)
+        if event["action"] == "alloc":
+            block = Block(size=size, born=position, frames=event.get("frames", ()))
+            state.name(block)
+            live[event["addr"]] = block
+            blocks.append(block)
+        elif event["action"] == "free_requested" and (freed := live.pop(event["addr"], None)) is not None:
+            freed.died = position
+    for step in marks.steps[at_step:]:
+        state.pass_by(step)
+    for label in labels[at_label:]:
+        _stick(label, live)
+    return blocks
+
+
+def timeline(
+    events: Sequence[Mapping[str, Any]],
+    blocks: Iterable[Block],
+    *,
+    start_us: int,
+    reserved_before: int,
+    cut: bool = False,
+    points: int = POINTS,
+) -> Timeline:
+    """Thin a history out to a curve of at most ``points`` + 2 points, by category and by module; the peak stays exact.
+
+    Args:
+        events: as for :func:`blocks_of`.
+        blocks: from :func:`blocks_of`.
+        start_us: when the measurement began, in microseconds of the Unix clock.
+        reserved_before: bytes that the allocator held before the first event.
+        cut: whether older events were lost.
+        points: resolution.
+    """
+    blocks = list(blocks)
+    totals, peak = _totals(blocks, len(events))
+    chosen = _chosen(totals, peak, points)
+    categories = _series(blocks, chosen, {name: name for name in CATEGORIES}, lambda block: block.category or "other")
+    named = _largest_modules(blocks, peak)
+    modules = _series(blocks, chosen, {name: name for name in (*named, "other")}, module_group)
+    reserved = _reserved(events, reserved_before)
+    times = [max(0.0, (events[max(0, at - 1)]["time_us"] - start_us) / 1e6) if events else 0.0 for at in chosen]
+    return Timeline(
+        times=tuple(round(seconds, 6) for seconds in times),
+        allocated=tuple(totals[at] for at in chosen),
+        reserved=tuple(reserved[at] for at in chosen),
+        categories=tuple(series for series in categories if any(series.sizes)),
+        modules=tuple(series for series in modules if any(series.sizes)),
+        peak_index=chosen.index(peak),
+        events=len(events),
+        cut=cut,
+    )
+
+
+def holders(events: Sequence[Mapping[str, Any]], blocks: Iterable[Block], top: int) -> tuple[Holder, ...]:
+    """Who held what at the peak, by line of code, category and module; the largest ``top``."""
+    blocks = list(blocks)
+    _, peak = _totals(blocks, len(events))
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for block in blocks:
+        if _alive(block, peak):
+            place = user_line(block.frames) if block.frames else _no_line(block)
+            groups.setdefault((place, block.category or "other", module_group(block)), []).append(block.size)
+    found = [
+        Holder(
+            size_bytes=sum(sizes),
+            count=len(sizes),
+            location=place,
+            category=category,
+            module=None if module == _OUTSIDE else module,
+        )
+        for (place, category, module), sizes in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda h: (-h.size_bytes, h.location, h.category or "", h.module or ""))[:top])
+
+
+def module_group(block: Block) -> str:
+    """``base_model.model.model.layers.3.self_attn.q_proj`` -> ``model.layers.*.self_attn``."""
+    if not block.module:
+        return _OUTSIDE
+    parts = ["*" if part.isdigit() else part for part in _WRAPPERS.sub("", block.module).split(".")]
+    end = parts.index("*") + 2 if "*" in parts else 2
+    return ".".join(parts[:end])
+
+
+def _stick(label: Any, live: Mapping[int, Block]) -> None:
+    block = live.get(label.address)
+    if block is not None and block.category not in ("weights", "adapters", "quantization"):
+        block.category = label.category
+        block.module = label.module or block.module
+
+
+def _totals(blocks: Iterable[Block], events: int) -> tuple[list[int], int]:
+    """Bytes before the first event and after each, and the position of their first maximum."""
+    change = [0] * (events + 2)
+    for block in blocks:
+        change[block.born + 1] += block.size
+        if block.died is not None:
+            change[block.died + 1] -= block.size
+    totals = list(itertools.accumulate(change[: events + 1]))
+    return totals, max(range(len(totals)), key=totals.__getitem__)
+
+
+def _alive(block: Block, position: int) -> bool:
+    return block.born < position and (block.died is None or block.died >= position)
+
+
+def _no_line(block: Block) -> str:
+    if block.born < 0:
+        return "held before the test"
+    return "backward pass" if not block.module else f"in {module_group(block)}"
+
+
+def _chosen(totals: Sequence[int], peak: int, points: int) -> list[int]:
+    """The largest position of each of ``points`` stretches, the first, the last and the peak."""
+    count = len(totals)
+    if count <= points:
+        return list(range(count))
+    edges = [count * i // points for i in range(points + 1)]
+    best = {max(range(a, b), key=totals.__getitem__) for a, b in itertools.pairwise(edges)}
+    return sorted(best | {0, peak, count - 1})
+
+
+def _series(blocks: Iterable[Block], chosen: Sequence[int], names: Mapping[str, str], key: Any) -> list[Series]:
+    """Sizes by group at the chosen positions."""
+    sums = {name: [0] * (len(chosen) + 1) for name in names}
+    for block in blocks:
+        name = key(block)
+        change = sums[name if name in sums else "other"]
+        change[bisect.bisect_left(chosen, block.born + 1)] += block.size
+        if block.died is not None:
+            change[bisect.bisect_left(chosen, block.died + 1)] -= block.size
+    result = []
+    for name, changes in sums.items():
+        total, sizes = 0, []
+        for change_here in changes[: len(chosen)]:
+            total += change_here
+            sizes.append(total)
+        result.append(Series(name=name, sizes=tuple(sizes)))
+    return result
+
+
+def _largest_modules(blocks: Iterable[Block], peak: int) -> list[str]:
+    sizes: dict[str, int] = {}
+    for block in blocks:
+        if _alive(block, peak):
+            group = module_group(block)
+            sizes[group] = sizes.get(group, 0) + block.size
+    return sorted(sizes, key=lambda name: (-sizes[name], name))[:_MODULES]
+
+
+def _reserved(events: Sequence[Mapping[str, Any]], before: int) -> list[int]:
+    signs = {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_unmap": -1}
+    found, total = [before], before
+    for event in events:
+        total += signs.get(event["action"], 0) * event["size"]
+        found.append(total)
+    return found
+
+
+def _is_loss(frame: Mapping[str, Any]) -> bool:
+    return bool(_LOSS.search(frame["name"]) or _LOSS.search(frame["filename"].rpartition("/")[2]))
