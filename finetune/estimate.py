@@ -1,0 +1,326 @@
+"""The arithmetic: bytes by category, from a config alone. Nothing is loaded, nothing is run, and torch is not needed.
+
+What a step holds is the sum of what lives through it (weights, constants, adapters, optimizer state, and gradients
+once there are any) and of what is largest meanwhile: the loss, one layer's backward pass, or the update. The dry GPU
+measures the same step; ``python -m finetune.ladder`` puts the two side by side.
+
+Simplifications, and what they leave out when held against a measurement:
+
+* Sizes are exact, but the allocator's rounding of blocks below 1 MiB and its fragmentation are not counted.
+* Of a layer's temporaries the largest is counted, the dequantized weight; several small ones may be alive beside it.
+* A mixture's tokens spread evenly over its experts. A packed batch is counted as one of full rows.
+* DoRA's norms, which need a layer's dequantized weight twice, are counted by that weight alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.dimensions import Dimensions, Linear
+from finetune.shapes import find_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from finetune.config import RunConfig
+
+FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+QUANTIZED = ("int8", "fp4", "nf4")
+BLOCK = 64
+"""Weights that share one scale in 4 bits (https://arxiv.org/abs/2305.14314, section 2)."""
+NESTED_BLOCK = 256
+"""Scales that share one scale under double quantization (the same paper, section 3)."""
+WORKSPACE = {7: 8_519_680, 8: 8_519_680, 9: 33_554_432}
+"""cuBLAS workspace of one thread by the capability's first number: ``getChosenWorkspaceSize`` in PyTorch's
+``aten/src/ATen/cuda/CublasHandlePool.cpp``."""
+PAGED_FROM = 100_000
+"""Elements from which bitsandbytes pages a state: ``get_state_buffer`` in its ``optim/optimizer.py``."""
+EIGHT_BIT_FROM = 4096
+"""Elements from which bitsandbytes keeps a state in 8 bits (``min_8bit_size``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Bytes at the peak of a training step, by category. Sizes are those at the moment that :attr:`moment` names."""
+
+    weights: int
+    constants: int
+    """Scales of quantized weights."""
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the forward pass keeps for backward, and the layer at work."""
+    logits: int
+    workspace: int
+    """Temporaries of the update, and cuBLAS' workspace."""
+    context: int
+    """The CUDA context; 0 where no card is named."""
+    moment: str
+    """``loss``, ``backward`` or ``update``: which is the largest."""
+    managed: int
+    """Paged optimizer state. It lives on the card while there is room, and on the host otherwise: not in the total."""
+    parameters: int
+    """Of the base."""
+    trainable: int
+    """Parameters that are trained."""
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What PyTorch's allocator has to hand out at the peak."""
+        return sum(self.by_category().values()) - self.context
+
+    @property
+    def total_bytes(self) -> int:
+        """The same and the context."""
+        return self.allocated_bytes + self.context
+
+    def by_category(self) -> dict[str, int]:
+        """Bytes by category, in the order in which they are drawn."""
+        return {name: getattr(self, name) for name in CATEGORIES}
+
+
+_NOT_CATEGORIES = ("moment", "managed", "parameters", "trainable")
+CATEGORIES: tuple[str, ...] = tuple(f.name for f in fields(Estimate) if f.name not in _NOT_CATEGORIES)
+
+
+def article_figures(parameters: float = 7e9) -> dict[str, float]:
+    """The figures of "The Art of Fine-tuning", in its GB of 1e9 bytes.
+
+    The article counts every parameter as a weight of one size, gradients of the weights' size, and two Adam moments
+    (https://arxiv.org/abs/1412.6980) of 4 bytes each. It leaves out what this module adds: norms and embeddings that
+    stay unquantized, the scales of quantized weights, activations, logits, workspace, the context, and the copy that
+    PyTorch's AdamW makes while it updates.
+    """
+    gb = parameters / 1e9
+    weights = {"fp32": 4 * gb, "fp16": 2 * gb, "int8": gb, "nf4": gb / 2}
+    full = weights["fp32"] + 4 * gb + 2 * 4 * gb
+    return {**weights, "gradients": 4 * gb, "optimizer": 8 * gb, "full": full, "over_16": full - 16}
+
+
+def estimate(
+    config: RunConfig,
+    shape: Mapping[str, Any] | None = None,
+    *,
+    capability: tuple[int, int] = (8, 9),
+    context_bytes: int = 0,
+) -> Estimate:
+    """Bytes of one optimizer step of ``config``, every row as long as ``--seq`` allows.
+
+    Args:
+        config: the run.
+        shape: fields of the model's ``config.json``; by default those of ``config.model.model``.
+        capability: of the card, which decides the half-precision dtype and the workspace.
+        context_bytes: what the CUDA context takes.
+
+    Raises:
+        ConfigError: the model is unknown, or of a family that the arithmetic does not know.
+    """
+    dims = Dimensions.of(model_fields(config.model.model) if shape is None else shape)
+    stored, compute, adapter = element_bytes(config, capability)
+    weights, constants = base_bytes(dims, config, stored, compute)
+    trained = trained_tensors(dims, config)
+    trainable = sum(trained)
+    train_bytes = stored if config.adapter.full else adapter
+    gradients = round(trainable * train_bytes)
+    ordinary, managed = optimizer_bytes(trained, config.train.optimizer, train_bytes)
+    adapters = 0 if config.adapter.full else trainable * adapter
+    workspace = 2 * WORKSPACE.get(capability[0], WORKSPACE[9])
+
+    tokens = config.train.micro_batch * config.data.seq
+    saved, working = activation_bytes(dims, config, compute, adapter)
+    logits = logit_bytes(dims, config, tokens, compute)
+    update = gradients if config.train.optimizer == "adamw" else 0
+    earlier = gradients if config.train.accumulation > 1 else 0  # of the micro-batches before this one
+    moments = {
+        "loss": (earlier, saved, logits, workspace // 2),
+        "backward": (earlier, saved + working, 0, workspace),
+        # The first layer's backward pass comes when all the others' gradients are there.
+        "last layer": (gradients, working, 0, workspace),
+        "update": (gradients, 0, 0, update + workspace),
+    }
+    moment = max(moments, key=lambda name: sum(moments[name]))
+    there, activations, at_loss, rest = moments[moment]
+    return Estimate(
+        weights=weights,
+        constants=constants,
+        adapters=adapters,
+        gradients=there,
+        optimizer=ordinary,
+        activations=activations,
+        logits=at_loss,
+        workspace=rest,
+        context=context_bytes,
+        moment="backward" if moment == "last layer" else moment,
+        managed=managed,
+        parameters=dims.parameters,
+        trainable=trainable,
+    )
+
+
+def model_fields(name: str) -> dict[str, Any]:
+    """The fields of a model's ``config.json``: a folder's, a shape's that comes with finetune, or the hub's.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    file = Path(name).expanduser() / "config.json"
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+    shape = find_shape(name)
+    if shape is not None:
+        return shape.fields()
+    from finetune.config import ModelConfig
+    from finetune.model import load_config
+
+    settings: dict[str, Any] = load_config(ModelConfig(model=name)).to_dict()
+    return settings
+
+
+def element_bytes(config: RunConfig, capability: tuple[int, int]) -> tuple[float, int, int]:
+    """Bytes of an element of: the base's linear layers, activations, the adapter. 4 bits are half a byte."""
+    precision, compute = config.model.precision, config.model.compute_dtype
+    if compute == "auto":
+        best = "fp32" if config.model.device == "cpu" else "bf16" if capability >= (8, 0) else "fp16"
+        compute = best if precision in QUANTIZED else precision  # type: ignore[assignment]
+    stored = {"int8": 1.0, "fp4": 0.5, "nf4": 0.5}.get(precision) or float(FLOAT_BYTES[precision])
+    adapter = config.adapter.adapter_dtype
+    if adapter == "auto":
+        adapter = "bf16" if compute == "bf16" else "fp32"
+    return stored, FLOAT_BYTES[compute], FLOAT_BYTES[adapter]
+
+
+def base_bytes(dims: Dimensions, config: RunConfig, stored: float, compute: int) -> tuple[int, int]:
+    """Weights, and the constants that belong to quantized ones."""
+    quantized = config.model.precision in QUANTIZED
+    linear = sum(part.elements for part in dims.stored_linears)
+    rest = (dims.parameters - linear) * (compute if quantized else stored)
+    constants = sum(
+        part.count * constant_bytes(part, config.model.precision, config.model.double_quant)
+        for part in dims.stored_linears
+    )
+    return round(linear * stored + rest), constants
+
+
+def constant_bytes(part: Linear, precision: str, double_quant: bool) -> int:
+    """Scales of one quantized matrix, each tensor in the allocator's blocks of 512 bytes.
+
+    int8 has one fp32 scale an output row (https://arxiv.org/abs/2208.07339). 4 bits have one fp32 scale for each 64
+    weights and a code book of 16 fp32; double quantization makes the scales 8-bit, with an fp32 scale for each 256 of
+    them, a code book of 256 fp32 and an fp32 mean (https://arxiv.org/abs/2305.14314, sections 2 and 3).
+    """
+    if precision == "int8":
+        return _blocks(4 * part.outputs)
+    if precision not in ("fp4", "nf4"):
+        return 0
+    scales = -(-part.inputs * part.outputs // BLOCK)
+    if not double_quant:
+        return _blocks(4 * scales) + _blocks(64)
+    return _blocks(scales) + _blocks(4 * -(-scales // NESTED_BLOCK)) + _blocks(1024) + _blocks(4) + _blocks(64)
+
+
+def trained_tensors(dims: Dimensions, config: RunConfig) -> list[int]:
+    """Elements of each tensor that is trained: A [r, in] and B [out, r] of each target (https://arxiv.org/abs/2106.09685).
+
+    DoRA adds a magnitude an output (https://arxiv.org/abs/2402.09353).
+    """
+    if config.adapter.full:
+        return dims.tensors
+    found: list[int] = []
+    for part in targets(dims, config):
+        tensors = [config.adapter.rank * part.inputs, part.outputs * config.adapter.rank]
+        found += (tensors + ([part.outputs] if config.adapter.dora else [])) * part.count
+    return found
+
+
+def targets(dims: Dimensions, config: RunConfig) -> list[Linear]:
+    """The linear layers that get an adapter."""
+    wanted = set(config.adapter.targets)
+    if wanted == {"all-linear"}:
+        return list(dims.linears)
+    return [part for part in dims.linears if part.name in {name.rpartition(".")[2] for name in wanted}]
+
+
+def optimizer_bytes(trained: list[int], optimizer: str, element: float) -> tuple[int, int]:
+    """Adam's two moments, as (ordinary memory, managed memory).
+
+    PyTorch keeps them in the parameter's dtype; bitsandbytes in fp32, or in 8 bits with an fp32 scale for each 256
+    (https://arxiv.org/abs/2110.02861).
+    """
+    if optimizer == "adamw":
+        return round(2 * element * sum(trained)), 0
+    ordinary = managed = 0
+    for count in trained:
+        eight = optimizer.endswith("8bit") and count >= EIGHT_BIT_FROM
+        scales = 2 * 4 * -(-count // 256) if eight else 0
+        size = 2 * count * (1 if eight else 4)
+        if optimizer.startswith("paged") and count >= PAGED_FROM:
+            managed += size
+            ordinary += scales
+        else:
+            ordinary += size + scales
+    return ordinary, managed
+
+
+def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int]:
+    """What the forward pass keeps for backward, and what one layer's backward pass adds.
+
+    With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps its input alone, and what it would have kept is
+    the working set of its own backward pass.
+    """
+    tokens = config.train.micro_batch * config.data.seq
+    kept = layer_bytes(dims, config, compute, adapter)
+    # The product's second operand, in the compute dtype; nothing where the weight is stored in it.
+    dequantized = dims.largest_matrix * compute if config.model.precision in QUANTIZED else 0
+    one_gradient = tokens * dims.intermediate * compute
+    if not config.train.checkpointing:
+        return dims.layers * kept, dequantized + one_gradient
+    inputs = 0 if config.train.offload_activations else dims.layers * tokens * dims.hidden * compute
+    return inputs, kept + dequantized
+
+
+def layer_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> int:
+    """What one layer of a Llama-like decoder saves for its backward pass, counted off transformers' code.
+
+    A token: each norm keeps its input in fp32 and its result; attention keeps queries, keys, values, its result and an
+    fp32 log-sum a head (https://arxiv.org/abs/2205.14135); the MLP keeps gate, up, act(gate) and their product, once
+    for each expert that the token goes to.
+    """
+    tokens = config.train.micro_batch * config.data.seq
+    norms = dims.norms * dims.hidden * (4 + compute)
+    attention = compute * (2 * dims.queries + 2 * dims.keys) + 4 * dims.heads
+    mlp = dims.experts_per_token * 4 * dims.intermediate * compute
+    if dims.experts:
+        mlp += dims.experts_per_token * 2 * dims.hidden * compute + 8 * dims.experts
+    lora = 0
+    if not config.adapter.full:
+        chosen = [part for part in targets(dims, config) for _ in range(part.count // dims.layers)]
+        lora = len(chosen) * config.adapter.rank * adapter
+        if config.adapter.dropout:  # a mask and a product for each target, in place of the shared input
+            lora += sum(part.inputs for part in chosen) * (1 + adapter)
+        if adapter != compute:
+            lora += sum(part.inputs for part in chosen) * adapter
+    kept = tokens * (norms + attention + mlp + lora)
+    if config.model.attention == "eager":
+        kept += config.train.micro_batch * dims.heads * config.data.seq**2 * (compute + 4)
+    return kept
+
+
+def logit_bytes(dims: Dimensions, config: RunConfig, tokens: int, compute: int) -> int:
+    """The loss' logits of one chunk: the head's product and its fp32 copy, and the hidden states' gradient.
+
+    A head that is trained adds its gradient's fp32 sum over the chunks.
+    """
+    chunk = min(tokens, config.train.loss_chunk)
+    found = chunk * dims.vocabulary * (compute + 4 if compute < 4 else 4) + 2 * tokens * dims.hidden * compute
+    if config.adapter.full:
+        found += 4 * dims.vocabulary * dims.hidden
+    return found
+
+
+def _blocks(size: int) -> int:
+    return -(-size // 512) * 512
