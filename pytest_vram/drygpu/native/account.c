@@ -4,7 +4,7 @@
 #include <string.h>
 
 typedef struct {
-    uint64_t used, peak;            /* device memory with the context */
+    uint64_t used, peak; /* device memory with the context */
     uint64_t context;
     int has_context;
     uint64_t allocations, frees, refusals;
@@ -78,7 +78,7 @@ void dry_charge_host(size_t bytes) {
 
 void dry_refund_host(size_t bytes) { host -= bytes; }
 
-/* ---- read by drygpu/driver.py ---------------------------------------------------------------------------------------- */
+/* ---- read by drygpu/driver.py ---- */
 typedef struct {
     uint64_t total, used, peak, context, allocations, frees, refusals, managed, managed_peak, host, host_peak;
 } pytest_vram_dry_stats_t;
@@ -87,8 +87,17 @@ int pytest_vram_dry_stats(int device, pytest_vram_dry_stats_t *out) {
     if (device < 0 || device >= dry_visible_count()) return 0;
     dry_lock();
     device_account a = accounts[device];
-    *out = (pytest_vram_dry_stats_t){dry_the_card()->total_bytes, a.used, a.peak, a.context, a.allocations, a.frees,
-                                     a.refusals, a.managed, a.managed_peak, host, host_peak};
+    *out = (pytest_vram_dry_stats_t){dry_the_card()->total_bytes,
+                                     a.used,
+                                     a.peak,
+                                     a.context,
+                                     a.allocations,
+                                     a.frees,
+                                     a.refusals,
+                                     a.managed,
+                                     a.managed_peak,
+                                     host,
+                                     host_peak};
     dry_unlock();
     return 1;
 }
@@ -106,9 +115,11 @@ void pytest_vram_dry_reset_peaks(void) {
 /* Copies the entries from number `first` on, as far as they are still kept; returns how many have been written ever. */
 uint64_t pytest_vram_dry_journal(uint64_t first, journal_entry *out, uint64_t room, uint64_t *copied) {
     dry_lock();
-    if (written_entries > JOURNAL_ENTRIES && first < written_entries - JOURNAL_ENTRIES) first = written_entries - JOURNAL_ENTRIES;
+    if (written_entries > JOURNAL_ENTRIES && first < written_entries - JOURNAL_ENTRIES)
+        first = written_entries - JOURNAL_ENTRIES;
     *copied = 0;
-    for (uint64_t i = first; i < written_entries && *copied < room; i++) out[(*copied)++] = journal[i % JOURNAL_ENTRIES];
+    for (uint64_t i = first; i < written_entries && *copied < room; i++)
+        out[(*copied)++] = journal[i % JOURNAL_ENTRIES];
     uint64_t total = written_entries;
     dry_unlock();
     return total;

@@ -1,5 +1,5 @@
-/* What a card is, beyond its memory. Figures by compute capability: CUDA C++ Programming Guide, "Technical Specifications
- * per Compute Capability". PyTorch sizes its reductions' scratch and picks attention kernels by them. */
+/* What a card is, beyond its memory. Figures by compute capability: CUDA C++ Programming Guide, "Technical
+ * Specifications per Compute Capability". PyTorch sizes its reductions' scratch and picks attention kernels by them. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -10,8 +10,8 @@
 static const struct {
     int capability, threads, blocks, shared_kib, optin_kib, reserved_kib;
 } limits[] = {
-    {60, 2048, 32, 64, 48, 0},   {61, 2048, 32, 96, 48, 0},   {70, 2048, 32, 96, 96, 0},    {75, 1024, 16, 64, 64, 0},
-    {80, 2048, 32, 164, 163, 1}, {86, 1536, 16, 100, 99, 1},  {87, 1536, 16, 164, 163, 1},  {89, 1536, 24, 100, 99, 1},
+    {60, 2048, 32, 64, 48, 0},   {61, 2048, 32, 96, 48, 0},    {70, 2048, 32, 96, 96, 0},   {75, 1024, 16, 64, 64, 0},
+    {80, 2048, 32, 164, 163, 1}, {86, 1536, 16, 100, 99, 1},   {87, 1536, 16, 164, 163, 1}, {89, 1536, 24, 100, 99, 1},
     {90, 2048, 32, 228, 227, 1}, {100, 2048, 32, 228, 227, 1}, {120, 1536, 24, 100, 99, 1},
 };
 

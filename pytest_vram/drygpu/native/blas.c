@@ -1,5 +1,5 @@
-/* cuBLAS: handles are real, matrix products return at once. Its workspace is PyTorch's own tensor, so there is nothing to
- * allocate here. The few functions whose result goes to the host write zero. */
+/* cuBLAS: handles are real, matrix products return at once. Its workspace is PyTorch's own tensor, so there is nothing
+ * to allocate here. The few functions whose result goes to the host write zero. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -34,43 +34,57 @@ int cublasGetAtomicsMode(handle h, int *mode) { return *mode = h->atomics_mode, 
 int cublasSetSmCountTarget(handle h, int target) { return h->sm_target = target, OK; }
 int cublasGetSmCountTarget(handle h, int *target) { return *target = h->sm_target, OK; }
 int cublasSetWorkspace_v2(handle h, void *workspace, size_t bytes) { return (void)h, (void)workspace, (void)bytes, OK; }
-const char *cublasGetStatusName(int status) { return status == OK ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_NOT_SUPPORTED"; }
-const char *cublasGetStatusString(int status) { return status == OK ? "success" : "the requested functionality is not supported"; }
+const char *cublasGetStatusName(int status) {
+    return status == OK ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_NOT_SUPPORTED";
+}
+const char *cublasGetStatusString(int status) {
+    return status == OK ? "success" : "the requested functionality is not supported";
+}
 
-/* ---- results that may go to the host ----------------------------------------------------------------------------------- */
+/* ---- results that may go to the host ---- */
 static int scalar(handle h, void *result, size_t bytes) {
     if (h->pointer_mode == POINTER_HOST) memset(result, 0, bytes);
     return OK;
 }
-#define REDUCE(name, bytes) \
-    int name(handle h, int n, const void *x, int step, void *result) { return (void)n, (void)x, (void)step, scalar(h, result, bytes); }
-#define DOT(name, bytes) \
-    int name(handle h, int n, const void *x, int step_x, const void *y, int step_y, void *result) { \
-        return (void)n, (void)x, (void)step_x, (void)y, (void)step_y, scalar(h, result, bytes); \
+#define REDUCE(name, bytes)                                                                                            \
+    int name(handle h, int n, const void *x, int step, void *result) {                                                 \
+        return (void)n, (void)x, (void)step, scalar(h, result, bytes);                                                 \
     }
+#define DOT(name, bytes)                                                                                               \
+    int name(handle h, int n, const void *x, int step_x, const void *y, int step_y, void *result) {                    \
+        return (void)n, (void)x, (void)step_x, (void)y, (void)step_y, scalar(h, result, bytes);                        \
+    }
+// clang-format off
 REDUCE(cublasSnrm2_v2, 4) REDUCE(cublasDnrm2_v2, 8) REDUCE(cublasScnrm2_v2, 4) REDUCE(cublasDznrm2_v2, 8)
 REDUCE(cublasSasum_v2, 4) REDUCE(cublasDasum_v2, 8) REDUCE(cublasScasum_v2, 4) REDUCE(cublasDzasum_v2, 8)
 REDUCE(cublasIsamax_v2, 4) REDUCE(cublasIdamax_v2, 4) REDUCE(cublasIcamax_v2, 4) REDUCE(cublasIzamax_v2, 4)
 REDUCE(cublasIsamin_v2, 4) REDUCE(cublasIdamin_v2, 4) REDUCE(cublasIcamin_v2, 4) REDUCE(cublasIzamin_v2, 4)
-DOT(cublasSdot_v2, 4) DOT(cublasDdot_v2, 8) DOT(cublasCdotu_v2, 8) DOT(cublasCdotc_v2, 8) DOT(cublasZdotu_v2, 16) DOT(cublasZdotc_v2, 16)
+DOT(cublasSdot_v2, 4) DOT(cublasDdot_v2, 8)
+DOT(cublasCdotu_v2, 8) DOT(cublasCdotc_v2, 8) DOT(cublasZdotu_v2, 16) DOT(cublasZdotc_v2, 16)
+    // clang-format on
 
-int cublasDotEx(handle h, int n, const void *x, int type_x, int step_x, const void *y, int type_y, int step_y, void *result,
-                int result_type, int execution_type) {
+    int cublasDotEx(handle h, int n, const void *x, int type_x, int step_x, const void *y, int type_y, int step_y,
+                    void *result, int result_type, int execution_type) {
     (void)n, (void)x, (void)type_x, (void)step_x, (void)y, (void)type_y, (void)step_y, (void)execution_type;
-    static const unsigned char widths[] = {4, 8, 2, 1, 8, 16, 4}; /* cudaDataType: R_32F, R_64F, R_16F, R_8I, C_32F, C_64F, C_16F */
+    /* cudaDataType: R_32F, R_64F, R_16F, R_8I, C_32F, C_64F, C_16F; what follows is R_16BF and smaller */
+    static const unsigned char widths[] = {4, 8, 2, 1, 8, 16, 4};
     return scalar(h, result, result_type >= 0 && result_type < (int)sizeof widths ? widths[result_type] : 2);
 }
 
-/* ---- products, solves and updates: their results stay on the device ------------------------------------------------------- */
+/* ---- products, solves and updates: their results stay on the device ---- */
+// clang-format off
 #define KERNEL(name) int name(void) { return OK; }
 #define SDCZ(name) KERNEL(cublasS##name) KERNEL(cublasD##name) KERNEL(cublasC##name) KERNEL(cublasZ##name)
 SDCZ(axpy_v2) SDCZ(copy_v2) SDCZ(swap_v2) SDCZ(scal_v2) SDCZ(rot_v2) SDCZ(gemv_v2) SDCZ(trmv_v2) SDCZ(trsv_v2)
 SDCZ(symv_v2) SDCZ(syr_v2) SDCZ(syr2_v2)
 SDCZ(gemm_v2) SDCZ(symm_v2) SDCZ(syrk_v2) SDCZ(syr2k_v2) SDCZ(trmm_v2) SDCZ(trsm_v2)
 SDCZ(gemmBatched) SDCZ(gemmStridedBatched) SDCZ(trsmBatched)
-KERNEL(cublasSger_v2) KERNEL(cublasDger_v2) KERNEL(cublasCgeru_v2) KERNEL(cublasZgeru_v2) KERNEL(cublasCgerc_v2) KERNEL(cublasZgerc_v2)
-KERNEL(cublasChemm_v2) KERNEL(cublasZhemm_v2) KERNEL(cublasChemv_v2) KERNEL(cublasZhemv_v2) KERNEL(cublasCherk_v2) KERNEL(cublasZherk_v2)
-KERNEL(cublasCher_v2) KERNEL(cublasZher_v2) KERNEL(cublasCher2_v2) KERNEL(cublasZher2_v2) KERNEL(cublasCher2k_v2) KERNEL(cublasZher2k_v2)
+KERNEL(cublasSger_v2) KERNEL(cublasDger_v2)
+KERNEL(cublasCgeru_v2) KERNEL(cublasZgeru_v2) KERNEL(cublasCgerc_v2) KERNEL(cublasZgerc_v2)
+KERNEL(cublasChemm_v2) KERNEL(cublasZhemm_v2) KERNEL(cublasChemv_v2) KERNEL(cublasZhemv_v2)
+KERNEL(cublasCherk_v2) KERNEL(cublasZherk_v2) KERNEL(cublasCher_v2) KERNEL(cublasZher_v2)
+KERNEL(cublasCher2_v2) KERNEL(cublasZher2_v2) KERNEL(cublasCher2k_v2) KERNEL(cublasZher2k_v2)
 KERNEL(cublasCsscal_v2) KERNEL(cublasZdscal_v2) KERNEL(cublasCsrot_v2) KERNEL(cublasZdrot_v2)
 KERNEL(cublasHgemm) KERNEL(cublasHgemmBatched) KERNEL(cublasHgemmStridedBatched)
 KERNEL(cublasSgemmEx) KERNEL(cublasGemmEx) KERNEL(cublasGemmBatchedEx) KERNEL(cublasGemmStridedBatchedEx)
+    // clang-format on

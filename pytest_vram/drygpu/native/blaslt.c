@@ -1,5 +1,5 @@
-/* cuBLASLt: descriptors remember nothing, and the heuristic offers one algorithm that needs no workspace. PyTorch allocates
- * its Lt workspace before it asks, so the figure does not depend on the answer. */
+/* cuBLASLt: descriptors remember nothing, and the heuristic offers one algorithm that needs no workspace. PyTorch
+ * allocates its Lt workspace before it asks, so the figure does not depend on the answer. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -30,10 +30,15 @@ int cublasLtCreate(void **handle) {
 int cublasLtDestroy(void *handle) { return free(handle), OK; }
 size_t cublasLtGetVersion(void) { return CUDART_VERSION / 10 * 100; }
 size_t cublasLtGetCudartVersion(void) { return CUDART_VERSION; }
-const char *cublasLtGetStatusName(int status) { return status == OK ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_NOT_SUPPORTED"; }
-const char *cublasLtGetStatusString(int status) { return status == OK ? "success" : "the requested functionality is not supported"; }
+const char *cublasLtGetStatusName(int status) {
+    return status == OK ? "CUBLAS_STATUS_SUCCESS" : "CUBLAS_STATUS_NOT_SUPPORTED";
+}
+const char *cublasLtGetStatusString(int status) {
+    return status == OK ? "success" : "the requested functionality is not supported";
+}
 
-/* Descriptors are opaque to every caller: 64 zeroed bytes are as good as any, made here or in the caller's own storage. */
+/* Descriptors are opaque to every caller: 64 zeroed bytes are as good as any, made here or in the caller's own storage.
+ */
 static int make(void **descriptor) { return (*descriptor = calloc(1, 64)) ? OK : ALLOC_FAILED; }
 int cublasLtMatmulDescCreate(void **d, int compute, int scale) { return (void)compute, (void)scale, make(d); }
 int cublasLtMatrixLayoutCreate(void **d, int type, uint64_t rows, uint64_t columns, int64_t leading) {
@@ -42,9 +47,12 @@ int cublasLtMatrixLayoutCreate(void **d, int type, uint64_t rows, uint64_t colum
 }
 int cublasLtMatmulPreferenceCreate(void **d) { return make(d); }
 int cublasLtMatrixTransformDescCreate(void **d, int scale) { return (void)scale, make(d); }
-int cublasLtMatmulDescInit_internal(void *d, size_t size, int compute, int scale) { return (void)compute, (void)scale, memset(d, 0, size), OK; }
+int cublasLtMatmulDescInit_internal(void *d, size_t size, int compute, int scale) {
+    return (void)compute, (void)scale, memset(d, 0, size), OK;
+}
 int cublasLtMatmulPreferenceInit_internal(void *d, size_t size) { return memset(d, 0, size), OK; }
-int cublasLtMatrixLayoutInit_internal(void *d, size_t size, int type, uint64_t rows, uint64_t columns, int64_t leading) {
+int cublasLtMatrixLayoutInit_internal(void *d, size_t size, int type, uint64_t rows, uint64_t columns,
+                                      int64_t leading) {
     (void)type, (void)rows, (void)columns, (void)leading;
     return memset(d, 0, size), OK;
 }
@@ -54,20 +62,31 @@ int cublasLtMatmulPreferenceDestroy(void *d) { return free(d), OK; }
 int cublasLtMatrixTransformDescDestroy(void *d) { return free(d), OK; }
 
 static int accept(const void *value) { return (void)value, OK; }
-int cublasLtMatmulDescSetAttribute(void *d, int a, const void *v, size_t n) { return (void)d, (void)a, (void)n, accept(v); }
-int cublasLtMatrixLayoutSetAttribute(void *d, int a, const void *v, size_t n) { return (void)d, (void)a, (void)n, accept(v); }
-int cublasLtMatmulPreferenceSetAttribute(void *d, int a, const void *v, size_t n) { return (void)d, (void)a, (void)n, accept(v); }
-int cublasLtMatrixTransformDescSetAttribute(void *d, int a, const void *v, size_t n) { return (void)d, (void)a, (void)n, accept(v); }
-int cublasLtMatmulAlgoConfigSetAttribute(algorithm *algo, int a, const void *v, size_t n) { return (void)algo, (void)a, (void)n, accept(v); }
-int cublasLtMatmulAlgoConfigGetAttribute(const algorithm *algo, int attribute, void *value, size_t bytes, size_t *written) {
+int cublasLtMatmulDescSetAttribute(void *d, int a, const void *v, size_t n) {
+    return (void)d, (void)a, (void)n, accept(v);
+}
+int cublasLtMatrixLayoutSetAttribute(void *d, int a, const void *v, size_t n) {
+    return (void)d, (void)a, (void)n, accept(v);
+}
+int cublasLtMatmulPreferenceSetAttribute(void *d, int a, const void *v, size_t n) {
+    return (void)d, (void)a, (void)n, accept(v);
+}
+int cublasLtMatrixTransformDescSetAttribute(void *d, int a, const void *v, size_t n) {
+    return (void)d, (void)a, (void)n, accept(v);
+}
+int cublasLtMatmulAlgoConfigSetAttribute(algorithm *algo, int a, const void *v, size_t n) {
+    return (void)algo, (void)a, (void)n, accept(v);
+}
+int cublasLtMatmulAlgoConfigGetAttribute(const algorithm *algo, int attribute, void *value, size_t bytes,
+                                         size_t *written) {
     (void)algo, (void)attribute;
     memset(value, 0, bytes);
     if (written) *written = bytes;
     return OK;
 }
 
-int cublasLtMatmulAlgoGetHeuristic(void *handle, void *operation, void *a, void *b, void *c, void *d, void *preference, int asked,
-                                   heuristic *results, int *returned) {
+int cublasLtMatmulAlgoGetHeuristic(void *handle, void *operation, void *a, void *b, void *c, void *d, void *preference,
+                                   int asked, heuristic *results, int *returned) {
     (void)handle, (void)operation, (void)a, (void)b, (void)c, (void)d, (void)preference;
     *returned = asked > 0;
     if (asked > 0) {
@@ -77,12 +96,14 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, void *operation, void *a, void 
     return OK;
 }
 
-int cublasLtMatmulAlgoInit(void *handle, int compute, int scale, int ta, int tb, int tc, int td, int id, algorithm *algo) {
+int cublasLtMatmulAlgoInit(void *handle, int compute, int scale, int ta, int tb, int tc, int td, int id,
+                           algorithm *algo) {
     (void)handle, (void)compute, (void)scale, (void)ta, (void)tb, (void)tc, (void)td, (void)id;
     return memset(algo, 0, sizeof *algo), OK;
 }
 
-int cublasLtMatmulAlgoCheck(void *handle, void *operation, void *a, void *b, void *c, void *d, const algorithm *algo, heuristic *result) {
+int cublasLtMatmulAlgoCheck(void *handle, void *operation, void *a, void *b, void *c, void *d, const algorithm *algo,
+                            heuristic *result) {
     (void)handle, (void)operation, (void)a, (void)b, (void)c, (void)d;
     memset(result, 0, sizeof *result);
     result->algo = *algo;

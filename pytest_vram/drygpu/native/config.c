@@ -29,8 +29,8 @@ static int index_of_uuid(const char *text) {
         uint8_t u[16];
         char full[48];
         dry_uuid(device, u);
-        snprintf(full, sizeof full, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
-                 u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+        snprintf(full, sizeof full, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0],
+                 u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
         if (strncmp(full, text, strlen(text)) != 0) continue;
         if (found >= 0) return -1;
         found = device;
@@ -65,7 +65,8 @@ static void read_visible(void) {
 static void read_environment(void) {
     const char *text = getenv("PYTEST_VRAM_DRY_CARD");
     if (text == NULL) return; /* no card: every query answers "no device" */
-    /* total_bytes|context_bytes|major.minor|multiprocessors|L2 bytes|count|product name; written by drygpu/activate.py */
+    /* total_bytes|context_bytes|major.minor|multiprocessors|L2 bytes|count|product name; written by drygpu/activate.py
+     */
     char product[128] = "";
     int fields = sscanf(text, "%zu|%zu|%d.%d|%d|%d|%d|%127[^\n]", &card.total_bytes, &card.context_bytes, &card.major,
                         &card.minor, &card.multiprocessors, &card.l2_bytes, &physical_count, product);

@@ -134,8 +134,8 @@ cudaError_t cudaGetDriverEntryPoint(const char *symbol, void **function, unsigne
     return dry_fail(found || status ? cudaSuccess : cudaErrorSymbolNotFound);
 }
 
-cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version, unsigned long long flags,
-                                             enum cudaDriverEntryPointQueryResult *status) {
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version,
+                                             unsigned long long flags, enum cudaDriverEntryPointQueryResult *status) {
     (void)version;
     return cudaGetDriverEntryPoint(symbol, function, flags, status);
 }

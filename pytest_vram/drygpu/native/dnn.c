@@ -1,9 +1,9 @@
 /* cuDNN's graph API, which attention on compute capability 9.0 and convolutions go through.
  *
- * Descriptors keep what they are given. The heuristic knows one engine, and its plan needs no workspace: what a real plan
- * needs depends on the engine that cuDNN picks on that very card, and is not published. The program is told so once. (What
- * PyTorch's own front end adds for attention's backward pass, it computes itself, and is counted.) Of the older API
- * there is batch norm; recurrent layers say that they are not here.
+ * Descriptors keep what they are given. The heuristic knows one engine, and its plan needs no workspace: what a real
+ * plan needs depends on the engine that cuDNN picks on that very card, and is not published. The program is told so
+ * once. (What PyTorch's own front end adds for attention's backward pass, it computes itself, and is counted.) Of the
+ * older API there is batch norm; recurrent layers say that they are not here.
  */
 #include <cuda_runtime_api.h>
 
@@ -15,13 +15,13 @@
 
 enum { OK = 0, NOT_INITIALIZED = 1001, BAD_PARAM = 2000, ALLOCATION_FAILED = 1003, NOT_SUPPORTED = 3000 };
 enum { /* cudnnBackendAttributeName_t */
-    ENGINEHEUR_RESULTS = 202,
-    ENGINECFG_ENGINE = 300,
-    ENGINECFG_WORKSPACE_SIZE = 303,
-    ENGINECFG_SHARED_MEMORY_USED = 304,
-    PLAN_WORKSPACE_SIZE = 402,
-    PLAN_JSON = 405,
-    GRAPH_ENGINE_COUNT = 802,
+       ENGINEHEUR_RESULTS = 202,
+       ENGINECFG_ENGINE = 300,
+       ENGINECFG_WORKSPACE_SIZE = 303,
+       ENGINECFG_SHARED_MEMORY_USED = 304,
+       PLAN_WORKSPACE_SIZE = 402,
+       PLAN_JSON = 405,
+       GRAPH_ENGINE_COUNT = 802,
 };
 
 typedef struct attribute {
@@ -68,7 +68,8 @@ void cudnnGetLastErrorString(char *text, size_t room) {
 }
 
 static size_t width(int type) {
-    static const unsigned char widths[] = {8, 4, 1, 8, 4, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 8, 4, 4, 4, 4, 4, 4, 4, 4, 1, 4, 16, 4, 4, 4, 4, 4, 4};
+    static const unsigned char widths[] = {8, 4, 1, 8, 4, 8, 8, 4, 4, 4,  4, 4, 4, 4, 4, 8, 4,
+                                           4, 4, 4, 4, 4, 4, 4, 1, 4, 16, 4, 4, 4, 4, 4, 4};
     return type >= 0 && type < (int)sizeof widths ? widths[type] : 0;
 }
 
@@ -109,7 +110,8 @@ int cudnnBackendSetAttribute(descriptor *d, int name, int type, int64_t count, c
 
 static void say_once(void) {
     static int said;
-    if (!__atomic_exchange_n(&said, 1, __ATOMIC_RELAXED)) dry_note("cuDNN execution plans: their workspace is not known and counted as 0 bytes");
+    if (!__atomic_exchange_n(&said, 1, __ATOMIC_RELAXED))
+        dry_note("cuDNN execution plans: their workspace is not known and counted as 0 bytes");
 }
 
 /* One value of a given width, if there is room for it. */
@@ -155,7 +157,7 @@ int cudnnBackendExecute(handle h, descriptor *plan, descriptor *variants) {
     return OK;
 }
 
-/* ---- the older API: what batch norm needs ---------------------------------------------------------------------------------- */
+/* ---- the older API: what batch norm needs ---- */
 static int make(void **made) { return (*made = calloc(1, 1)) ? OK : ALLOCATION_FAILED; }
 int cudnnCreateTensorDescriptor(void **made) { return make(made); }
 int cudnnDestroyTensorDescriptor(void *d) { return free(d), OK; }
@@ -175,17 +177,18 @@ static int norm_bytes(size_t *bytes) {
     return OK;
 }
 
-int cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(handle h, int mode, int ops, void *x, void *z, void *y, void *scale,
-                                                             void *activation, size_t *bytes) {
+int cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(handle h, int mode, int ops, void *x, void *z, void *y,
+                                                             void *scale, void *activation, size_t *bytes) {
     (void)h, (void)mode, (void)ops, (void)x, (void)z, (void)y, (void)scale, (void)activation;
     return norm_bytes(bytes);
 }
-int cudnnGetBatchNormalizationBackwardExWorkspaceSize(handle h, int mode, int ops, void *x, void *y, void *dy, void *dz, void *dx,
-                                                      void *scale, void *activation, size_t *bytes) {
+int cudnnGetBatchNormalizationBackwardExWorkspaceSize(handle h, int mode, int ops, void *x, void *y, void *dy, void *dz,
+                                                      void *dx, void *scale, void *activation, size_t *bytes) {
     (void)h, (void)mode, (void)ops, (void)x, (void)y, (void)dy, (void)dz, (void)dx, (void)scale, (void)activation;
     return norm_bytes(bytes);
 }
-int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(handle h, int mode, int ops, void *activation, void *x, size_t *bytes) {
+int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(handle h, int mode, int ops, void *activation, void *x,
+                                                         size_t *bytes) {
     (void)h, (void)mode, (void)ops, (void)activation, (void)x;
     return norm_bytes(bytes);
 }

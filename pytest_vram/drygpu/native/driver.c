@@ -1,5 +1,5 @@
-/* The driver API: devices, contexts, memory, streams. CUresult and cudaError_t share the numbers used here, and the handles
- * are the same, so most of it is the runtime's answer under another name. */
+/* The driver API: devices, contexts, memory, streams. CUresult and cudaError_t share the numbers used here, and the
+ * handles are the same, so most of it is the runtime's answer under another name. */
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -25,7 +25,9 @@ static CUcontext context_of(int device) {
 CUresult cuInit(unsigned flags) { return (void)flags, dry_visible_count() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
 CUresult cuDriverGetVersion(int *version) { return R(cudaDriverGetVersion(version)); }
 CUresult cuGetErrorName(CUresult error, const char **text) { return *text = dry_error_name((int)error), CUDA_SUCCESS; }
-CUresult cuGetErrorString(CUresult error, const char **text) { return *text = dry_error_text((int)error), CUDA_SUCCESS; }
+CUresult cuGetErrorString(CUresult error, const char **text) {
+    return *text = dry_error_text((int)error), CUDA_SUCCESS;
+}
 
 /* cuGetProcAddress hands out the functions of this library. */
 #undef cuGetProcAddress
@@ -34,13 +36,14 @@ CUresult cuGetProcAddress(const char *symbol, void **function, int version, cuui
     return dry_entry_point(symbol, function) ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
 
-CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version, cuuint64_t flags, CUdriverProcAddressQueryResult *status) {
+CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version, cuuint64_t flags,
+                             CUdriverProcAddressQueryResult *status) {
     CUresult result = cuGetProcAddress(symbol, function, version, flags);
     if (status) *status = result == CUDA_SUCCESS ? CU_GET_PROC_ADDRESS_SUCCESS : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     return result;
 }
 
-/* ---- devices ---------------------------------------------------------------------------------------------------------------- */
+/* ---- devices ---- */
 CUresult cuDeviceGetCount(int *count) { return *count = dry_visible_count(), CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {
     *device = ordinal;
@@ -58,17 +61,23 @@ CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) {
 }
 #undef cuDeviceGetUuid
 CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device) { return cuDeviceGetUuid_v2(uuid, device); }
-CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) { return (void)device, *bytes = dry_the_card()->total_bytes, CUDA_SUCCESS; }
+CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
+    return (void)device, *bytes = dry_the_card()->total_bytes, CUDA_SUCCESS;
+}
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
     return R(cudaDeviceGetAttribute(value, (enum cudaDeviceAttr)attribute, device));
 }
 CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice device) {
     return (void)device, *major = dry_the_card()->major, *minor = dry_the_card()->minor, CUDA_SUCCESS;
 }
-CUresult cuDeviceGetPCIBusId(char *text, int length, CUdevice device) { return R(cudaDeviceGetPCIBusId(text, length, device)); }
-CUresult cuDeviceCanAccessPeer(int *can, CUdevice device, CUdevice peer) { return R(cudaDeviceCanAccessPeer(can, device, peer)); }
+CUresult cuDeviceGetPCIBusId(char *text, int length, CUdevice device) {
+    return R(cudaDeviceGetPCIBusId(text, length, device));
+}
+CUresult cuDeviceCanAccessPeer(int *can, CUdevice device, CUdevice peer) {
+    return R(cudaDeviceCanAccessPeer(can, device, peer));
+}
 
-/* ---- contexts: the primary one of each device, and no other -------------------------------------------------------------------- */
+/* ---- contexts: the primary one of each device, and no other ---- */
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     if (dry_physical_index(device) < 0) return CUDA_ERROR_INVALID_DEVICE;
     dry_lock();
@@ -78,7 +87,9 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     return ok ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) { return (void)device, CUDA_SUCCESS; }
-CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice device, unsigned flags) { return (void)device, (void)flags, CUDA_SUCCESS; }
+CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice device, unsigned flags) {
+    return (void)device, (void)flags, CUDA_SUCCESS;
+}
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
     if (dry_physical_index(device) < 0) return CUDA_ERROR_INVALID_DEVICE;
     if (flags) *flags = 0;
@@ -112,28 +123,44 @@ CUresult cuCtxGetDevice(CUdevice *device) {
     return *device = context->device, CUDA_SUCCESS;
 }
 CUresult cuCtxGetFlags(unsigned *flags) { return *flags = 0, CUDA_SUCCESS; }
-CUresult cuCtxGetApiVersion(CUcontext context, unsigned *version) { return (void)context, *version = CUDA_VERSION, CUDA_SUCCESS; }
+CUresult cuCtxGetApiVersion(CUcontext context, unsigned *version) {
+    return (void)context, *version = CUDA_VERSION, CUDA_SUCCESS;
+}
 CUresult cuCtxGetLimit(size_t *value, CUlimit limit) { return R(cudaDeviceGetLimit(value, (enum cudaLimit)limit)); }
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return R(cudaDeviceSetLimit((enum cudaLimit)limit, value)); }
 CUresult cuCtxSynchronize(void) { return R(cudaDeviceSynchronize()); }
-CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) { return R(cudaDeviceGetStreamPriorityRange(least, greatest)); }
+CUresult cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+    return R(cudaDeviceGetStreamPriorityRange(least, greatest));
+}
 
-/* ---- memory ------------------------------------------------------------------------------------------------------------------ */
+/* ---- memory ---- */
 CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes) { return R(cudaMemGetInfo(free_bytes, total_bytes)); }
 CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes) { return R(cudaMalloc((void **)pointer, bytes)); }
 CUresult cuMemFree_v2(CUdeviceptr pointer) { return R(cudaFree((void *)pointer)); }
-CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned flags) { return R(cudaMallocManaged((void **)pointer, bytes, flags)); }
+CUresult cuMemAllocManaged(CUdeviceptr *pointer, size_t bytes, unsigned flags) {
+    return R(cudaMallocManaged((void **)pointer, bytes, flags));
+}
 CUresult cuMemAllocHost_v2(void **pointer, size_t bytes) { return R(cudaMallocHost(pointer, bytes)); }
-CUresult cuMemHostAlloc(void **pointer, size_t bytes, unsigned flags) { return R(cudaHostAlloc(pointer, bytes, flags)); }
+CUresult cuMemHostAlloc(void **pointer, size_t bytes, unsigned flags) {
+    return R(cudaHostAlloc(pointer, bytes, flags));
+}
 CUresult cuMemFreeHost(void *pointer) { return R(cudaFreeHost(pointer)); }
-CUresult cuMemHostRegister_v2(void *pointer, size_t bytes, unsigned flags) { return R(cudaHostRegister(pointer, bytes, flags)); }
+CUresult cuMemHostRegister_v2(void *pointer, size_t bytes, unsigned flags) {
+    return R(cudaHostRegister(pointer, bytes, flags));
+}
 CUresult cuMemHostUnregister(void *pointer) { return R(cudaHostUnregister(pointer)); }
-CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t n) { return R(cudaMemcpy((void *)to, (void *)from, n, cudaMemcpyDefault)); }
+CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t n) {
+    return R(cudaMemcpy((void *)to, (void *)from, n, cudaMemcpyDefault));
+}
 CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
     return R(cudaMemcpyAsync((void *)to, (void *)from, n, cudaMemcpyDefault, s));
 }
-CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t n) { return R(cudaMemcpy((void *)to, from, n, cudaMemcpyDefault)); }
-CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t n) { return R(cudaMemcpy(to, (void *)from, n, cudaMemcpyDefault)); }
+CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t n) {
+    return R(cudaMemcpy((void *)to, from, n, cudaMemcpyDefault));
+}
+CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t n) {
+    return R(cudaMemcpy(to, (void *)from, n, cudaMemcpyDefault));
+}
 CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t n) { return cuMemcpy(to, from, n); }
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, CUstream s) {
     return R(cudaMemcpyAsync((void *)to, from, n, cudaMemcpyDefault, s));
@@ -141,7 +168,9 @@ CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, CUstre
 CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t n, CUstream s) {
     return R(cudaMemcpyAsync(to, (void *)from, n, cudaMemcpyDefault, s));
 }
-CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) { return cuMemcpyAsync(to, from, n, s); }
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
+    return cuMemcpyAsync(to, from, n, s);
+}
 
 static CUresult fill(CUdeviceptr to, const void *pattern, size_t width, size_t count, CUstream stream) {
     if (dry_ready() < 0) return CUDA_ERROR_NO_DEVICE;
@@ -171,7 +200,8 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attribute, CUdev
     switch (attribute) {
     case CU_POINTER_ATTRIBUTE_CONTEXT: return *(CUcontext *)value = context_of(a.device), CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
-        return *(unsigned *)value = a.type == cudaMemoryTypeHost ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE, CUDA_SUCCESS;
+        return *(unsigned *)value = a.type == cudaMemoryTypeHost ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE,
+                          CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: return *(CUdeviceptr *)value = pointer, CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
         return *(void **)value = a.hostPointer, a.hostPointer ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -185,26 +215,34 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attribute, CUdev
     }
 }
 
-/* ---- streams and events -------------------------------------------------------------------------------------------------------- */
+/* ---- streams and events ---- */
 CUresult cuStreamCreate(CUstream *stream, unsigned flags) { return R(cudaStreamCreateWithFlags(stream, flags)); }
-CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) { return R(cudaStreamCreateWithPriority(stream, flags, priority)); }
+CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) {
+    return R(cudaStreamCreateWithPriority(stream, flags, priority));
+}
 CUresult cuStreamDestroy_v2(CUstream stream) { return R(cudaStreamDestroy(stream)); }
 CUresult cuStreamSynchronize(CUstream stream) { return R(cudaStreamSynchronize(stream)); }
 CUresult cuStreamQuery(CUstream stream) { return R(cudaStreamQuery(stream)); }
-CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) { return R(cudaStreamWaitEvent(stream, event, flags)); }
+CUresult cuStreamWaitEvent(CUstream stream, CUevent event, unsigned flags) {
+    return R(cudaStreamWaitEvent(stream, event, flags));
+}
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
     enum cudaStreamCaptureStatus answer;
     cudaStreamIsCapturing(stream, &answer);
     return *status = (CUstreamCaptureStatus)answer, CUDA_SUCCESS;
 }
 CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) { return (void)stream, cuCtxGetCurrent(context); }
-CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) { return R(cudaLaunchHostFunc(stream, function, data)); }
+CUresult cuLaunchHostFunc(CUstream stream, CUhostFn function, void *data) {
+    return R(cudaLaunchHostFunc(stream, function, data));
+}
 CUresult cuEventCreate(CUevent *event, unsigned flags) { return R(cudaEventCreateWithFlags(event, flags)); }
 CUresult cuEventDestroy_v2(CUevent event) { return R(cudaEventDestroy(event)); }
 CUresult cuEventRecord(CUevent event, CUstream stream) { return R(cudaEventRecord(event, stream)); }
 CUresult cuEventSynchronize(CUevent event) { return R(cudaEventSynchronize(event)); }
 CUresult cuEventQuery(CUevent event) { return R(cudaEventQuery(event)); }
-CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) { return R(cudaEventElapsedTime(milliseconds, start, end)); }
+CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) {
+    return R(cudaEventElapsedTime(milliseconds, start, end));
+}
 
 #if CUDA_VERSION >= 12090
 /* The driver's own log: it never has anything to say here. */

@@ -11,37 +11,37 @@
 #include <stdint.h>
 
 #define DRY_MAX_DEVICES 64
-#define DRY_PAGE ((size_t)2 << 20)      /* granularity of physical device memory: 2 MiB on every supported card */
+#define DRY_PAGE ((size_t)2 << 20) /* granularity of physical device memory: 2 MiB on every supported card */
 #define DRY_ROUND_UP(n, to) ((((n) + (to) - 1) / (to)) * (to))
 
-/* ---- config.c: which card, how many, which of them this process sees ------------------------------------------- */
+/* ---- config.c: which card, how many, which of them this process sees ---- */
 typedef struct {
-    char product[128];          /* as the driver names it: "NVIDIA GeForce RTX 4080" */
+    char product[128]; /* as the driver names it: "NVIDIA GeForce RTX 4080" */
     size_t total_bytes;
-    size_t context_bytes;       /* what the first context takes */
-    int major, minor;           /* compute capability */
+    size_t context_bytes; /* what the first context takes */
+    int major, minor;     /* compute capability */
     int multiprocessors;
     int l2_bytes;
 } dry_card;
 
 const dry_card *dry_the_card(void);
-int dry_physical_count(void);               /* cards in the machine: what NVML sees */
-int dry_visible_count(void);                /* after CUDA_VISIBLE_DEVICES */
-int dry_physical_index(int visible);        /* -1 when there is no such device */
+int dry_physical_count(void);        /* cards in the machine: what NVML sees */
+int dry_visible_count(void);         /* after CUDA_VISIBLE_DEVICES */
+int dry_physical_index(int visible); /* -1 when there is no such device */
 void dry_uuid(int physical, uint8_t uuid[16]);
-size_t dry_copy_limit(void);                /* copies above this many bytes carry no values */
+size_t dry_copy_limit(void); /* copies above this many bytes carry no values */
 void dry_set_copy_limit(size_t bytes);
 
-/* ---- lock.c: one lock for all state; a forked child starts with it open ------------------------------------------ */
+/* ---- lock.c: one lock for all state; a forked child starts with it open ---- */
 void dry_lock(void);
 void dry_unlock(void);
 
-/* ---- span.c: sorted, non-overlapping address ranges ---------------------------------------------------------------- */
+/* ---- span.c: sorted, non-overlapping address ranges ---- */
 typedef struct {
     uintptr_t base;
     size_t size;
-    size_t counted;             /* bytes this range counts against the device */
-    int kind;                   /* the owner's business */
+    size_t counted; /* bytes this range counts against the device */
+    int kind;       /* the owner's business */
     int device;
     void *owner;
 } dry_span;
@@ -52,74 +52,84 @@ typedef struct {
 } dry_spans;
 
 dry_span *dry_spans_find(const dry_spans *spans, uintptr_t address);
-int dry_spans_insert(dry_spans *spans, dry_span span);          /* 0 when out of host memory */
+int dry_spans_insert(dry_spans *spans, dry_span span); /* 0 when out of host memory */
 int dry_spans_remove(dry_spans *spans, uintptr_t base, dry_span *removed);
 uintptr_t dry_spans_first_fit(const dry_spans *spans, uintptr_t low, uintptr_t high, size_t size, size_t align);
 
-/* ---- space.c: address space of devices and of managed memory -------------------------------------------------------- */
+/* ---- space.c: address space of devices and of managed memory ---- */
 enum { DRY_NOT_DEVICE = -1, DRY_IS_MANAGED = -2 };
-int dry_space_open(int device);                                 /* 0 on failure, reported on stderr */
+int dry_space_open(int device); /* 0 on failure, reported on stderr */
 uintptr_t dry_space_take(int device, size_t size, size_t align, uintptr_t hint, dry_span span);
 int dry_space_release(int device, uintptr_t base, dry_span *removed);
 dry_span *dry_space_find(uintptr_t address, int *device);
-int dry_space_device_of(uintptr_t address);                     /* device, DRY_IS_MANAGED or DRY_NOT_DEVICE */
+int dry_space_device_of(uintptr_t address); /* device, DRY_IS_MANAGED or DRY_NOT_DEVICE */
 uintptr_t dry_space_base(int device);
 size_t dry_space_size(int device);
-void dry_space_discard(uintptr_t base, size_t size);            /* give the pages back; they read as zeros */
-void *dry_map_host(size_t size);                                /* zeroed, lazily backed host memory, or NULL */
-void *dry_map_fixed(uintptr_t address, size_t size);            /* the same at that address, if nothing is there */
+void dry_space_discard(uintptr_t base, size_t size); /* give the pages back; they read as zeros */
+void *dry_map_host(size_t size);                     /* zeroed, lazily backed host memory, or NULL */
+void *dry_map_fixed(uintptr_t address, size_t size); /* the same at that address, if nothing is there */
 uintptr_t dry_managed_take(size_t size, int device);
 int dry_managed_release(uintptr_t base, dry_span *removed);
 
-/* ---- account.c: who holds how much, and the journal ------------------------------------------------------------------ */
-enum { DRY_JOURNAL_MALLOC = 1, DRY_JOURNAL_FREE, DRY_JOURNAL_REFUSED, DRY_JOURNAL_CREATE, DRY_JOURNAL_RELEASE,
-       DRY_JOURNAL_MANAGED, DRY_JOURNAL_MANAGED_FREE, DRY_JOURNAL_HOST, DRY_JOURNAL_HOST_FREE, DRY_JOURNAL_CONTEXT };
-int dry_context_create(int device);                             /* charges the context once; 0 if it does not fit */
+/* ---- account.c: who holds how much, and the journal ---- */
+enum {
+    DRY_JOURNAL_MALLOC = 1,
+    DRY_JOURNAL_FREE,
+    DRY_JOURNAL_REFUSED,
+    DRY_JOURNAL_CREATE,
+    DRY_JOURNAL_RELEASE,
+    DRY_JOURNAL_MANAGED,
+    DRY_JOURNAL_MANAGED_FREE,
+    DRY_JOURNAL_HOST,
+    DRY_JOURNAL_HOST_FREE,
+    DRY_JOURNAL_CONTEXT
+};
+int dry_context_create(int device); /* charges the context once; 0 if it does not fit */
 int dry_context_exists(int device);
-int dry_charge(int device, size_t bytes);                       /* 0: the card has not got that many left */
+int dry_charge(int device, size_t bytes); /* 0: the card has not got that many left */
 void dry_refund(int device, size_t bytes);
-size_t dry_used_bytes(int device);                              /* with the context */
+size_t dry_used_bytes(int device); /* with the context */
 void dry_charge_managed(int device, size_t bytes);
 void dry_refund_managed(int device, size_t bytes);
 void dry_charge_host(size_t bytes);
 void dry_refund_host(size_t bytes);
 void dry_journal(int kind, int device, uintptr_t address, size_t bytes);
 
-/* ---- value.c: the few values that device memory carries ------------------------------------------------------------- */
-int dry_copy(void *destination, const void *source, size_t bytes);     /* any direction; 0: an address is unknown */
+/* ---- value.c: the few values that device memory carries ---- */
+int dry_copy(void *destination, const void *source, size_t bytes); /* any direction; 0: an address is unknown */
 int dry_fill(void *destination, const void *pattern, size_t width, size_t count);
 void dry_forget(uintptr_t base, size_t bytes);
 
-/* ---- memory.c, pool.c: the allocation calls shared by the runtime and the driver API --------------------------------- */
-int dry_malloc(int device, size_t bytes, uintptr_t *address);          /* cudaError_t values */
+/* ---- memory.c, pool.c: the allocation calls shared by the runtime and the driver API ---- */
+int dry_malloc(int device, size_t bytes, uintptr_t *address); /* cudaError_t values */
 int dry_free(uintptr_t address);
 int dry_host_alloc(size_t bytes, void **pointer);
 int dry_host_free(void *pointer);
-int dry_host_find(const void *pointer, void **base, size_t *size);     /* pinned or registered? */
+int dry_host_find(const void *pointer, void **base, size_t *size); /* pinned or registered? */
 int dry_pool_free(dry_span span);
 
-/* ---- exit.c ------------------------------------------------------------------------------------------------------------- */
-void dry_watch_exit(void);                  /* once PyTorch, and with it the C++ runtime, is loaded */
+/* ---- exit.c ---- */
+void dry_watch_exit(void); /* once PyTorch, and with it the C++ runtime, is loaded */
 
-/* ---- device.c, stream.c ---------------------------------------------------------------------------------------------- */
+/* ---- device.c, stream.c ---- */
 int dry_current_device(void);
-int dry_set_current_device(int device);                                /* cudaError_t */
-int dry_ready(void);                                                   /* current device, context created; -1 if none */
+int dry_set_current_device(int device); /* cudaError_t */
+int dry_ready(void);                    /* current device, context created; -1 if none */
 int dry_entry_point(const char *symbol, void **function);
-int dry_attribute(int attribute, int device);                          /* cudaDeviceAttr numbers, shared with CUdevice_attribute */
+int dry_attribute(int attribute, int device); /* cudaDeviceAttr numbers, shared with CUdevice_attribute */
 typedef struct CUstream_st *dry_stream;
-int dry_is_capturing(dry_stream stream);                               /* and counts one node if it is */
+int dry_is_capturing(dry_stream stream); /* and counts one node if it is */
 
-/* ---- launch.c ---------------------------------------------------------------------------------------------------------- */
+/* ---- launch.c ---- */
 int dry_launch(const void *function, unsigned block_threads, size_t shared_bytes, dry_stream stream);
 uint64_t dry_launch_count(void);
 
-/* ---- error.c ------------------------------------------------------------------------------------------------------------ */
-int dry_fail(int error);                    /* remembers a runtime error for cudaGetLastError and returns it */
+/* ---- error.c ---- */
+int dry_fail(int error); /* remembers a runtime error for cudaGetLastError and returns it */
 const char *dry_error_name(int error);
 const char *dry_error_text(int error);
 int dry_not_implemented(const char *name, int status);
 const char *dry_not_implemented_text(const char *name);
-void dry_note(const char *text);            /* an assumption that the figure rests on */
+void dry_note(const char *text); /* an assumption that the figure rests on */
 
 #endif

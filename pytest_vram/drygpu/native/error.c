@@ -41,8 +41,10 @@ static const struct {
     {801, "cudaErrorNotSupported", "operation not supported"},
     {900, "cudaErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
     {901, "cudaErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"},
-    {904, "cudaErrorStreamCaptureUnmatched", "capture sequence contains a fork that was not joined to the primary stream"},
-    {906, "cudaErrorStreamCaptureImplicit", "operation would make the legacy stream depend on a capturing blocking stream"},
+    {904, "cudaErrorStreamCaptureUnmatched",
+     "capture sequence contains a fork that was not joined to the primary stream"},
+    {906, "cudaErrorStreamCaptureImplicit",
+     "operation would make the legacy stream depend on a capturing blocking stream"},
     {999, "cudaErrorUnknown", "unknown error"},
 };
 
@@ -75,7 +77,7 @@ cudaError_t cudaGetLastError(void) {
     return error;
 }
 
-/* ---- what is not here --------------------------------------------------------------------------------------------------- */
+/* ---- what is not here ---- */
 #define REPORTED 256
 static const char *reported[REPORTED];
 static int reported_count;
@@ -86,7 +88,8 @@ int dry_not_implemented(const char *name, int status) {
     for (int i = 0; i < reported_count && !seen; i++) seen = strcmp(reported[i], name) == 0;
     if (!seen) {
         if (reported_count < REPORTED) reported[reported_count++] = name;
-        fprintf(stderr, "pytest-vram dry GPU: NOT IMPLEMENTED: %s; the caller gets status %d (not supported)\n", name, status);
+        fprintf(stderr, "pytest-vram dry GPU: NOT IMPLEMENTED: %s; the caller gets status %d (not supported)\n", name,
+                status);
     }
     dry_unlock();
     return status;
@@ -100,7 +103,7 @@ const char *dry_not_implemented_text(const char *name) {
 /* Name number `index` of the missing functions that were called, or NULL: read by drygpu/driver.py. */
 const char *pytest_vram_dry_missing(int index) { return index >= 0 && index < reported_count ? reported[index] : NULL; }
 
-/* ---- what the figure rests on: read by drygpu/driver.py ----------------------------------------------------------------- */
+/* ---- what the figure rests on: read by drygpu/driver.py ---- */
 #define NOTES 32
 static const char *notes[NOTES];
 static int note_count;

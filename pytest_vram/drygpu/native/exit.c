@@ -1,9 +1,9 @@
 /* A quiet exit.
  *
- * Python before 3.14 ends a thread that asks for the interpreter lock while the interpreter shuts down, by pthread_exit. That
- * unwinds through PyTorch's autograd threads, whose frames are noexcept, so the C++ runtime calls std::terminate and a script
- * that did all its work ends in an abort. A real GPU is slow enough to hide the race: backward() returns late. Here the
- * threads still let go of the graph when the script is over already.
+ * Python before 3.14 ends a thread that asks for the interpreter lock while the interpreter shuts down, by
+ * pthread_exit. That unwinds through PyTorch's autograd threads, whose frames are noexcept, so the C++ runtime calls
+ * std::terminate and a script that did all its work ends in an abort. A real GPU is slow enough to hide the race:
+ * backward() returns late. Here the threads still let go of the graph when the script is over already.
  *
  * The remedy is Python 3.14's own: such a thread sleeps, and goes with the process.
  */
@@ -32,10 +32,11 @@ static void sleep_if_finalizing(void) {
 }
 
 static void install(void) {
-    /* By its mangled name, for the stub is C and must not bring a C++ runtime of its own; out of the library itself, which
-     * need not be in the global scope. */
+    /* By its mangled name, for the stub is C and must not bring a C++ runtime of its own; out of the library itself,
+     * which need not be in the global scope. */
     void *runtime = dlopen("libstdc++.so.6", RTLD_NOLOAD | RTLD_LAZY);
-    handler (*set_terminate)(handler) = (handler(*)(handler))(runtime ? dlsym(runtime, "_ZSt13set_terminatePFvvE") : NULL);
+    handler (*set_terminate)(handler) =
+        (handler (*)(handler))(runtime ? dlsym(runtime, "_ZSt13set_terminatePFvvE") : NULL);
     if (set_terminate != NULL) previous = set_terminate(sleep_if_finalizing);
 }
 

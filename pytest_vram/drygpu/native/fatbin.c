@@ -47,7 +47,8 @@ static void choose(dry_fatbin *image) {
         const image_header *i = (const image_header *)at;
         int architecture = (int)i->architecture;
         if (i->header_size == 0) break;
-        if (i->kind == KIND_ELF && architecture / 10 == card / 10 && architecture <= card && architecture > image->binary)
+        if (i->kind == KIND_ELF && architecture / 10 == card / 10 && architecture <= card &&
+            architecture > image->binary)
             image->binary = architecture;
         if (i->kind == KIND_PTX && architecture <= card && architecture > ptx) ptx = architecture;
         at += i->header_size + i->size;

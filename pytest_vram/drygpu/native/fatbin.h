@@ -3,9 +3,9 @@
 #define PYTEST_VRAM_DRY_FATBIN_H
 
 typedef struct {
-    void *wrapper;      /* as passed to __cudaRegisterFatBinary */
+    void *wrapper; /* as passed to __cudaRegisterFatBinary */
     int read;
-    int binary, ptx;    /* what the card would run: 86 for sm_86; 0 when there is no image for it */
+    int binary, ptx; /* what the card would run: 86 for sm_86; 0 when there is no image for it */
 } dry_fatbin;
 
 int dry_fatbin_binary(dry_fatbin *image);

@@ -1,5 +1,5 @@
-/* CUDA graphs: what is captured is counted, not kept, for there is nothing to replay. The allocator's private pools, which
- * are what a graph costs in memory, are PyTorch's own and work as ever. */
+/* CUDA graphs: what is captured is counted, not kept, for there is nothing to replay. The allocator's private pools,
+ * which are what a graph costs in memory, are PyTorch's own and work as ever. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -20,7 +20,8 @@ struct CUgraphExec_st {
 static uint64_t next_capture_id;
 
 static cudaError_t begin(cudaStream_t stream, cudaGraph_t graph) {
-    if (stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread) return dry_fail(cudaErrorStreamCaptureUnsupported);
+    if (stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread)
+        return dry_fail(cudaErrorStreamCaptureUnsupported);
     if (dry_capture_of(stream)) return dry_fail(cudaErrorIllegalState);
     struct dry_capture *capture = calloc(1, sizeof *capture);
     if (graph == NULL) graph = calloc(1, sizeof *graph);
@@ -32,7 +33,9 @@ static cudaError_t begin(cudaStream_t stream, cudaGraph_t graph) {
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) { return (void)mode, begin(stream, NULL); }
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
+    return (void)mode, begin(stream, NULL);
+}
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     struct dry_capture *capture = dry_capture_of(stream);
@@ -49,8 +52,8 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureSta
     return cudaSuccess;
 }
 
-static cudaError_t capture_info(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id, cudaGraph_t *graph,
-                                const cudaGraphNode_t **dependencies, size_t *count) {
+static cudaError_t capture_info(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
+                                cudaGraph_t *graph, const cudaGraphNode_t **dependencies, size_t *count) {
     struct dry_capture *capture = dry_capture_of(stream);
     *status = capture ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     if (id) *id = capture ? capture->id : 0;
@@ -61,30 +64,34 @@ static cudaError_t capture_info(cudaStream_t stream, enum cudaStreamCaptureStatu
 }
 
 #if CUDART_VERSION >= 13000
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id, cudaGraph_t *graph,
-                                     const cudaGraphNode_t **dependencies, const cudaGraphEdgeData **edges, size_t *count) {
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
+                                     cudaGraph_t *graph, const cudaGraphNode_t **dependencies,
+                                     const cudaGraphEdgeData **edges, size_t *count) {
     if (edges) *edges = NULL;
     return capture_info(stream, status, id, graph, dependencies, count);
 }
 
-cudaError_t cudaStreamUpdateCaptureDependencies(cudaStream_t stream, cudaGraphNode_t *dependencies, const cudaGraphEdgeData *edges,
-                                                size_t count, unsigned flags) {
+cudaError_t cudaStreamUpdateCaptureDependencies(cudaStream_t stream, cudaGraphNode_t *dependencies,
+                                                const cudaGraphEdgeData *edges, size_t count, unsigned flags) {
     (void)stream, (void)dependencies, (void)edges, (void)count, (void)flags;
     return cudaSuccess;
 }
 
-cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t node, cudaGraphNode_t *dependencies, cudaGraphEdgeData *edges, size_t *count) {
+cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t node, cudaGraphNode_t *dependencies, cudaGraphEdgeData *edges,
+                                         size_t *count) {
     (void)node, (void)dependencies, (void)edges;
     *count = 0;
     return cudaSuccess;
 }
 #else
-cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
-                                        cudaGraph_t *graph, const cudaGraphNode_t **dependencies, size_t *count) {
+cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t stream, enum cudaStreamCaptureStatus *status,
+                                        unsigned long long *id, cudaGraph_t *graph,
+                                        const cudaGraphNode_t **dependencies, size_t *count) {
     return capture_info(stream, status, id, graph, dependencies, count);
 }
 
-cudaError_t cudaStreamUpdateCaptureDependencies(cudaStream_t stream, cudaGraphNode_t *dependencies, size_t count, unsigned flags) {
+cudaError_t cudaStreamUpdateCaptureDependencies(cudaStream_t stream, cudaGraphNode_t *dependencies, size_t count,
+                                                unsigned flags) {
     (void)stream, (void)dependencies, (void)count, (void)flags;
     return cudaSuccess;
 }
@@ -125,7 +132,9 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph,
 }
 #endif
 
-cudaError_t cudaGraphUpload(cudaGraphExec_t executable, cudaStream_t stream) { return (void)executable, (void)stream, cudaSuccess; }
+cudaError_t cudaGraphUpload(cudaGraphExec_t executable, cudaStream_t stream) {
+    return (void)executable, (void)stream, cudaSuccess;
+}
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     if (executable == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
@@ -157,7 +166,8 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     return cudaSuccess;
 }
 
-cudaError_t cudaUserObjectCreate(cudaUserObject_t *object, void *pointer, cudaHostFn_t destroy, unsigned references, unsigned flags) {
+cudaError_t cudaUserObjectCreate(cudaUserObject_t *object, void *pointer, cudaHostFn_t destroy, unsigned references,
+                                 unsigned flags) {
     (void)flags;
     struct CUuserObject_st *made = malloc(sizeof *made);
     if (made == NULL) return dry_fail(cudaErrorMemoryAllocation);

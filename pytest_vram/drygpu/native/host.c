@@ -25,7 +25,8 @@ int dry_host_alloc(size_t bytes, void **pointer) {
     void *got = dry_map_host(rounded);
     if (got == NULL) return cudaErrorMemoryAllocation;
     dry_lock();
-    dry_spans_insert(&pinned, (dry_span){.base = (uintptr_t)got, .size = rounded, .counted = bytes, .kind = HOST_ALLOCATED});
+    dry_spans_insert(&pinned,
+                     (dry_span){.base = (uintptr_t)got, .size = rounded, .counted = bytes, .kind = HOST_ALLOCATED});
     dry_charge_host(bytes);
     dry_journal(DRY_JOURNAL_HOST, -1, (uintptr_t)got, bytes);
     dry_unlock();
@@ -64,7 +65,8 @@ cudaError_t cudaHostRegister(void *pointer, size_t bytes, unsigned flags) {
     dry_lock();
     int free_range = dry_spans_find(&pinned, (uintptr_t)pointer) == NULL;
     if (free_range) {
-        dry_spans_insert(&pinned, (dry_span){.base = (uintptr_t)pointer, .size = bytes, .counted = bytes, .kind = HOST_REGISTERED});
+        dry_spans_insert(
+            &pinned, (dry_span){.base = (uintptr_t)pointer, .size = bytes, .counted = bytes, .kind = HOST_REGISTERED});
         dry_charge_host(bytes);
     }
     dry_unlock();

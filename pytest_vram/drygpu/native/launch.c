@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- which image a host function belongs to ------------------------------------------------------------------------------ */
+/* ---- which image a host function belongs to ---- */
 typedef struct {
     const void *host;
     dry_fatbin *image;
@@ -48,32 +48,41 @@ void **__cudaRegisterFatBinary(void *wrapper) {
 }
 
 void __cudaRegisterFatBinaryEnd(void **handle) { (void)handle; }
-void __cudaUnregisterFatBinary(void **handle) { (void)handle; } /* at exit, when order is not ours: the few bytes stay */
+void __cudaUnregisterFatBinary(void **handle) {
+    (void)handle;
+} /* at exit, when order is not ours: the few bytes stay */
 char __cudaInitModule(void **handle) { return (void)handle, 1; }
 
-void __cudaRegisterFunction(void **handle, const char *host, char *device_function, const char *device_name, int thread_limit,
-                            uint3 *tid, uint3 *bid, dim3 *block, dim3 *grid, int *warp_size) {
-    (void)device_function, (void)device_name, (void)thread_limit, (void)tid, (void)bid, (void)block, (void)grid, (void)warp_size;
+void __cudaRegisterFunction(void **handle, const char *host, char *device_function, const char *device_name,
+                            int thread_limit, uint3 *tid, uint3 *bid, dim3 *block, dim3 *grid, int *warp_size) {
+    (void)device_function, (void)device_name, (void)thread_limit, (void)tid, (void)bid, (void)block, (void)grid,
+        (void)warp_size;
     dry_lock();
     put(host, (dry_fatbin *)handle);
     dry_unlock();
 }
 
-void __cudaRegisterVar(void **handle, char *host, char *device_address, const char *device_name, int external, size_t size,
-                       int constant, int global) {
-    (void)handle, (void)host, (void)device_address, (void)device_name, (void)external, (void)size, (void)constant, (void)global;
+void __cudaRegisterVar(void **handle, char *host, char *device_address, const char *device_name, int external,
+                       size_t size, int constant, int global) {
+    (void)handle, (void)host, (void)device_address, (void)device_name, (void)external, (void)size, (void)constant,
+        (void)global;
 }
 
-void __cudaRegisterManagedVar(void **handle, void **host, char *device_address, const char *device_name, int external, size_t size,
-                              int constant, int global) {
-    (void)handle, (void)host, (void)device_address, (void)device_name, (void)external, (void)size, (void)constant, (void)global;
+void __cudaRegisterManagedVar(void **handle, void **host, char *device_address, const char *device_name, int external,
+                              size_t size, int constant, int global) {
+    (void)handle, (void)host, (void)device_address, (void)device_name, (void)external, (void)size, (void)constant,
+        (void)global;
 }
 
-cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host) { return *kernel = (cudaKernel_t)host, cudaSuccess; }
-cudaError_t cudaGetFuncBySymbol(cudaFunction_t *function, const void *host) { return *function = (cudaFunction_t)host, cudaSuccess; }
+cudaError_t __cudaGetKernel(cudaKernel_t *kernel, const void *host) {
+    return *kernel = (cudaKernel_t)host, cudaSuccess;
+}
+cudaError_t cudaGetFuncBySymbol(cudaFunction_t *function, const void *host) {
+    return *function = (cudaFunction_t)host, cudaSuccess;
+}
 cudaError_t cudaGetSymbolAddress(void **pointer, const void *symbol) { return *pointer = (void *)symbol, cudaSuccess; }
 
-/* ---- the <<< >>> of the caller -------------------------------------------------------------------------------------------- */
+/* ---- the <<< >>> of the caller ---- */
 static __thread struct {
     dim3 grid, block;
     size_t shared;
@@ -83,7 +92,8 @@ static __thread int depth;
 
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, struct CUstream_st *stream) {
     if (depth == 16) return 1;
-    pushed[depth].grid = grid, pushed[depth].block = block, pushed[depth].shared = shared, pushed[depth].stream = stream;
+    pushed[depth].grid = grid, pushed[depth].block = block, pushed[depth].shared = shared,
+    pushed[depth].stream = stream;
     depth++;
     return 0;
 }
@@ -96,14 +106,15 @@ cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, 
     return cudaSuccess;
 }
 
-/* ---- launches --------------------------------------------------------------------------------------------------------------- */
+/* ---- launches ---- */
 uint64_t dry_launch_count(void) { return launches; }
 uint64_t pytest_vram_dry_launches(void) { return launches; }
 
 int dry_launch(const void *function, unsigned block_threads, size_t shared, dry_stream stream) {
     int device = dry_ready();
     if (device < 0) return cudaErrorNoDevice;
-    if (block_threads == 0 || block_threads > 1024 || shared > (size_t)dry_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
+    if (block_threads == 0 || block_threads > 1024 ||
+        shared > (size_t)dry_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
         return cudaErrorInvalidConfiguration;
     dry_fatbin *image = image_of(function);
     if (image != NULL && dry_fatbin_binary(image) == 0) return cudaErrorNoKernelImageForDevice;
@@ -113,21 +124,25 @@ int dry_launch(const void *function, unsigned block_threads, size_t shared, dry_
 }
 
 static cudaError_t launch(const void *function, dim3 grid, dim3 block, size_t shared, cudaStream_t stream) {
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) return dry_fail(cudaErrorInvalidConfiguration);
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)
+        return dry_fail(cudaErrorInvalidConfiguration);
     return dry_fail(dry_launch(function, block.x * block.y * block.z, shared, stream));
 }
 
-cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, cudaStream_t stream) {
+cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared,
+                             cudaStream_t stream) {
     (void)arguments;
     return launch(function, grid, block, shared, stream);
 }
 
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared, cudaStream_t stream) {
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments, size_t shared,
+                               cudaStream_t stream) {
     (void)arguments;
     return launch((const void *)kernel, grid, block, shared, stream);
 }
 
-cudaError_t cudaLaunchCooperativeKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared, cudaStream_t stream) {
+cudaError_t cudaLaunchCooperativeKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared,
+                                        cudaStream_t stream) {
     (void)arguments;
     return launch(function, grid, block, shared, stream);
 }
@@ -137,7 +152,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *fu
     return launch(function, config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream);
 }
 
-/* ---- what a kernel is ------------------------------------------------------------------------------------------------------- */
+/* ---- what a kernel is ---- */
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *function) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
     memset(attributes, 0, sizeof *attributes);
@@ -157,20 +172,24 @@ cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute at
     (void)function;
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
-    if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize && value > dry_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
+    if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
+        value > dry_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))
         return dry_fail(cudaErrorInvalidValue);
     return cudaSuccess;
 }
 
-cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t kernel, enum cudaFuncAttribute attribute, int value, int device) {
+cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t kernel, enum cudaFuncAttribute attribute, int value,
+                                            int device) {
     (void)device;
     return cudaFuncSetAttribute((const void *)kernel, attribute, value);
 }
 
-cudaError_t cudaFuncSetCacheConfig(const void *function, enum cudaFuncCache config) { return (void)function, (void)config, cudaSuccess; }
+cudaError_t cudaFuncSetCacheConfig(const void *function, enum cudaFuncCache config) {
+    return (void)function, (void)config, cudaSuccess;
+}
 
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, const void *function, int threads, size_t shared,
-                                                                   unsigned flags) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, const void *function, int threads,
+                                                                   size_t shared, unsigned flags) {
     (void)function, (void)flags;
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
@@ -186,6 +205,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, 
     return cudaSuccess;
 }
 
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *function, int threads, size_t shared) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *function, int threads,
+                                                          size_t shared) {
     return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
 }

@@ -78,11 +78,12 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     return cudaSuccess;
 }
 
-/* ---- managed memory: it pages in and out, so it is counted apart and refused only when the address space ends ------- */
+/* ---- managed memory: it pages in and out, so it is counted apart and refused only when the address space ends ---- */
 cudaError_t cudaMallocManaged(void **pointer, size_t bytes, unsigned flags) {
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
-    if (bytes == 0 || (flags != cudaMemAttachGlobal && flags != cudaMemAttachHost)) return dry_fail(cudaErrorInvalidValue);
+    if (bytes == 0 || (flags != cudaMemAttachGlobal && flags != cudaMemAttachHost))
+        return dry_fail(cudaErrorInvalidValue);
     dry_lock();
     uintptr_t base = dry_managed_take(bytes, device);
     if (base) {
@@ -95,7 +96,8 @@ cudaError_t cudaMallocManaged(void **pointer, size_t bytes, unsigned flags) {
 }
 
 #if CUDART_VERSION >= 13000
-cudaError_t cudaMemPrefetchAsync(const void *pointer, size_t bytes, struct cudaMemLocation location, unsigned flags, cudaStream_t stream) {
+cudaError_t cudaMemPrefetchAsync(const void *pointer, size_t bytes, struct cudaMemLocation location, unsigned flags,
+                                 cudaStream_t stream) {
     (void)bytes, (void)location, (void)flags, (void)stream;
 #else
 cudaError_t cudaMemPrefetchAsync(const void *pointer, size_t bytes, int device, cudaStream_t stream) {
@@ -105,7 +107,8 @@ cudaError_t cudaMemPrefetchAsync(const void *pointer, size_t bytes, int device, 
 }
 
 #if CUDART_VERSION >= 13000
-cudaError_t cudaMemAdvise(const void *pointer, size_t bytes, enum cudaMemoryAdvise advice, struct cudaMemLocation location) {
+cudaError_t cudaMemAdvise(const void *pointer, size_t bytes, enum cudaMemoryAdvise advice,
+                          struct cudaMemLocation location) {
     (void)bytes, (void)advice, (void)location;
 #else
 cudaError_t cudaMemAdvise(const void *pointer, size_t bytes, enum cudaMemoryAdvise advice, int device) {
@@ -143,10 +146,12 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, c
 /* Another process has a card of its own here: there is nothing to share. */
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *pointer) {
     (void)handle, (void)pointer;
-    return dry_fail(dry_not_implemented("cudaIpcGetMemHandle (device memory shared between processes)", cudaErrorNotSupported));
+    return dry_fail(
+        dry_not_implemented("cudaIpcGetMemHandle (device memory shared between processes)", cudaErrorNotSupported));
 }
 
 cudaError_t cudaIpcOpenMemHandle(void **pointer, cudaIpcMemHandle_t handle, unsigned flags) {
     (void)pointer, (void)handle, (void)flags;
-    return dry_fail(dry_not_implemented("cudaIpcOpenMemHandle (device memory shared between processes)", cudaErrorNotSupported));
+    return dry_fail(
+        dry_not_implemented("cudaIpcOpenMemHandle (device memory shared between processes)", cudaErrorNotSupported));
 }

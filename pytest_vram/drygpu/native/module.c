@@ -54,24 +54,28 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
     return R(cudaFuncSetAttribute(function, (enum cudaFuncAttribute)attribute, value));
 }
-CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return (void)function, (void)config, CUDA_SUCCESS; }
+CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) {
+    return (void)function, (void)config, CUDA_SUCCESS;
+}
 
-static CUresult launch(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned threads, unsigned shared, CUstream stream) {
+static CUresult launch(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned threads, unsigned shared,
+                       CUstream stream) {
     if (function == NULL) return CUDA_ERROR_INVALID_HANDLE;
     if (gx == 0 || gy == 0 || gz == 0) return CUDA_ERROR_INVALID_VALUE;
     return R(dry_launch(function, threads, shared, stream));
 }
-CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                        unsigned shared, CUstream stream, void **arguments, void **extra) {
+CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                        unsigned bz, unsigned shared, CUstream stream, void **arguments, void **extra) {
     return (void)arguments, (void)extra, launch(function, gx, gy, gz, bx * by * bz, shared, stream);
 }
-CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                                   unsigned shared, CUstream stream, void **arguments) {
+CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                                   unsigned bz, unsigned shared, CUstream stream, void **arguments) {
     return (void)arguments, launch(function, gx, gy, gz, bx * by * bz, shared, stream);
 }
 CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **arguments, void **extra) {
     (void)arguments, (void)extra;
-    return launch(function, c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX * c->blockDimY * c->blockDimZ, c->sharedMemBytes, c->hStream);
+    return launch(function, c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX * c->blockDimY * c->blockDimZ,
+                  c->sharedMemBytes, c->hStream);
 }
 
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction function, int threads, size_t shared) {
@@ -84,8 +88,8 @@ CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function, const 
 
 #if CUDA_VERSION >= 12000
 /* Libraries and their kernels are modules and their functions under other names. */
-CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jit, void **jit_values, unsigned jit_count,
-                           CUlibraryOption *options, void **values, unsigned count) {
+CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jit, void **jit_values,
+                           unsigned jit_count, CUlibraryOption *options, void **values, unsigned count) {
     (void)jit, (void)jit_values, (void)jit_count, (void)options, (void)values, (void)count;
     return cuModuleLoadData((CUmodule *)library, code);
 }
@@ -94,7 +98,9 @@ CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *nam
     return cuModuleGetFunction((CUfunction *)kernel, (CUmodule)library, name);
 }
 CUresult cuLibraryGetModule(CUmodule *module, CUlibrary library) { return *module = (CUmodule)library, CUDA_SUCCESS; }
-CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel) { return *function = (CUfunction)kernel, CUDA_SUCCESS; }
+CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel) {
+    return *function = (CUfunction)kernel, CUDA_SUCCESS;
+}
 CUresult cuKernelGetAttribute(int *value, CUfunction_attribute attribute, CUkernel kernel, CUdevice device) {
     return (void)device, cuFuncGetAttribute(value, attribute, (CUfunction)kernel);
 }

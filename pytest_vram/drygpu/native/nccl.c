@@ -1,6 +1,7 @@
 /* NCCL: communicators that are alone. A collective is over at once, as if all ranks were like this one, so that one
- * process can stand for one rank of any number, and hold what that rank would hold. The buffers of a real communicator are outside PyTorch's allocator and
- * depend on the machine's links: they are not counted, and the program is told so. */
+ * process can stand for one rank of any number, and hold what that rank would hold. The buffers of a real communicator
+ * are outside PyTorch's allocator and depend on the machine's links: they are not counted, and the program is told so.
+ */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -26,7 +27,8 @@ static int open_communicator(communicator *made, int size, int rank) {
     if (device < 0) return SYSTEM_ERROR;
     if (size < 1 || rank < 0 || rank >= size) return INVALID_ARGUMENT;
     if (!__atomic_exchange_n(&said, 1, __ATOMIC_RELAXED))
-        dry_note("NCCL: every rank is taken to be like this one, and a communicator's own buffers are counted as 0 bytes");
+        dry_note(
+            "NCCL: every rank is taken to be like this one, and a communicator's own buffers are counted as 0 bytes");
     *made = malloc(sizeof **made);
     if (*made == NULL) return SYSTEM_ERROR;
     **made = (__typeof__(**made)){size, rank, device};
@@ -40,12 +42,15 @@ const char *ncclGetLastError(communicator c) { return (void)c, ""; }
 int ncclGetUniqueId(unique_id *id) {
     static int count;
     memset(id, 0, sizeof *id);
-    snprintf(id->bytes, sizeof id->bytes, "pytest-vram-dry-%d-%d", (int)getpid(), __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED));
+    snprintf(id->bytes, sizeof id->bytes, "pytest-vram-dry-%d-%d", (int)getpid(),
+             __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED));
     return OK;
 }
 int ncclCommGetUniqueId(communicator c, unique_id *id) { return (void)c, ncclGetUniqueId(id); }
 
-int ncclCommInitRank(communicator *made, int size, unique_id id, int rank) { return (void)id, open_communicator(made, size, rank); }
+int ncclCommInitRank(communicator *made, int size, unique_id id, int rank) {
+    return (void)id, open_communicator(made, size, rank);
+}
 int ncclCommInitRankConfig(communicator *made, int size, unique_id id, int rank, void *config) {
     return (void)id, (void)config, open_communicator(made, size, rank);
 }
@@ -77,18 +82,22 @@ int ncclCommFinalize(communicator c) { return (void)c, OK; }
 int ncclCommDestroy(communicator c) { return free(c), OK; }
 int ncclCommAbort(communicator c) { return free(c), OK; }
 int ncclCommMemStats(communicator c, int which, uint64_t *value) { return (void)c, (void)which, *value = 0, OK; }
-int ncclCommRegister(communicator c, void *buffer, size_t size, void **handle) { return (void)c, (void)size, *handle = buffer, OK; }
+int ncclCommRegister(communicator c, void *buffer, size_t size, void **handle) {
+    return (void)c, (void)size, *handle = buffer, OK;
+}
 int ncclCommDeregister(communicator c, void *handle) { return (void)c, (void)handle, OK; }
 int ncclMemAlloc(void **pointer, size_t size) { return cudaMalloc(pointer, size) == cudaSuccess ? OK : SYSTEM_ERROR; }
 int ncclMemFree(void *pointer) { return cudaFree(pointer) == cudaSuccess ? OK : SYSTEM_ERROR; }
 int ncclRedOpCreatePreMulSum(int *op, void *scalar, int type, int residence, communicator c) {
-    return (void)scalar, (void)type, (void)residence, (void)c, *op = 5, OK; /* the first number past the built-in ones */
+    return (void)scalar, (void)type, (void)residence, (void)c, *op = 5,
+                                                               OK; /* the first number past the built-in ones */
 }
 int ncclRedOpDestroy(int op, communicator c) { return (void)op, (void)c, OK; }
 
-/* ---- collectives: every other rank is taken to say what this one says ------------------------------------------------------ */
+/* ---- collectives: every other rank is taken to say what this one says ---- */
 static size_t width(int type) {
-    static const unsigned char widths[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1}; /* ncclDataType_t: int8 ... float8e5m2 */
+    static const unsigned char widths[] = {1, 1, 4, 4, 8, 8,
+                                           2, 4, 8, 2, 1, 1}; /* ncclDataType_t: int8 ... float8e5m2 */
     return type >= 0 && type < (int)sizeof widths ? widths[type] : 4;
 }
 
@@ -100,7 +109,8 @@ static int move(void *to, const void *from, size_t count, int type, dry_stream s
 int ncclAllReduce(const void *from, void *to, size_t count, int type, int op, communicator c, dry_stream stream) {
     return (void)op, (void)c, move(to, from, count, type, stream);
 }
-int ncclReduce(const void *from, void *to, size_t count, int type, int op, int root, communicator c, dry_stream stream) {
+int ncclReduce(const void *from, void *to, size_t count, int type, int op, int root, communicator c,
+               dry_stream stream) {
     return (void)op, root == c->rank ? move(to, from, count, type, stream) : OK;
 }
 int ncclBroadcast(const void *from, void *to, size_t count, int type, int root, communicator c, dry_stream stream) {

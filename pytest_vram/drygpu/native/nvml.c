@@ -1,5 +1,5 @@
-/* NVML: what nvidia-smi and pynvml see. It counts from the physical cards, whatever CUDA_VISIBLE_DEVICES says, and knows of
- * this process alone: every process has cards of its own here. */
+/* NVML: what nvidia-smi and pynvml see. It counts from the physical cards, whatever CUDA_VISIBLE_DEVICES says, and
+ * knows of this process alone: every process has cards of its own here. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -8,7 +8,14 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9 };
+enum {
+    SUCCESS = 0,
+    INVALID_ARGUMENT = 2,
+    NOT_SUPPORTED = 3,
+    NOT_FOUND = 6,
+    INSUFFICIENT_SIZE = 7,
+    DRIVER_NOT_LOADED = 9
+};
 
 typedef struct {
     int index;
@@ -44,8 +51,8 @@ static int copy_text(char *out, unsigned room, const char *text) {
 static void uuid_text(int physical, char out[64]) {
     uint8_t u[16];
     dry_uuid(physical, u);
-    snprintf(out, 64, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2], u[3], u[4], u[5],
-             u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+    snprintf(out, 64, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2],
+             u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
 }
 
 int nvmlInit_v2(void) { return dry_physical_count() ? SUCCESS : DRIVER_NOT_LOADED; }
@@ -68,7 +75,9 @@ const char *nvmlErrorString(int status) {
 /* The oldest driver branch that runs this CUDA: programs compare it, so it must read as a version. */
 #define DRIVER_VERSION (CUDART_VERSION >= 13000 ? "580.0" : "525.0")
 int nvmlSystemGetDriverVersion(char *out, unsigned room) { return copy_text(out, room, DRIVER_VERSION); }
-int nvmlSystemGetNVMLVersion(char *out, unsigned room) { return copy_text(out, room, CUDART_VERSION >= 13000 ? "13.580.0" : "12.525.0"); }
+int nvmlSystemGetNVMLVersion(char *out, unsigned room) {
+    return copy_text(out, room, CUDART_VERSION >= 13000 ? "13.580.0" : "12.525.0");
+}
 int nvmlSystemGetCudaDriverVersion(int *version) { return *version = CUDART_VERSION, SUCCESS; }
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { return *version = CUDART_VERSION, SUCCESS; }
 
@@ -80,7 +89,9 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, device_t *device) {
     *device = card(index);
     return SUCCESS;
 }
-int nvmlDeviceGetHandleByIndex(unsigned index, device_t *device) { return nvmlDeviceGetHandleByIndex_v2(index, device); }
+int nvmlDeviceGetHandleByIndex(unsigned index, device_t *device) {
+    return nvmlDeviceGetHandleByIndex_v2(index, device);
+}
 
 int nvmlDeviceGetHandleByUUID(const char *uuid, device_t *device) {
     char mine[64];
@@ -93,13 +104,18 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, device_t *device) {
 
 int nvmlDeviceGetHandleByPciBusId_v2(const char *text, device_t *device) {
     unsigned domain, bus, slot;
-    if (sscanf(text, "%x:%x:%x", &domain, &bus, &slot) != 3 || bus < 1 || bus > (unsigned)dry_physical_count()) return NOT_FOUND;
+    if (sscanf(text, "%x:%x:%x", &domain, &bus, &slot) != 3 || bus < 1 || bus > (unsigned)dry_physical_count())
+        return NOT_FOUND;
     *device = card(bus - 1);
     return SUCCESS;
 }
-int nvmlDeviceGetHandleByPciBusId(const char *text, device_t *device) { return nvmlDeviceGetHandleByPciBusId_v2(text, device); }
+int nvmlDeviceGetHandleByPciBusId(const char *text, device_t *device) {
+    return nvmlDeviceGetHandleByPciBusId_v2(text, device);
+}
 
-int nvmlDeviceGetName(device_t device, char *out, unsigned room) { return (void)device, copy_text(out, room, dry_the_card()->product); }
+int nvmlDeviceGetName(device_t device, char *out, unsigned room) {
+    return (void)device, copy_text(out, room, dry_the_card()->product);
+}
 int nvmlDeviceGetIndex(device_t device, unsigned *index) { return *index = (unsigned)device->index, SUCCESS; }
 int nvmlDeviceGetMinorNumber(device_t device, unsigned *number) { return *number = (unsigned)device->index, SUCCESS; }
 int nvmlDeviceGetUUID(device_t device, char *out, unsigned room) {
@@ -129,7 +145,7 @@ int nvmlDeviceGetPciInfo_v3(device_t device, pci_info *info) {
     return SUCCESS;
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------------------- */
+/* ---- memory ---- */
 typedef struct {
     unsigned long long total, free, used;
 } memory_info;
@@ -191,19 +207,33 @@ int nvmlDeviceGetGraphicsRunningProcesses_v2(device_t device, unsigned *count, p
     return (void)device, (void)out, *count = 0, SUCCESS;
 }
 
-/* ---- what a card that computes nothing can say of its work -------------------------------------------------------------------- */
+/* ---- what a card that computes nothing can say of its work ---- */
 typedef struct {
     unsigned gpu, memory;
 } utilization;
 
-int nvmlDeviceGetUtilizationRates(device_t device, utilization *out) { return (void)device, *out = (utilization){0, 0}, SUCCESS; }
+int nvmlDeviceGetUtilizationRates(device_t device, utilization *out) {
+    return (void)device, *out = (utilization){0, 0}, SUCCESS;
+}
 int nvmlDeviceGetComputeMode(device_t device, int *mode) { return (void)device, *mode = 0, SUCCESS; }
 int nvmlDeviceGetPersistenceMode(device_t device, int *mode) { return (void)device, *mode = 1, SUCCESS; }
-int nvmlDeviceGetTemperature(device_t device, int sensor, unsigned *value) { return (void)device, (void)sensor, (void)value, NOT_SUPPORTED; }
+int nvmlDeviceGetTemperature(device_t device, int sensor, unsigned *value) {
+    return (void)device, (void)sensor, (void)value, NOT_SUPPORTED;
+}
 int nvmlDeviceGetPowerUsage(device_t device, unsigned *value) { return (void)device, (void)value, NOT_SUPPORTED; }
-int nvmlDeviceGetClockInfo(device_t device, int type, unsigned *value) { return (void)device, (void)type, (void)value, NOT_SUPPORTED; }
-int nvmlDeviceGetP2PStatus(device_t a, device_t b, int index, int *status) { return (void)a, (void)b, (void)index, *status = 0, SUCCESS; }
-int nvmlDeviceGetNvLinkState(device_t device, unsigned link, int *active) { return (void)device, (void)link, (void)active, NOT_SUPPORTED; }
-int nvmlDeviceGetNvLinkRemoteDeviceType(device_t device, unsigned link, int *type) { return (void)device, (void)link, (void)type, NOT_SUPPORTED; }
-int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t device, unsigned link, pci_info *info) { return (void)device, (void)link, (void)info, NOT_SUPPORTED; }
+int nvmlDeviceGetClockInfo(device_t device, int type, unsigned *value) {
+    return (void)device, (void)type, (void)value, NOT_SUPPORTED;
+}
+int nvmlDeviceGetP2PStatus(device_t a, device_t b, int index, int *status) {
+    return (void)a, (void)b, (void)index, *status = 0, SUCCESS;
+}
+int nvmlDeviceGetNvLinkState(device_t device, unsigned link, int *active) {
+    return (void)device, (void)link, (void)active, NOT_SUPPORTED;
+}
+int nvmlDeviceGetNvLinkRemoteDeviceType(device_t device, unsigned link, int *type) {
+    return (void)device, (void)link, (void)type, NOT_SUPPORTED;
+}
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t device, unsigned link, pci_info *info) {
+    return (void)device, (void)link, (void)info, NOT_SUPPORTED;
+}
 int nvmlDeviceGetGpuFabricInfoV(device_t device, void *info) { return (void)device, (void)info, NOT_SUPPORTED; }

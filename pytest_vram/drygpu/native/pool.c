@@ -1,6 +1,6 @@
-/* cudaMallocAsync: stream-ordered pools. How the driver carves up a pool is not published. Here a pool holds what is in use,
- * rounded up to the 32 MiB it grows by, and gives back what is above its release threshold when a stream synchronizes:
- * a lower bound, without the fragmentation of a real one. */
+/* cudaMallocAsync: stream-ordered pools. How the driver carves up a pool is not published. Here a pool holds what is in
+ * use, rounded up to the 32 MiB it grows by, and gives back what is above its release threshold when a stream
+ * synchronizes: a lower bound, without the fragmentation of a real one. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -120,7 +120,9 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr att
     dry_lock();
     switch (attribute) {
     case cudaMemPoolAttrReleaseThreshold: pool->threshold = *(uint64_t *)value; break;
-    case cudaMemPoolAttrReservedMemHigh: pool->reserved_high = pool->reserved; break; /* only zero is allowed: a reset */
+    case cudaMemPoolAttrReservedMemHigh:
+        pool->reserved_high = pool->reserved;
+        break; /* only zero is allowed: a reset */
     case cudaMemPoolAttrUsedMemHigh: pool->used_high = pool->used; break;
     default:
         if ((unsigned)attribute < 16) pool->settings[attribute] = *(int *)value;

@@ -1,8 +1,8 @@
 /* Address space: where device and managed memory live.
  *
- * A device is a stretch of private anonymous memory that is reserved, not committed. Addresses are fixed, so that two runs
- * of one program see the same ones. Pages exist only where a small copy or fill wrote; huge pages are refused, for one
- * written byte must not cost 2 MiB of the host.
+ * A device is a stretch of private anonymous memory that is reserved, not committed. Addresses are fixed, so that two
+ * runs of one program see the same ones. Pages exist only where a small copy or fill wrote; huge pages are refused, for
+ * one written byte must not cost 2 MiB of the host.
  */
 #include "dry.h"
 
@@ -34,8 +34,8 @@ static void *reserve(uintptr_t hint, size_t size) {
         int file = memfd_create("pytest-vram-dry", MFD_CLOEXEC);
         if (file >= 0) {
             if (ftruncate(file, (off_t)size) == 0)
-                got = mmap((void *)hint, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | (flags & MAP_FIXED_NOREPLACE),
-                           file, 0);
+                got = mmap((void *)hint, size, PROT_READ | PROT_WRITE,
+                           MAP_SHARED | MAP_NORESERVE | (flags & MAP_FIXED_NOREPLACE), file, 0);
             close(file);
         }
     }
@@ -56,10 +56,11 @@ static int open_space(space *s, uintptr_t hint, size_t size, size_t least, const
     if (got == NULL) got = reserve(0, size);
     while (got == NULL && size / 2 >= least) got = reserve(0, size /= 2);
     if (got == NULL) {
-        fprintf(stderr,
-                "pytest-vram dry GPU: cannot reserve %zu GiB of address space for %s: %s. It costs no memory, but a limit "
-                "forbids it: raise `ulimit -v` (RLIMIT_AS) of this process\n",
-                least >> 30, what, strerror(errno));
+        fprintf(
+            stderr,
+            "pytest-vram dry GPU: cannot reserve %zu GiB of address space for %s: %s. It costs no memory, but a limit "
+            "forbids it: raise `ulimit -v` (RLIMIT_AS) of this process\n",
+            least >> 30, what, strerror(errno));
         return 0;
     }
     s->base = DRY_ROUND_UP((uintptr_t)got, DRY_PAGE);
@@ -73,7 +74,8 @@ int dry_space_open(int device) {
     /* Twice the card: expandable segments reserve 9/8 of it at one go. */
     size_t least = DRY_ROUND_UP(2 * dry_the_card()->total_bytes + ((size_t)1 << 30), DRY_PAGE);
     if (least > stride) stride = least;
-    if (!open_space(&devices[device], FIRST_ADDRESS + (size_t)dry_physical_index(device) * stride, stride, least, "the device"))
+    if (!open_space(&devices[device], FIRST_ADDRESS + (size_t)dry_physical_index(device) * stride, stride, least,
+                    "the device"))
         return 0;
     if (opened <= device) opened = device + 1;
     return 1;

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* Streams live at fixed addresses, in the order of their making: the allocator sorts its blocks by the stream's address,
- * so a handle from malloc would make its decisions depend on chance. */
+/* Streams live at fixed addresses, in the order of their making: the allocator sorts its blocks by the stream's
+ * address, so a handle from malloc would make its decisions depend on chance. */
 #define FIRST_STREAM 0x0fff00000000ull
 #define MOST_STREAMS 65536
 
@@ -28,7 +28,9 @@ static struct CUstream_st *new_stream(void) {
 }
 static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
-static int is_default(cudaStream_t stream) { return stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread; }
+static int is_default(cudaStream_t stream) {
+    return stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
+}
 
 struct dry_capture *dry_capture_of(cudaStream_t stream) {
     if (is_default(stream)) return NULL;
@@ -54,14 +56,20 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
     if (*stream)
         **stream = (struct CUstream_st){.device = device,
                                         .flags = flags,
-                                        .priority = priority > 0 ? 0 : priority < -5 ? -5 : priority,
+                                        .priority = priority > 0    ? 0
+                                                    : priority < -5 ? -5
+                                                                    : priority,
                                         .id = ++next_stream_id};
     dry_unlock();
     return dry_fail(*stream ? cudaSuccess : cudaErrorMemoryAllocation);
 }
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) { return cudaStreamCreateWithPriority(stream, flags, 0); }
-cudaError_t cudaStreamCreate(cudaStream_t *stream) { return cudaStreamCreateWithPriority(stream, cudaStreamDefault, 0); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
+    return cudaStreamCreateWithPriority(stream, flags, 0);
+}
+cudaError_t cudaStreamCreate(cudaStream_t *stream) {
+    return cudaStreamCreateWithPriority(stream, cudaStreamDefault, 0);
+}
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     if (is_default(stream)) return dry_fail(cudaErrorInvalidResourceHandle);
@@ -72,8 +80,12 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) { return *priority = is_default(stream) ? 0 : stream->priority, cudaSuccess; }
-cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned *flags) { return *flags = is_default(stream) ? 0 : stream->flags, cudaSuccess; }
+cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) {
+    return *priority = is_default(stream) ? 0 : stream->priority, cudaSuccess;
+}
+cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned *flags) {
+    return *flags = is_default(stream) ? 0 : stream->flags, cudaSuccess;
+}
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
     *id = stream == cudaStreamPerThread ? 2 : is_default(stream) ? 1 : stream->id;
     return cudaSuccess;
@@ -114,7 +126,7 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode
     return cudaSuccess;
 }
 
-/* ---- events ------------------------------------------------------------------------------------------------------------- */
+/* ---- events ---- */
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
@@ -145,7 +157,9 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
     return cudaSuccess;
 }
 
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) { return cudaEventRecordWithFlags(event, stream, 0); }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    return cudaEventRecordWithFlags(event, stream, 0);
+}
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
@@ -155,7 +169,8 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) { return cudaEventQuery(event); }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
-    if (start == NULL || end == NULL || !start->recorded || !end->recorded || ((start->flags | end->flags) & cudaEventDisableTiming))
+    if (start == NULL || end == NULL || !start->recorded || !end->recorded ||
+        ((start->flags | end->flags) & cudaEventDisableTiming))
         return dry_fail(cudaErrorInvalidResourceHandle);
     *milliseconds = (float)(end->milliseconds - start->milliseconds);
     return cudaSuccess;
@@ -163,5 +178,6 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
 
 cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t *handle, cudaEvent_t event) {
     (void)handle, (void)event;
-    return dry_fail(dry_not_implemented("cudaIpcGetEventHandle (events shared between processes)", cudaErrorNotSupported));
+    return dry_fail(
+        dry_not_implemented("cudaIpcGetEventHandle (events shared between processes)", cudaErrorNotSupported));
 }

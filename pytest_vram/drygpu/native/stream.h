@@ -1,5 +1,5 @@
-/* What a stream, an event and a graph are here: shared by stream.c, graph.c and driver.c, for the runtime's handles and the
- * driver's are the same. */
+/* What a stream, an event and a graph are here: shared by stream.c, graph.c and driver.c, for the runtime's handles and
+ * the driver's are the same. */
 #ifndef PYTEST_VRAM_DRY_STREAM_H
 #define PYTEST_VRAM_DRY_STREAM_H
 

@@ -1,8 +1,8 @@
 /* The few values that device memory carries.
  *
- * A copy or fill up to the copy limit is really done, so that what a program sends to the device it can read back. Larger
- * ones only move the mark of what is known: whatever a model's size, the host pays for small tensors alone. Kernels
- * compute nothing, so a value is right until a kernel would have changed it; what is unknown reads as zeros.
+ * A copy or fill up to the copy limit is really done, so that what a program sends to the device it can read back.
+ * Larger ones only move the mark of what is known: whatever a model's size, the host pays for small tensors alone.
+ * Kernels compute nothing, so a value is right until a kernel would have changed it; what is unknown reads as zeros.
  */
 #include "dry.h"
 
@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define GRAIN 512u                                  /* the allocator's own rounding: no two tensors share a grain */
+#define GRAIN 512u /* the allocator's own rounding: no two tensors share a grain */
 #define CHUNK ((size_t)2 << 20)
 #define GRAINS (CHUNK / GRAIN)
 
@@ -18,7 +18,7 @@ typedef struct {
     uint64_t known[GRAINS / 64];
 } chunk;
 
-static chunk **chunks[DRY_MAX_DEVICES];             /* by device, by 2 MiB of its address space */
+static chunk **chunks[DRY_MAX_DEVICES]; /* by device, by 2 MiB of its address space */
 
 static chunk *chunk_at(int device, uintptr_t address, int create) {
     if (chunks[device] == NULL) {
@@ -31,7 +31,8 @@ static chunk *chunk_at(int device, uintptr_t address, int create) {
     return *slot;
 }
 
-/* One pass over the grains of a range. mark: 1 sets, 0 clears, -1 only looks. Returns bit 0: some known, bit 1: some not. */
+/* One pass over the grains of a range. mark: 1 sets, 0 clears, -1 only looks. Returns bit 0: some known, bit 1: some
+ * not. */
 static int grains(int device, uintptr_t base, size_t bytes, int mark) {
     int seen = 0;
     uintptr_t origin = dry_space_base(device), end = base + bytes;
@@ -77,7 +78,7 @@ void dry_forget(uintptr_t base, size_t bytes) {
     if (device >= 0 && bytes) clear(device, base, bytes, 0);
 }
 
-/* ---- reads: the log, and answers from outside ------------------------------------------------------------------------ */
+/* ---- reads: the log, and answers from outside ---- */
 typedef struct {
     uint64_t address, bytes;
     int32_t device, known, answered, padding;
@@ -124,11 +125,12 @@ static void read_device(int device, void *destination, uintptr_t source, size_t 
     }
     void *base;
     size_t size;
-    if (bytes > dry_copy_limit() && dry_host_find(destination, &base, &size) == 2) dry_space_discard((uintptr_t)destination, bytes);
+    if (bytes > dry_copy_limit() && dry_host_find(destination, &base, &size) == 2)
+        dry_space_discard((uintptr_t)destination, bytes);
     else memset(destination, 0, bytes);
 }
 
-/* ---- copies and fills -------------------------------------------------------------------------------------------------- */
+/* ---- copies and fills ---- */
 static void write_device(int device, uintptr_t destination, const void *source, size_t bytes) {
     if (bytes > dry_copy_limit()) {
         clear(device, destination, bytes, 0);
@@ -139,7 +141,8 @@ static void write_device(int device, uintptr_t destination, const void *source, 
 }
 
 static void copy_within(int to, uintptr_t destination, int from, uintptr_t source, size_t bytes) {
-    /* Half known is not known. Bytes that are not marked as known must be zeros, for only marked ones are ever cleared. */
+    /* Half known is not known. Bytes that are not marked as known must be zeros, for only marked ones are ever cleared.
+     */
     if (bytes > dry_copy_limit() || grains(from, source, bytes, -1) != 1) {
         clear(to, destination, bytes, 0);
         return;
@@ -152,7 +155,8 @@ int dry_copy(void *destination, const void *source, size_t bytes) {
     if (bytes == 0) return 1;
     dry_lock();
     int to = dry_space_device_of((uintptr_t)destination), from = dry_space_device_of((uintptr_t)source);
-    int ok = (to < 0 || dry_space_find((uintptr_t)destination, NULL)) && (from < 0 || dry_space_find((uintptr_t)source, NULL));
+    int ok = (to < 0 || dry_space_find((uintptr_t)destination, NULL)) &&
+             (from < 0 || dry_space_find((uintptr_t)source, NULL));
     if (ok) {
         if (to >= 0 && from >= 0) copy_within(to, (uintptr_t)destination, from, (uintptr_t)source, bytes);
         else if (to >= 0) write_device(to, (uintptr_t)destination, source, bytes);
@@ -187,12 +191,14 @@ int dry_fill(void *destination, const void *pattern, size_t width, size_t count)
     return ok;
 }
 
-/* ---- used by drygpu/driver.py ------------------------------------------------------------------------------------------ */
+/* ---- used by drygpu/driver.py ---- */
 /* 1: every byte was written by a copy or fill; 0: not; -1: not device memory. */
 int pytest_vram_dry_known(uint64_t address, uint64_t bytes) {
     dry_lock();
     int device = dry_space_device_of(address);
-    int known = device < 0 || dry_space_find(address, NULL) == NULL ? -1 : bytes == 0 || !(grains(device, address, bytes, -1) & 2);
+    int known = device < 0 || dry_space_find(address, NULL) == NULL
+                    ? -1
+                    : bytes == 0 || !(grains(device, address, bytes, -1) & 2);
     dry_unlock();
     return known;
 }

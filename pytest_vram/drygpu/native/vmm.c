@@ -1,5 +1,5 @@
-/* Virtual memory management, which expandable segments are made of: reserve addresses, create memory, map one to the other.
- * Memory counts from cuMemCreate until it is both released and unmapped. */
+/* Virtual memory management, which expandable segments are made of: reserve addresses, create memory, map one to the
+ * other. Memory counts from cuMemCreate until it is both released and unmapped. */
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -26,13 +26,15 @@ static void drop(memory *m) {
     free(m);
 }
 
-CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocationProp *properties, CUmemAllocationGranularity_flags option) {
+CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocationProp *properties,
+                                       CUmemAllocationGranularity_flags option) {
     (void)properties, (void)option;
     *granularity = DRY_PAGE;
     return CUDA_SUCCESS;
 }
 
-CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t size, size_t alignment, CUdeviceptr hint, unsigned long long flags) {
+CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t size, size_t alignment, CUdeviceptr hint,
+                             unsigned long long flags) {
     (void)flags;
     int device = dry_ready();
     if (device < 0) return CUDA_ERROR_NO_DEVICE;
@@ -60,12 +62,16 @@ CUresult cuMemAddressFree(CUdeviceptr pointer, size_t size) {
     return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *properties, unsigned long long flags) {
+CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *properties,
+                     unsigned long long flags) {
     (void)flags;
     int device = properties->location.id;
-    if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE || dry_physical_index(device) < 0 || size == 0 || size % DRY_PAGE)
+    if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE || dry_physical_index(device) < 0 || size == 0 ||
+        size % DRY_PAGE)
         return CUDA_ERROR_INVALID_VALUE;
-    if (properties->requestedHandleTypes & 8) return CUDA_ERROR_NOT_PERMITTED; /* CU_MEM_HANDLE_TYPE_FABRIC, which CUDA before 12.3 does not name: no fabric here */
+    if (properties->requestedHandleTypes & 8)
+        return CUDA_ERROR_NOT_PERMITTED; /* CU_MEM_HANDLE_TYPE_FABRIC, which CUDA before 12.3 does not name: no fabric
+                                            here */
     memory *m = calloc(1, sizeof *m);
     if (m == NULL) return CUDA_ERROR_OUT_OF_MEMORY;
     *m = (memory){.device = device, .size = size, .references = 1, .properties = *properties};
@@ -89,14 +95,16 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
     return CUDA_SUCCESS;
 }
 
-CUresult cuMemMap(CUdeviceptr pointer, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags) {
+CUresult cuMemMap(CUdeviceptr pointer, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
+                  unsigned long long flags) {
     (void)flags;
     memory *m = (memory *)(uintptr_t)handle;
     dry_lock();
     dry_span *span = dry_space_find((uintptr_t)pointer, NULL);
-    int ok = m != NULL && span != NULL && span->kind == SPAN_VMM && pointer + size <= span->base + span->size && offset == 0 &&
-             size == m->size && !any_mapping((uintptr_t)pointer, size) &&
-             dry_spans_insert(&mappings, (dry_span){.base = (uintptr_t)pointer, .size = size, .device = m->device, .owner = m});
+    int ok = m != NULL && span != NULL && span->kind == SPAN_VMM && pointer + size <= span->base + span->size &&
+             offset == 0 && size == m->size && !any_mapping((uintptr_t)pointer, size) &&
+             dry_spans_insert(&mappings,
+                              (dry_span){.base = (uintptr_t)pointer, .size = size, .device = m->device, .owner = m});
     if (ok) m->references++;
     dry_unlock();
     return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -150,7 +158,9 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *properties,
     return CUDA_SUCCESS;
 }
 
-CUresult cuMemExportToShareableHandle(void *shared, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType type, unsigned long long flags) {
+CUresult cuMemExportToShareableHandle(void *shared, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType type,
+                                      unsigned long long flags) {
     (void)shared, (void)handle, (void)type, (void)flags;
-    return (CUresult)dry_not_implemented("cuMemExportToShareableHandle (device memory shared between processes)", CUDA_ERROR_NOT_SUPPORTED);
+    return (CUresult)dry_not_implemented("cuMemExportToShareableHandle (device memory shared between processes)",
+                                         CUDA_ERROR_NOT_SUPPORTED);
 }
