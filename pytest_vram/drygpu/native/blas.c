@@ -46,6 +46,14 @@ static int scalar(handle h, void *result, size_t bytes) {
     if (h->pointer_mode == POINTER_HOST) memset(result, 0, bytes);
     return OK;
 }
+int cublasDotEx(handle h, int n, const void *x, int type_x, int step_x, const void *y, int type_y, int step_y,
+                void *result, int result_type, int execution_type) {
+    (void)n, (void)x, (void)type_x, (void)step_x, (void)y, (void)type_y, (void)step_y, (void)execution_type;
+    /* cudaDataType: R_32F, R_64F, R_16F, R_8I, C_32F, C_64F, C_16F; what follows is R_16BF and smaller */
+    static const unsigned char widths[] = {4, 8, 2, 1, 8, 16, 4};
+    return scalar(h, result, result_type >= 0 && result_type < (int)sizeof widths ? widths[result_type] : 2);
+}
+
 #define REDUCE(name, bytes)                                                                                            \
     int name(handle h, int n, const void *x, int step, void *result) {                                                 \
         return (void)n, (void)x, (void)step, scalar(h, result, bytes);                                                 \
@@ -61,15 +69,7 @@ REDUCE(cublasIsamax_v2, 4) REDUCE(cublasIdamax_v2, 4) REDUCE(cublasIcamax_v2, 4)
 REDUCE(cublasIsamin_v2, 4) REDUCE(cublasIdamin_v2, 4) REDUCE(cublasIcamin_v2, 4) REDUCE(cublasIzamin_v2, 4)
 DOT(cublasSdot_v2, 4) DOT(cublasDdot_v2, 8)
 DOT(cublasCdotu_v2, 8) DOT(cublasCdotc_v2, 8) DOT(cublasZdotu_v2, 16) DOT(cublasZdotc_v2, 16)
-    // clang-format on
-
-    int cublasDotEx(handle h, int n, const void *x, int type_x, int step_x, const void *y, int type_y, int step_y,
-                    void *result, int result_type, int execution_type) {
-    (void)n, (void)x, (void)type_x, (void)step_x, (void)y, (void)type_y, (void)step_y, (void)execution_type;
-    /* cudaDataType: R_32F, R_64F, R_16F, R_8I, C_32F, C_64F, C_16F; what follows is R_16BF and smaller */
-    static const unsigned char widths[] = {4, 8, 2, 1, 8, 16, 4};
-    return scalar(h, result, result_type >= 0 && result_type < (int)sizeof widths ? widths[result_type] : 2);
-}
+// clang-format on
 
 /* ---- products, solves and updates: their results stay on the device ---- */
 // clang-format off

@@ -39,7 +39,7 @@ def answers(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         ("graph", [64, 64]),
         ("convolution", [2, 3, 32, 32]),
         ("attention", [1, 4, 64, 64]),
-        ("fourier", True),
+        ("textures", True),
         ("ipc", True),
     ],
 )

@@ -94,11 +94,9 @@ q = torch.randn(1, 4, 64, 64, device="cuda", dtype=torch.float16)
 answers["attention"] = list(functional.scaled_dot_product_attention(q, q, q).shape)
 
 # What is not there says so, by name, and is an error.
-try:
-    torch.fft.fft(matrix)
-    answers["fourier"] = "no error"
-except RuntimeError:
-    answers["fourier"] = [name for name in driver.missing_functions() if name.startswith("cufft")] != []
+array = ctypes.c_void_p()
+status = cudart.cudaMalloc3DArray(ctypes.byref(array), None, None, 0)
+answers["textures"] = status == 801 and "cudaMalloc3DArray" in driver.missing_functions()
 try:
     matrix.untyped_storage()._share_cuda_()
     answers["ipc"] = "no error"
