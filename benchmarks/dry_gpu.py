@@ -128,9 +128,7 @@ def python(code, variables):
 
 def step():
     found = python(STEP, environment("rtx-4080"))
-    print(
-        "Mistral-7B, NF4 + double quantization, LoRA r=16 all-linear, paged AdamW, 1 x 2048 tokens, checkpointed, rtx-4080"
-    )
+    print("Mistral-7B on an rtx-4080: NF4, LoRA r=16 all-linear, paged AdamW, checkpointed, 1 x 2048 tokens")
     print(f"  loading               {found['load']:.1f} s")
     print(f"  first step            {found['first']:.2f} s")
     print(f"  later steps (median)  {statistics.median(found['steps']):.2f} s")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_vram.drygpu import driver, hostreads
+from pytest_vram.drygpu import driver, hostreads, substitutes
 from pytest_vram.drygpu.startup import SNAPSHOT_VARIABLE
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Recorder:
             "devices": devices,
             "host_reads": [asdict(read) for read in hostreads.collect()],
             "missing_functions": driver.missing_functions(),
+            "not_counted": substitutes.left_out(),
             "out_of_memory": self.message,
             "versions": _versions(),
         }

@@ -55,7 +55,11 @@ class DeviceFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A dry run. ``devices`` is empty when the program used no GPU; ``signal`` is set when one ended it."""
+    """A dry run.
+
+    ``devices`` is empty when the program used no GPU; ``signal`` is set when one ended it; ``missing_functions`` are
+    CUDA functions that the program asked for in vain, ``not_counted`` the libraries whose workspaces are left out.
+    """
 
     gpu: str
     product: str
@@ -64,6 +68,7 @@ class RunReport:
     devices: tuple[DeviceFigures, ...]
     host_reads: tuple[HostRead, ...]
     missing_functions: tuple[str, ...]
+    not_counted: tuple[str, ...]
     out_of_memory: str
     exit_code: int
     signal: int | None
@@ -101,6 +106,7 @@ class RunReport:
             "devices": [asdict(device) for device in self.devices],
             "host_reads": [asdict(read) for read in self.host_reads],
             "missing_functions": list(self.missing_functions),
+            "not_counted": list(self.not_counted),
             "versions": dict(self.versions),
         }
 
@@ -119,12 +125,14 @@ def combine(
     by_card: dict[int, list[Record]] = defaultdict(list)
     reads: dict[tuple[str, str, bool, str], int] = defaultdict(int)
     missing: dict[str, None] = {}
+    not_counted: dict[str, None] = {}
     for record in records:
         for device in record["devices"]:
             by_card[device["index"]].append(device)
         for read in record["host_reads"]:
             reads[(read["location"], read["operation"], read["answered"], read["note"])] += read["count"]
         missing.update(dict.fromkeys(record["missing_functions"]))
+        not_counted.update(dict.fromkeys(record["not_counted"]))
     return RunReport(
         gpu=card.name,
         product=card.product,
@@ -136,6 +144,7 @@ def combine(
             for (where, what, answered, note), times in sorted(reads.items(), key=lambda item: (item[0][2], -item[1]))
         ),
         missing_functions=tuple(missing),
+        not_counted=tuple(not_counted),
         out_of_memory=next((record["out_of_memory"] for record in records if record["out_of_memory"]), ""),
         exit_code=code if code >= 0 else 128 - code,
         signal=-code if code < 0 else None,
@@ -174,6 +183,8 @@ def render(report: RunReport) -> str:
     lines += _render_reads(report.host_reads)
     if report.missing_functions:
         lines.append(f"CUDA functions that the dry GPU has not got: {', '.join(report.missing_functions)}")
+    if report.not_counted:
+        lines.append(f"not counted: workspace of {', '.join(report.not_counted)}")
     ended = f"signal {report.signal}" if report.signal is not None else f"exit code {report.exit_code}"
     lines.append(f"{'ended with':<18} {ended} after {report.seconds:.1f} s")
     return "\n".join(lines)

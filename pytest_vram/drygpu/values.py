@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_vram.drygpu import collectives, driver, guesses, hostreads, knowledge
+from pytest_vram.drygpu import collectives, driver, guesses, hostreads, knowledge, substitutes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +63,7 @@ def install() -> None:
         wrapper = _Operator(overload, kernel.call_boxed).kernel()
         name = label.removeprefix("aten::")
         _library.impl(name, wrapper, "CUDA", with_keyset=True, allow_override=True)
+    substitutes.install(_library)
     if torch.distributed.is_available():
         _collectives = torch.library.Library("c10d", "IMPL")
         collectives.install(_collectives)

@@ -22,7 +22,9 @@ def value(results: dict[str, Any], name: str) -> Any:
     return results[name]["value"]
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "rslora_with_dropout", "nf4", "fp4", "int8", "nf4_the_usual_way"])
+@pytest.mark.parametrize(
+    "name", ["lora", "dora", "rslora_with_dropout", "pissa", "nf4", "fp4", "int8", "nf4_the_usual_way"]
+)
 def test_an_adapter_gets_its_gradients(adapters: dict[str, Any], name: str) -> None:
     assert value(adapters, name)["all"]
 

@@ -71,6 +71,12 @@ def test_convolutions_train(memory: dict[str, Any]) -> None:
     assert all(value(memory, "convolutions"))
 
 
+def test_decompositions_and_transforms_train_and_say_what_is_not_counted(memory: dict[str, Any]) -> None:
+    found = value(memory, "decompositions_and_transforms")
+    assert found["gradient"] == [4, 16, 16]
+    assert set(found["left out"]) == {"cuSOLVER", "cuFFT"}
+
+
 def test_the_profiler_sees_device_memory(memory: dict[str, Any]) -> None:
     assert value(memory, "profiler") == 4096
 

@@ -54,6 +54,12 @@ def rslora_with_dropout() -> Any:
 
 
 @check
+def pissa() -> Any:
+    """Starts from a singular value decomposition of each weight, on the device."""
+    return _trains(_lora(model(dtype=torch.float32), init_lora_weights="pissa"))
+
+
+@check
 def nf4() -> Any:
     how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
     return _trains(_lora(_quantized(load_in_4bit=True, **how)))

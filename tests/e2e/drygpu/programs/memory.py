@@ -138,6 +138,19 @@ def convolutions() -> Any:
 
 
 @check
+def decompositions_and_transforms() -> Any:
+    """Libraries that the dry GPU has not got: results are allocated, workspaces are named."""
+    from pytest_vram.drygpu.substitutes import left_out
+
+    x = torch.randn(4, 16, 16, device="cuda", requires_grad=True)
+    singular = torch.linalg.svd(x)[1].sum() + torch.linalg.qr(x)[0].sum() + torch.linalg.inv(x).sum()
+    solved = torch.linalg.solve(x, x).sum() + torch.linalg.det(x).sum() + torch.linalg.eigvalsh(x @ x.mT).sum()
+    waves = torch.fft.irfft(torch.fft.rfft(x)).sum() + torch.fft.fft(x).abs().sum()
+    (singular + solved + waves).backward()
+    return {"gradient": list(x.grad.shape), "left out": [name.split(" ")[0] for name in left_out()]}  # type: ignore[union-attr]
+
+
+@check
 def profiler() -> Any:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         torch.ones(1000, device="cuda")
