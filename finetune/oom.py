@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune import hostmemory
-from finetune.errors import FinetuneError, OutOfMemoryError
+from finetune import configfile, hostmemory
+from finetune.errors import ConfigError, FinetuneError, OutOfMemoryError
+from finetune.estimate import estimate
+from finetune.resume import check_settings, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,18 +83,29 @@ def _explain(error: BaseException, config: RunConfig, holdings: Holdings) -> Out
     rest = held - sum(parts.values())
     if rest > 0:
         parts["activations, logits and the libraries" if not on_device else "activations, logits and workspace"] = rest
-    savings = largest_savings(config)
+    savings = largest_savings(config, on_device=on_device)
     lines = [
         f"out of memory on {where}.",
-        f"  budget  {budget / GIB:.2f} GiB",
-        f"  held    {held / GIB:.2f} GiB: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items()),
+        f"  budget  {_size(budget)}",
+        f"  held    {_size(held)}: " + ", ".join(f"{name} {_size(size)}" for name, size in parts.items()),
         f"  asked   {_asked(error)}",
     ]
     if savings:
-        lines.append("These settings would save most:")
-        lines += [f"  {setting:28} about {size / GIB:.2f} GiB less" for setting, size in savings]
+        lines.append("These settings would save most, by the arithmetic of a full-length row:")
+        lines += [
+            f"  {s.flags:40} about {_size(s.saved_bytes)} less{'' if s.resumes else ', in a new run'}" for s in savings
+        ]
     lines.append(f"What was saved is sound: go on with --output {config.output.output} --resume")
-    return OutOfMemoryError("\n".join(lines), budget_bytes=budget, held_bytes=held, savings=savings)
+    return OutOfMemoryError(
+        "\n".join(lines),
+        budget_bytes=budget,
+        held_bytes=held,
+        savings=tuple((s.flags, s.saved_bytes) for s in savings),
+    )
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _asked(error: BaseException) -> str:
@@ -109,30 +123,59 @@ def _storage_bytes(tensor: Tensor) -> int:
     return tensor.nbytes + extra
 
 
-def largest_savings(config: RunConfig, *, count: int = 3) -> tuple[tuple[str, int], ...]:
-    """The settings that would lower the estimated peak most, as (flag and value, bytes), largest first."""
-    from finetune import configfile
-    from finetune.estimate import estimate
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """A change of settings that lowers the peak."""
 
-    now = estimate(config).total_bytes
+    flags: str
+    """As they would be written."""
+    saved_bytes: int
+    """By the estimate."""
+    resumes: bool
+    """Whether the run can go on with them; otherwise they make another run."""
+
+
+def largest_savings(config: RunConfig, *, on_device: bool, count: int = 3) -> list[Saving]:
+    """The settings that would lower the estimated peak most, largest first; none where the model's shape is unknown."""
+    if not on_device:
+        config = configfile.replace(config, {"device": "cpu"})
     savings = []
-    for settings in _alternatives(configfile.flatten(config)):
-        saved = now - estimate(configfile.replace(config, settings)).total_bytes
-        if saved > 0:
-            savings.append((_as_flags(settings), saved))
-    return tuple(sorted(savings, key=lambda pair: -pair[1])[:count])
+    try:
+        now = _estimated(config, on_device=on_device)
+        for settings in _alternatives(configfile.flatten(config)):
+            changed = configfile.replace(config, settings)
+            saved = now - _estimated(changed, on_device=on_device)
+            savings.append(Saving(flags=_as_flags(settings), saved_bytes=saved, resumes=_resumes(config, changed)))
+    except FinetuneError:
+        return []
+    return sorted((s for s in savings if s.saved_bytes > 0), key=lambda s: -s.saved_bytes)[:count]
+
+
+def _estimated(config: RunConfig, *, on_device: bool) -> int:
+    found = estimate(config)
+    return found.total_bytes + (0 if on_device else found.managed)  # a CPU has nothing to page to
+
+
+def _resumes(config: RunConfig, changed: RunConfig) -> bool:
+    try:
+        check_settings(settings_of(config), settings_of(changed))
+    except ConfigError:
+        return False
+    return True
 
 
 def _alternatives(now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if now["full"]:
-        yield {"full": False}
+        yield {"full": False, "precision": "nf4"}
+        if now["precision"] == "fp32":
+            yield {"precision": "bf16"}
     elif now["precision"] not in ("nf4", "fp4"):
         yield {"precision": "nf4"}
     if now["micro_batch"] > 1:
         yield {"micro_batch": 1, "accumulation": now["accumulation"] * now["micro_batch"]}
     if not now["checkpointing"]:
         yield {"checkpointing": True}
-    elif not now["offload_activations"]:
+    elif not now["offload_activations"] and now["device"] != "cpu":
         yield {"offload_activations": True}
     if now["seq"] > 128:
         yield {"seq": now["seq"] // 2}
