@@ -1,4 +1,6 @@
-"""Every code block of the README and the documentation runs, page by page, in an empty folder.
+"""Every code block of the README, the documentation and the examples runs, page by page, in a folder of its own.
+
+The folder is empty; for an example it holds a copy of the example.
 
 A fenced block with a ``title="file"`` is written to that file. A ``console`` block runs each line that starts with ``$ ``;
 the other lines are output that must appear, in order, with ``...`` for whatever varies. A comment before a block changes it:
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,9 +20,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("README.md")),
+]
 BLOCK = re.compile(
-    r"(?:<!-- (?P<note>[^>]*?) -->\n+)?^(?P<indent> *)```(?P<language>\w+)(?P<info>[^\n]*)\n(?P<body>.*?)^ *```$", re.DOTALL | re.MULTILINE
+    r"(?:<!-- (?P<note>[^>]*?) -->\n+)?^(?P<indent> *)```(?P<language>\w+)(?P<info>[^\n]*)\n(?P<body>.*?)^ *```$",
+    re.DOTALL | re.MULTILINE,
 )
 TITLE = re.compile(r'title="([^"]+)"')
 
@@ -55,9 +63,15 @@ def blocks(page: Path) -> list[Block]:
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     binaries = str(Path(sys.executable).parent)
     env = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120", "NO_COLOR": "1"}
-    env.pop("PYTEST_ADDOPTS", None)
+    env["PYTEST_ADDOPTS"] = "-p no:asyncio"  # says at every start that a setting is not set
     return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+        ["bash", "-c", command],
+        cwd=folder,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
     )
 
 
@@ -72,6 +86,8 @@ def expect(output: str, wanted: list[str], where: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_block_of_the_page_runs(page: Path, tmp_path: Path) -> None:
+    if page.parent.parent == ROOT / "examples":
+        shutil.copytree(page.parent, tmp_path, dirs_exist_ok=True)
     ran = 0
     for block in blocks(page):
         where = f"{page.relative_to(ROOT)}:{block.line}"
@@ -86,13 +102,19 @@ def test_every_block_of_the_page_runs(page: Path, tmp_path: Path) -> None:
             for part in re.split(r"^\$ ", block.body, flags=re.MULTILINE)[1:]:
                 command, *wanted = part.splitlines()
                 done = run(command, tmp_path)
-                assert done.returncode == wanted_exit, f"{where}: `{command}` ended with {done.returncode}:\n{done.stdout}"
+                assert done.returncode == wanted_exit, (
+                    f"{where}: `{command}` ended with {done.returncode}:\n{done.stdout}"
+                )
                 expect(done.stdout, [line for line in wanted if line.strip()], where)
         elif block.language == "python":
             done = run(f"{sys.executable} - <<'END_OF_BLOCK'\n{block.body}\nEND_OF_BLOCK", tmp_path)
             assert done.returncode == 0, f"{where}:\n{done.stdout}"
         else:
-            assert block.language in {"text", "tree", "mermaid"}, f"{where}: a {block.language} block needs a title or a 'not run: why' note"
+            assert block.language in {"text", "tree", "mermaid"}, (
+                f"{where}: a {block.language} block needs a title or a 'not run: why' note"
+            )
             continue
         ran += 1
-    assert ran or page.name in {"index.md", "limits.md"} or "explanation" in page.parts, f"{page} has no block that runs"
+    assert ran or page.name in {"index.md", "limits.md"} or "explanation" in page.parts, (
+        f"{page} has no block that runs"
+    )
