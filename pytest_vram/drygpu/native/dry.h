@@ -66,6 +66,7 @@ int dry_space_device_of(uintptr_t address); /* device, DRY_IS_MANAGED or DRY_NOT
 uintptr_t dry_space_base(int device);
 size_t dry_space_size(int device);
 void dry_space_discard(uintptr_t base, size_t size); /* give the pages back; they read as zeros */
+int dry_host_discard(uintptr_t base, size_t size);   /* the same for the program's memory; 0: it must be written to */
 void *dry_map_host(size_t size);                     /* zeroed, lazily backed host memory, or NULL */
 void *dry_map_fixed(uintptr_t address, size_t size); /* the same at that address, if nothing is there */
 uintptr_t dry_managed_take(size_t size, int device);

@@ -114,18 +114,36 @@ dry_span *dry_space_find(uintptr_t address, int *device) {
 uintptr_t dry_space_base(int device) { return devices[device].base; }
 size_t dry_space_size(int device) { return devices[device].size; }
 
-void dry_space_discard(uintptr_t base, size_t size) {
+/* The whole pages of a range; the bytes before and after them become zeros. */
+static int whole_pages(uintptr_t base, size_t size, uintptr_t *first, size_t *bytes) {
     static size_t page;
     if (page == 0) page = (size_t)sysconf(_SC_PAGESIZE);
-    uintptr_t first = DRY_ROUND_UP(base, page), last = (base + size) / page * page;
-    if (first >= last) {
+    uintptr_t last = (base + size) / page * page;
+    *first = DRY_ROUND_UP(base, page);
+    if (*first >= last) {
         memset((void *)base, 0, size);
-        return;
+        return 0;
     }
-    if (first > base) memset((void *)base, 0, first - base);
-    if (base + size > last) memset((void *)last, 0, base + size - last);
+    *bytes = last - *first;
+    memset((void *)base, 0, *first - base);
+    memset((void *)last, 0, base + size - last);
+    return 1;
+}
+
+void dry_space_discard(uintptr_t base, size_t size) {
+    uintptr_t first;
+    size_t bytes;
+    if (!whole_pages(base, size, &first, &bytes)) return;
     /* A sparse file keeps its pages through MADV_DONTNEED; MADV_REMOVE frees them, and refuses private memory. */
-    if (madvise((void *)first, last - first, MADV_REMOVE) != 0) madvise((void *)first, last - first, MADV_DONTNEED);
+    if (madvise((void *)first, bytes, MADV_REMOVE) != 0) madvise((void *)first, bytes, MADV_DONTNEED);
+}
+
+int dry_host_discard(uintptr_t base, size_t size) {
+    uintptr_t first;
+    size_t bytes;
+    if (!whole_pages(base, size, &first, &bytes)) return 1;
+    /* MADV_FREE refuses all but private anonymous memory, which is the kind that MADV_DONTNEED turns into zeros. */
+    return madvise((void *)first, bytes, MADV_FREE) == 0 && madvise((void *)first, bytes, MADV_DONTNEED) == 0;
 }
 
 void *dry_map_host(size_t size) {

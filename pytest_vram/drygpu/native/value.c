@@ -123,11 +123,7 @@ static void read_device(int device, void *destination, uintptr_t source, size_t 
         memcpy(destination, (void *)source, bytes);
         return;
     }
-    void *base;
-    size_t size;
-    if (bytes > dry_copy_limit() && dry_host_find(destination, &base, &size) == 2)
-        dry_space_discard((uintptr_t)destination, bytes);
-    else memset(destination, 0, bytes);
+    if (bytes <= dry_copy_limit() || !dry_host_discard((uintptr_t)destination, bytes)) memset(destination, 0, bytes);
 }
 
 /* ---- copies and fills ---- */

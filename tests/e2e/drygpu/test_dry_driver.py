@@ -33,6 +33,8 @@ def answers(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         ("there and back", True),
         ("managed", True),
         ("managed given back", True),
+        ("a gigabyte to the host", True),
+        ("zeros to the host", [0, 35]),  # the five bytes around the copy keep their sevens
         ("streams", True),
         ("peers", True),
         ("between devices", [3, 1]),

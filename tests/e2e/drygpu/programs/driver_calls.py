@@ -6,6 +6,8 @@ import ctypes
 import json
 import os
 import resource
+import tempfile
+from pathlib import Path
 
 import pynvml
 import torch
@@ -61,6 +63,27 @@ answers["managed"] = after.managed_bytes - before.managed_bytes == 3 * MIB and a
 ctypes.memset(pointer, 7, 3 * MIB)
 assert cudart.cudaFree(pointer) == 0
 answers["managed given back"] = driver.stats(0).managed_bytes == before.managed_bytes
+
+
+# A large tensor brought to the host reads as zeros, wherever it goes, and costs the host no memory until it is used.
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+large = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+before_copy = resident()
+on_host = large.cpu()
+answers["a gigabyte to the host"] = resident() - before_copy < 64 * MIB
+del on_host
+with tempfile.NamedTemporaryFile() as file:
+    file.write(b"\5" * 8 * MIB)
+    file.flush()
+    shared = torch.from_file(file.name, shared=True, size=8 * MIB, dtype=torch.uint8)
+    stale = torch.full((8 * MIB + 5,), 7, dtype=torch.uint8)
+    for target in (shared, stale[3:-2]):
+        target.copy_(large[: 8 * MIB])
+    answers["zeros to the host"] = [int(shared.sum()), int(stale.sum())]
+del large
 
 # Streams, events, peers.
 side, start, end = (
