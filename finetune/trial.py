@@ -6,6 +6,7 @@ model's weights are never needed: a checkpoint of zeros that takes no disk goes 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -21,6 +22,7 @@ from finetune.config import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     import torch
     from torch import nn
@@ -103,21 +105,34 @@ class Bench:
         return model, optimizer
 
     def _step(self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, int]:
+        from finetune import attribution
         from finetune.accumulate import window_gradients
         from finetune.optim import optimizer_step
         from finetune.step import clip_gradients, evaluate
 
         window = list(self._window(config))
-        with self._phase("forward and backward"):
+        last = step > 0  # the first step makes what later ones find: optimizer state, workspaces
+        before = self.torch.cuda.memory_allocated()
+        history: AbstractContextManager[Any] = attribution.recorded() if last else contextlib.nullcontext([])
+        with history as events, self._phase("forward and backward"):
             window_gradients(model, window, config.train)
         peak = self.torch.cuda.max_memory_allocated()
         categories = held(model, optimizer)
-        categories["activations"] = max(0, peak - sum(categories.values()))
+        if last:
+            meanwhile = attribution.at_peak(events, model)
+            kept = sum(size for name, size in categories.items() if name != "gradients")
+            meanwhile["workspace"] = max(0, before - kept)
+            # What the history rounds off, and the allocator does not split, goes to the many small ones.
+            meanwhile["activations"] += max(0, peak - kept - sum(meanwhile.values()))
         with self._phase("update"):
             clip_gradients([p for p in model.parameters() if p.grad is not None], config.train.clip)
             optimizer_step(optimizer)
+            update = self.torch.cuda.max_memory_allocated()
             optimizer.zero_grad(set_to_none=True)
-        if step:
+        if last:
+            if update > peak:  # gradients are all there, and all that is more is the update's own
+                meanwhile = {"activations": 0, "logits": 0, "workspace": max(0, update - sum(categories.values()))}
+            categories |= meanwhile
             with self._phase("evaluation"):
                 evaluate(model, window[:1], config.train)
         return categories
@@ -219,14 +234,17 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
         return sum(size(part) for part in parts) + (constants(inner) if inner is not None else 0)
 
     sizes = dict.fromkeys(("weights", "constants", "adapters", "gradients", "optimizer"), 0)
+    adapted = any(not parameter.requires_grad for parameter in model.parameters())
     for parameter in model.parameters():
-        sizes["adapters" if parameter.requires_grad else "weights"] += size(parameter)
+        sizes["adapters" if adapted and parameter.requires_grad else "weights"] += size(parameter)
         sizes["gradients"] += size(parameter.grad)
         state = getattr(parameter, "quant_state", None)
         sizes["constants"] += constants(state) if state is not None else size(getattr(parameter, "SCB", None))
     for module in model.modules():
         if isinstance(module, QuantizedExperts):
             sizes["constants"] += sum(constants(s) for states in module.quant_states.values() for s in states)
+        # Where bitsandbytes keeps the scales of an int8 weight from its first use on.
+        sizes["constants"] += size(getattr(getattr(module, "state", None), "SCB", None))
     for buffer in model.buffers():
         sizes["weights"] += size(buffer)
     for state in optimizer.state.values():
