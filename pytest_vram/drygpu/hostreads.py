@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 import sysconfig
@@ -27,8 +28,9 @@ _LIBRARIES = tuple(
     {os.path.realpath(path) + os.sep for path in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))}
 )
 _STANDARD = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
-_TORCH = f"{os.sep}torch{os.sep}"
-_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_TORCH = f"torch{os.sep}"
+_OWN = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
+_TYPED_IN = ("<string>", "<stdin>", "<ipython-input", "<python-input")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,9 +133,8 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
     note(announced.operation, answered=announced.known, remark=announced.guess if announced.known else UNKNOWN_NOTE)
     if announced.known or not marked:
         return False
-    ctypes.memset(
-        destination, 0, size
-    )  # what an earlier owner of these addresses left there is not this tensor's value
+    # What an earlier owner of these addresses left there is not this tensor's value.
+    ctypes.memset(destination, 0, size)
     return True
 
 
@@ -141,20 +142,24 @@ def _where(frame: FrameType | None) -> tuple[str, str]:
     """The user's line, and the library's line inside which the read happened (``""`` when it is the same)."""
     inner: str | None = None
     while frame is not None:
-        path = os.path.realpath(frame.f_code.co_filename)
-        own = path.startswith(_OWN) or frame.f_code.co_filename.startswith("<")
-        library = path.startswith(_LIBRARIES)
-        if not own and not (library and _TORCH in path):
-            if not library and not path.startswith(_STANDARD):
-                return f"{_short(path)}:{frame.f_lineno}", f"in {inner}" if inner else ""
-            if library and inner is None:
-                inner = f"{_short(path)}:{frame.f_lineno}"
+        owner, path = _classify(frame.f_code.co_filename)
+        if owner == "user":
+            return f"{path}:{frame.f_lineno}", f"in {inner}" if inner else ""
+        if owner == "library" and inner is None:
+            inner = f"{path}:{frame.f_lineno}"
         frame = frame.f_back
     return (inner or "torch, outside of Python code (backward pass or a thread)"), ""
 
 
-def _short(path: str) -> str:
-    for root in (*_LIBRARIES, os.getcwd() + os.sep):
+@functools.cache
+def _classify(filename: str) -> tuple[str, str]:
+    """Whose code a file is (``user``, ``library`` or ``plumbing``), and its path as a report shows it."""
+    if filename.startswith("<"):  # code without a file: typed in by the user, or made by a program
+        return ("user" if filename.startswith(_TYPED_IN) else "plumbing"), filename
+    path = os.path.realpath(filename)
+    for root in _LIBRARIES:
         if path.startswith(root):
-            return path.removeprefix(root)
-    return path
+            return ("plumbing" if path.startswith(root + _TORCH) else "library"), path.removeprefix(root)
+    if path.startswith((_OWN, _STANDARD)):
+        return "plumbing", path
+    return "user", path.removeprefix(os.getcwd() + os.sep)
