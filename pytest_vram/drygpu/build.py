@@ -88,6 +88,11 @@ def ensure_built() -> Build:
     toolkit = find_toolkit()
     folder = cache_folder() / "drygpu" / _key(toolkit)
     core = folder / CORE
+    if set(" :") & set(str(core)):
+        raise DryGpuError(
+            f"the dry GPU cannot live in {folder.parent}: LD_PRELOAD takes a path with a space or a colon for two paths. "
+            "Set PYTEST_VRAM_CACHE to a folder without either"
+        )
     if not core.exists():
         compiler = find_compiler()
         try:

@@ -72,6 +72,17 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("_cuda_build")
+@pytest.mark.parametrize("name", ["my cache", "a:b"])
+def test_a_path_that_ld_preload_would_split_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("PYTEST_VRAM_CACHE", str(tmp_path / name))
+    with pytest.raises(DryGpuError, match="LD_PRELOAD") as caught:
+        build.ensure_built()
+    assert name in str(caught.value)
+
+
+@pytest.mark.usefixtures("_cuda_build")
 def test_two_processes_build_at_once_and_a_third_finds_it_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTEST_VRAM_CACHE", str(tmp_path))
     program = "from pytest_vram.drygpu.build import ensure_built; print(ensure_built().core)"
