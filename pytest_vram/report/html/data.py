@@ -1,0 +1,185 @@
+"""What the page's script draws, as compact JSON: small enough that a thousand tests stay under 2 MB."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from pytest_vram.report.rows import rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_vram.memory import Measurement, Phase, Report, TestRecord, Timeline
+    from pytest_vram.report.rows import Row
+
+CURVES_BYTES = 700_000
+"""For all curves of a report together; more tests get fewer points each."""
+HOLDERS_BYTES = 300_000
+"""The same for the places that held memory at the peak."""
+_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_STEPS = len(_DIGITS) ** 2 - 1
+_SERIES = 14  # at most, in one timeline
+_HOLDER = 30  # bytes of JSON for each, strings aside
+
+
+class Strings:
+    """Texts that come often are kept once; the data name them by number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, text: str | None) -> int:
+        """The number of a text; -1 for none."""
+        return -1 if text is None else self._numbers.setdefault(text, len(self._numbers))
+
+    def all(self) -> list[str]:
+        """The texts, by number."""
+        return list(self._numbers)
+
+
+def page_data(report: Report, before: Report | None = None) -> dict[str, Any]:
+    """The data of a page, tests worst first."""
+    strings = Strings()
+    tests = {test.nodeid: test for test in report.tests}
+    earlier = {test.nodeid: test for test in before.tests} if before is not None else {}
+    count = max(1, len(tests))
+    points = max(24, min(240, CURVES_BYTES // (count * _SERIES * 2)))
+    holders = max(5, min(30, HOLDERS_BYTES // (count * _HOLDER)))
+    shown = [_test(row, tests[row.nodeid], earlier.get(row.nodeid), strings, points, holders) for row in rows(report)]
+    return {"tests": shown, "strings": strings.all()}
+
+
+def worst(test: TestRecord) -> Measurement | None:
+    """The measurement on the device that needed most, as the table shows it."""
+    metric = test.budget.metric if test.budget else "allocated"
+    return max(test.measurements, key=lambda m: m.figure(metric) or -1, default=None)
+
+
+def pack(values: Sequence[int], top: int) -> str:
+    """Two characters a value, as steps of ``top`` / 4095: finer than a screen shows."""
+    steps = (max(0, min(_STEPS, round(value * _STEPS / top))) if top else 0 for value in values)
+    return "".join(_DIGITS[step >> 6] + _DIGITS[step & 63] for step in steps)
+
+
+def thinned(timeline: Timeline, points: int) -> list[int]:
+    """Positions that keep the first, the last, the peak, and the largest of each stretch between."""
+    count = len(timeline.allocated)
+    if count <= points:
+        return list(range(count))
+    edges = [count * i // (points - 3) for i in range(points - 2)]
+    largest = {max(range(a, b), key=timeline.allocated.__getitem__) for a, b in itertools.pairwise(edges)}
+    return sorted(largest | {0, timeline.peak_index, count - 1})
+
+
+def _test(
+    row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strings, points: int, holders: int
+) -> dict[str, Any]:
+    measurement = worst(test)
+    data: dict[str, Any] = {
+        "name": row.nodeid,
+        "outcome": row.outcome,
+        "verdict": row.verdict,
+        "kind": row.kind,
+        "device": row.device,
+        "metric": row.metric,
+        "peak": row.peak_bytes,
+        "fixtures": [[s.name, s.scope, s.size_bytes] for s in row.fixtures],
+        "budget": row.budget_bytes,
+        "where": test.budget.where if test.budget else "",
+        "figures": [row.allocated_bytes, row.reserved_bytes, row.device_bytes],
+        "leaked": row.leaked_bytes,
+        "retries": row.retries,
+        "ooms": row.ooms,
+        "reason": row.reason,
+        "example": row.worst_example,
+        "reads": [
+            [strings.number(r.location), strings.number(r.operation), r.count, r.answered, r.note]
+            for r in row.host_reads[:holders]
+        ],
+    }
+    if measurement is None:
+        return _short(data)
+    data["uncounted"] = measurement.uncounted_bytes
+    data["holders"] = [
+        [h.size_bytes, h.count, strings.number(h.location), strings.number(h.category), strings.number(h.module)]
+        for h in measurement.holders[:holders]
+    ]
+    timeline = measurement.timeline
+    data["phases"] = [_phase(phase, timeline) for phase in row.phases]
+    if timeline is not None and timeline.allocated:
+        data["timeline"] = _timeline(timeline, strings, points)
+        data["phases"] = _placed(row.phases, timeline, thinned(timeline, points))
+    if len(test.measurements) > 1:
+        data["devices"] = [[m.device.index, m.device.name, m.peak.allocated_bytes] for m in test.measurements]
+    if earlier is not None:
+        data["before"] = _before(worst(earlier), measurement)
+    return _short(data)
+
+
+def _short(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if value not in (None, [], "", 0)}
+
+
+def _timeline(timeline: Timeline, strings: Strings, points: int) -> dict[str, Any]:
+    chosen = thinned(timeline, points)
+    top = max(max(timeline.allocated), max(timeline.reserved, default=0))
+
+    def series(parts: Any) -> list[list[Any]]:
+        return [
+            [strings.number(p.name), p.sizes[timeline.peak_index], pack([p.sizes[i] for i in chosen], top)]
+            for p in parts
+        ]
+
+    return {
+        "top": top,
+        "peak": chosen.index(timeline.peak_index),
+        "most": timeline.peak_bytes,
+        "seconds": [round(timeline.times[i], 4) for i in (chosen[0], chosen[-1])],
+        "events": timeline.events,
+        "cut": timeline.cut,
+        "allocated": pack([timeline.allocated[i] for i in chosen], top),
+        "reserved": pack([timeline.reserved[i] for i in chosen], top) if timeline.reserved else "",
+        "categories": series(timeline.categories),
+        "modules": series(timeline.modules),
+    }
+
+
+def _phase(phase: Phase, timeline: Timeline | None) -> list[Any]:
+    return [phase.name, phase.peak.allocated_bytes, phase.limit_bytes, phase.end - phase.start, -1, -1]
+
+
+def _placed(phases: Sequence[Phase], timeline: Timeline, chosen: Sequence[int]) -> list[list[Any]]:
+    """Phases with their first and last point: the axis counts allocations, not seconds."""
+    times = [timeline.times[i] for i in chosen]
+    placed = []
+    for phase in phases:
+        first, last = bisect.bisect_left(times, phase.start), bisect.bisect_right(times, phase.end) - 1
+        placed.append([*_phase(phase, timeline)[:4], max(0, first), max(first, last)])
+    return placed
+
+
+def _before(old: Measurement | None, new: Measurement) -> dict[str, Any] | None:
+    """What grew and shrank since an earlier report, by category and by line; only on the same card and kind."""
+    if old is None or (old.device.kind, old.device.name) != (new.device.kind, new.device.name):
+        return None
+    lines = _changes(
+        [(h.location, h.size_bytes) for h in old.holders], [(h.location, h.size_bytes) for h in new.holders]
+    )
+    categories = _changes(
+        list(old.timeline.at_peak().items()) if old.timeline else [],
+        list(new.timeline.at_peak().items()) if new.timeline else [],
+    )
+    return {"peak": old.figure("allocated"), "categories": categories, "lines": lines[:15]}
+
+
+def _changes(old: Sequence[tuple[str, int]], new: Sequence[tuple[str, int]]) -> list[list[Any]]:
+    """Name, bytes before and after; the largest change first."""
+    if not old or not new:
+        return []
+    sums: dict[str, list[int]] = {}
+    for position, pairs in enumerate((old, new)):
+        for name, size in pairs:
+            sums.setdefault(name, [0, 0])[position] += size
+    return sorted(([name, *sizes] for name, sizes in sums.items()), key=lambda c: (-abs(c[2] - c[1]), c[0]))
