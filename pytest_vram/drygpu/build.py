@@ -90,7 +90,7 @@ def ensure_built() -> Build:
     core = folder / CORE
     if set(" :") & set(str(core)):
         raise DryGpuError(
-            f"the dry GPU cannot live in {folder.parent}: LD_PRELOAD takes a path with a space or a colon for two paths. "
+            f"the dry GPU cannot live in {folder.parent}: LD_PRELOAD takes a path with a space or a colon for two. "
             "Set PYTEST_VRAM_CACHE to a folder without either"
         )
     if not core.exists():

@@ -52,6 +52,7 @@ typedef struct {
 } dry_spans;
 
 dry_span *dry_spans_find(const dry_spans *spans, uintptr_t address);
+int dry_spans_overlap(const dry_spans *spans, uintptr_t base, size_t size);
 int dry_spans_insert(dry_spans *spans, dry_span span); /* 0 when out of host memory */
 int dry_spans_remove(dry_spans *spans, uintptr_t base, dry_span *removed);
 uintptr_t dry_spans_first_fit(const dry_spans *spans, uintptr_t low, uintptr_t high, size_t size, size_t align);

@@ -22,6 +22,12 @@ dry_span *dry_spans_find(const dry_spans *spans, uintptr_t address) {
     return address - span->base < span->size ? span : NULL;
 }
 
+int dry_spans_overlap(const dry_spans *spans, uintptr_t base, size_t size) {
+    if (dry_spans_find(spans, base) != NULL) return 1;
+    size_t next = upper_bound(spans, base);
+    return next < spans->count && spans->items[next].base - base < size;
+}
+
 int dry_spans_insert(dry_spans *spans, dry_span span) {
     if (spans->count == spans->capacity) {
         size_t capacity = spans->capacity ? 2 * spans->capacity : 64;

@@ -46,18 +46,13 @@ CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t size, size_t alignment
     return *pointer ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-static int any_mapping(uintptr_t base, size_t size) {
-    for (size_t i = 0; i < mappings.count; i++)
-        if (mappings.items[i].base < base + size && base < mappings.items[i].base + mappings.items[i].size) return 1;
-    return 0;
-}
-
 CUresult cuMemAddressFree(CUdeviceptr pointer, size_t size) {
     dry_lock();
     int device;
     dry_span *span = dry_space_find((uintptr_t)pointer, &device);
     int ok = span != NULL && device >= 0 && span->kind == SPAN_VMM && span->base == pointer && span->size == size &&
-             !any_mapping((uintptr_t)pointer, size) && dry_space_release(device, (uintptr_t)pointer, NULL);
+             !dry_spans_overlap(&mappings, (uintptr_t)pointer, size) &&
+             dry_space_release(device, (uintptr_t)pointer, NULL);
     dry_unlock();
     return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -102,7 +97,7 @@ CUresult cuMemMap(CUdeviceptr pointer, size_t size, size_t offset, CUmemGenericA
     dry_lock();
     dry_span *span = dry_space_find((uintptr_t)pointer, NULL);
     int ok = m != NULL && span != NULL && span->kind == SPAN_VMM && pointer + size <= span->base + span->size &&
-             offset == 0 && size == m->size && !any_mapping((uintptr_t)pointer, size) &&
+             offset == 0 && size == m->size && !dry_spans_overlap(&mappings, (uintptr_t)pointer, size) &&
              dry_spans_insert(&mappings,
                               (dry_span){.base = (uintptr_t)pointer, .size = size, .device = m->device, .owner = m});
     if (ok) m->references++;
@@ -131,7 +126,7 @@ CUresult cuMemUnmap(CUdeviceptr pointer, size_t size) {
 CUresult cuMemSetAccess(CUdeviceptr pointer, size_t size, const CUmemAccessDesc *access, size_t count) {
     (void)access, (void)count;
     dry_lock();
-    int ok = size > 0 && any_mapping((uintptr_t)pointer, size);
+    int ok = size > 0 && dry_spans_overlap(&mappings, (uintptr_t)pointer, size);
     dry_unlock();
     return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
