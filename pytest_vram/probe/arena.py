@@ -54,7 +54,10 @@ class Arena:
         Returns:
             The block's size, for an ``alloc``; 0 for anything else.
         """
-        action, address, size = event["action"], event["addr"], event["size"]
+        action, size = event["action"], event["size"]
+        if action == "oom":  # has no address: nothing was given
+            return 0
+        address = event["addr"]
         if action == "alloc":
             return self._give(address, size)
         if action == "free_completed" and address in self._given:

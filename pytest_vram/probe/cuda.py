@@ -30,6 +30,7 @@ class CudaProbe:
         self._recorder: recorder.Recorder | None = None
         self._reads_before: tuple[HostRead, ...] = ()
         self._resetting = False
+        self._fractions: dict[int, float] = {}
 
     def devices(self) -> tuple[Device, ...]:
         """Every visible device."""
@@ -144,16 +145,22 @@ class CudaProbe:
             torch.cuda.empty_cache()
 
     def cap(self, index: int, limit_bytes: int | None) -> bool:
-        """``set_per_process_memory_fraction``, cache emptied first: it counts what is reserved."""
+        """``set_per_process_memory_fraction``, cache emptied first: it counts what is reserved.
+
+        A budget of live blocks can be met with more reserved than it allows: the allocator asks the driver for whole
+        segments. So the cap lies one segment of each size above; what breaks the budget by less is told when the test
+        is over. Lifting brings back the fraction that was set before.
+        """
         import torch
 
         if limit_bytes is None:
-            torch.cuda.set_per_process_memory_fraction(1.0, index)
+            torch.cuda.set_per_process_memory_fraction(self._fractions.pop(index, 1.0), index)
             return True
         torch.cuda.empty_cache()
+        current = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # not in every torch
+        self._fractions[index] = 1.0 if current is None else float(current(index))
         total = torch.cuda.get_device_properties(index).total_memory
-        # Segments come in 2 MiB steps: without the step, a budget that is met exactly would be refused.
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_bytes + _STEP) / total), index)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_bytes + _SEGMENTS) / total), index)
         return True
 
     def _stats(self) -> list[dict[str, Any]]:
@@ -194,7 +201,7 @@ class CudaProbe:
         return reset
 
 
-_STEP = 2 * 2**20
+_SEGMENTS = (2 + 20) * 2**20  # a segment for small blocks and one for large ones
 
 
 def _initialized() -> bool:
