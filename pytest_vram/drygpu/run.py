@@ -99,6 +99,10 @@ def run(
     program = _program(command)
     variables = environment(card, count=count, total_bytes=total_bytes, replace_real_gpu=True)
     variables.update(inherited(variables))
+    if variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        del variables[
+            "CUDA_VISIBLE_DEVICES"
+        ]  # hides the real GPUs, of which there are none; a card was asked for by name
     if alloc_conf is not None:
         variables["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
     if snapshot is not None:

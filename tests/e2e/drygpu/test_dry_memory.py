@@ -98,6 +98,9 @@ SETTINGS = (
     "garbage_collection_threshold:0.6",
     "large_segment_size_mb:64",
     "pinned_use_background_threads:True",
+    "roundup_power2_divisions:[256:1,1024:4,>:8],throw_on_cudamalloc_oom:True,per_process_memory_fraction:0.9",
+    "release_lock_on_cudamalloc:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:2",
+    "graph_capture_record_stream_reuse:True,pinned_reserve_segment_size_mb:64",
     "backend:cudaMallocAsync",
 )
 
@@ -120,7 +123,7 @@ torch.manual_seed(0)
 table = torch.nn.Embedding(512, 64, device="cuda")
 layers = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 512)).cuda()
 optimizer = torch.optim.AdamW([*table.parameters(), *layers.parameters()], foreach=False)
-torch.cuda.memory._record_memory_history()
+torch.cuda.memory._record_memory_history(stacks="python")
 for step in range(3):
     ids = torch.randint(0, 512, (4, 32)).cuda()
     mask = (ids > 5) & (ids != 7)

@@ -38,7 +38,7 @@ def statistics() -> Any:
 
 @check
 def history() -> Any:
-    torch.cuda.memory._record_memory_history()
+    torch.cuda.memory._record_memory_history(stacks="python")
     kept = torch.empty(5000, device="cuda")
     torch.cuda.memory._dump_snapshot(FILE)
     torch.cuda.memory._record_memory_history(enabled=None)
