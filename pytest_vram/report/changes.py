@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_vram.report import files
+from pytest_vram.errors import VramUsageError
+from pytest_vram.report import files, html
 from pytest_vram.report.terminal import shorten
 from pytest_vram.units import format_bytes
 
@@ -23,6 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("before", type=Path, help="a .json file that --vram-output wrote")
     parser.add_argument("after", type=Path, help="another")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="PCT", help="growth that passes (default: 2)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT.html", help="write AFTER as a page that shows what grew"
+    )
     parser.set_defaults(main=main)
 
 
@@ -32,10 +36,16 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         VramUsageError: a report cannot be read.
     """
-    text, grown = render(
-        files.load(args.before), files.load(args.after), args.tolerance, shutil.get_terminal_size().columns
-    )
+    before, after = files.load(args.before), files.load(args.after)
+    text, grown = render(before, after, args.tolerance, shutil.get_terminal_size().columns)
     print(text)
+    if args.output is not None:
+        if args.output.suffix != ".html":
+            raise VramUsageError(
+                f"compare --output {args.output}: the comparison is a page; name it {args.output.stem}.html"
+            )
+        files.write_atomically(args.output, html.render(after, before))
+        print(f"written to {args.output}")
     return int(grown)
 
 

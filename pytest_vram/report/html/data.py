@@ -1,10 +1,13 @@
-"""What the page's script draws, as compact JSON: small enough that a thousand tests stay under 2 MB."""
+"""What the page's script draws, as compact JSON: small enough that a thousand tests stay under 2 MB.
+
+Names of tests are not in it: the script reads them off the table.
+"""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_vram.report.rows import rows
 
@@ -14,14 +17,21 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Measurement, Phase, Report, TestRecord, Timeline
     from pytest_vram.report.rows import Row
 
-CURVES_BYTES = 700_000
-"""For all curves of a report together; more tests get fewer points each."""
-HOLDERS_BYTES = 300_000
-"""The same for the places that held memory at the peak."""
+FULL = 40
+"""Tests, worst first, that get every point and holder; those after them share what room is left."""
+CURVES_BYTES = 350_000
+"""For the curves of all other tests together."""
+POINTS, HOLDERS = 240, 30
+_FEW_POINTS, _FEW_HOLDERS = 16, 4
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _STEPS = len(_DIGITS) ** 2 - 1
-_SERIES = 14  # at most, in one timeline
-_HOLDER = 30  # bytes of JSON for each, strings aside
+_SERIES = 11  # at most, in the timeline of one test, modules aside
+
+
+class _Detail(NamedTuple):
+    points: int
+    holders: int
+    modules: bool
 
 
 class Strings:
@@ -44,10 +54,13 @@ def page_data(report: Report, before: Report | None = None) -> dict[str, Any]:
     strings = Strings()
     tests = {test.nodeid: test for test in report.tests}
     earlier = {test.nodeid: test for test in before.tests} if before is not None else {}
-    count = max(1, len(tests))
-    points = max(24, min(240, CURVES_BYTES // (count * _SERIES * 2)))
-    holders = max(5, min(30, HOLDERS_BYTES // (count * _HOLDER)))
-    shown = [_test(row, tests[row.nodeid], earlier.get(row.nodeid), strings, points, holders) for row in rows(report)]
+    others = max(1, len(tests) - FULL)
+    points = max(_FEW_POINTS, min(POINTS, CURVES_BYTES // (others * _SERIES * 2)))
+    full, short = _Detail(POINTS, HOLDERS, True), _Detail(points, _FEW_HOLDERS, False)
+    shown = [
+        _test(row, tests[row.nodeid], earlier.get(row.nodeid), strings, full if i < FULL else short)
+        for i, row in enumerate(rows(report))
+    ]
     return {"tests": shown, "strings": strings.all()}
 
 
@@ -73,12 +86,9 @@ def thinned(timeline: Timeline, points: int) -> list[int]:
     return sorted(largest | {0, timeline.peak_index, count - 1})
 
 
-def _test(
-    row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strings, points: int, holders: int
-) -> dict[str, Any]:
+def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strings, detail: _Detail) -> dict[str, Any]:
     measurement = worst(test)
     data: dict[str, Any] = {
-        "name": row.nodeid,
         "outcome": row.outcome,
         "verdict": row.verdict,
         "kind": row.kind,
@@ -96,7 +106,7 @@ def _test(
         "example": row.worst_example,
         "reads": [
             [strings.number(r.location), strings.number(r.operation), r.count, r.answered, r.note]
-            for r in row.host_reads[:holders]
+            for r in row.host_reads[: detail.holders]
         ],
     }
     if measurement is None:
@@ -104,13 +114,13 @@ def _test(
     data["uncounted"] = measurement.uncounted_bytes
     data["holders"] = [
         [h.size_bytes, h.count, strings.number(h.location), strings.number(h.category), strings.number(h.module)]
-        for h in measurement.holders[:holders]
+        for h in measurement.holders[: detail.holders]
     ]
     timeline = measurement.timeline
     data["phases"] = [_phase(phase, timeline) for phase in row.phases]
     if timeline is not None and timeline.allocated:
-        data["timeline"] = _timeline(timeline, strings, points)
-        data["phases"] = _placed(row.phases, timeline, thinned(timeline, points))
+        data["timeline"] = _timeline(timeline, strings, detail)
+        data["phases"] = _placed(row.phases, timeline, thinned(timeline, detail.points))
     if len(test.measurements) > 1:
         data["devices"] = [[m.device.index, m.device.name, m.peak.allocated_bytes] for m in test.measurements]
     if earlier is not None:
@@ -122,8 +132,8 @@ def _short(data: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if value not in (None, [], "", 0)}
 
 
-def _timeline(timeline: Timeline, strings: Strings, points: int) -> dict[str, Any]:
-    chosen = thinned(timeline, points)
+def _timeline(timeline: Timeline, strings: Strings, detail: _Detail) -> dict[str, Any]:
+    chosen = thinned(timeline, detail.points)
     top = max(max(timeline.allocated), max(timeline.reserved, default=0))
 
     def series(parts: Any) -> list[list[Any]]:
@@ -142,7 +152,7 @@ def _timeline(timeline: Timeline, strings: Strings, points: int) -> dict[str, An
         "allocated": pack([timeline.allocated[i] for i in chosen], top),
         "reserved": pack([timeline.reserved[i] for i in chosen], top) if timeline.reserved else "",
         "categories": series(timeline.categories),
-        "modules": series(timeline.modules),
+        "modules": series(timeline.modules) if detail.modules else [],
     }
 
 

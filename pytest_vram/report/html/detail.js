@@ -48,7 +48,7 @@ function atThePeak(test, width) {
   ]);
   return [
     node("h2", {}, "Who holds the peak"), treemap(test, most, width, (words) => { said.textContent = words; }), said,
-    listing([["bytes", "n"], ["share", "n"], ["blocks", "n w"], ["category", ""], ["module", "w"], ["line", ""]], lines),
+    listing([["bytes", "n"], ["share", "n"], ["blocks", "n w"], ["category", "s"], ["module", "s w"], ["line", ""]], lines),
   ];
 }
 

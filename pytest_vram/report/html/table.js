@@ -1,7 +1,11 @@
 // The table: sort, filter, open.
 
 const table = document.getElementById("tests"), body = table.tBodies[0];
-const lines = PAGE.tests.map((test, i) => ({ test, row: document.getElementById(`t${i}`), index: i }));
+const lines = PAGE.tests.map((test, index) => {
+  const row = document.getElementById(`t${index}`);
+  test.name = row.querySelector("a").textContent;
+  return { test, row, index };
+});
 const keys = {
   name: (t) => t.name, peak: (t) => t.peak || 0, fixtures: (t) => (t.fixtures || []).reduce((sum, f) => sum + f[2], 0),
   budget: (t) => t.budget || 0, used: (t) => (t.budget && t.peak !== undefined ? t.peak / t.budget : -1), kind: (t) => t.kind || "",
@@ -23,9 +27,12 @@ function open(line) {
   line.row.after(place);
   line.row.classList.add("open");
   line.row.querySelector("a").setAttribute("aria-expanded", "true");
-  const style = getComputedStyle(cell);
-  const room = Math.min(cell.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight), window.innerWidth - 48);
-  cell.append(detail(line.test, Math.max(280, Math.round(room))));
+  // The width of what scrolls, not of the table: a table grows with what is put into it.
+  const style = getComputedStyle(cell), frame = table.parentElement.clientWidth;
+  const room = Math.max(260, Math.floor(frame - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - 2));
+  const inside = detail(line.test, room);
+  inside.style.width = `${room}px`;
+  cell.append(inside);
   opened = { line, place, width: window.innerWidth };
 }
 

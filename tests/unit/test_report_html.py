@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_vram import cli
+from pytest_vram.memory import Holder, Peak, Report, Series, Timeline
+from pytest_vram.report import files
+from pytest_vram.report.html import data, render
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
+import sample
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def embedded(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return dict(json.loads(found[1]))
+
+
+def test_names_with_markup_stay_text() -> None:
+    page = render(sample.report())
+    assert "<script>alert" not in page
+    assert html.escape(sample.report().tests[0].nodeid) in page
+    assert page.count("<script") == 2
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30))
+def test_no_text_of_a_report_ends_the_data(text: str) -> None:
+    test = sample.report().tests[0]
+    (measurement,) = test.measurements
+    nasty = text + "</script><!--<script>"
+    measurement = replace(measurement, holders=(Holder(size_bytes=1, count=1, location=nasty),))
+    page = render(replace(sample.report(), tests=(replace(test, measurements=(measurement,), worst_example=nasty),)))
+    assert page.count("</script>") == 2
+    assert nasty in embedded(page)["strings"]
+    assert embedded(page)["tests"][0]["example"] == nasty
+
+
+def test_nothing_runs_but_the_pages_own_script_and_nothing_is_fetched() -> None:
+    page = render(sample.report())
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    assert "default-src 'none'" in policy[1]
+    for tag in ("style", "script"):
+        text = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert len(text) == 1
+        digest = base64.b64encode(hashlib.sha256(text[0].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy[1]
+    outside = [url for url in re.findall(r"https?://[^\s\"'<)]+", page) if url != "http://www.w3.org/2000/svg"]
+    assert outside == []
+    assert not re.search(r'\s(style|on\w+)="', page)
+
+
+def test_the_table_needs_no_script() -> None:
+    page = render(sample.report()).partition("<script")[0]
+    for words in ("14.0 GiB", "12.0 GiB", "117%", "test_leaks", "3.00 MiB", "llama", "model.py:77", "torch 2.14.1"):
+        assert words in page
+    assert page.count('<th scope="row">') == 6
+
+
+def test_a_thousand_tests_take_less_than_two_megabytes() -> None:
+    size = 242
+    rising = tuple(range(0, size * 2**20, 2**20))
+    series = tuple(Series(name=f"model.layers.*.part_{i}", sizes=rising) for i in range(9))
+    timeline = Timeline(
+        times=tuple(i / 10 for i in range(size)),
+        allocated=tuple(9 * v for v in rising),
+        reserved=rising,
+        categories=series,
+        modules=series[:8],
+        peak_index=size - 1,
+        events=99_999,
+    )
+    (measurement,) = sample.report().tests[0].measurements
+
+    def test(i: int) -> Any:
+        holders = tuple(
+            Holder(size_bytes=2**28 + i, count=3, location=f"package/module_{k}.py:{i} in forward_{k}")
+            for k in range(30)
+        )
+        changed = replace(measurement, timeline=timeline, holders=holders)
+        name = f"tests/some/folder/test_file.py::TestClass::test_name_of_a_test[{i}-some-parameter]"
+        return replace(sample.report().tests[0], nodeid=name, measurements=(changed,))
+
+    page = render(replace(sample.report(), tests=tuple(map(test, range(1000)))))
+    assert len(page.encode()) < 2_000_000
+    assert len(embedded(page)["tests"][0]["timeline"]["allocated"]) > 2 * 200
+
+
+def test_thinning_keeps_first_last_and_peak() -> None:
+    timeline = Timeline(
+        times=tuple(float(i) for i in range(1000)),
+        allocated=tuple(5 if i != 777 else 9 for i in range(1000)),
+        peak_index=777,
+    )
+    chosen = data.thinned(timeline, 20)
+    assert len(chosen) <= 20
+    assert {0, 777, 999} <= set(chosen)
+    assert data.thinned(timeline, 1000) == list(range(1000))
+
+
+@given(st.lists(st.integers(0, 2**45), max_size=50))
+def test_packed_values_are_right_to_a_four_thousandth(values: list[int]) -> None:
+    top = max(values, default=0)
+    packed = data.pack(values, top)
+    digits = data._DIGITS
+    back = [
+        (digits.index(a) * 64 + digits.index(b)) * top / 4095 for a, b in zip(packed[::2], packed[1::2], strict=True)
+    ]
+    assert all(abs(a - b) <= top / 8190 + 1 for a, b in zip(back, values, strict=True))
+
+
+def test_a_comparison_says_what_grew_by_category_and_line() -> None:
+    now = sample.report()
+    (m,) = now.tests[0].measurements
+    assert m.timeline
+    smaller = tuple(
+        replace(s, sizes=tuple(size // 2 for size in s.sizes)) if s.name == "activations" else s
+        for s in m.timeline.categories
+    )
+    old_m = replace(
+        m,
+        peak=Peak(allocated_bytes=9 * 2**30),
+        holders=tuple(replace(h, size_bytes=h.size_bytes // 2) for h in m.holders),
+        timeline=replace(m.timeline, categories=smaller),
+    )
+    before = replace(now, tests=(replace(now.tests[0], measurements=(old_m,)), *now.tests[1:-1]))
+    found = embedded(render(now, before))["tests"][0]["before"]
+    assert found["categories"][0] == ["activations", 9 * 2**30 // 2, 9 * 2**30]
+    assert found["lines"][0] == ["model.py:41 in forward", 9 * 2**29, 9 * 2**30]
+    assert "new</td>" in render(now, before)
+
+
+def test_an_empty_report_is_a_page() -> None:
+    page = render(Report(environment=sample.environment(), tests=()))
+    assert "<b>0</b> tests" in page
+
+
+def test_the_command_line_writes_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = tmp_path / "a.json"
+    files.save(sample.report(), a)
+    assert cli.main(["report", str(a), "-o", str(tmp_path / "a.html")]) == 0
+    assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert cli.main(["compare", str(a), str(a), "-o", str(tmp_path / "c.html")]) == 0
+    assert "No peak changed since the earlier run" in (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert cli.main(["compare", str(a), str(a), "-o", str(tmp_path / "c.md")]) == 2
+    assert "name it c.html" in capsys.readouterr().err
