@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 FULL = 40
 """Tests, worst first, that get every point and holder; those after them share what room is left."""
-CURVES_BYTES = 350_000
+CURVES_BYTES = 250_000
 """For the curves of all other tests together."""
 POINTS, HOLDERS = 240, 30
-_FEW_POINTS, _FEW_HOLDERS = 16, 4
+_FEW_POINTS, _FEW_HOLDERS = 12, 4
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _STEPS = len(_DIGITS) ** 2 - 1
 _SERIES = 11  # at most, in the timeline of one test, modules aside

@@ -118,10 +118,7 @@ def _bar(used: float | None) -> str:
     if used is None:
         return ""
     filled = round(min(1.0, max(0.0, used)) * 100)
-    return (
-        f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true"><rect width="100" height="8"/>'
-        f'<rect class="f" width="{filled}" height="8"/></svg> {used * 100:.0f}%'
-    )
+    return f'<svg viewBox="0 0 100 9"><rect width="{filled}" height="9"/></svg> {used * 100:.0f}%'
 
 
 def _side(title: str, heads: list[str], body: list[list[str]], *, opened: bool = False) -> str:
