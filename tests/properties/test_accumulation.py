@@ -158,6 +158,10 @@ def test_packing_without_separation_is_rejected(models: dict[torch.dtype, Pair])
     assert relative_l2(measured, exact) > 1e-2
 
 
+def inputs(batch: Any) -> dict[str, torch.Tensor]:
+    return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
 def test_mixtrals_router_loss_splits_as_documented() -> None:
     """The router's balance loss is a product of batch means, so that it does not decompose.
 
@@ -174,6 +178,10 @@ def test_mixtrals_router_loss_splits_as_documented() -> None:
         )
         stats, grads = measure(model, [padded(rows) for rows in rows_of_batches])
         assert (stats.router_loss is not None) == router
+        if router:
+            with torch.no_grad():
+                own = [model(**inputs(padded(rows))).aux_loss * 0.5 for rows in rows_of_batches]
+            assert stats.router_loss == pytest.approx(float(sum(own)) / len(own), rel=1e-6)
         return [torch.zeros_like(p) if g is None else g for g, p in zip(grads, model.parameters(), strict=True)]
 
     rows = make_rows([9, 5, 7, 12], seed=0, supervised=1.0)

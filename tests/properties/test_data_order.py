@@ -207,6 +207,21 @@ def test_packing_puts_every_row_in_one_sequence_that_holds_it(lengths: list[int]
     assert (again.starts == packed.starts).all()
 
 
+@pytest.mark.parametrize(
+    ("lengths", "room", "sequences"),
+    [
+        ([50, 50], 100, 1),  # an exact fit
+        ([50, 51], 100, 2),
+        ([60] * 200, 100, 200),  # more sequences than are kept open at one time
+        ([60, 40] * 100, 100, 100),
+    ],
+)
+def test_packing_of_known_rows(lengths: list[int], room: int, sequences: int) -> None:
+    packed = pack(np.array(lengths, dtype=np.int32), room, seed=0)
+    assert sorted(packed.rows.tolist()) == list(range(len(lengths)))
+    assert sequences <= len(packed) <= sequences * 1.35
+
+
 @given(epochs=st.floats(0.05, 3.5), lengths=LENGTHS)
 @FEW
 def test_steps_are_those_of_the_epochs_rounded_up(load: Any, epochs: float, lengths: list[int]) -> None:
