@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Measurement, Phase, Report, TestRecord, Timeline
     from pytest_vram.report.rows import Row
 
-FULL = 40
+FULL = 25
 """Tests, worst first, that get every point and holder; those after them share what room is left."""
 CURVES_BYTES = 250_000
 """For the curves of all other tests together."""
@@ -157,7 +157,7 @@ def _timeline(timeline: Timeline, strings: Strings, detail: _Detail) -> dict[str
 
 
 def _phase(phase: Phase, timeline: Timeline | None) -> list[Any]:
-    return [phase.name, phase.peak.allocated_bytes, phase.limit_bytes, phase.end - phase.start, -1, -1]
+    return [phase.name, phase.peak.allocated_bytes, phase.limit_bytes, round(phase.end - phase.start, 4), -1, -1]
 
 
 def _placed(phases: Sequence[Phase], timeline: Timeline, chosen: Sequence[int]) -> list[list[Any]]:
