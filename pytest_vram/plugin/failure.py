@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_vram.probe.timeline import HELD_BEFORE
 from pytest_vram.report.chart import curve
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement
+    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement, Timeline
 
 _KINDS = {
     "cuda": "measured on the GPU",
@@ -57,7 +59,8 @@ def budget_message(
         lines.append("  held at the peak, by the line that allocated it:")
         lines += [f"    {format_bytes(h.size_bytes):>9}  {h.location}" + _what(h) for h in holders]
     if measurement.timeline is not None:
-        shown = curve(measurement.timeline, limit=limit if budget.metric == "allocated" else None)
+        counted = _counted(measurement.timeline, measurement.uncounted_bytes)
+        shown = curve(counted, limit=limit if budget.metric == "allocated" else None)
         lines += ["", *(f"  {line}" for line in shown), ""]
     lines.append("  " + remedy(budget, peak, limit, measurement, holders))
     return "\n".join(lines)
@@ -72,14 +75,14 @@ def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, hold
             f"try: {shared[0].scope} fixture {shared[0].name!r} holds most of it; give it a narrower scope, or"
             " scope='call'"
         )
-    allocated = measurement.peak.allocated_bytes
+    allocated = measurement.figure("allocated")
     if budget.metric != "allocated" and allocated is not None and allocated <= limit:
         return (
             f"try: only {format_bytes(allocated)} were allocated, the rest is the allocator's cache and the context: "
             "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or metric='allocated'"
         )
-    if holders:
-        return f"try: the largest holder is {holders[0].location}; release it earlier, or make it smaller"
+    if made_here := [holder for holder in holders if holder.location != HELD_BEFORE]:
+        return f"try: the largest holder is {made_here[0].location}; release it earlier, or make it smaller"
     return "try: a smaller batch, a narrower dtype, or checkpointed activations; --vram-report shows every test's peak"
 
 
@@ -96,9 +99,16 @@ def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
         f" reserved {format_bytes(peak.reserved_bytes)}, retries {measurement.retries}, out-of-memory errors"
         f" {measurement.ooms}"
     ]
+    if measurement.uncounted_bytes:
+        lines.append(f"{format_bytes(measurement.uncounted_bytes)} of it other tests and their fixtures had left there")
     lines += [line.strip() for line in _bill(measurement.fixtures)]
     lines += [f"{format_bytes(h.size_bytes):>9}  {h.location}" + _what(h) for h in holders]
     return "\n".join(lines)
+
+
+def _counted(timeline: Timeline, uncounted: int) -> Timeline:
+    """The curve of what counts against the test."""
+    return replace(timeline, allocated=tuple(max(0, size - uncounted) for size in timeline.allocated))
 
 
 def _bill(fixtures: Sequence[FixtureShare]) -> list[str]:

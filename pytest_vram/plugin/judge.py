@@ -11,7 +11,9 @@ import pytest
 from pytest_vram.errors import VramBudgetExceeded, VramError, VramRegression, VramUnmeasured
 from pytest_vram.memory import Exceeded, TestRecord, Unmeasured
 from pytest_vram.plugin.failure import memory_section
+from pytest_vram.plugin.meter import UNTOUCHED
 from pytest_vram.report.codec import encode
+from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
     from pytest_vram.memory import Budget, Measurement, Verdict
@@ -43,12 +45,21 @@ class Judge:
         __tracebackhide__ = True
         measurements = meter.measurements(meter.worst[0] if meter.worst else None)
         verdict = meter.verdict(measurements)
-        record = self.record(item, meter, measurements, "passed", verdict)
+        skipped = self._skips(verdict)
+        record = self.record(item, meter, measurements, "skipped" if skipped else "passed", verdict)
         if isinstance(verdict, Exceeded):
             raise judged(meter.exceeded(measurements, verdict, example=meter.worst[1] if meter.worst else None))
         if isinstance(verdict, Unmeasured):
-            self.say_unmeasured(item, verdict.reason, skip=False)
+            self.say_unmeasured(item, verdict.reason, skip=skipped)
         self._compare(record)
+
+    def _skips(self, verdict: Verdict | None) -> bool:
+        """Whether a test that ran is skipped for its verdict.
+
+        One that needs no device at all has kept to its budget, if to no purpose: it is only flagged.
+        """
+        unmeasured = isinstance(verdict, Unmeasured) and verdict.reason != UNTOUCHED
+        return unmeasured and self.settings.on_unmeasured == "skip"
 
     def _compare(self, record: TestRecord) -> None:
         __tracebackhide__ = True
@@ -74,14 +85,16 @@ class Judge:
         if isinstance(error, pytest.skip.Exception):
             self.record(item, meter, meter.measurements(), "skipped", None)
             return
-        measurements = meter.measurements(meter.worst[0] if meter.worst else None)
-        verdict = meter.verdict(measurements) if _mentions(error, VramBudgetExceeded) else None
-        self.record(item, meter, measurements, "failed", verdict)
-        if not _mentions(error, VramBudgetExceeded):
-            measurement = max(measurements, key=lambda m: m.peak.allocated_bytes or 0)
-            if measurement.peak.allocated_bytes or measurement.peak.device_bytes:
-                holders = meter.probe.holders(measurement.device.index, meter.top)
-                item.add_report_section("call", "GPU memory", memory_section(measurement, holders))
+        if _mentions(error, VramBudgetExceeded):
+            measurements = meter.measurements(meter.worst[0] if meter.worst else None)
+            self.record(item, meter, measurements, "failed", meter.verdict(measurements))
+            return
+        try:
+            measurements = meter.measurements(meter.worst[0] if meter.worst else None)
+            self.record(item, meter, measurements, "failed", None)
+            _explain(item, meter, measurements, error)
+        except Exception as trouble:  # whatever it is, the test's own error is what the user has to see
+            item.add_report_section("call", "GPU memory", f"could not be read: {trouble!r}")
 
     def record(
         self,
@@ -117,7 +130,7 @@ class Judge:
         self.say_unmeasured(item, reason, skip=True)
 
     def say_unmeasured(self, item: pytest.Item, reason: str, *, skip: bool) -> None:
-        """Apply the session's policy; ``skip``: the test has not run yet, so that it may be skipped."""
+        """Apply the session's policy; without ``skip`` its default is to say nothing here: the summary does."""
         __tracebackhide__ = True
         policy = self.settings.on_unmeasured
         if policy == "fail":
@@ -132,6 +145,24 @@ class Judge:
         if self.settings.on_unmeasured == "fail":
             raise VramUnmeasured(text)
         pytest.skip(text)
+
+
+def _explain(item: pytest.Item, meter: Meter, measurements: tuple[Measurement, ...], error: BaseException) -> None:
+    """Add what the test held, and, where it ran out of memory under a cap, whose cap that was."""
+    budget = meter.budget
+    measurement = max(measurements, key=lambda m: m.peak.allocated_bytes or 0, default=None)
+    if measurement is None:
+        return
+    if measurement.peak.allocated_bytes or measurement.peak.device_bytes:
+        holders = meter.counted_holders(measurement)
+        item.add_report_section("call", "GPU memory", memory_section(measurement, holders))
+    if budget is not None and budget.enforce and any(m.ooms for m in measurements):
+        note = (
+            f"vram: enforce=True capped the allocator at this test's budget of {format_bytes(budget.limit_bytes)}"
+            f" ({budget.where})"
+        )
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def judged(error: VramError) -> VramError:

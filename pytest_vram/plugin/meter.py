@@ -13,11 +13,13 @@ from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, Unmea
 from pytest_vram.plugin.failure import budget_message
 from pytest_vram.plugin.fixtures import PhasePeak
 from pytest_vram.probe.intervals import larger
+from pytest_vram.probe.timeline import HELD_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_vram.memory import FixtureShare
+    from pytest_vram.memory import Holder
+    from pytest_vram.plugin.ledger import Share
     from pytest_vram.probe.intervals import Interval, Intervals
     from pytest_vram.probe.protocol import Probe
 
@@ -30,8 +32,7 @@ class Meter:
 
     Attributes:
         fixtures: shares of the fixtures that the test uses.
-        others_bytes: what fixtures hold that live on for other tests.
-        earlier_fixtures: identities of the fixtures that held something before the test.
+        others: bytes on each device that fixtures hold which live on for other tests.
         residue: bytes on each device that earlier tests left behind; they do not count against this one.
         worst: peaks and arguments of the worst hypothesis example, once there was one.
     """
@@ -51,7 +52,6 @@ class Meter:
         self.worst: tuple[tuple[Peak, ...], str] | None = None
         if budget is not None and budget.metric != "allocated":
             probe.release()  # what the allocator caches from earlier tests is not this test's
-        probe.settle()
         probe.begin_test(record=budget is not None, timeline=timeline)
         self.began = time.perf_counter()
         self.start = probe.allocated()
@@ -61,9 +61,8 @@ class Meter:
         self.counters = probe.counters()
         self.phases: list[tuple[Phase, tuple[Peak, ...], tuple[int, ...]]] = []
         self._open: list[str] = []
-        self.fixtures: tuple[FixtureShare, ...] = ()
-        self.earlier_fixtures: frozenset[int] = frozenset()
-        self.others_bytes = 0
+        self.fixtures: tuple[Share, ...] = ()
+        self.others: tuple[int, ...] = ()
 
     def begin_call(self) -> None:
         """Fixtures are set up; the test function begins."""
@@ -93,7 +92,7 @@ class Meter:
             )
             self.phases.append((phase, peaks, _filled(start, len(peaks))))
             if not failed and limit is not None:
-                self._check_phase(phase, limit)
+                self._check_phase(phase, peaks, limit)
 
     def phase_peaks(self, name: str) -> list[PhasePeak]:
         """Peaks of the phases of that name, on the device that needed most."""
@@ -170,7 +169,7 @@ class Meter:
                     phases=tuple(
                         replace(phase, peak=found[index]) for phase, found, _ in self.phases if index < len(found)
                     ),
-                    fixtures=self.fixtures,
+                    fixtures=tuple(held for share in self.fixtures if (held := share.on(index))),
                     retries=(now.retries if now else 0) - (earlier.retries if earlier else 0),
                     ooms=(now.ooms if now else 0) - (earlier.ooms if earlier else 0),
                     host_reads=self.probe.host_reads() if index == 0 else (),
@@ -204,7 +203,8 @@ class Meter:
         if measurement.contaminated:
             return Unmeasured(reason="another process's memory on the card moved during the test")
         if peak == 0 and all(m.peak.allocated_bytes in (0, self.not_ours(m.device.index)) for _, m in found):
-            return Unmeasured(reason=UNTOUCHED)
+            # A default budget is for whatever test comes, and most of a suite never touches a device.
+            return Within(headroom_bytes=budget.limit_bytes) if budget.origin == "ini" else Unmeasured(reason=UNTOUCHED)
         if peak > budget.limit_bytes:
             return Exceeded(over_bytes=peak - budget.limit_bytes, phase=self._phase_of_peak(measurement))
         return Within(headroom_bytes=budget.limit_bytes - peak)
@@ -222,7 +222,7 @@ class Meter:
     def not_ours(self, index: int) -> int:
         """Bytes held all along: by what earlier tests left, and by fixtures that this test does not use."""
         start = _filled(self.start, index + 1)[index]
-        return min(start, _filled(self.residue, index + 1)[index] + self.others_bytes)
+        return min(start, _filled(self.residue, index + 1)[index] + _filled(self.others, index + 1)[index])
 
     def exceeded(
         self, measurements: tuple[Measurement, ...], verdict: Exceeded, *, example: str | None = None
@@ -233,26 +233,40 @@ class Meter:
         assert budget.limit_bytes is not None
         limit = budget.limit_bytes
         peak = limit + verdict.over_bytes
-        measurement = max(measurements, key=lambda m: self.counted(m) or 0)
+        held = [m for m in measurements if budget.device in (None, m.device.index)]
+        measurement = max(held, key=lambda m: self.counted(m) or 0)
         if example is None:  # hypothesis tries many
             measurement = replace(measurement, timeline=self.probe.timeline(measurement.device.index))
-        holders = self.probe.holders(measurement.device.index, self.top)
+        holders = self.counted_holders(measurement)
         message = budget_message(
             budget, limit, peak, measurement, phase=None, holders=holders, example=example, peak_phase=verdict.phase
         )
         return VramBudgetExceeded(message, limit_bytes=limit, peak_bytes=peak, phase=verdict.phase)
 
-    def _check_phase(self, phase: Phase, limit: int) -> None:
+    def _check_phase(self, phase: Phase, peaks: tuple[Peak, ...], limit: int) -> None:
         budget = self.budget or Budget(limit_bytes=limit)
-        value = getattr(phase.peak, f"{budget.metric}_bytes")
-        value = None if value is None else max(0, value - self.not_ours(0))
-        if value is not None and value > limit:
-            measurements = self.measurements()
-            measurement = max(measurements, key=lambda m: m.peak.allocated_bytes or 0)
-            holders = self.probe.holders(measurement.device.index, self.top)
+        found = [
+            (max(0, value - self.not_ours(index)), index)
+            for index, peak in enumerate(peaks)
+            if budget.device in (None, index) and (value := getattr(peak, f"{budget.metric}_bytes")) is not None
+        ]
+        value, index = max(found, default=(0, 0))
+        if value > limit:
+            measurement = self.measurements()[index]
+            holders = self.counted_holders(measurement)
             phase_budget = replace(budget, origin="phase", where="")
             message = budget_message(phase_budget, limit, value, measurement, phase=phase.name, holders=holders)
             raise VramBudgetExceeded(message, limit_bytes=limit, peak_bytes=value, phase=phase.name)
+
+    def counted_holders(self, measurement: Measurement) -> tuple[Holder, ...]:
+        """Who held the peak, without what does not count against this test."""
+        found = []
+        for holder in self.probe.holders(measurement.device.index, self.top + 1):
+            if holder.location == HELD_BEFORE:
+                holder = replace(holder, size_bytes=holder.size_bytes - measurement.uncounted_bytes)
+            if holder.size_bytes > 0:
+                found.append(holder)
+        return tuple(sorted(found, key=lambda holder: -holder.size_bytes)[: self.top])
 
     def _phase_of_peak(self, measurement: Measurement) -> str | None:
         """The innermost phase in which the peak fell; ``None`` when it fell outside of all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -85,13 +86,18 @@ class Runner:
             del item.stash[_METER]
         item.user_properties[:] = [p for p in item.user_properties if p[0] != PROPERTY]
         budget = item.stash.get(_BUDGET, None)
-        probe = self.probe() if self._concerns(item, budget) else None
+        concerns = self._concerns(item, budget)
+        probe = self.probe() if concerns else self._probe_at_hand()
         if probe is not None:
-            assert self._intervals is not None
-            residue = self._ledger.residue(probe.allocated())
-            meter = Meter(probe, self._intervals, budget, residue, self.settings.top, timeline=self.settings.timeline)
-            meter.earlier_fixtures = self._ledger.live()
-            item.stash[_METER] = meter
+            if concerns:
+                probe.settle()  # before the residue is taken: an earlier test's workspaces are none
+            max_leak = None if budget is None else budget.max_leak_bytes
+            residue = self._ledger.open(probe, measured=concerns, max_leak_bytes=max_leak)
+            if concerns:
+                assert self._intervals is not None
+                item.stash[_METER] = Meter(
+                    probe, self._intervals, budget, residue, self.settings.top, timeline=self.settings.timeline
+                )
         return (yield)
 
     def gate(self, item: pytest.Item) -> None:
@@ -135,9 +141,8 @@ class Runner:
         try:
             return (yield)
         finally:
-            meter = item.stash.get(_METER, None)
-            if meter is not None:
-                self._ledger.close(item, meter)
+            if self._probe is not None:
+                self._ledger.close(item, self._probe, item.stash.get(_METER, None))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
@@ -145,7 +150,10 @@ class Runner:
         report = yield
         error = call.excinfo.value if call.excinfo is not None else None
         if isinstance(error, VramError) and error.judged and report.failed:
-            report.longrepr = call.excinfo.getrepr(style="value")  # type: ignore[union-attr]
+            shown = call.excinfo.getrepr(style="value")  # type: ignore[union-attr]
+            if shown.reprcrash is not None:  # the line of the summary, and JUnit's message
+                shown.reprcrash.message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            report.longrepr = shown
         return report
 
     @pytest.hookimpl(wrapper=True)
@@ -153,7 +161,7 @@ class Runner:
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
         """Learn what each fixture holds."""
-        probe = self._probe
+        probe = self._probe_at_hand()
         if probe is None:
             return (yield)
         before = self._ledger.fixture_begins(probe)
@@ -181,6 +189,12 @@ class Runner:
                 self._probe, self._intervals = probe, Intervals(probe)
         return self._probe
 
+    def _probe_at_hand(self) -> Probe | None:
+        """The probe, unless choosing it would import torch into a session that has not needed it yet."""
+        if self._probe is None and "torch" not in sys.modules:
+            return None
+        return self.probe()
+
     def gpu(self, request: pytest.FixtureRequest) -> Gpu:
         """The ``gpu`` fixture."""
         probe = self.probe()
@@ -198,7 +212,9 @@ class Runner:
 
     def _concerns(self, item: pytest.Item, budget: Budget | None) -> bool:
         names = getattr(item, "fixturenames", ())
-        return budget is not None or self.settings.measures_all or "vram" in names or "gpu" in names
+        if budget is not None or self.settings.measures_all or "vram" in names or "gpu" in names:
+            return True
+        return item.get_closest_marker(marks.VALUES_MARK) is not None
 
     def _skip_where_useless(self, item: pytest.Item, probe: Probe, budget: Budget | None) -> None:
         if probe.kind == "dry" and item.get_closest_marker(marks.VALUES_MARK):

@@ -35,6 +35,7 @@ class History:
         """Begin to record."""
         import torch
 
+        torch.cuda.init()  # the question below ends the process where there is no allocator yet
         if torch._C._cuda_isHistoryEnabled():
             return
         self._mine = True

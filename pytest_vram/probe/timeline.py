@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 POINTS = 240
 _MODULES = 7
 _OUTSIDE = "outside modules"
+HELD_BEFORE = "held before the test"
+""""Location" of what no recorded line allocated."""
 _LOSS = re.compile(r"loss|cross_entropy", re.IGNORECASE)
 _WRAPPERS = re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+")
 
@@ -235,7 +237,7 @@ def _alive(block: Block, position: int) -> bool:
 
 def _no_line(block: Block) -> str:
     if block.born < 0:
-        return "held before the test"
+        return HELD_BEFORE
     return "backward pass" if not block.module else f"in {module_group(block)}"
 
 

@@ -86,8 +86,9 @@ def test_a_metric_that_the_device_does_not_report_is_unmeasured(project) -> None
             free(alloc(MB))
     """)
     result = project.run()
-    result.assert_outcomes(passed=1, failed=1)
+    result.assert_outcomes(skipped=1, failed=1)
     result.stdout.fnmatch_lines(["*2.00 MiB of reserved memory*", "*reports no device figure*"])
+    project.run("-o", "vram_on_unmeasured=fail").assert_outcomes(failed=2)
 
 
 def test_what_another_process_did_never_fails_a_budget(project) -> None:
@@ -100,7 +101,7 @@ def test_what_another_process_did_never_fails_a_budget(project) -> None:
             free(alloc(4 * MB))
     """)
     result = project.run()
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*another process's memory on the card moved*"])
 
 
