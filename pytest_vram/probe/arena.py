@@ -2,7 +2,8 @@
 
 Torch's memory history records what was asked for. What counts as allocated is the block that was given: rounded up to
 512 bytes, and a whole cached block where splitting it would leave too little. This follows the allocator's rule
-(``should_split`` in c10/cuda/CUDACachingAllocator.cpp), from the addresses that it chose.
+(``should_split`` in c10/cuda/CUDACachingAllocator.cpp), from the addresses that it chose. The
+settings ``roundup_power2_divisions`` and ``max_split_size_mb`` are not followed: with them the curve is of requests.
 """
 
 from __future__ import annotations

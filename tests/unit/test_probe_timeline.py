@@ -154,11 +154,11 @@ def test_holders_name_line_category_and_module_largest_first() -> None:
     found = holders(p.events, p.blocks(), 3)
     # At the peak, when the gradient has come: weights and gradient, what was saved, logits, and the batch.
     assert [(h.size_bytes // KB, h.category, h.module) for h in found] == [
-        (100, "gradients", "mlp"),
         (100, "weights", "mlp"),
+        (100, "gradients", "mlp"),
         (60, "temporary", None),
     ]
-    assert found[1].location == "/home/me/train.py:1 in step"
+    assert found[0].location == "/home/me/train.py:1 in step"
 
 
 def test_labels_of_another_device_are_not_taken() -> None:
