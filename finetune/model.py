@@ -14,6 +14,7 @@ from finetune.config import EMBEDDED_MODEL
 from finetune.errors import ConfigError, ModelError, Problem
 from finetune.forward import COMPUTE_DTYPE_ATTRIBUTE
 from finetune.gguf import converted, embedded_file
+from finetune.hostmemory import give_back_freed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,6 +137,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     model.requires_grad_(False)
     model.config.use_cache = False
     _keep_weights_as_they_are(model)
+    if config.precision in QUANTIZED and device.type == "cpu":
+        _let_go_of_the_file(model)
     if config.precision not in QUANTIZED and settings["dtype"] != compute:
         setattr(model, COMPUTE_DTYPE_ATTRIBUTE, compute)
     return model
@@ -227,6 +230,18 @@ def _keep_weights_as_they_are(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _let_go_of_the_file(model: nn.Module) -> None:
+    """Copy the weights that are not quantized out of the memory-mapped checkpoint.
+
+    One embedding that is a view of the file keeps every page of it resident that was read on the way, the ones that
+    are quantized by now included: 0.4 GiB for a model of 135 million parameters.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
+    give_back_freed()
 
 
 def _loading(config: ModelConfig, load: Callable[[str], Any]) -> Any:
