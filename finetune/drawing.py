@@ -48,12 +48,12 @@ def draw(ladder: Ladder, file: Path) -> None:
             1, 2, sharey=True, figsize=(13, 1.6 + 0.62 * len(ladder.rungs)), width_ratios=(1.15, 1)
         )
         card = ladder.total_bytes / GIB
-        _bars(whole, ladder, limit=1.12 * max(max(r.needed, r.expected) for r in ladder.rungs) / GIB)
-        _bars(near, ladder, limit=1.3 * card)
+        _bars(whole, ladder, limit=1.35 * max(max(r.needed, r.expected) for r in ladder.rungs) / GIB)
+        _bars(near, ladder, limit=1.5 * card)
         whole.set_yticks(range(len(ladder.rungs)), [rung.name for rung in ladder.rungs])
         whole.invert_yaxis()
         whole.set_title("whole", loc="left", fontsize=10, color="#555555")
-        near.set_title(f"the same, up to {1.3 * card:.0f} GiB", loc="left", fontsize=10, color="#555555")
+        near.set_title(f"the same, up to {1.5 * card:.0f} GiB", loc="left", fontsize=10, color="#555555")
         figure.suptitle(
             f"What a training step of {ladder.model} needs, and the {ladder.card}'s {card:.1f} GiB"
             f"  (seq {ladder.seq}, micro-batch {ladder.micro_batch})",

@@ -190,12 +190,18 @@ def _verdict(rung: Rung, ladder: Ladder) -> str:
 
 
 def _cell(size: int | None, width: int) -> str:
-    return f"{'':>{width}}" if not size else f"{size / GIB:>{width}.2f}"
+    return f"{'':>{width}}" if not size or size < 0.005 * GIB else f"{size / GIB:>{width}.2f}"
 
 
 def as_json(ladder: Ladder) -> str:
-    """The figures, in bytes."""
+    """The figures, in bytes; :func:`from_json` reads them back."""
     return json.dumps(dataclasses.asdict(ladder), indent=1) + "\n"
+
+
+def from_json(text: str) -> Ladder:
+    """The ladder that :func:`as_json` wrote, to draw it anew."""
+    fields: dict[str, Any] = json.loads(text)
+    return Ladder(**fields | {"rungs": tuple(Rung(**rung) for rung in fields["rungs"])})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
