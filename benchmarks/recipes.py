@@ -1,7 +1,8 @@
 """One QLoRA training run of one recipe, to be run under ``python -m pytest_vram run``; see peak_memory.py.
 
-Every recipe trains the same adapter (rank 16 on every linear layer of an NF4 + double-quantized base, paged 32-bit AdamW, bf16
-compute, gradient checkpointing) on rows of the same length, and differs in nothing but the code that does it.
+Every recipe trains the same adapter (rank 16 on every linear layer of an NF4 + double-quantized base, paged 32-bit
+AdamW, bf16 compute, gradient checkpointing) on rows of the same length, and differs in nothing but the code that does
+it.
 """
 
 from __future__ import annotations
@@ -60,9 +61,13 @@ def settings(arguments: argparse.Namespace, folder: str) -> dict[str, object]:
 
 def trainer(arguments: argparse.Namespace) -> None:
     """The recipe of https://github.com/artidoro/qlora: prepare_model_for_kbit_training, peft, transformers' Trainer."""
-    model = prepare_model_for_kbit_training(quantized(arguments.checkpoint), gradient_checkpointing_kwargs=CHECKPOINTING)
+    model = prepare_model_for_kbit_training(
+        quantized(arguments.checkpoint), gradient_checkpointing_kwargs=CHECKPOINTING
+    )
     model = get_peft_model(model, lora())
-    data = rows(model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps)
+    data = rows(
+        model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps
+    )
     with tempfile.TemporaryDirectory() as folder:
         Trainer(model=model, args=TrainingArguments(**settings(arguments, folder)), train_dataset=data).train()
 
@@ -77,8 +82,12 @@ def trl(arguments: argparse.Namespace) -> None:
 
     model = quantized(arguments.checkpoint)
     words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, 100)}}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words)), pad_token="<pad>", eos_token="<eos>")
-    data = rows(model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words)), pad_token="<pad>", eos_token="<eos>"
+    )
+    data = rows(
+        model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps
+    )
     with tempfile.TemporaryDirectory() as folder:
         SFTTrainer(
             model=model,
@@ -89,7 +98,69 @@ def trl(arguments: argparse.Namespace) -> None:
         ).train()
 
 
-RECIPES = {"trainer": trainer, "trl": trl}
+def ours(arguments: argparse.Namespace) -> None:
+    """finetune's own step."""
+    model, optimizer, config = adapted(arguments)
+    from finetune.step import train_step
+
+    window = batches(arguments, int(model.config.vocab_size))
+    for step in range(arguments.steps):
+        train_step(model, window, optimizer, config, step=step, total_steps=arguments.steps)
+
+
+def floor(arguments: argparse.Namespace) -> None:
+    """What no recipe of this kind can do without: printed, in bytes, as ``floor N``.
+
+    Weights, adapters, their gradients and optimizer state, the saved inputs of all layers in bf16, and the working
+    set of one layer's forward and backward, measured by running one.
+    """
+    model, optimizer, config = adapted(arguments)
+    from finetune.forward import base_model
+    from finetune.step import train_step
+    from finetune.trial import held
+
+    train_step(model, batches(arguments, int(model.config.vocab_size))[:1], optimizer, config, step=0, total_steps=1)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    lasting = sum(held(model, optimizer).values())
+    decoder = base_model(model).get_decoder()
+    shape = (arguments.micro_batch, arguments.seq, model.config.hidden_size)
+    saved = len(decoder.layers) * shape[0] * shape[1] * shape[2] * 2
+    hidden = torch.zeros(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    positions = torch.arange(arguments.seq, device="cuda")[None]
+    layer = decoder.layers[0]
+    layer.gradient_checkpointing = False
+    embeddings = decoder.rotary_emb(hidden, positions)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = layer(hidden, position_embeddings=embeddings, attention_mask=None, position_ids=positions)
+    out = out[0] if isinstance(out, tuple) else out
+    out.backward(torch.zeros_like(out))
+    print("floor", lasting + saved + torch.cuda.max_memory_allocated() - before)
+
+
+def adapted(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.optim.Optimizer, object]:
+    from finetune.config import AdapterConfig, ModelConfig, TrainConfig
+    from finetune.model import attach_adapter, load_base
+    from finetune.optim import make_optimizer
+
+    config = TrainConfig(
+        micro_batch=arguments.micro_batch, accumulation=arguments.accumulation, optimizer="paged-adamw"
+    )
+    base = load_base(ModelConfig(model=arguments.checkpoint, precision="nf4", double_quant=True))
+    model = attach_adapter(base, AdapterConfig(rank=RANK), seed=0)
+    return model, make_optimizer(model.parameters(), config), config
+
+
+def batches(arguments: argparse.Namespace, vocabulary: int) -> list[object]:
+    from finetune.data import Batch
+
+    ids = torch.tensor([row["input_ids"] for row in rows(vocabulary, arguments.seq, arguments.micro_batch)])
+    return [Batch(input_ids=ids, labels=ids.clone()) for _ in range(arguments.accumulation)]
+
+
+RECIPES = {"trainer": trainer, "trl": trl, "ours": ours, "floor": floor}
 
 
 def main() -> None:
