@@ -53,7 +53,7 @@ def render(before: Report, after: Report, tolerance: float, width: int) -> tuple
     """The table, and whether anything grew past the tolerance."""
     from pytest_vram import baseline
 
-    old, new = baseline.peaks(before), baseline.peaks(after)
+    old, new = baseline.peaks(before, failed=True), baseline.peaks(after, failed=True)
     changes = baseline.compare(after, old, tolerance)
     lines: list[str] = []
     for title, found in (("grew", changes.regressed), ("shrank", changes.improved)):

@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 CARD = Device(kind="dry", index=0, name="a card")
 
 
-def write(path: Path, **sizes: int) -> str:
+def write(path: Path, outcome: str = "passed", **sizes: int) -> str:
     tests = tuple(
-        TestRecord(
-            nodeid=n, outcome="passed", measurements=(Measurement(device=CARD, peak=Peak(allocated_bytes=size)),)
-        )
+        TestRecord(nodeid=n, outcome=outcome, measurements=(Measurement(device=CARD, peak=Peak(allocated_bytes=size)),))
         for n, size in sizes.items()
     )
     files.save(Report(environment=Environment(python="3", pytest_vram="0", devices=(CARD,)), tests=tests), path)
@@ -50,6 +48,12 @@ def test_compare_passes_growth_within_the_tolerance(tmp_path: Path, capsys: pyte
     assert cli.main(["compare", a, b]) == 1
     assert cli.main(["compare", a, b, "--tolerance", "5"]) == 0
     assert "no peak changed by more than 5%" in capsys.readouterr().out
+
+
+def test_compare_shows_a_test_that_now_breaks_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write(tmp_path / "a.json", t=MIB), write(tmp_path / "b.json", "failed", t=9 * MIB)
+    assert cli.main(["compare", a, b]) == 1
+    assert "+800.0%" in capsys.readouterr().out
 
 
 def test_report_shows_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,7 +164,7 @@ def _compared(report: Report, before: Report | None) -> str:
 
     if before is None:
         return ""
-    old, new = baseline.peaks(before), baseline.peaks(report)
+    old, new = baseline.peaks(before, failed=True), baseline.peaks(report, failed=True)
     changes = baseline.compare(report, old, 0)
     body = [
         [c.nodeid, format_bytes(c.before_bytes), format_bytes(c.after_bytes), f"{c.percent:+.1f}%"]

@@ -86,7 +86,7 @@ for (const line of lines) {
 const controls = document.getElementById("controls");
 controls.hidden = false;
 controls.addEventListener("submit", (event) => event.preventDefault());
-controls.addEventListener("input", filter);
+for (const event of ["input", "change"]) controls.addEventListener(event, filter);
 window.addEventListener("hashchange", follow);
 window.addEventListener("resize", () => { if (opened && Math.abs(window.innerWidth - opened.width) > 40) open(opened.line); });
 follow();

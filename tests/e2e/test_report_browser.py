@@ -1,0 +1,163 @@
+"""The HTML report in a real browser: Chromium, headless (Debian's packages chromium and chromium-driver)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vram.report.html import render
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
+import sample
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'pytest-vram[test]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+
+DESKTOP, PHONE = (1300, 900), (390, 844)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    report = sample.report()
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
+    (measured,) = report.tests[0].measurements
+    smaller = replace(measured, peak=replace(measured.peak, allocated_bytes=2**30))
+    before = replace(report, tests=(replace(report.tests[0], measurements=(smaller,)), *report.tests[1:]))
+    (folder / "compared.html").write_text(render(report, before), encoding="utf-8")
+    return folder
+
+
+def look(browser: Any, page: Path, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get_log("browser"), browser.get_log("performance")
+    browser.get("about:blank")
+    browser.get(page.as_uri())
+
+
+def rows(browser: Any) -> list[str]:
+    script = "return [...document.querySelectorAll('#tests tbody tr[id]')].filter(r => !r.hidden).map(r => r.id)"
+    return list(browser.execute_script(script))
+
+
+def find(browser: Any, selector: str) -> Any:
+    return browser.find_element("css selector", selector)
+
+
+def quiet(browser: Any) -> bool:
+    """No error on the console, and no request but for the page itself."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    away = [url for url in urls if not url.startswith(("file:", "about:"))]
+    return [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == [] and away == []
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_test_opens_and_shows_where_its_memory_went(browser: Any, pages: Path, size: Any, dark: bool) -> None:
+    look(browser, pages / "report.html", size, dark=dark)
+    find(browser, "#t0 a").click()
+    inside = find(browser, "tr.detail")
+    for words in (
+        "Memory over time",
+        "activations 9.00 GiB",
+        "Who holds the peak",
+        "model.py:41 in forward",
+        "backward",
+    ):
+        assert words in inside.text
+    assert "worst example shape=(batch=3, seq=2048)" in inside.text.replace("\n", " ")
+    assert len(browser.find_elements("css selector", "tr.detail svg.chart")) == 2
+    wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") != dark
+    find(browser, "#t0 a").click()
+    assert browser.find_elements("css selector", "tr.detail") == []
+    assert quiet(browser)
+
+
+def test_a_name_with_markup_stays_text(browser: Any, pages: Path) -> None:
+    look(browser, pages / "report.html")
+    assert "<script>alert(1)</script>" in find(browser, "#t0 a").text
+    assert browser.execute_script("return document.scripts.length") == 2
+    assert quiet(browser)
+
+
+def test_columns_sort_both_ways(browser: Any, pages: Path) -> None:
+    look(browser, pages / "report.html")
+    first = rows(browser)
+    head = find(browser, "th[data-key=name] button")
+    head.click()
+    by_name = rows(browser)
+    names = [find(browser, f"#{row} a").text for row in by_name]
+    assert names == sorted(names)
+    head.click()
+    assert rows(browser) == by_name[::-1]
+    find(browser, "th[data-key=peak] button").click()
+    assert rows(browser) == first
+    assert find(browser, "th[data-key=peak]").get_attribute("aria-sort") == "descending"
+    assert quiet(browser)
+
+
+def test_the_filter_takes_words_and_verdicts(browser: Any, pages: Path) -> None:
+    look(browser, pages / "report.html")
+    find(browser, "#find").send_keys("train leaks")
+    assert [find(browser, f"#{row} a").text for row in rows(browser)] == ["tests/test_train.py::test_leaks"]
+    assert find(browser, "#shown").text == "1 of 6"
+    find(browser, "#find").clear()
+    find(browser, "#show option[value=unmeasured]").click()
+    assert [find(browser, f"#{row} a").text for row in rows(browser)] == ["tests/test_train.py::test_nothing_there"]
+    find(browser, "#show option[value=failed]").click()
+    assert len(rows(browser)) == 3
+    assert quiet(browser)
+
+
+def test_modules_can_be_seen_instead_of_categories(browser: Any, pages: Path) -> None:
+    look(browser, pages / "report.html")
+    find(browser, "#t0 a").click()
+    find(browser, "button[value=modules]").click()
+    assert "model.layers.0" in find(browser, ".legend").text
+    assert find(browser, "button[value=modules]").get_attribute("aria-pressed") == "true"
+    assert quiet(browser)
+
+
+def test_a_link_opens_its_test(browser: Any, pages: Path) -> None:
+    look(browser, pages / "report.html")
+    browser.get(f"{(pages / 'report.html').as_uri()}#t0")
+    assert "Memory over time" in find(browser, "tr.detail").text
+
+
+def test_a_comparison_shows_what_grew(browser: Any, pages: Path) -> None:
+    look(browser, pages / "compared.html")
+    assert "Against the earlier run (1)" in find(browser, "body").text
+    find(browser, "#t0 a").click()
+    assert "Since the earlier run" in find(browser, "tr.detail").text
+    assert "+13.0 GiB" in find(browser, "tr.detail .grew").text
+    assert quiet(browser)
