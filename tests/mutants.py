@@ -35,7 +35,7 @@ MUTANTS: dict[str, tuple[list[str], list[tuple[str, str]]]] = {
     "codebook": (
         NF4,
         [
-            ("0.07958029955625534", "0.0795803"),
+            ("0.07958029955625534", "0.0795804"),
             ("return (values[:-1] + values[1:]) / 2", "return values[1:]"),
             ("(10 ** (decade - 6))", "(10 ** (decade - 7))"),
             ("2.0 / 65535", "2.0 / 65536"),

@@ -78,6 +78,13 @@ def test_every_assistant_turn_of_a_conversation_is_learned(
     assert learned_text(result, tokenizer) == turns[-1][1] + END
 
 
+def test_what_follows_the_last_answer_is_not_learned() -> None:
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    result, tokenizer = coded({"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert learned_text(result, tokenizer) == f"b{END}"
+    assert tokenizer.decode(result.input_ids).endswith(f"<|user|>c{END}")
+
+
 @TOKENIZERS
 @pytest.mark.parametrize("bos", [False, True])
 @given(text=TEXT, completion=TEXT)

@@ -21,7 +21,7 @@ from torch import Tensor
 from weight_blocks import DTYPES, EXPONENTS, KINDS, make_weights, same_bits, weights
 
 from finetune import blockwise, nf4
-from finetune.codebook import QuantType, codebook, dynamic_map
+from finetune.codebook import QuantType, codebook, dynamic_map, midpoints
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 AVX512_BF16 = bool(bnb.has_avx512bf16())
@@ -69,6 +69,31 @@ def test_quantization_is_bit_exact(x: Tensor, quant_type: QuantType, blocksize: 
         decoded = decoded.masked_fill(decoded.abs() < 2.0**-126, 0.0)  # vcvtneps2bf16 flushes subnormal numbers
     assert torch.equal(decoded, theirs)
     assert torch.equal(nf4.dequantize(nf4.from_bitsandbytes(packed, state)), nf4.dequantize(coded))
+
+
+def on_the_edge_of_division() -> tuple[Tensor, Tensor]:
+    """Scales and values for which x / scale and x * (1 / scale) lie on different sides of a threshold."""
+    generator = torch.Generator().manual_seed(0)
+    scales = 1 + torch.rand(20000, generator=generator)
+    thresholds = midpoints(codebook("nf4"))
+    chosen = thresholds[torch.randint(0, 15, (20000,), generator=generator)]
+    values = chosen * scales
+    divided = torch.bucketize(values / scales, thresholds)
+    multiplied = torch.bucketize(values * (1 / scales), thresholds)
+    differ = divided != multiplied
+    assert differ.sum() > 100
+    return scales[differ][:50], values[differ][:50]
+
+
+def test_a_partial_block_is_divided_and_a_whole_one_multiplied_by_the_reciprocal() -> None:
+    for scale, value in zip(*on_the_edge_of_division(), strict=True):
+        partial = torch.stack([scale, value])[None]
+        whole = torch.zeros(1, 64)
+        whole[0, :2] = partial
+        for x in (partial, whole):
+            packed, _ = bnb.quantize_4bit(x, quant_type="nf4")
+            assert same_bits(nf4.quantize(x).packed, packed)
+        assert nf4.quantize(partial).packed[0] != nf4.quantize(whole).packed[0]
 
 
 @given(x=weights(), quant_type=st.sampled_from(["nf4", "fp4"]), wrong=st.sampled_from(["rules", "blocksize", "type"]))
