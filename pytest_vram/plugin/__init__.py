@@ -72,7 +72,7 @@ def _concerns(item: pytest.Item) -> bool:
     return "vram" in names or "gpu" in names or any(m.name.startswith("vram") for m in item.iter_markers())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gpu(request: pytest.FixtureRequest) -> Gpu:
     """The device to test on: ``gpu.device``, ``gpu.kind``, ``gpu.name``, ``gpu.total_bytes``, ``gpu.computes``."""
     return _runner(request).gpu(request)

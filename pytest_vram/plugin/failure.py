@@ -81,7 +81,7 @@ def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, hold
             f"try: only {format_bytes(allocated)} were allocated, the rest is the allocator's cache and the context: "
             "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or metric='allocated'"
         )
-    if made_here := [holder for holder in holders if holder.location != HELD_BEFORE]:
+    if made_here := [h for h in holders if h.location not in (HELD_BEFORE, BACKWARD)]:
         return f"try: the largest holder is {made_here[0].location}; release it earlier, or make it smaller"
     return "try: a smaller batch, a narrower dtype, or checkpointed activations; --vram-report shows every test's peak"
 

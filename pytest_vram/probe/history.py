@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 MAX_EVENTS = 1_000_000
+BACKWARD = "backward pass"
+"""Place of what autograd's own thread allocated: gradients, mostly."""
 _ROUND = 512  # the allocator's granularity: the history has requests, the figures have blocks
 _LIBRARIES = tuple(
     os.path.join(path, "")
@@ -84,16 +86,20 @@ def holders_at_peak(events: Sequence[Mapping[str, Any]], top: int) -> tuple[Hold
 
 
 def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
-    """``file:line in function`` of the innermost frame that is neither a library's nor this package's."""
+    """``file:line in function`` of the innermost frame that is neither a library's nor this package's.
+
+    Without one, of the innermost library's; ``backward pass`` where autograd's thread ran nothing of Python but this
+    package.
+    """
     fallback = ""
     for frame in frames:
         name = frame["filename"]
         place = f"{_short(name)}:{frame['line']} in {frame['name']}"
-        if not fallback:
+        if not fallback and not name.startswith(_OURS):
             fallback = place
         if is_users(name):
             return place
-    return fallback or "unknown line"
+    return fallback or BACKWARD
 
 
 def is_users(filename: str) -> bool:

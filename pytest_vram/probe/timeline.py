@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_vram.memory import Holder, Series, Timeline
 from pytest_vram.memory.timeline import CATEGORIES
 from pytest_vram.probe.arena import Arena
-from pytest_vram.probe.history import user_line
+from pytest_vram.probe.history import BACKWARD, user_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -238,7 +238,7 @@ def _alive(block: Block, position: int) -> bool:
 def _no_line(block: Block) -> str:
     if block.born < 0:
         return HELD_BEFORE
-    return "backward pass" if not block.module else f"in {module_group(block)}"
+    return BACKWARD if not block.module else f"in {module_group(block)}"
 
 
 def _chosen(totals: Sequence[int], peak: int, points: int) -> list[int]:
