@@ -15,6 +15,9 @@ from pytest_vram.errors import VramError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    from pytest_vram.memory import Report
 
 COMMANDS = (
     "pytest_vram.drygpu.run",
@@ -24,6 +27,12 @@ COMMANDS = (
     "pytest_vram.doctor",
 )
 USAGE_ERROR = 2
+
+
+def _save(report: Report, path: Path) -> None:
+    from pytest_vram.report import files
+
+    files.save(report, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(name).add_parser(subparsers)
-    arguments = parser.parse_args(argv)
+    # `run` lies below the reports and may not import them: it is handed what writes one.
+    arguments = parser.parse_args(argv, argparse.Namespace(save=_save))
     try:
         return int(arguments.main(arguments))
     except VramError as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_vram.drygpu import driver, hostreads, substitutes
-from pytest_vram.drygpu.startup import SNAPSHOT_VARIABLE
+from pytest_vram.drygpu.startup import SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _HISTORY_ENTRIES = 1_000_000
+_HOLDERS = 30
+_running: list[Any] = []
 _PEAKS = {"peak_allocated_bytes": "allocated_bytes.all.peak", "peak_reserved_bytes": "reserved_bytes.all.peak"}
 _COUNTS = ("num_alloc_retries", "num_ooms")
 
@@ -71,7 +73,13 @@ class Recorder:
         self.keep_peaks()
         self.keep_counts()
         devices = [
-            {"index": _physical_index(device), **self.peaks[device], **self.counts[device], **_driver_figures(device)}
+            {
+                "index": _physical_index(device),
+                **self.peaks[device],
+                **self.counts[device],
+                **_driver_figures(device),
+                **_over_time(device),
+            }
             for device in _used_devices()
         ]
         record = {
@@ -102,9 +110,27 @@ def begin(folder: Path) -> None:
     if os.environ.get(SNAPSHOT_VARIABLE):
         # A context must not exist before the program wants one: it could not fork any more.
         torch.cuda._lazy_call(_record_history)
+    if os.environ.get(TIMELINE_VARIABLE):
+        torch.cuda._lazy_call(_record_over_time)
     atexit.register(recorder.write)
     # A child that multiprocessing forks ends without running atexit's functions, but runs these.
     multiprocessing.util.register_after_fork(recorder, Recorder.start_again)
+
+
+def _record_over_time() -> None:
+    from pytest_vram.probe.history import History
+    from pytest_vram.probe.recorder import Recorder as OverTime
+
+    History().start()
+    _running.append(OverTime())
+    _running[0].start()
+
+
+def _over_time(device: int) -> dict[str, Any]:
+    if not _running:
+        return {}
+    timeline, holders = _running[0].timeline(device), _running[0].holders(device, _HOLDERS)
+    return {"recorded": {"timeline": asdict(timeline), "holders": [asdict(holder) for holder in holders]}}
 
 
 def _record_history() -> None:

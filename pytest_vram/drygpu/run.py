@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from pytest_vram.drygpu.activate import environment
 from pytest_vram.drygpu.cards import find_card
-from pytest_vram.drygpu.startup import RECORD_VARIABLE, SNAPSHOT_VARIABLE, inherited
+from pytest_vram.drygpu.page import as_report
+from pytest_vram.drygpu.startup import RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE, inherited
 from pytest_vram.drygpu.summary import RunReport, combine, render
 from pytest_vram.errors import DryGpuError, VramUsageError
 from pytest_vram.units import gb_to_bytes
@@ -48,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--total-gb", type=float, metavar="X", help="device memory in GiB, in place of the card's")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
     parser.add_argument("--snapshot", type=Path, metavar="OUT", help="write torch's memory history, for memory_viz")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page: memory over time, who held the peak")
     parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
@@ -60,16 +62,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def main(args: argparse.Namespace) -> int:
     """Run the program that ``args`` names, print the summary to stderr, and return the program's exit code."""
     try:
+        command = args.command[1:] if args.command[:1] == ["--"] else args.command
         report = run(
-            args.command[1:] if args.command[:1] == ["--"] else args.command,
+            command,
             gpu=args.gpu,
             count=args.count,
             alloc_conf=args.alloc_conf,
             total_bytes=None if args.total_gb is None else gb_to_bytes(args.total_gb),
             snapshot=args.snapshot,
+            over_time=args.html is not None,
         )
         if args.json is not None:
             args.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        if args.html is not None:
+            args.save(as_report(report, command), args.html)
     except (DryGpuError, VramUsageError) as error:
         print(f"pytest-vram: {error}", file=sys.stderr)
         return 2
@@ -85,6 +91,7 @@ def run(
     alloc_conf: str | None = None,
     total_bytes: int | None = None,
     snapshot: Path | None = None,
+    over_time: bool = False,
 ) -> RunReport:
     """Run ``command`` (a script, ``-m`` and a module, or a program, each with its arguments) on dry GPUs.
 
@@ -107,6 +114,8 @@ def run(
         variables["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
     if snapshot is not None:
         variables[SNAPSHOT_VARIABLE] = str(snapshot.absolute())
+    if over_time:
+        variables[TIMELINE_VARIABLE] = "1"
     with tempfile.TemporaryDirectory(prefix="pytest-vram-") as folder:
         variables[RECORD_VARIABLE] = folder
         began = time.monotonic()

@@ -22,6 +22,9 @@ RECORD_VARIABLE = "PYTEST_VRAM_RECORD"
 SNAPSHOT_VARIABLE = "PYTEST_VRAM_SNAPSHOT"
 """Names the file for torch's memory history; not set: none is recorded."""
 
+TIMELINE_VARIABLE = "PYTEST_VRAM_TIMELINE"
+"""Set: memory over time is recorded, and left with the figures."""
+
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:
     """The variables that make child processes carry values too, given the environment ``base``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.memory.measurement import HostRead
@@ -74,6 +74,8 @@ class RunReport:
     signal: int | None
     seconds: float
     versions: Mapping[str, str | None]
+    recorded: Mapping[int, Record] = field(default_factory=dict)
+    """Memory over time and who held the peak, by card, where it was asked for: of the process that held most."""
 
     @property
     def worst(self) -> DeviceFigures | None:
@@ -150,7 +152,14 @@ def combine(
         signal=-code if code < 0 else None,
         seconds=seconds,
         versions=records[0]["versions"] if records else {},
+        recorded={index: found for index, devices in by_card.items() if (found := _recorded(devices))},
     )
+
+
+def _recorded(records: Sequence[Record]) -> Record | None:
+    largest = max(records, key=lambda record: int(record["peak_allocated_bytes"]))
+    found: Record | None = largest.get("recorded")
+    return found
 
 
 def _figures(index: int, records: Sequence[Record], total_bytes: int) -> DeviceFigures:
