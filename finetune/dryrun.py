@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import configfile
-from finetune.config import RunConfig
+from finetune.config import EMBEDDED_MODEL, RunConfig
 from finetune.errors import ConfigError, ExitCode, FinetuneError, Problem
 from finetune.validate import validate
 
@@ -63,6 +63,7 @@ def main(config: RunConfig) -> int:
     """
     validate(config)
     card = _card(config)
+    _refuse_misspelt(config.model.model)
     if config.dry.fit:
         return _fit(config, card)
     answer = measure(config, card)
@@ -112,8 +113,33 @@ def ask(request: dict[str, Any], config: RunConfig, card: str | None, *, total_b
             )
         if done.returncode or not (folder / "result.json").exists():
             said = "\n".join(done.stderr.strip().splitlines()[-12:])
+            if ".ModelError: " in said:
+                raise _no_such_model(config.model.model, said.rpartition("Error: ")[2])
             raise DryRunError(f"the trial of {config.model.model} ended with exit code {done.returncode}:\n{said}")
         return json.loads((folder / "result.json").read_text())
+
+
+def _refuse_misspelt(name: str) -> None:
+    """Before a hub that may not be there is asked, and asked again: a bare name that nearly is a shape's."""
+    from finetune.shapes import find_shape, near_shapes
+
+    local = Path(name).expanduser().exists() or "/" in name or name == EMBEDDED_MODEL
+    if not local and find_shape(name) is None and near_shapes(name, cutoff=0.75):
+        raise _no_such_model(name, "")
+
+
+def _no_such_model(name: str, said: str) -> ConfigError:
+    from finetune.shapes import SHAPES, near_shapes
+
+    near = near_shapes(name)
+    return ConfigError(
+        Problem(
+            field="model",
+            value=name,
+            why=f"did you mean {' or '.join(near)}?" if near else said.strip().splitlines()[0],
+            remedy=f"name a folder with a config.json, a hub model, or a shape: {', '.join(SHAPES)}",
+        )
+    )
 
 
 def plain(config: RunConfig) -> dict[str, Any]:

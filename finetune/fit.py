@@ -1,13 +1,18 @@
-"""The most tokens a step that fit: micro-batch or sequence, by a line through two measurements, then checked."""
+"""The most tokens a step that fit: guessed by arithmetic, corrected by each trial, held between one and the next."""
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from finetune import configfile
+from finetune.errors import ConfigError
+from finetune.estimate import estimate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from finetune.config import RunConfig
     from finetune.trial import Bench, Trial
 
@@ -41,7 +46,7 @@ def search(bench: Bench, config: RunConfig, *, open_settings: list[str], limit_b
             if direction in open_settings:
                 _climb(bench, config, direction, limit_bytes, found)
         if not {"micro_batch", "seq"} & set(open_settings):
-            trial = bench.run(config)
+            trial = bench.run(config, attributed=False)
             if _fits(trial, limit_bytes):
                 found["best"] = _entry(config, trial)
         if found["best"] is not None or "rank" not in open_settings or config.adapter.rank <= 4:
@@ -57,18 +62,18 @@ def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, found: 
 
     def trial(units: int) -> Trial:
         if units not in trials:
-            trials[units] = bench.run(configfile.replace(config, {name: units * step}))
+            trials[units] = bench.run(configfile.replace(config, {name: units * step}), attributed=False)
             found["trials"] += 1
         return trials[units]
 
     low, high = 0, most + 1  # low fits, high does not
-    guess = 2 if name == "seq" else 1
+    forecast = _forecast(bench, config, name, step)
     while high - low > 1 and len(trials) < _MOST_TRIALS:
+        guess = _next_guess(trials, low, high, limit_bytes, forecast)
         if _fits(trial(guess), limit_bytes):
             low = guess
         else:
             high = guess
-        guess = _next_guess(trials, low, high, limit_bytes)
     if low and (found["best"] is None or low * step * _other(config, name) > found["best"]["tokens"]):
         found["best"] = _entry(configfile.replace(config, {name: low * step}), trial(low))
         found["next"] = None
@@ -77,18 +82,53 @@ def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, found: 
             found["next"] = _entry(larger, trial(low + 1))
 
 
-def _next_guess(trials: dict[int, Trial], low: int, high: int, limit_bytes: int) -> int:
-    """Where a line through the two largest trials that ran to their end meets the limit; else the middle."""
-    whole = sorted(units for units, t in trials.items() if t.fits)
-    guess = (low + high) // 2 if high - low < 2 * low else min(2 * max(low, 1), high - 1)
-    if len(whole) >= 2:
+def _forecast(bench: Bench, config: RunConfig, name: str, step: int) -> Callable[[int], int] | None:
+    """What a setting needs by arithmetic; None for a family of models that the arithmetic does not know."""
+    shape = bench.base.config.to_dict()
+
+    def needs(units: int) -> int:
+        changed = configfile.replace(config, {name: units * step})
+        return estimate(changed, shape, capability=bench.capability, context_bytes=bench.context_bytes).total_bytes
+
+    try:
+        needs(1)
+    except (ConfigError, KeyError):
+        return None
+    return needs
+
+
+def _next_guess(
+    trials: dict[int, Trial], low: int, high: int, limit_bytes: int, forecast: Callable[[int], int] | None
+) -> int:
+    """The largest setting that should fit: by arithmetic, set right by the largest trial that ran to its end.
+
+    Without arithmetic, where a line through the two largest trials meets the limit. A guess that holds leaves its
+    neighbour, and that one ends the search.
+    """
+    whole = sorted(units for units, trial in trials.items() if trial.fits)
+    if forecast is not None:
+        guess = bisect.bisect_right(range(high), limit_bytes, lo=1, key=_corrected(forecast, trials, whole)) - 1
+    elif len(whole) >= 2:
         a, b = whole[-2:]
         slope = (trials[b].peak_device - trials[a].peak_device) / (b - a)
-        if slope > 0:
-            guess = b + int((limit_bytes - trials[b].peak_device) // slope)
-    guess = min(max(guess, low + 1), high - 1)
-    # A guess that was right twice over leaves its neighbour to be tried.
-    return guess if guess not in trials else min(max(low + 1, guess + 1), high - 1)
+        guess = b + int((limit_bytes - trials[b].peak_device) // slope) if slope > 0 else high - 1
+    else:
+        guess = max(1, 2 * low)
+    return min(max(guess, low + 1), high - 1)
+
+
+def _corrected(forecast: Callable[[int], int], trials: dict[int, Trial], whole: list[int]) -> Callable[[int], int]:
+    """The forecast, moved through the largest trial and tilted through the one before it."""
+    if not whole:
+        # The first guess is to fall a little short: a trial that is refused tells nothing of what it needed.
+        return lambda units: round(forecast(units) / 0.95)
+    last = whole[-1]
+    tilt = 1.0
+    if len(whole) >= 2:
+        before = whole[-2]
+        expected = forecast(last) - forecast(before)
+        tilt = (trials[last].peak_device - trials[before].peak_device) / expected if expected > 0 else 1.0
+    return lambda units: trials[last].peak_device + round(max(tilt, 0.5) * (forecast(units) - forecast(last)))
 
 
 def _fits(trial: Trial, limit_bytes: int) -> bool:

@@ -77,18 +77,27 @@ class Bench:
         shape.dtype = "bfloat16"
         checkpoint = empty_checkpoint(shape, folder)
         self.vocabulary = int(shape.get_text_config().vocab_size)
+        self.capability = torch.cuda.get_device_capability()
         with self._phase("loading"):
             self.base = load_base(dataclasses.replace(config.model, model=str(checkpoint)))
+        self.context_bytes = _driver_figures(torch)[1]
 
-    def run(self, config: RunConfig, *, steps: int = 2) -> Trial:
-        """Attach the adapter, and take steps; an allocation that is refused ends the trial, not the program."""
+    def run(self, config: RunConfig, *, steps: int = 2, attributed: bool = True) -> Trial:
+        """Attach the adapter, and take steps; an allocation that is refused ends the trial, not the program.
+
+        Args:
+            config: the settings; those of the model must be the ones that the base was loaded with.
+            steps: how many; the second is the first that finds optimizer state.
+            attributed: keep a history of the last step, to tell what the bytes at its peak are for.
+        """
         torch = self.torch
         message = ""
         model, optimizer, categories = None, None, {}
         try:
             model, optimizer = self._prepare(config)
             for step in range(steps):
-                categories = self._step(config, model, optimizer, step)
+                history = attributed and step == steps - 1
+                categories = self._step(config, model, optimizer, step, attributed=history)
         except torch.OutOfMemoryError as error:
             message = str(error)
         result = self._result(message, categories)
@@ -104,21 +113,22 @@ class Bench:
             optimizer = make_optimizer(model.parameters(), config.train)
         return model, optimizer
 
-    def _step(self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, int]:
+    def _step(
+        self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, attributed: bool
+    ) -> dict[str, int]:
         from finetune import attribution
         from finetune.accumulate import window_gradients
         from finetune.optim import optimizer_step
         from finetune.step import clip_gradients, evaluate
 
         window = list(self._window(config))
-        last = step > 0  # the first step makes what later ones find: optimizer state, workspaces
         before = self.torch.cuda.memory_allocated()
-        history: AbstractContextManager[Any] = attribution.recorded() if last else contextlib.nullcontext([])
+        history: AbstractContextManager[Any] = attribution.recorded() if attributed else contextlib.nullcontext([])
         with history as events, self._phase("forward and backward"):
             window_gradients(model, window, config.train)
         peak = self.torch.cuda.max_memory_allocated()
         categories = held(model, optimizer)
-        if last:
+        if attributed:
             meanwhile = attribution.at_peak(events, model)
             kept = sum(size for name, size in categories.items() if name != "gradients")
             meanwhile["workspace"] = max(0, before - kept)
@@ -129,10 +139,11 @@ class Bench:
             optimizer_step(optimizer)
             update = self.torch.cuda.max_memory_allocated()
             optimizer.zero_grad(set_to_none=True)
-        if last:
+        if attributed:
             if update > peak:  # gradients are all there, and all that is more is the update's own
                 meanwhile = {"activations": 0, "logits": 0, "workspace": max(0, update - sum(categories.values()))}
             categories |= meanwhile
+        if step:
             with self._phase("evaluation"):
                 evaluate(model, window[:1], config.train)
         return categories

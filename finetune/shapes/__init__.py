@@ -114,9 +114,14 @@ def load_shape(name: str) -> PretrainedConfig:
     return config
 
 
+def near_shapes(name: str, *, cutoff: float = 0.5) -> list[str]:
+    """Names of the shapes that a misspelt ``name`` may mean, nearest first; ``cutoff`` as in difflib."""
+    near = difflib.get_close_matches(name.strip().lower().rpartition("/")[2], _NAMES, n=3, cutoff=cutoff)
+    return list(dict.fromkeys(_NAMES[other].name for other in near))
+
+
 def _unknown(name: str) -> ConfigError:
-    near = difflib.get_close_matches(name.strip().lower().rpartition("/")[2], _NAMES, n=3, cutoff=0.5)
-    meant = dict.fromkeys(_NAMES[other].name for other in near)
+    meant = near_shapes(name)
     return ConfigError(
         Problem(
             field="model",
