@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
-_NESTED = ("fixtures", "phases", "host_reads")
+_NESTED = ("fixtures", "phases", "holders", "host_reads")
 
 
 def save(report: Report, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""Markdown for a CI summary: a table, and a folded section for each broken budget."""
+"""Markdown for a CI summary: a table, and a folded section for each failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from pytest_vram.memory import Report
 
-_MOST_ROWS = 200
+_MOST_ROWS, _MOST_DETAILS, _MOST_HOLDERS = 200, 50, 10  # a summary has room for 1 MiB
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~])")
 _MARKS = {"exceeded": "❌", "unmeasured": "❔", "within": "✅", "none": ""}
 
@@ -36,8 +36,11 @@ def render(report: Report) -> str:
     ]
     if len(table) > _MOST_ROWS:
         lines.append(f"\n{len(table) - _MOST_ROWS} more tests, all with smaller peaks.")
-    for row in broken:
+    failed = [row for row in table if row.outcome == "failed" or row.verdict == "exceeded"]
+    for row in failed[:_MOST_DETAILS]:
         lines += ["", *_details(row)]
+    if len(failed) > _MOST_DETAILS:
+        lines.append(f"\n{len(failed) - _MOST_DETAILS} more tests failed.")
     return "\n".join(lines) + "\n"
 
 
@@ -57,21 +60,36 @@ def _line(row: Row) -> str:
 
 
 def _details(row: Row) -> list[str]:
-    assert row.peak_bytes is not None
-    assert row.budget_bytes is not None
-    over = format_bytes(row.peak_bytes - row.budget_bytes)
+    peak = "" if row.peak_bytes is None else f" ({row.peak_bytes:,} bytes)"
     lines = [
         "<details>",
-        f"<summary>{html.escape(row.nodeid)}: {over} over its budget</summary>",
+        f"<summary>{html.escape(row.nodeid)}: {_what(row)}</summary>",
         "",
-        f"- peak {row.metric}: {format_bytes(row.peak_bytes)} ({row.peak_bytes:,} bytes)",
-        f"- budget: {format_bytes(row.budget_bytes)} ({row.budget_bytes:,} bytes)",
-        f"- allocated {format_bytes(row.allocated_bytes)}, reserved {format_bytes(row.reserved_bytes)}",
+        f"- peak {row.metric}: {format_bytes(row.peak_bytes)}{peak}",
     ]
+    if row.budget_bytes is not None:
+        lines.append(f"- budget: {format_bytes(row.budget_bytes)} ({row.budget_bytes:,} bytes)")
+    lines.append(f"- allocated {format_bytes(row.allocated_bytes)}, reserved {format_bytes(row.reserved_bytes)}")
+    if row.leaked_bytes:
+        lines.append(f"- left behind: {format_bytes(row.leaked_bytes)}")
     lines += [
         f"- {share.scope} fixture {escape(share.name)}: {format_bytes(share.size_bytes)}" for share in row.fixtures
     ]
     lines += [f"- phase {escape(p.name)}: {format_bytes(p.peak.allocated_bytes)}" for p in row.phases]
     if row.worst_example:
         lines.append(f"- worst example: {escape(row.worst_example)}")
+    if row.holders:
+        lines += ["", "| held at the peak | blocks | category | module | line |", "|---:|---:|---|---|---|"]
+        lines += [
+            f"| {format_bytes(h.size_bytes)} | {h.count} | {escape(h.category or '')} | {escape(h.module or '')} |"
+            f" {escape(h.location)} |"
+            for h in row.holders[:_MOST_HOLDERS]
+        ]
     return [*lines, "", "</details>"]
+
+
+def _what(row: Row) -> str:
+    """Why the test is among the failed ones, as far as memory knows."""
+    if row.verdict == "exceeded" and row.peak_bytes is not None and row.budget_bytes is not None:
+        return f"{format_bytes(row.peak_bytes - row.budget_bytes)} over its budget"
+    return f"left {format_bytes(row.leaked_bytes)} behind" if row.leaked_bytes else "failed"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_vram.memory import Exceeded, Unmeasured, Within
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import FixtureShare, HostRead, Kind, Phase, Report, TestRecord
+    from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Phase, Report, TestRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,7 @@ class Row:
     ooms: int
     fixtures: tuple[FixtureShare, ...]
     phases: tuple[Phase, ...]
+    holders: tuple[Holder, ...]
     host_reads: tuple[HostRead, ...]
     worst_example: str | None
 
@@ -83,6 +84,7 @@ def row(test: TestRecord) -> Row:
         ooms=measurement.ooms if measurement else 0,
         fixtures=fixtures,
         phases=measurement.phases if measurement else (),
+        holders=measurement.holders if measurement else (),
         host_reads=measurement.host_reads if measurement else (),
         worst_example=test.worst_example,
     )

@@ -89,7 +89,7 @@ def test_every_report_renders(report: Report, width: int, verbosity: int) -> Non
     assert terminal.render(report, width=width, verbosity=verbosity)
     assert files.to_csv(report)
     text = markdown.render(report)
-    rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [line for line in text.partition("<details>")[0].splitlines() if line.startswith("| ") and "---" not in line]
     assert len(rows) == 1 + len(report.tests)
 
 

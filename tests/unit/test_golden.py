@@ -19,5 +19,5 @@ def test_golden_files_are_what_would_be_written_now() -> None:
 def test_a_name_with_markup_stays_text_in_markdown() -> None:
     text = (GOLDEN / "report.md").read_text(encoding="utf-8")
     assert "<script>" not in text
-    table = [line for line in text.splitlines() if line.startswith("| ")]
+    table = [line for line in text.partition("<details>")[0].splitlines() if line.startswith("| ")]
     assert {line.replace("\\|", "").count("|") for line in table} == {8}

@@ -70,7 +70,7 @@ def _session(report: Report, table: list[Row]) -> str:
     versions += [("driver", environment.driver), ("allocator", environment.allocator_conf)]
     facts = [*names, *(f"{name} {value}" for name, value in versions if value)]
     kinds = list(dict.fromkeys(row.kind for row in table if row.kind))
-    chips = [("tests", len(table), ""), ("failed", failed, "bad" if failed else "")]
+    chips = [("test" if len(table) == 1 else "tests", len(table), ""), ("failed", failed, "bad" if failed else "")]
     chips += [(_WORDS[v], counts[v], s) for v, s in (("exceeded", "bad"), ("within", "good"), ("unmeasured", "odd"))]
     return (
         "<header>\n<h1>GPU memory</h1>\n"
