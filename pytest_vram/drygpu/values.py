@@ -60,8 +60,8 @@ def install() -> None:
     driver.set_read_hook(hostreads.on_read)
     if not hasattr(torch.library, "get_kernel"):
         print(
-            f"pytest-vram: torch {torch.__version__} lacks torch.library.get_kernel, so this dry GPU carries no values: what "
-            "is read back from it counts as unknown",
+            f"pytest-vram: torch {torch.__version__} lacks torch.library.get_kernel, so this dry GPU carries no "
+            "values: what is read back from it counts as unknown",
             file=sys.stderr,
         )
         return
