@@ -191,7 +191,11 @@ class Runner:
 
     def _probe_at_hand(self) -> Probe | None:
         """The probe, unless choosing it would import torch into a session that has not needed it yet."""
-        if self._probe is None and "torch" not in sys.modules:
+        if (
+            self._probe is None
+            and "torch" not in sys.modules
+            and not self.config.hook.pytest_vram_probe.get_hookimpls()
+        ):
             return None
         return self.probe()
 
