@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -228,7 +229,8 @@ def command(config: RunConfig) -> str:
         if isinstance(value, bool):
             parts.append(flag if value else f"--no-{flag[2:]}")
         else:
-            parts.append(f"{flag} {' '.join(value) if isinstance(value, tuple) else value}")
+            words = value if isinstance(value, tuple) else (str(value),)
+            parts.append(" ".join([flag, *map(shlex.quote, words)]))
     return " ".join(parts)
 
 

@@ -68,7 +68,7 @@ def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, found: 
 
     low, high = 0, most + 1  # low fits, high does not
     forecast = _forecast(bench, config, name, step)
-    while high - low > 1 and len(trials) < _MOST_TRIALS:
+    while high - low > 1:
         guess = _next_guess(trials, low, high, limit_bytes, forecast)
         if _fits(trial(guess), limit_bytes):
             low = guess
@@ -106,7 +106,9 @@ def _next_guess(
     neighbour, and that one ends the search.
     """
     whole = sorted(units for units, trial in trials.items() if trial.fits)
-    if forecast is not None:
+    if not whole and trials:
+        guess = high // 2  # refused, so far, whatever was tried: no telling how far off
+    elif forecast is not None:
         guess = bisect.bisect_right(range(high), limit_bytes, lo=1, key=_corrected(forecast, trials, whole)) - 1
     elif len(whole) >= 2:
         a, b = whole[-2:]
@@ -114,6 +116,9 @@ def _next_guess(
         guess = b + int((limit_bytes - trials[b].peak_device) // slope) if slope > 0 else high - 1
     else:
         guess = max(1, 2 * low)
+    refused = sum(units >= high for units in trials)
+    if refused > 1 and guess >= high - 1:
+        guess = (low + high) // 2  # contradicted twice
     return min(max(guess, low + 1), high - 1)
 
 
@@ -128,7 +133,7 @@ def _corrected(forecast: Callable[[int], int], trials: dict[int, Trial], whole: 
         before = whole[-2]
         expected = forecast(last) - forecast(before)
         tilt = (trials[last].peak_device - trials[before].peak_device) / expected if expected > 0 else 1.0
-    return lambda units: trials[last].peak_device + round(max(tilt, 0.5) * (forecast(units) - forecast(last)))
+    return lambda units: trials[last].peak_device + round(max(tilt, 0.01) * (forecast(units) - forecast(last)))
 
 
 def _fits(trial: Trial, limit_bytes: int) -> bool:

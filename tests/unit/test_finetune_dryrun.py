@@ -1,0 +1,122 @@
+"""What --dry-run and --fit say, and what they refuse before anything runs."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+
+from finetune import cli, configfile, dryrun
+from finetune.config import RunConfig
+from finetune.errors import ConfigError
+from finetune.qlora import main
+
+GIB = 2**30
+TRIAL: dict[str, Any] = {
+    "fits": True,
+    "message": "",
+    "phases": {"loading": 4 * GIB, "forward and backward": 5 * GIB},
+    "categories": {"weights": 4 * GIB, "activations": GIB},
+    "peak_allocated": 5 * GIB,
+    "peak_reserved": 6 * GIB,
+    "peak_device": 6 * GIB + GIB // 2,
+    "context": GIB // 2,
+    "total": 16 * GIB,
+    "managed": GIB // 4,
+    "seconds": 7.0,
+}
+
+
+def config(**settings: Any) -> RunConfig:
+    return configfile.replace(RunConfig(), {"model": "mistral-7b"} | settings)
+
+
+def test_a_run_that_fits_is_told_with_its_headroom() -> None:
+    text = dryrun.render(config(), "rtx-4080", dryrun.Answer(trial=TRIAL, needed=TRIAL["peak_device"]))
+    assert "fits rtx-4080" in text
+    assert "needs     6.50 GiB of 16.00 GiB (41%)" in text
+    assert "headroom  9.50 GiB" in text
+    assert "0.25 GiB in managed memory" in text
+    assert "dry GPU" in text
+
+
+def test_a_run_that_does_not_fit_is_told_what_is_missing() -> None:
+    trial = TRIAL | {"fits": False, "message": "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"}
+    text = dryrun.render(config(), "rtx-4060", dryrun.Answer(trial=trial, needed=20 * GIB))
+    assert "does NOT fit rtx-4060" in text
+    assert "missing   4.00 GiB" in text
+    assert "Tried to allocate 2.00 GiB" in text
+
+
+def test_a_real_gpu_is_not_called_dry() -> None:
+    text = dryrun.render(config(), None, dryrun.Answer(trial=TRIAL, needed=TRIAL["peak_device"]))
+    assert "measured on the GPU" in text
+    assert "dry" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"micro_batch": 38},
+        {"checkpointing": False, "double_quant": False},
+        {"targets": ("q_proj", "v_proj"), "rank": 8, "rslora": True},
+        {"data": "my rows.jsonl", "question": "What is it?"},
+    ],
+)
+def test_the_command_that_is_printed_gives_the_same_run(settings: dict[str, Any]) -> None:
+    asked = config(**settings)
+    words = shlex.split(dryrun.command(asked))
+    assert words[:3] == ["python", "-m", "finetune.qlora"]
+    assert cli.parse(words[3:]) == asked
+
+
+def test_the_settings_go_through_json_and_back() -> None:
+    from finetune.trial import _settings
+
+    asked = config(targets=("q_proj",), seq=77)
+    again = configfile.replace(RunConfig(), _settings(dryrun.plain(asked)))
+    assert (again.adapter, again.data, again.train) == (asked.adapter, asked.data, asked.train)
+
+
+def test_a_card_that_is_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4800"]) == 2
+    assert "did you mean rtx-4090 or rtx-4080" in capsys.readouterr().err
+
+
+def test_no_card_and_no_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import pytest_vram.drygpu
+
+    monkeypatch.setattr(pytest_vram.drygpu, "real_gpu_present", lambda: False)
+    assert main(["--model", "mistral-7b", "--dry-run"]) == 2
+    assert "--gpu rtx-4080" in capsys.readouterr().err
+
+
+def test_a_model_that_is_misspelt_is_told_its_neighbours_without_asking_a_hub() -> None:
+    with pytest.raises(ConfigError, match="did you mean mistral-7b"):
+        dryrun.main(configfile.replace(config(model="mistrl-7b"), {"dry_run": True, "gpu": "rtx-4080"}))
+
+
+def test_fit_searches_what_was_left_open_and_prints_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def answer(request: dict[str, Any], *_: Any, **__: Any) -> Any:
+        asked.append(request)
+        if request["kind"] == "run":
+            return [TRIAL]
+        settings = {"micro_batch": 9, "seq": 1024, "checkpointing": True, "rank": 16}
+        larger = settings | {"micro_batch": 10}
+        return {
+            "best": {"settings": settings, "tokens": 9216, "trial": TRIAL},
+            "next": {"settings": larger, "tokens": 10240, "trial": TRIAL | {"fits": False}},
+            "trials": 5,
+        }
+
+    monkeypatch.setattr(dryrun, "ask", answer)
+    assert main(["--model", "mistral-7b", "--seq", "1024", "--fit", "--gpu", "rtx-4080"]) == 0
+    text = capsys.readouterr().out
+    assert asked[0]["open"] == ["micro_batch", "checkpointing", "rank"]
+    assert "the next larger setting, micro-batch 10, is out of memory" in text
+    assert "python -m finetune.qlora --model mistral-7b --seq 1024 --micro-batch 9" in text

@@ -1,0 +1,113 @@
+"""The ladder's figures: attributed, told, kept and drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune import ladder
+from finetune.estimate import CATEGORIES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB = 2**30
+SIZES = dict.fromkeys(CATEGORIES, GIB)
+
+
+def rung(name: str, *, fits: bool, cached: int = GIB) -> ladder.Rung:
+    return ladder.Rung(
+        name=name,
+        arithmetic=SIZES,
+        measured=SIZES | {ladder.CACHED: cached},
+        managed=0 if fits else GIB,
+        fits=fits,
+        seconds=1.0,
+    )
+
+
+LADDER = ladder.Ladder(
+    model="mistral-7b",
+    card="rtx-4080",
+    total_bytes=16 * GIB,
+    seq=512,
+    micro_batch=1,
+    rank=16,
+    rungs=(rung("full", fits=False, cached=20 * GIB), rung("LoRA", fits=True)),
+)
+
+
+def test_sums() -> None:
+    assert LADDER.rungs[1].expected == len(CATEGORIES) * GIB
+    assert LADDER.rungs[1].needed == (len(CATEGORIES) + 1) * GIB
+
+
+def test_the_table_names_what_fits_and_by_how_much() -> None:
+    text = ladder.render(LADDER)
+    assert "rtx-4080 has 16.00 GiB" in text
+    assert "does not fit: 1.8x the card" in text
+    assert "fits, 62% of the card" in text
+    assert len({len(line) for line in text.splitlines()[2:7]}) == 1  # columns line up
+
+
+def test_json_gives_the_same_ladder_back() -> None:
+    assert ladder.from_json(ladder.as_json(LADDER)) == LADDER
+
+
+def test_each_rung_changes_what_its_name_says() -> None:
+    rungs = list(ladder.RUNGS.values())
+    for before, after, name in zip(rungs[4:], rungs[5:], list(ladder.RUNGS)[5:], strict=False):
+        changed = {key for key in after if before.get(key) != after[key]}
+        assert len(changed) == 1, name
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_picture_is_the_same_for_the_same_figures(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    from finetune.drawing import draw
+
+    files = [tmp_path / f"{i}{suffix}" for i in (1, 2)]
+    for file in files:
+        draw(LADDER, file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("argument", [["--seq", "0"], ["--rank", "x"], ["--micro-batch", "-1"]])
+def test_numbers_that_cannot_be(argument: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ladder.main(argument)
+    assert argument[1] in capsys.readouterr().err
+
+
+def test_a_card_or_a_model_that_is_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ladder.main(["--gpu", "rtx-4800"]) == 2
+    assert "rtx-4080" in capsys.readouterr().err
+
+
+def event(action: str, address: int, size: int, file: str = "model.py") -> dict[str, Any]:
+    return {"action": action, "addr": address, "size": size, "frames": [{"filename": file, "name": "f", "line": 1}]}
+
+
+def test_bytes_at_the_peak_are_told_apart() -> None:
+    from finetune import attribution, loss
+
+    events = [
+        event("alloc", 1, 100),  # a gradient that stays
+        event("alloc", 2, 50),
+        event("free_requested", 2, 50),
+        event("alloc", 2, 30),  # an activation, where something else was
+        event("alloc", 3, 500, str(loss.__file__)),
+        event("free_requested", 3, 500),
+        event("free_requested", 2, 30),
+        event("alloc", 2, 40),  # a gradient that came after the peak, where the activation was
+    ]
+    found = attribution.classify(events, {1, 2})
+    assert found == {"gradients": 100, "logits": 500, "activations": 30}
+
+
+def test_a_history_without_allocations() -> None:
+    from finetune import attribution
+
+    assert attribution.classify([], set()) == {"gradients": 0, "logits": 0, "activations": 0}
