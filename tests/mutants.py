@@ -8,7 +8,8 @@ STEP = ["tests/properties/test_qlora_step.py", "tests/properties/test_qlora_refu
 ACCUMULATION = ["tests/properties/test_accumulation.py"]
 RESUME = ["tests/properties/test_resume_machine.py"]
 CHECKPOINT = ["tests/unit/test_finetune_checkpoint.py"]
-CLI = ["tests/unit/test_finetune_cli.py"]
+SETTINGS = "tests/unit/test_finetune_settings.py"
+CLI = ["tests/unit/test_finetune_cli.py", SETTINGS]
 
 MUTANTS: dict[str, tuple[list[str], list[tuple[str, str]]]] = {
     "nf4": (
@@ -207,7 +208,7 @@ MUTANTS: dict[str, tuple[list[str], list[tuple[str, str]]]] = {
         ],
     ),
     "resume": (
-        ["tests/unit/test_finetune_resume.py"],
+        ["tests/unit/test_finetune_resume.py", SETTINGS],
         [
             ("- FREE", "- FREE - {'seed'}"),
             ("if before != after:", "if False:"),
@@ -267,7 +268,7 @@ MUTANTS: dict[str, tuple[list[str], list[tuple[str, str]]]] = {
         ],
     ),
     "stop": (
-        ["tests/unit/test_finetune_stop.py"],
+        ["tests/unit/test_finetune_stop.py", SETTINGS],
         [
             ("self.requested = True\n", "pass\n"),
             ("if not self._deferring:", "if self._deferring:"),
@@ -285,7 +286,7 @@ MUTANTS: dict[str, tuple[list[str], list[tuple[str, str]]]] = {
                 "[config.adapter.rank * part.inputs, part.outputs * config.adapter.rank]",
                 "[config.adapter.rank * part.inputs]",
             ),
-            ("PAGED_FROM = 100_000", "PAGED_FROM = 100"),
+            ("PAGED_FROM = 4096", "PAGED_FROM = 100_000"),
             ("return dims.layers * kept, dequantized + one_gradient", "return kept, dequantized + one_gradient"),
         ],
     ),

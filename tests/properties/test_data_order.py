@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from finetune.data import (
 from finetune.encode import IGNORED, targets
 from finetune.errors import DataError
 from finetune.packing import pack
+from finetune.rows import source_fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -318,6 +320,24 @@ def test_a_changed_file_is_read_anew_and_an_unchanged_one_is_not(tmp_path: Path,
     second = load_examples(DataConfig(data=data), tiny_tokenizer(), seed=0)
     assert first.train.fingerprint != second.train.fingerprint
     assert len(list(cache.rglob("*.arrow"))) == 2
+
+
+def test_a_change_in_the_middle_of_a_large_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    path.write_bytes(b"a" * (3 << 20))
+    before = source_fingerprint(str(path))
+    assert source_fingerprint(str(path)) == before
+    os.utime(path, ns=(0, 1))
+    assert source_fingerprint(str(path)) != before
+
+
+def test_the_fingerprint_is_of_what_is_learned_too(tmp_path: Path, cache: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", GOOD + "\n")
+    answers, everything = (
+        load_examples(DataConfig(data=data, train_on_prompt=choice), tiny_tokenizer(), seed=0).train
+        for choice in (False, True)
+    )
+    assert answers.fingerprint != everything.fingerprint
 
 
 def test_held_out_rows_of_another_file_leave_all_rows_to_train_on(tmp_path: Path, cache: Path) -> None:
