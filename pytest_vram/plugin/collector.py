@@ -11,7 +11,7 @@ import pytest
 from pytest_vram.errors import VramError
 from pytest_vram.memory import Report, TestRecord
 from pytest_vram.plugin.judge import PROPERTY
-from pytest_vram.report.codec import decode
+from pytest_vram.report.codec import decode, encode
 
 if TYPE_CHECKING:
     from pytest_vram.plugin.settings import Settings
@@ -28,13 +28,21 @@ class Collector:
             _check_baseline(settings)
         self._written: list[str] = []
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take a test's record out of its report; teardown's comes last and is complete."""
-        for name, text in report.user_properties:
+        """Take a test's record out of its report; teardown's comes last and is complete.
+
+        What stays behind, for JUnit and others, is small: memory over time is in the report alone.
+        """
+        for position, (name, text) in enumerate(report.user_properties):
             if name == PROPERTY:
                 record = decode(TestRecord, json.loads(str(text)))
                 outcome = "failed" if report.failed else record.outcome
                 self.records[report.nodeid] = replace(record, outcome=outcome)
+                if any(m.timeline for m in record.measurements):
+                    short = tuple(replace(m, timeline=None, holders=m.holders[:5]) for m in record.measurements)
+                    text = json.dumps(encode(replace(record, measurements=short)), separators=(",", ":"))
+                    report.user_properties[position] = (name, text)
 
     def report(self) -> Report:
         """All that was measured, in the order in which it ran."""

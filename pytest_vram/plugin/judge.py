@@ -138,13 +138,13 @@ class Judge:
         if policy == "warn":
             warnings.warn(VramUnmeasuredWarning(f"{item.nodeid}: the budget was not measured: {reason}"), stacklevel=2)
         elif skip:
-            pytest.skip(f"vram budget not measured: {reason}")
+            raise pytest.skip.Exception(f"vram budget not measured: {reason}", _use_item_location=True)
 
     def refuse(self, text: str) -> None:
         """A fixture has nothing to give: skip, or fail where the session says so."""
         if self.settings.on_unmeasured == "fail":
             raise VramUnmeasured(text)
-        pytest.skip(text)
+        raise pytest.skip.Exception(text, _use_item_location=True)
 
 
 def _explain(item: pytest.Item, meter: Meter, measurements: tuple[Measurement, ...], error: BaseException) -> None:

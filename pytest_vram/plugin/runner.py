@@ -222,14 +222,15 @@ class Runner:
 
     def _skip_where_useless(self, item: pytest.Item, probe: Probe, budget: Budget | None) -> None:
         if probe.kind == "dry" and item.get_closest_marker(marks.VALUES_MARK):
-            pytest.skip(
-                f"needs values computed on the device (vram_values), and {probe.devices()[0].name} is a dry GPU"
-            )
+            name = probe.devices()[0].name
+            reason = f"needs values computed on the device (vram_values), and {name} is a dry GPU"
+            raise pytest.skip.Exception(reason, _use_item_location=True)
         if budget is not None and budget.min_free_bytes is not None:
             free = probe.free_bytes(budget.device or 0)
             if free is not None and free < budget.min_free_bytes:
                 wanted = format_bytes(budget.min_free_bytes)
-                pytest.skip(f"needs {wanted} of free GPU memory (min_free_gb), and there are {format_bytes(free)}")
+                reason = f"needs {wanted} of free GPU memory (min_free_gb), and there are {format_bytes(free)}"
+                raise pytest.skip.Exception(reason, _use_item_location=True)
 
     @contextlib.contextmanager
     def _capped(self, item: pytest.Item, meter: Meter) -> Iterator[None]:
