@@ -6,7 +6,18 @@ Nothing here knows of a dry GPU. The rows are made up, because only their length
 import argparse
 
 import torch
-from peft import IA3Config, LNTuningConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, VeraConfig, get_peft_model
+from peft import (
+    C3AConfig,
+    FourierFTConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from transformers import AutoModelForCausalLM
 
 ATTENTION, MLP = ["q_proj", "v_proj"], ["gate_proj", "up_proj", "down_proj"]
@@ -15,6 +26,8 @@ METHODS = {
     "lora-r64": lambda: LoraConfig(task_type="CAUSAL_LM", r=64, lora_alpha=128),
     "lora-r10-mlp": lambda: LoraConfig(task_type="CAUSAL_LM", r=10, lora_alpha=20, target_modules=MLP),
     "dora-r32": lambda: LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=64, use_dora=True),
+    "c3a": lambda: C3AConfig(block_size=64, target_modules=ATTENTION),
+    "fourierft": lambda: FourierFTConfig(n_frequency=1000, scaling=300, target_modules=ATTENTION),
     "ia3": lambda: IA3Config(),
     "ia3-all": lambda: IA3Config(
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", *MLP], feedforward_modules=MLP
