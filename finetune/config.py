@@ -112,7 +112,7 @@ class TrainConfig:
     """Recompute activations in backward (non-reentrant): one layer's activations instead of all layers'."""
     offload_activations: bool = False
     """Keep the checkpointed layers' inputs in host memory."""
-    loss_chunk: int = 1024
+    loss_chunk: int = 256
     """Tokens whose logits exist at one time in the loss."""
     seed: int = 0
     """Seed of data order, dropout and initial adapter weights."""

@@ -36,8 +36,8 @@ NESTED_BLOCK = 256
 WORKSPACE = {7: 8_519_680, 8: 8_519_680, 9: 33_554_432}
 """cuBLAS workspace of one thread by the capability's first number: ``getChosenWorkspaceSize`` in PyTorch's
 ``aten/src/ATen/cuda/CublasHandlePool.cpp``."""
-PAGED_FROM = 100_000
-"""Elements from which bitsandbytes pages a state: ``get_state_buffer`` in its ``optim/optimizer.py``."""
+PAGED_FROM = 4096
+"""Elements from which a state is paged, as in ``optim.py``, which imports torch; bitsandbytes does from 1e5 on."""
 EIGHT_BIT_FROM = 4096
 """Elements from which bitsandbytes keeps a state in 8 bits (``min_8bit_size``)."""
 

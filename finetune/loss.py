@@ -29,7 +29,8 @@ class LogitRule:
     """What a model does to its logits after the head: ``softcap * tanh(scale * x / softcap)``."""
 
     scale: float = 1.0
-    """Factor (Cohere's ``logit_scale``, the inverse of Granite's ``logits_scaling``)."""
+    """Factor (Cohere's ``logit_scale``, Falcon-H1's ``lm_head_multiplier``, the inverse of Granite's
+    ``logits_scaling``)."""
     softcap: float | None = None
     """Bound (Gemma 2's ``final_logit_softcapping``); None for no bound."""
 
@@ -37,6 +38,7 @@ class LogitRule:
     def of(cls, config: PretrainedConfig) -> LogitRule:
         """The rule of a model's configuration."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
+        scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         return cls(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
 
@@ -147,6 +149,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 del logits
                 losses.append(loss)
                 if not (need_hidden or need_weight or need_bias):
+                    del grad  # or it lives beside the next chunk's logits, and evaluation needs more than training
                     continue
                 grad = grad.to(weight_used.dtype)
                 if grad_hidden is not None:

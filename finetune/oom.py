@@ -179,8 +179,8 @@ def _alternatives(now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"offload_activations": True}
     if now["seq"] > 128:
         yield {"seq": now["seq"] // 2}
-    if now["loss_chunk"] > 256:
-        yield {"loss_chunk": 256}
+    if now["loss_chunk"] > 64:
+        yield {"loss_chunk": 64}
     if now["rank"] > 8 and not now["full"]:
         yield {"rank": 8}
     if not now["optimizer"].endswith("8bit"):

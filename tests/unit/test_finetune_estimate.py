@@ -75,14 +75,14 @@ def test_an_adapter_trains_a_few_percent_at_most() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "ordinary", "managed"),
     [
-        ("adamw", 2 * 2 * 208_000, 0),
-        ("paged-adamw", 2 * 4 * 8_000, 2 * 4 * 200_000),
-        ("adamw-8bit", 2 * 208_000 + 8 * (782 + 32), 0),
-        ("paged-adamw-8bit", 2 * 8_000 + 8 * (782 + 32), 2 * 200_000),
+        ("adamw", 2 * 2 * 212_000, 0),
+        ("paged-adamw", 2 * 4 * 4_000, 2 * 4 * 208_000),
+        ("adamw-8bit", 2 * 208_000 + 8 * (782 + 32) + 2 * 4 * 4_000, 0),
+        ("paged-adamw-8bit", 2 * 4 * 4_000 + 8 * (782 + 32), 2 * 208_000),
     ],
 )
-def test_states_of_two_bf16_tensors(optimizer: str, ordinary: int, managed: int) -> None:
-    assert optimizer_bytes([200_000, 8_000], optimizer, 2) == (ordinary, managed)
+def test_states_of_three_bf16_tensors(optimizer: str, ordinary: int, managed: int) -> None:
+    assert optimizer_bytes([200_000, 8_000, 4_000], optimizer, 2) == (ordinary, managed)
 
 
 def test_paged_state_is_not_in_the_total() -> None:
