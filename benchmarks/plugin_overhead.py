@@ -104,8 +104,8 @@ def unused(folder: Path) -> None:
         with_it.append(run(folder, "-p", "vram", "test_unused.py")[0])
     differences = [b - a for a, b in zip(without, with_it, strict=True)]
     print(
-        f"unused, {TESTS:,} tests: {statistics.median(without):.3f} s without, {statistics.median(with_it):.3f} s with"
-        f" the plugin; median of the differences {statistics.median(differences) * 1000:+.1f} ms, smallest times"
+        f"unused, {TESTS:,} tests: {statistics.median(without):.3f} s without, {statistics.median(with_it):.3f} s"
+        f" with the plugin; median of the differences {statistics.median(differences) * 1000:+.1f} ms, smallest times"
         f" {(min(with_it) - min(without)) * 1000:+.1f} ms"
     )
     code = "import time; s=time.perf_counter(); import pytest; m=time.perf_counter();"
@@ -128,8 +128,8 @@ def marked(folder: Path) -> None:
             (folder / "test_marked.py").write_text(CUDA_TEST.format(mark=mark, tests=TESTS, blocks=blocks))
             found[name] = median_us(folder, *gpu, "test_marked.py")
         print(
-            f"empty test, {blocks:,} live tensors: {found['unmarked']:.0f} us unmarked, {found['marked']:.0f} us with a"
-            f" budget: {found['marked'] - found['unmarked']:.0f} us a marked test"
+            f"empty test, {blocks:,} live tensors: {found['unmarked']:.0f} us unmarked, {found['marked']:.0f} us with"
+            f" a budget: {found['marked'] - found['unmarked']:.0f} us a marked test"
         )
 
 
@@ -140,8 +140,8 @@ def steps(folder: Path, device: str, gpu: str, steps: int) -> None:
         (folder / "test_step.py").write_text(STEP_TEST.format(device=device, mark=mark, steps=steps))
         found[name] = median_us(folder, "-p", "vram", f"--vram-gpu={gpu}", "test_step.py")
     print(
-        f"training step on {gpu}: {found['plain'] / 1000:.2f} ms plain, {found['budget'] / 1000:.2f} ms with a budget:"
-        f" {found['budget'] / found['plain']:.2f}x"
+        f"training step on {gpu}: {found['plain'] / 1000:.2f} ms plain, {found['budget'] / 1000:.2f} ms with a"
+        f" budget: {found['budget'] / found['plain']:.2f}x"
     )
 
 

@@ -159,7 +159,8 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
         ConfigError: no layer has a target's name, or a quantized base is to be trained in full.
     """
     if config.full:
-        return _free(model)
+        freed: nn.Module = _free(model)
+        return freed
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(

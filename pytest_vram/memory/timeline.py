@@ -18,8 +18,9 @@ Category = Literal[
 ]
 """What an allocation is for.
 
-``quantization`` are scales and code books; ``logits`` what the head and the loss make; ``temporary`` is freed within the
-forward or backward pass that made it; ``other`` is what no module, optimizer or backward pass made: inputs, for example.
+``quantization`` are scales and code books; ``logits`` what the head and the loss make; ``temporary`` is freed within
+the forward or backward pass that made it; ``other`` is what no module, optimizer or backward pass made: inputs, for
+example.
 """
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)

@@ -1,10 +1,9 @@
 """Every code block of the README, the documentation and the examples runs, page by page, in a folder of its own.
 
-The folder is empty; for an example it holds a copy of the example.
-
-A fenced block with a ``title="file"`` is written to that file. A ``console`` block runs each line that starts with ``$ ``;
-the other lines are output that must appear, in order, with ``...`` for whatever varies. A comment before a block changes it:
-``<!-- exit: 1 -->`` for a command that must fail so, ``<!-- not run: why -->`` for what cannot run here.
+The folder is empty; for an example it holds a copy of the example. A fenced block with a ``title="file"`` is written to
+that file. A ``console`` block runs each line that starts with ``$ ``; the other lines are output that must appear, in
+order, with ``...`` for whatever varies. A comment before a block changes it: ``<!-- exit: 1 -->`` for a command that
+must fail so, ``<!-- not run: why -->`` for what cannot run here.
 """
 
 from __future__ import annotations
@@ -110,9 +109,11 @@ def test_every_block_of_the_page_runs(page: Path, tmp_path: Path) -> None:
             done = run(f"{sys.executable} - <<'END_OF_BLOCK'\n{block.body}\nEND_OF_BLOCK", tmp_path)
             assert done.returncode == 0, f"{where}:\n{done.stdout}"
         else:
-            assert block.language in {"text", "tree", "mermaid"}, (
-                f"{where}: a {block.language} block needs a title or a 'not run: why' note"
-            )
+            assert block.language in {
+                "text",
+                "tree",
+                "mermaid",
+            }, f"{where}: a {block.language} block needs a title or a 'not run: why' note"
             continue
         ran += 1
     assert ran or page.name in {"index.md", "limits.md"} or {"explanation", "reference"} & set(page.parts), (
