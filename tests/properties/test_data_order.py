@@ -110,12 +110,19 @@ def test_every_row_is_trained_on_or_held_out_once(
     micro_batch=st.integers(1, 4),
     accumulation=st.integers(1, 5),
     seed=st.integers(0, 50),
+    train_on_prompt=st.booleans(),
 )
 @FEW
 def test_an_epochs_windows_hold_every_token_and_target_once(
-    load: Any, lengths: list[int], packing: bool, micro_batch: int, accumulation: int, seed: int
+    load: Any,
+    lengths: list[int],
+    packing: bool,
+    micro_batch: int,
+    accumulation: int,
+    seed: int,
+    train_on_prompt: bool,
 ) -> None:
-    train = load(lengths, packing=packing, eval_fraction=0.0).train
+    train = load(lengths, packing=packing, eval_fraction=0.0, train_on_prompt=train_on_prompt).train
     config = TrainConfig(micro_batch=micro_batch, accumulation=accumulation, seed=seed)
     seen: Counter[tuple[Any, ...]] = Counter()
     per_epoch = windows_per_epoch(train, config)
