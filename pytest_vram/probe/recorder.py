@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Timeline
 
 
+_EVER = ("allocated", "freed")  # counts that only grow: the same ones mean that nothing happened
 _Replay = tuple[Sequence[Mapping[str, Any]], list[Block], bool]
 
 
@@ -38,7 +39,7 @@ class Recorder:
         import torch
 
         if torch.cuda.is_initialized():
-            self._before = torch._C._cuda_memorySnapshot(None)["segments"]
+            self._before = _segments_now()
         self._start_us = time.time_ns() // 1000
         if self._marks:
             self._notes.start()
@@ -74,6 +75,23 @@ class Recorder:
 
     def _segments(self, index: int) -> list[Mapping[str, Any]]:
         return [segment for segment in self._before if segment["device"] == index]
+
+
+_seen: tuple[object, list[Mapping[str, Any]]] = (None, [])
+
+
+def _segments_now() -> list[Mapping[str, Any]]:
+    """The allocator's segments. To list them takes a microsecond a block, so it is done again only after a change."""
+    import torch
+
+    global _seen
+    state = tuple(
+        tuple(stats[name]["all"][which] for name in ("active", "allocation", "segment") for which in _EVER)
+        for stats in (torch._C._cuda_memoryStats(index) for index in range(torch.cuda.device_count()))
+    )
+    if state != _seen[0]:
+        _seen = (state, torch._C._cuda_memorySnapshot(None)["segments"])
+    return _seen[1]
 
 
 def _by_line(found: Iterable[Holder], top: int) -> tuple[Holder, ...]:
