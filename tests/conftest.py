@@ -8,7 +8,9 @@ own, so that both profiles reach every property.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 SLOW_MACHINES_ARE_NOT_BUGS = (HealthCheck.too_slow, HealthCheck.data_too_large)
@@ -29,3 +31,16 @@ settings.register_profile(
     suppress_health_check=SLOW_MACHINES_ARE_NOT_BUGS,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+TIERS = ("test_architecture.py", "unit", "plugin", "properties", "budgets", "e2e", "gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The fast tiers first: a mistake is told in the first minute."""
+    root = Path(__file__).parent
+
+    def tier(item: pytest.Item) -> int:
+        top = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
+        return TIERS.index(top) if top in TIERS else len(TIERS)
+
+    items.sort(key=tier)
