@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    import pytest
 
 SLOW_MACHINES_ARE_NOT_BUGS = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
