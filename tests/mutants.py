@@ -138,7 +138,7 @@ MUTANTS: dict[str, tuple[list[str], list[tuple[str, str]]]] = {
         ],
     ),
     "optim": (
-        ["tests/properties/test_optimizer_formulas.py", *RESUME],
+        ["tests/properties/test_learning_rate.py", "tests/properties/test_optimizer_formulas.py", *RESUME],
         [
             ('"weight_decay": config.weight_decay', '"weight_decay": 0.0'),
             ("bnb.optim.PagedAdamW8bit", "bnb.optim.PagedAdamW32bit"),
