@@ -61,15 +61,25 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The first marked test brings the rest of the plugin in."""
-    if not config.pluginmanager.has_plugin(_RUNNER) and any(_concerns(item) for item in items):
+    if not config.pluginmanager.has_plugin(_RUNNER) and _concerned(items):
         from pytest_vram.plugin import activation
 
         activation.start(config).pytest_collection_modifyitems(items)
 
 
-def _concerns(item: pytest.Item) -> bool:
-    names = getattr(item, "fixturenames", ())
-    return "vram" in names or "gpu" in names or any(m.name.startswith("vram") for m in item.iter_markers())
+def _concerned(items: list[pytest.Item]) -> bool:
+    """Whether any test has a mark or a fixture of ours. Runs in every session: each class and module is asked once."""
+    marked: dict[object, bool] = {}
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if "vram" in names or "gpu" in names or any(mark.name.startswith("vram") for mark in item.own_markers):
+            return True
+        parent = item.parent
+        if parent is not None and parent not in marked:
+            marked[parent] = any(mark.name.startswith("vram") for mark in parent.iter_markers())
+            if marked[parent]:
+                return True
+    return False
 
 
 @pytest.fixture(scope="session")
