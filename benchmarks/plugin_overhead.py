@@ -25,6 +25,7 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": ".",
 }
 
 UNUSED = f"import pytest\n@pytest.mark.parametrize('i', range({TESTS}))\ndef test_it(i): pass\n"
@@ -106,9 +107,10 @@ def median_us(folder: Path, *arguments: str) -> float:
 def unused(folder: Path) -> None:
     """Sessions with and without the plugin, in turn, so that both see the same machine."""
     (folder / "test_unused.py").write_text(UNUSED)
+    (folder / "empty.py").write_text("")  # any plugin costs pytest some time, this one included
     without, with_it = [], []
     for _ in range(RUNS):
-        without.append(run(folder, "test_unused.py")[0])
+        without.append(run(folder, "-p", "empty", "test_unused.py")[0])
         # By module: by the name of its entry point, pytest would first read the metadata of all that is installed.
         with_it.append(run(folder, "-p", "pytest_vram.plugin", "test_unused.py")[0])
     differences = [b - a for a, b in zip(without, with_it, strict=True)]
