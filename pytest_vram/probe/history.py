@@ -26,8 +26,8 @@ _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 class History:
     """Records allocations with their Python stacks, unless the program under test does so itself.
 
-    Costs about 2 microseconds an allocation (benchmarks/plugin_overhead.py); reading costs far more, and is for
-    failures.
+    What it costs while it runs is what ``benchmarks/plugin_overhead.py recorded`` prints; reading costs far more, and
+    is for failures.
     """
 
     def __init__(self) -> None:
