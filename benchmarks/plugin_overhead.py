@@ -116,7 +116,8 @@ def unused(folder: Path) -> None:
     differences = [b - a for a, b in zip(without, with_it, strict=True)]
     print(
         f"unused, {TESTS:,} tests: {statistics.median(without):.3f} s with an empty plugin,"
-        f" {statistics.median(with_it):.3f} s with this one; median of the differences"
+        f" {statistics.median(with_it):.3f} s with this one;"
+        f" median of the differences"
         f" {statistics.median(differences) * 1000:+.1f} ms, smallest times"
         f" {(min(with_it) - min(without)) * 1000:+.1f} ms"
     )
