@@ -125,6 +125,9 @@ class Meter:
         """
         if self.probe.allocated() > self.call_start:
             gc.collect()  # what an earlier example left in a cycle is not this one's
+        # A history of its own: who held memory at the peak of another example is not the question.
+        self.probe.end_test()
+        self.probe.begin_test(record=self.budget is not None, timeline=self.timeline)
         interval = self.intervals.begin()
         try:
             yield

@@ -31,14 +31,23 @@ class History:
     """
 
     def __init__(self) -> None:
-        self._mine = False
+        self._mine = self._wanted = False
 
     def start(self) -> None:
         """Begin to record."""
         import torch
 
-        torch.cuda.init()  # the question below ends the process where there is no allocator yet
-        if torch._C._cuda_isHistoryEnabled():
+        self._wanted = True
+        if torch.cuda.is_initialized():
+            self._begin()
+        else:  # a context takes hundreds of megabytes of a card: the program under test makes it, or nobody
+            torch.cuda._lazy_call(self._begin)
+
+    def _begin(self) -> None:
+        import torch
+
+        # Asked only once there is an allocator: before, the question ends the process.
+        if not self._wanted or torch._C._cuda_isHistoryEnabled():
             return
         self._mine = True
         torch.cuda.memory._record_memory_history(
@@ -47,6 +56,7 @@ class History:
 
     def stop(self) -> None:
         """Stop recording, and forget what was recorded."""
+        self._wanted = False
         if self._mine:
             import torch
 
