@@ -8,6 +8,7 @@ own, so that both profiles reach every property.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     import pytest
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and their children after them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW_MACHINES_ARE_NOT_BUGS = (HealthCheck.too_slow, HealthCheck.data_too_large)
 

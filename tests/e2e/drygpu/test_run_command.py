@@ -132,8 +132,7 @@ def test_a_module_and_its_arguments(run_command: Run) -> None:
 def test_an_interrupt_reaches_the_program_and_its_figures_survive(script: Callable[..., str]) -> None:
     text = USES_GPU.format(mib=64) + (
         "import time\n"
-        "print('ready', flush=True)\n"
-        "try:\n    time.sleep(60)\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('saved', flush=True)\n    raise\n"
     )
     command = [sys.executable, "-m", "pytest_vram", "run", "--gpu", "l4", "--", script(text)]
