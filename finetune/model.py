@@ -122,6 +122,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     if config.attention != "auto":
         settings["attn_implementation"] = config.attention
     settings["dtype"] = DTYPES.get(config.precision, compute)
+    if config.precision == "int8":
+        _refuse_experts_in_int8(config)
     if config.precision in QUANTIZED:
         settings["quantization_config"] = _quantization(config, compute)
     elif settings["dtype"] not in (compute, torch.float32):
@@ -220,6 +222,16 @@ def _quantization(config: ModelConfig, compute: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=config.double_quant,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def _refuse_experts_in_int8(config: ModelConfig) -> None:
+    """LLM.int8() is for linear layers: a mixture's experts would silently stay in 16 bits."""
+    found = load_config(config)
+    if any(getattr(found, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise ModelError(
+            f"precision = 'int8': the experts of this {found.model_type} model cannot be stored in 8 bits, and in 16 "
+            "they are most of it. Use --precision nf4 or fp4, which quantize them too, or bf16"
+        )
 
 
 def _keep_weights_as_they_are(model: Any) -> None:

@@ -21,3 +21,9 @@ def test_a_layer_whose_rows_split_blocks_is_refused(kind: str, named: str, tmp_p
     with pytest.raises(ModelError, match=rf"{named} with 96 inputs.*--precision bf16 or fp32"):
         load_base(ModelConfig(model=str(folder), precision="nf4", device="cpu"))
     load_base(ModelConfig(model=str(folder), precision="fp32", device="cpu"))
+
+
+def test_experts_in_8_bits_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, "mixtral")
+    with pytest.raises(ModelError, match=r"experts of this mixtral model cannot be stored in 8 bits.*nf4"):
+        load_base(ModelConfig(model=str(folder), precision="int8", device="cpu"))
