@@ -38,7 +38,7 @@ class History:
         import torch
 
         self._wanted = True
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized() or hasattr(torch.cuda._tls, "is_initializing"):
             self._begin()
         else:  # a context takes hundreds of megabytes of a card: the program under test makes it, or nobody
             torch.cuda._lazy_call(self._begin)
