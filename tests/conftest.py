@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 if TYPE_CHECKING:
     import pytest
@@ -37,6 +37,10 @@ settings.register_profile(
     deadline=None,
     print_blob=True,
     suppress_health_check=SLOW_MACHINES_ARE_NOT_BUGS,
+)
+# The examples of ``ci``, where it is enough to know that one fails: see mutation.py.
+settings.register_profile(
+    "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate), report_multiple_bugs=False
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

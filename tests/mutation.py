@@ -1,13 +1,14 @@
 """Plants bugs in finetune, one at a time, and sees whether the tests notice: ``python tests/mutation.py [MODULE ...]``.
 
-The bugs are in ``mutants.py``, five or more a module. Each is put into a copy of the tree, and the module's tests run
-there in a forked child of a process that has the heavy libraries imported. A bug that no test notices makes the exit
-code 1.
+The bugs are in ``mutants/``, five or more a module. Each is put into a copy of the tree, and the module's tests run
+there in a forked child of a process that has the heavy libraries imported, up to the first that fails. ``MODULE:3``
+plants the third bug alone. A bug that no test notices makes the exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shutil
 import signal
@@ -19,9 +20,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("finetune", "pytest_vram", "tests", "examples", "pyproject.toml", "README.md")
+HEAVY = ("bitsandbytes", "datasets", "peft", "transformers.models.llama.modeling_llama", "torch._dynamo")
+HEAVY += ("transformers.models.mixtral.modeling_mixtral", "torch.utils.checkpoint", "matplotlib.pyplot")
 SECONDS = 300
 FAILED_TO_RUN = 70
-OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:vram", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 sys.dont_write_bytecode = True
 
 
@@ -32,31 +35,38 @@ def main() -> int:
     sys.path.insert(0, str(ROOT / "tests"))
     from mutants import MUTANTS
 
-    chosen = arguments.modules or list(MUTANTS)
-    unknown = set(chosen) - set(MUTANTS)
-    if unknown:
-        parser.error(f"no bugs are listed for {', '.join(sorted(unknown))}; there are {', '.join(MUTANTS)}")
+    chosen: dict[str, list[int]] = {}
+    for word in arguments.modules or MUTANTS:
+        module, _, number = word.partition(":")
+        if module not in MUTANTS:
+            parser.error(f"no bugs are listed for {module}; there are {', '.join(MUTANTS)}")
+        numbers = range(1, len(MUTANTS[module][1]) + 1)
+        if number and not (number.isdecimal() and int(number) in numbers):
+            parser.error(f"{module} has bugs 1 to {len(numbers)}, not {number}")
+        chosen.setdefault(module, []).extend([int(number)] if number else numbers)
     import_heavy_libraries()
-    survivors = 0
+    planted = survivors = 0
+    sound: dict[tuple[str, ...], int | str] = {}
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy = Path(folder) / "tree"
         copy_tree(copy)
-        print(f"{'module':<14} {'caught':<8} seconds  survivors")
-        for module in chosen:
+        print(f"{'module':<16} {'caught':<8} seconds  survivors")
+        for module, numbers in chosen.items():
             tests, bugs = MUTANTS[module]
             began = time.monotonic()
-            if outcome := run_tests(copy, tests):
-                print(f"{module:<14} the tests fail without a bug ({outcome}): {' '.join(tests)}")
+            if tuple(tests) not in sound:
+                sound[tuple(tests)] = run_tests(copy, tests)
+            if outcome := sound[tuple(tests)]:
+                print(f"{module:<16} the tests fail without a bug ({outcome}): {' '.join(tests)}")
                 print((copy / "last.log").read_text()[-3000:])
                 survivors += 1
                 continue
-            alive = [number for number, (old, new) in enumerate(bugs) if not caught(copy, module, old, new, tests)]
-            survivors += len(alive)
-            told = "; ".join(f"{bugs[n][0]!r} -> {bugs[n][1]!r}" for n in alive)
-            print(
-                f"{module:<14} {len(bugs) - len(alive)}/{len(bugs):<6} {time.monotonic() - began:7.0f}  {told}",
-                flush=True,
-            )
+            alive = [number for number in numbers if not caught(copy, module, *bugs[number - 1], tests)]
+            planted, survivors = planted + len(numbers), survivors + len(alive)
+            told = "; ".join(f"{number}: {bugs[number - 1][0]!r} -> {bugs[number - 1][1]!r}" for number in alive)
+            score = f"{len(numbers) - len(alive)}/{len(numbers)}"
+            print(f"{module:<16} {score:<8} {time.monotonic() - began:7.0f}  {told}".rstrip(), flush=True)
+        print(f"{planted} bugs in {len(chosen)} modules, {survivors} survived")
     return 1 if survivors else 0
 
 
@@ -73,15 +83,12 @@ def copy_tree(copy: Path) -> None:
 def import_heavy_libraries() -> None:
     """What takes longer to import than a test takes to run. finetune itself is imported after the fork."""
     os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1", HF_HUB_OFFLINE="1")
-    import bitsandbytes
-    import datasets
-    import peft
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     import torch
-    import transformers
-    from transformers import LlamaForCausalLM, MixtralForCausalLM
 
+    for name in HEAVY:
+        importlib.import_module(name)
     torch.set_num_threads(1)
-    assert all((bitsandbytes, datasets, peft, transformers, LlamaForCausalLM, MixtralForCausalLM))
 
 
 def caught(copy: Path, module: str, old: str, new: str, tests: list[str]) -> bool:
@@ -93,7 +100,7 @@ def caught(copy: Path, module: str, old: str, new: str, tests: list[str]) -> boo
     path = copy / "finetune" / f"{module}.py"
     source = path.read_text()
     if source.count(old) != 1:
-        raise SystemExit(f"{module}.py holds {old!r} {source.count(old)} times, not once: bring mutants.py up to date")
+        raise SystemExit(f"{module}.py holds {old!r} {source.count(old)} times, not once: bring mutants/ up to date")
     path.write_text(source.replace(old, new))
     try:
         return run_tests(copy, tests) in (1, 2, "timeout")

@@ -1,0 +1,147 @@
+"""Bugs in arithmetic and measurements of memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mutants import Planted
+
+BUGS: dict[str, Planted] = {
+    "dimensions": (
+        ["tests/unit/test_finetune_estimate.py"],
+        [
+            ('(fields.get("num_key_value_heads") or heads) * head', "heads * head"),
+            ("return queries + 2 * keys + hidden", "return 2 * queries + 2 * keys"),
+            ('norms=4 if family == "gemma2" else 2', "norms=2"),
+            ("(1 if self.tied else 2)", "2"),
+            (
+                "max(part.outputs * part.inputs for part in self.stored_linears)",
+                "max(part.elements for part in self.stored_linears)",
+            ),
+            ('fields.get("head_dim") or hidden // heads', "hidden // heads"),
+            ("self.norms * self.layers + 1", "self.norms * self.layers"),
+        ],
+    ),
+    "estimate": (
+        ["tests/unit/test_finetune_estimate.py"],
+        [
+            ('full = weights["fp32"] + 4 * gb + 2 * 4 * gb', 'full = weights["fp32"] + 4 * gb + 4 * gb'),
+            ("NESTED_BLOCK = 256", "NESTED_BLOCK = 64"),
+            (
+                "[config.adapter.rank * part.inputs, part.outputs * config.adapter.rank]",
+                "[config.adapter.rank * part.inputs]",
+            ),
+            ("PAGED_FROM = 4096", "PAGED_FROM = 100_000"),
+            ("return dims.layers * kept, dequantized + one_gradient", "return kept, dequantized + one_gradient"),
+        ],
+    ),
+    "hostmemory": (
+        ["tests/unit/test_finetune_hostmemory.py"],
+        [
+            ("ru_maxrss * 1024", "ru_maxrss"),
+            ("int(line.split()[1]) * 1024", "int(line.split()[1]) * 1000"),
+            ("return min(limit", "return max(limit"),
+            ('_status_bytes("VmHWM") or', '_status_bytes("VmRSS") or'),
+            ('("memory.max", "memory/memory.limit_in_bytes")', '("memory/memory.limit_in_bytes",)'),
+            ("limits.append(address_space)", "pass"),
+            (".malloc_trim(0)", ".malloc_trim"),
+        ],
+    ),
+    "oom": (
+        ["tests/unit/test_finetune_oom.py"],
+        [
+            ('now["accumulation"] * now["micro_batch"]', 'now["accumulation"]'),
+            ("key=lambda s: -s.saved_bytes", "key=lambda s: s.saved_bytes"),
+            (
+                '"trained weights" if parameter.requires_grad else "base weights"',
+                '"base weights" if parameter.requires_grad else "trained weights"',
+            ),
+            ("return tensor.nbytes + extra", "return tensor.nbytes"),
+            ("0 if on_device else found.managed", "found.managed if on_device else 0"),
+            ("if s.saved_bytes > 0", "if s.flags"),
+            ("traceback.clear_frames(error.__traceback__)", "pass"),
+            ("rest = held - sum(parts.values())", "rest = held"),
+        ],
+    ),
+    "attribution": (
+        ["tests/unit/test_finetune_ladder.py"],
+        [
+            ('total -= event["size"]', 'total += event["size"]'),
+            ("events[: peak + 1]", "events[:peak]"),
+            ("address in gradients and address not in freed_later", "address in gradients"),
+            ('alive.pop(event["addr"], None)', "pass"),
+            ('any(frame["filename"] == _LOSS_FILE', 'all(frame["filename"] == _LOSS_FILE'),
+        ],
+    ),
+    "trial": (
+        ["tests/unit/test_finetune_trial.py"],
+        [
+            ("managed - self.managed_before", "managed"),
+            ("-(-storage.nbytes() // 512) * 512", "storage.nbytes() // 512 * 512"),
+            ("if storage.data_ptr() in seen:", "if False:"),
+            ("min(config.train.accumulation, MOST_MICRO_BATCHES)", "1"),
+            ("steps: int = 2", "steps: int = 1"),
+            ("fits=not message", "fits=True"),
+            ("torch.cuda.reset_peak_memory_stats()", "pass"),
+            (
+                '"adapters" if adapted and parameter.requires_grad else "weights"',
+                '"adapters" if parameter.requires_grad else "weights"',
+            ),
+        ],
+    ),
+    "fit": (
+        ["tests/unit/test_finetune_fit.py"],
+        [
+            ("return trial.fits and trial.peak_device <= limit_bytes", "return trial.fits"),
+            (
+                'config.train.micro_batch if name == "seq" else config.data.seq',
+                'config.data.seq if name == "seq" else config.train.micro_batch',
+            ),
+            ("config.adapter.rank <= 4", "config.adapter.rank <= 8"),
+            ('config = configfile.replace(config, {"checkpointing": True})', "pass"),
+            ("(low + 1) * step", "(low + 2) * step"),
+            ("low, high = 0, most + 1", "low, high = 0, most"),
+        ],
+    ),
+    "dryrun": (
+        ["tests/unit/test_finetune_dryrun.py"],
+        [
+            ("int(total * (1 - MARGIN))", "int(total * (1 + MARGIN))"),
+            ('needed = roomy["peak_device"]', 'needed = trial["peak_device"]'),
+            ('if value == default[name] or sections[name] == "dry":', "if value == default[name]:"),
+            ("return ExitCode.OK if answer.fits else ExitCode.OUT_OF_MEMORY", "return ExitCode.OK"),
+            ("map(shlex.quote, words)", "words"),
+            ("_gib(total - answer.needed)", "_gib(answer.needed - total)"),
+        ],
+    ),
+    "ladder": (
+        ["tests/unit/test_finetune_ladder.py"],
+        [
+            ('fits = trial["peak_device"] <= card.total_bytes', 'fits = trial["peak_allocated"] <= card.total_bytes'),
+            ('max(0, trial["peak_device"] - sum(measured.values()))', 'trial["peak_device"]'),
+            ('measured["context"] = trial["context"]', "pass"),
+            (
+                '"+ double quantization": _NF4 | {"double_quant": True}',
+                '"+ double quantization": _NF4 | {"double_quant": False}',
+            ),
+            ("share = rung.needed / ladder.total_bytes", "share = rung.expected / ladder.total_bytes"),
+            (
+                '("full", "optimizer", "checkpointing", "accumulation")',
+                '("optimizer", "checkpointing", "accumulation")',
+            ),
+            ("card.name, total_bytes=ROOMY_BYTES)", "card.name)"),
+        ],
+    ),
+    "drawing": (
+        ["tests/unit/test_finetune_ladder.py"],
+        [
+            ("left += size / GIB", "left = size / GIB"),
+            ("card = ladder.total_bytes / GIB\n    for", "card = ladder.total_bytes / 1e9\n    for"),
+            ("rung.arithmetic, hatched=True", "rung.measured, hatched=True"),
+            ('return "  fits" if rung.fits else', 'return "  fits" if not rung.fits else'),
+            ('{"Date": None} if file.suffix', "{} if file.suffix"),
+            ('"svg.hashsalt": "ladder", ', ""),
+        ],
+    ),
+}

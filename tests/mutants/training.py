@@ -1,0 +1,121 @@
+"""Bugs in model, step and loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mutants import Planted
+
+BUGS: dict[str, Planted] = {
+    "model": (
+        ["tests/properties/test_qlora_refusals.py", "tests/properties/test_qlora_step.py"],
+        [
+            ("model.requires_grad_(False)", "pass"),
+            ("module.support_avx512bf16_for_cpu = False", "pass"),
+            ("torch.manual_seed(seed)", "pass"),
+            ("use_rslora=config.rslora", "use_rslora=False"),
+            ("bnb_4bit_quant_type=config.precision", 'bnb_4bit_quant_type="nf4"'),
+        ],
+    ),
+    "forward": (
+        ["tests/properties/test_accumulation.py", "tests/properties/test_qlora_step.py"],
+        [
+            ("and not batch.padded_right", "and batch.padded_right"),
+            ('arguments["position_ids"] = batch.position_ids', "pass"),
+            ("return loss * float(base.config.router_aux_loss_coef)", "return loss"),
+            ('arguments["output_router_logits"] = True', "pass"),
+            ("base.activation_checkpointing_enable", "base.activation_checkpointing_disable() or dict"),
+        ],
+    ),
+    "loss": (
+        ["tests/unit/test_finetune_loss.py", "tests/properties/test_accumulation.py"],
+        [
+            ("shifted = labels[:, 1:]", "shifted = labels[:, :-1]"),
+            ("grad[rows, targets] -= 1.0", "pass"),
+            ("grad.mul_(unit * rule.scale)", "pass"),
+            ("grad_weight += grad.T @ part", "grad_weight = grad.T @ part"),
+            ("return torch.stack(losses).sum()", "return torch.stack(losses).mean()"),
+        ],
+    ),
+    "accumulate": (
+        ["tests/properties/test_accumulation.py", "tests/properties/test_accumulation_processes.py"],
+        [
+            ("unit = 1.0 if scaled else 1.0 / targets", "unit = 1.0 / window[0].targets if window[0].targets else 1.0"),
+            ("loss_sum += loss.detach()", "loss_sum = loss.detach()"),
+            ("router * ((targets if scaled else 1.0) / shares)", "router"),
+            ("dist.all_reduce(parameter.grad)", "pass"),
+            ("dist.all_reduce(total)", "pass"),
+        ],
+    ),
+    "optim": (
+        [
+            "tests/properties/test_learning_rate.py",
+            "tests/properties/test_optimizer_formulas.py",
+            "tests/properties/test_resume_machine.py",
+        ],
+        [
+            ('"weight_decay": config.weight_decay', '"weight_decay": 0.0'),
+            ("bnb.optim.PagedAdamW8bit", "bnb.optim.PagedAdamW32bit"),
+            ("return torch.optim.AdamW(chosen", "return torch.optim.Adam(chosen"),
+            ("fresh[key].copy_(value)", "pass"),
+            ('group["lr"] = rate', "pass"),
+        ],
+    ),
+    "step": (
+        ["tests/properties/test_qlora_step.py", "tests/properties/test_resume_machine.py"],
+        [
+            ("norm = clip_gradients(parameters, config.clip)", "norm = clip_gradients(parameters, config.clip * 2)"),
+            ("if clip > 0:", "if clip > 1:"),
+            ("model.train(was_training)", "pass"),
+            ("stats = window_gradients(model, window, config)", "stats = window_gradients(model, window[:1], config)"),
+            ("optimizer_step(optimizer)", "pass"),
+        ],
+    ),
+    "loop": (
+        ["tests/unit/test_finetune_loop.py", "tests/properties/test_resume_machine.py"],
+        [
+            ("restore_random_state(setup.random_state)", "seed_everything(setup.config.train.seed)"),
+            ("restore_random_state(self.random)", "pass"),
+            ("start_step=self.step)", "start_step=0)"),
+            ("if without:", "if False:"),
+            ("math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)", "True"),
+        ],
+    ),
+    "prepare": (
+        ["tests/properties/test_resume_machine.py"],
+        [
+            ("parameter.copy_(weights[name])", "pass"),
+            ('load_optimizer_state(optimizer, found.state["optimizer"])', "pass"),
+            ("start_step=found.step if found else 0", "start_step=0"),
+            ('random_state=found.state["random"] if found else None', "random_state=None"),
+            ("seed=config.train.seed)\n    notice", "seed=config.output.save_every)\n    notice"),
+        ],
+    ),
+    "merge": (
+        ["tests/properties/test_qlora_step.py"],
+        [
+            ('if config.output.merge == "quantized-base":', 'if config.output.merge != "quantized-base":'),
+            ('module._parameters.get("weight")', 'getattr(module, "weight", None)'),
+            ('"Params4bit", "Int8Params"', '"Int8Params",'),
+            ('getattr(module, "quant_states", {})', "()"),
+            ("merge_and_unload(safe_merge=True)", "unload()"),
+        ],
+    ),
+    "qlora": (
+        ["tests/unit/test_finetune_qlora.py"],
+        [
+            ("sys.argv[1:] if argv is None else argv", "argv or sys.argv[1:]"),
+            ("elif config.dry.dry_run or config.dry.fit:", "elif config.dry.dry_run:"),
+            ("return ExitCode.INTERRUPTED", "return ExitCode.OK"),
+            (", explained(config, holdings):", ":"),
+            ("run_lock(config.output.output), ", ""),
+            ("except StopRequested:", "except KeyboardInterrupt:"),
+            (
+                '{error}", file=sys.stderr)\n        return error.exit_code',
+                '{error}", file=sys.stderr)\n        return ExitCode.USAGE',
+            ),
+            ("print(report(summary))", "pass"),
+        ],
+    ),
+}
