@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
 import tempfile
 from pathlib import Path
 
@@ -126,5 +125,7 @@ try:
 except RuntimeError as error:
     answers["ipc"] = "operation not supported" in str(error)
 
-answers["host MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+# The kernel's own mark for this program: ru_maxrss begins with that of the process that started it.
+marks = Path("/proc/self/status").read_text().split()
+answers["host MiB"] = int(marks[marks.index("VmHWM:") + 1]) // 1024
 print(json.dumps(answers))

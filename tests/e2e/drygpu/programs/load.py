@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,9 @@ SEVEN_BILLION = MistralConfig(
 
 
 def _host_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The kernel's own mark for this program: ru_maxrss begins with that of the process that started it."""
+    marks = Path("/proc/self/status").read_text().split()
+    return int(marks[marks.index("VmHWM:") + 1]) * 1024
 
 
 @check
