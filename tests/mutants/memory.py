@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 BUGS: dict[str, Planted] = {
     "dimensions": (
-        ["tests/unit/test_finetune_estimate.py"],
+        ["tests/unit/test_finetune_estimate.py", "tests/properties/test_dimensions.py"],
         [
             ('(fields.get("num_key_value_heads") or heads) * head', "heads * head"),
             ("return queries + 2 * keys + hidden", "return 2 * queries + 2 * keys"),

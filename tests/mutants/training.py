@@ -9,7 +9,11 @@ if TYPE_CHECKING:
 
 BUGS: dict[str, Planted] = {
     "model": (
-        ["tests/properties/test_qlora_refusals.py", "tests/properties/test_qlora_step.py"],
+        [
+            "tests/properties/test_base_model.py",
+            "tests/properties/test_qlora_refusals.py",
+            "tests/properties/test_qlora_step.py",
+        ],
         [
             ("model.requires_grad_(False)", "pass"),
             ("module.support_avx512bf16_for_cpu = False", "pass"),
@@ -24,8 +28,11 @@ BUGS: dict[str, Planted] = {
             ("and not batch.padded_right", "and batch.padded_right"),
             ('arguments["position_ids"] = batch.position_ids', "pass"),
             ("return loss * float(base.config.router_aux_loss_coef)", "return loss"),
-            ('arguments["output_router_logits"] = True', "pass"),
-            ("base.activation_checkpointing_enable", "base.activation_checkpointing_disable() or dict"),
+            ("base.config.num_experts_per_tok, batch.attention_mask", "base.config.num_experts_per_tok, None"),
+            (
+                "if bool(base.is_activation_checkpointing) == enabled:",
+                "if bool(base.is_activation_checkpointing) != enabled:",
+            ),
         ],
     ),
     "loss": (

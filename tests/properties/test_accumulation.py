@@ -158,6 +158,31 @@ def test_packing_without_separation_is_rejected(models: dict[torch.dtype, Pair])
     assert relative_l2(measured, exact) > 1e-2
 
 
+@pytest.mark.parametrize(("side", "masked"), [("right", False), ("left", True)])
+def test_only_padding_on_the_left_asks_for_a_mask(models: dict[torch.dtype, Pair], side: str, masked: bool) -> None:
+    """With a mask attention takes a slower kernel, which needs more memory; rows padded on the right do without."""
+    model = models[torch.float32].model
+    given: list[bool] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda _, __, arguments: given.append(arguments.get("attention_mask") is not None), with_kwargs=True
+    )
+    measure(model, [padded(make_rows([5, 9]), side=side)])
+    hook.remove()
+    assert given == [masked]
+
+
+@pytest.mark.parametrize(("checkpointing", "times"), [(False, 1), (True, 2)])
+def test_with_checkpointing_a_layer_is_computed_again_in_backward(
+    models: dict[torch.dtype, Pair], checkpointing: bool, times: int
+) -> None:
+    model = models[torch.float32].model
+    calls: list[Any] = []
+    hook = model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *given: calls.append(given))
+    measure(model, [padded(make_rows([5, 9]))], checkpointing=checkpointing)
+    hook.remove()
+    assert len(calls) == times
+
+
 def inputs(batch: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
 

@@ -41,8 +41,7 @@ def test_every_problem_is_told_with_field_value_and_remedy() -> None:
     problems = [Problem(field=f"field{i}", value=f"value{i}", why=f"why{i}", remedy=f"remedy{i}") for i in range(2)]
     error = ConfigError(*problems)
     assert error.problems == tuple(problems)
-    for i, line in enumerate(str(error).splitlines()):
-        assert line == f"field{i} = 'value{i}': why{i}; remedy{i}"
+    assert str(error).splitlines() == [f"field{i} = 'value{i}': why{i}; remedy{i}" for i in range(2)]
 
 
 def test_out_of_memory_carries_its_figures() -> None:

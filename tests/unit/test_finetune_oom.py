@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import weakref
 from typing import Any
 
 import pytest
@@ -45,6 +47,79 @@ def test_every_wording_is_recognised(error: Exception, asked: str) -> None:
     assert caught.value.exit_code == ExitCode.OUT_OF_MEMORY
     assert caught.value.budget_bytes is not None
     assert caught.value.held_bytes > 2**20
+
+
+def test_what_is_held_is_told_by_its_holder() -> None:
+    holdings = Holdings()
+    assert holdings.bytes_by_holder() == {}
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 2, bias=False))
+    model[0].weight.requires_grad_(False)
+    holdings.model = model
+    assert holdings.bytes_by_holder() == {"base weights": 256, "trained weights": 64}
+    holdings.optimizer = torch.optim.AdamW(model[1].parameters())
+    model(torch.ones(1, 8)).sum().backward()
+    holdings.optimizer.step()
+    held = holdings.bytes_by_holder()
+    assert held.pop("optimizer states") == 2 * 64 + 4  # two moments and the step's number
+    assert held == {"base weights": 256, "trained weights": 64, "gradients": 64}
+
+
+def test_weights_in_4_bits_are_counted_with_their_scales() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    holdings = Holdings()
+    holdings.model = bitsandbytes.nn.Linear4bit(256, 256, bias=False, quant_type="nf4", compress_statistics=True).to(
+        "cpu"
+    )
+    packed, scales = 256 * 256 // 2, 256 * 256 // 64
+    held = holdings.bytes_by_holder()["base weights"]
+    assert held == packed + scales + 4 * scales // 256
+
+
+def test_what_filled_the_memory_is_let_go_before_it_is_told() -> None:
+    class Large:
+        pass
+
+    large: list[weakref.ref[Large]] = []
+    alive: list[bool] = []
+
+    class Watching(Holdings):
+        def bytes_by_holder(self) -> dict[str, int]:
+            alive.append(large[0]() is not None)
+            return super().bytes_by_holder()
+
+    def fill() -> None:
+        held = Large()
+        large.append(weakref.ref(held))
+        raise MemoryError
+
+    with pytest.raises(OutOfMemoryError), explained(RunConfig(), Watching()):
+        fill()
+    assert alive == [False]
+
+
+def test_the_parts_come_to_what_is_held() -> None:
+    holdings = Holdings()
+    holdings.model = torch.nn.Linear(4096, 8192, bias=False)
+    with pytest.raises(OutOfMemoryError) as caught, explained(RunConfig(), holdings):
+        raise MemoryError
+    (line,) = (line for line in str(caught.value).splitlines() if line.startswith("  held "))
+    units = {"GiB": 2**30, "MiB": 2**20}
+    whole, *parts = (float(size) * units[unit] for size, unit in re.findall(r"([\d.]+) ([GM]iB)", line))
+    assert len(parts) == 2
+    assert parts[0] == pytest.approx(2**27, abs=2**23)
+    assert sum(parts) == pytest.approx(whole, abs=2**24)
+
+
+def test_on_the_host_there_is_nothing_to_page_to() -> None:
+    settings = config(rank=256, optimizer="paged-adamw", checkpointing=False)
+    host, device = (
+        {s.flags: s.saved_bytes for s in largest_savings(settings, on_device=on_device, count=9)}
+        for on_device in (False, True)
+    )
+    trained = 256 * 2 * 41_943_040 // 32  # rank 16 trains 41,943,040 numbers
+    assert host["--optimizer paged-adamw-8bit"] == pytest.approx(6 * trained, rel=0.05)
+    assert device.get("--optimizer paged-adamw-8bit", 0) < trained
+    assert min(*host.values(), *device.values()) > 0
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), OSError("no such file"), ModelError("no")])

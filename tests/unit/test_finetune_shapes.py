@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.shapes import SHAPES, Shape, find_shape, load_shape
+from finetune.shapes import SHAPES, Shape, find_shape, load_shape, near_shapes
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,7 @@ from finetune.shapes import SHAPES, Shape, find_shape, load_shape
         ("mistral-7b", "mistral-7b"),
         ("mistralai/Mistral-7B-v0.1", "mistral-7b"),
         ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("meta-llama/Meta-Llama-3-8B", "llama-3.1-8b"),
         ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
         ("google/gemma-2-9b-it", "gemma-2-9b"),
         ("Phi-3-mini-4k-instruct", "phi-3-mini"),
@@ -29,6 +30,19 @@ def test_names(name: str, found: str) -> None:
 def test_a_misspelt_name_is_told_its_neighbours() -> None:
     with pytest.raises(ConfigError, match=r"mistrl-7b.*did you mean mistral-7b"):
         load_shape("mistrl-7b")
+
+
+@pytest.mark.parametrize("name", ["llama2-7", "mistrall", "qwen-2.5-7", "phi3"])
+def test_neighbours_are_told_by_the_names_that_can_be_given_each_once(name: str) -> None:
+    near = near_shapes(name)
+    assert near
+    assert set(near) <= set(SHAPES)
+    assert len(set(near)) == len(near)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased", "pythia-70m"])
+def test_what_is_near_to_nothing_may_be_a_model_of_the_hub(name: str) -> None:
+    assert near_shapes(name, cutoff=0.75) == []
 
 
 @pytest.mark.parametrize("name", ["someone/mistral-7b", "./mistral-7b", "mistral-8b", ""])
