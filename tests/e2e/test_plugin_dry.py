@@ -99,6 +99,13 @@ def test_values():
 @pytest.mark.vram(max_mb=1)
 def test_on_the_cpu_only():
     torch.ones(3)
+
+def test_wants_a_value():
+    assert torch.ones(3, device="cuda").exp().sum().item() > 1  # it is 8.2
+
+@pytest.mark.vram(max_mb=1)
+def test_reads_its_loss():
+    torch.ones(3, device="cuda").exp().sum().item()
 """
 
 
@@ -145,6 +152,7 @@ def test_who_fails_and_who_does_not(alone: Session) -> None:
         "test_enforced",
         "test_the_programs_own_resets_lose_nothing",
         "test_any_batch_fits",
+        "test_wants_a_value",
     }, alone.out
     assert {name for name, how in alone.junit.items() if how == "error"} == {"test_leaks"}
     assert {name for name, how in alone.junit.items() if how == "skipped"} == {"test_values"}
@@ -178,6 +186,14 @@ def test_enforce_raises_where_it_breaks_and_says_whose_cap_it_was(alone: Session
 def test_hypothesis_ends_at_the_smallest_batch_that_breaks_the_budget(alone: Session) -> None:
     assert alone.tests["test_any_batch_fits"]["verdict"]["over_bytes"] > 0
     assert "rows=33" in alone.notes["test_any_batch_fits"]
+
+
+def test_a_test_that_got_zeros_is_told_where(alone: Session) -> None:
+    section = alone.out.partition(" dry GPU ---")[2]
+    assert "got zeros:\n  test_it.py:" in section
+    end = alone.out.partition("vram: 1 test without a budget read values")[2]
+    assert "test_it.py::test_wants_a_value  (at test_it.py:" in end
+    assert "test_reads_its_loss" not in end.partition("===")[0]
 
 
 def test_two_workers_report_the_same(alone: Session, tmp_path: Path) -> None:
