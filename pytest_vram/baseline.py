@@ -6,11 +6,13 @@ The file has one line a test and card, sorted, so that a diff of it reads as a l
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_vram.errors import VramUsageError
-from pytest_vram.report.files import write_atomically
+from pytest_vram.memory import Baseline
+from pytest_vram.memory.report import NOISE_BYTES, grew
+from pytest_vram.report import files
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Device, Report, TestRecord
 
 VERSION = 1
-_NOISE_BYTES = 512  # one block: a percentage of a peak of a few kilobytes means nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +44,12 @@ class Change:
     @property
     def regressed(self) -> bool:
         """Whether it grew by more than the tolerance."""
-        return self.after_bytes > self.before_bytes * (1 + self.tolerance_percent / 100) + _NOISE_BYTES
+        return grew(self.before_bytes, self.after_bytes, self.tolerance_percent)
 
     @property
     def improved(self) -> bool:
         """Whether it shrank by more than the tolerance."""
-        return self.after_bytes < self.before_bytes * (1 - self.tolerance_percent / 100) - _NOISE_BYTES
+        return self.after_bytes < self.before_bytes * (1 - self.tolerance_percent / 100) - NOISE_BYTES
 
     def message(self, baseline: Path) -> str:
         """One sentence for people."""
@@ -148,6 +149,39 @@ def compare(report: Report, baseline: Mapping[str, Mapping[str, int]], tolerance
     )
 
 
+def held_against(report: Report, peaks: Mapping[str, Mapping[str, int]], *, source: str, tolerance: float) -> Report:
+    """The report with what each test needed before beside what it needs now.
+
+    Args:
+        report: what was measured now.
+        peaks: from :func:`read` or :func:`peaks`.
+        source: the name of the file that they are from.
+        tolerance: growth that counts for none, in percent.
+    """
+    tests = []
+    for test in report.tests:
+        known = peaks.get(test.nodeid, {})
+        measurements = tuple(replace(m, baseline_bytes=known.get(card_key(m.device))) for m in test.measurements)
+        tests.append(replace(test, measurements=measurements))
+    return replace(report, tests=tuple(tests), baseline=Baseline(source=source, tolerance_percent=tolerance))
+
+
+def read_any(path: Path) -> tuple[Peaks, Report | None]:
+    """Peaks from a baseline file or out of a ``.json`` report, and the report where it is one.
+
+    Raises:
+        VramUsageError: it is neither.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        data = None  # `read` says what is wrong
+    if not isinstance(data, dict) or "schema_version" not in data:
+        return read(path), None
+    report = files.load(path)
+    return peaks(report, failed=True), report
+
+
 def update(path: Path, report: Report) -> int:
     """Write the peaks of the tests that passed, and leave every other entry as it is.
 
@@ -162,7 +196,7 @@ def update(path: Path, report: Report) -> int:
     new = peaks(report)
     for nodeid, cards in new.items():
         merged[nodeid] = {**merged.get(nodeid, {}), **cards}
-    write_atomically(path, dump(merged))
+    files.write_atomically(path, dump(merged))
     return sum(len(cards) for cards in new.values())
 
 

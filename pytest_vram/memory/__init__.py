@@ -2,12 +2,14 @@
 
 from pytest_vram.memory.budget import Budget, Metric, Scope
 from pytest_vram.memory.device import Device, Environment, Kind
+from pytest_vram.memory.layout import Layout, Run, Segment
 from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Peak, Phase
-from pytest_vram.memory.report import Report, TestRecord
+from pytest_vram.memory.report import Baseline, Report, TestRecord
 from pytest_vram.memory.timeline import Series, Timeline
 from pytest_vram.memory.verdict import Exceeded, Unmeasured, Verdict, Within
 
 __all__ = [
+    "Baseline",
     "Budget",
     "Device",
     "Environment",
@@ -16,12 +18,15 @@ __all__ = [
     "Holder",
     "HostRead",
     "Kind",
+    "Layout",
     "Measurement",
     "Metric",
     "Peak",
     "Phase",
     "Report",
+    "Run",
     "Scope",
+    "Segment",
     "Series",
     "TestRecord",
     "Timeline",

@@ -74,6 +74,8 @@ class Measurement:
         ooms: OutOfMemory raised by the allocator.
         contaminated: another process's memory moved in the interval: the figure must not fail a budget.
         timeline: memory over time, where it was asked for.
+        baseline_bytes: the same test's own allocated peak on such a card in the report's baseline; ``None`` where that
+            has no entry.
     """
 
     device: Device
@@ -89,6 +91,7 @@ class Measurement:
     host_reads: tuple[HostRead, ...] = ()
     contaminated: bool = False
     timeline: Timeline | None = None
+    baseline_bytes: int | None = None
 
     def figure(self, metric: str) -> int | None:
         """The test's own peak in ``metric`` (``allocated``, ``reserved``, ``device``, ``requested``), in bytes."""

@@ -10,6 +10,8 @@ from pytest_vram.memory.measurement import Measurement
 from pytest_vram.memory.verdict import Verdict
 
 SCHEMA_VERSION = 1
+NOISE_BYTES = 512
+"""One block: a percentage of a peak of a few kilobytes means nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +29,23 @@ class TestRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What a report was held against: the name of the file, and the growth that passes, in percent."""
+
+    source: str
+    tolerance_percent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Every test of a session, in the order in which they ran."""
+    """Every test of a session, in the order in which they ran; ``baseline`` where it was held against one."""
 
     schema_version: int = SCHEMA_VERSION
     environment: Environment
     tests: tuple[TestRecord, ...]
+    baseline: Baseline | None = None
+
+
+def grew(before_bytes: int, after_bytes: int, tolerance_percent: float) -> bool:
+    """Whether a peak grew by more than the tolerance, and by more than a block."""
+    return after_bytes > before_bytes * (1 + tolerance_percent / 100) + NOISE_BYTES

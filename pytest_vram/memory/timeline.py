@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pytest_vram.memory.layout import Layout
+
 Category = Literal[
     "weights",
     "quantization",
@@ -47,6 +49,7 @@ class Timeline:
         peak_index: position of the allocated peak.
         events: allocations and frees that were recorded.
         cut: events that no longer fitted the record: what came before the first time is not shown.
+        layout: the allocator's segments at the peak; ``None`` where there are none.
     """
 
     times: tuple[float, ...]
@@ -57,6 +60,7 @@ class Timeline:
     peak_index: int = 0
     events: int = 0
     cut: bool = False
+    layout: Layout | None = None
 
     @property
     def peak_bytes(self) -> int:

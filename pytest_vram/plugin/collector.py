@@ -14,6 +14,7 @@ from pytest_vram.plugin.judge import PROPERTY
 from pytest_vram.report.codec import decode, encode
 
 if TYPE_CHECKING:
+    from pytest_vram.baseline import Peaks
     from pytest_vram.plugin.settings import Settings
 
 
@@ -24,8 +25,7 @@ class Collector:
         self.config, self.settings = config, settings
         self.records: dict[str, TestRecord] = {}
         self._problems: list[str] = []
-        if settings.baseline is not None and not settings.update_baseline:
-            _check_baseline(settings)
+        self._peaks = _read_baseline(settings)
         self._written: list[str] = []
 
     @pytest.hookimpl(tryfirst=True)
@@ -45,11 +45,17 @@ class Collector:
                     report.user_properties[position] = (name, text)
 
     def report(self) -> Report:
-        """All that was measured, in the order in which it ran."""
+        """All that was measured, in the order in which it ran, beside what it was in the baseline."""
+        from pytest_vram import baseline
         from pytest_vram.report.environment import environment
 
-        tests = tuple(self.records.values())
-        return Report(environment=environment(tests), tests=tests)
+        tests, settings = tuple(self.records.values()), self.settings
+        report = Report(environment=environment(tests), tests=tests)
+        if settings.baseline is None or settings.update_baseline:
+            return report
+        return baseline.held_against(
+            report, self._peaks, source=settings.baseline.name, tolerance=settings.tolerance_percent
+        )
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
@@ -75,12 +81,13 @@ class Collector:
         summary.write(terminalreporter, self.report(), self.settings, [*self._written, *self._problems])
 
 
-def _check_baseline(settings: Settings) -> None:
+def _read_baseline(settings: Settings) -> Peaks:
     """A baseline that cannot be read is told before the first test, not after the last."""
     from pytest_vram import baseline
 
-    assert settings.baseline is not None
+    if settings.baseline is None or settings.update_baseline:
+        return {}
     try:
-        baseline.read(settings.baseline)
+        return baseline.read(settings.baseline)
     except VramError as error:
         raise pytest.UsageError(str(error)) from error

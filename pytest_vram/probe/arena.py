@@ -1,13 +1,14 @@
 """The size of the block behind each allocation.
 
 Torch's memory history records what was asked for. What counts as allocated is the block that was given: rounded up to
-512 bytes, and a whole cached block where splitting it would leave too little. This follows the allocator's rule
-(``should_split`` in c10/cuda/CUDACachingAllocator.cpp), from the addresses that it chose. The
-settings ``roundup_power2_divisions`` and ``max_split_size_mb`` are not followed: with them the curve is of requests.
+512 bytes or as ``roundup_power2_divisions`` says, and a whole cached block where splitting it would leave too little or
+``max_split_size_mb`` forbids it. This follows the allocator's rules (``round_size`` and ``should_split`` in
+c10/cuda/CUDACachingAllocator.cpp), from the addresses that it chose.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,12 +19,24 @@ SMALL_REQUEST = 2**20
 SMALLEST_REST = 2**20
 """A rest of at most this size stays with its block in large segments."""
 _ROUND = 512
+_INTERVALS = 16  # of sizes, for each of which roundup_power2_divisions can be set: to 2 MiB, to 4 MiB, ...
 
 
 class Arena:
-    """Free blocks by address, kept up to date event by event."""
+    """Free blocks by address, kept up to date event by event.
 
-    def __init__(self) -> None:
+    Args:
+        settings: ``"allocator_settings"`` of a snapshot; its defaults where there are none.
+    """
+
+    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+        settings = settings or {}
+        divisions = settings.get("roundup_power2_divisions") or {}
+        self._divisions = [divisions.get(str(1 << i), 0) for i in range(_INTERVALS)] if divisions else []
+        if not any(number > 1 for number in self._divisions):
+            self._divisions = []
+        most = settings.get("max_split_size", -1)
+        self._max_split = most if most > 0 else sys.maxsize
         self._free: dict[int, tuple[int, int]] = {}  # address -> size, segment
         self._ends: dict[int, int] = {}  # end -> address
         self._given: dict[int, tuple[int, int]] = {}
@@ -73,18 +86,27 @@ class Arena:
         return 0
 
     def _give(self, address: int, asked: int) -> int:
-        wanted = max(_ROUND, -(-asked // _ROUND) * _ROUND)
+        wanted = self._rounded(asked)
         if address not in self._free:
             self._given[address] = (wanted, address)
             return wanted
         size, segment = self._remove(address)
         rest = size - wanted
         tight = wanted <= SMALL_REQUEST or self._expandable
-        if rest >= _ROUND if tight else rest > SMALLEST_REST:
+        if rest >= _ROUND if tight else rest > SMALLEST_REST and wanted < self._max_split:
             self._add(address + wanted, rest, segment)
             size = wanted
         self._given[address] = (size, segment)
         return size
+
+    def _rounded(self, asked: int) -> int:
+        if self._divisions and asked >= _ROUND:
+            divisions = self._divisions[min(_INTERVALS - 1, max(0, asked.bit_length() - 21))]
+            if divisions > 1 and asked > _ROUND * divisions:
+                floor = 1 << (asked.bit_length() - 1)
+                step = floor >> (divisions.bit_length() - 1)
+                return asked if asked == floor else -(-asked // step) * step
+        return max(_ROUND, -(-asked // _ROUND) * _ROUND)
 
     def _add(self, address: int, size: int, segment: int) -> None:
         """A block becomes free, and one with its free neighbours in the same segment."""

@@ -17,9 +17,9 @@ BACKWARD = "backward pass"
 _ROUND = 512  # the allocator's granularity: the history has requests, the figures have blocks
 _LIBRARIES = tuple(
     os.path.join(path, "")
-    for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib")}
-    if path
+    for path in sorted({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}, key=len, reverse=True)
 )
+"""The longest first: a virtual environment's lie below the standard library's on some systems."""
 _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
@@ -122,5 +122,8 @@ def _rounded(size: int) -> int:
 
 
 def _short(path: str) -> str:
-    here = os.path.join(os.getcwd(), "")
-    return path.removeprefix(here)
+    """``train.py`` for a file below the working directory, ``peft/tuners/lora/bnb.py`` for a library's."""
+    for prefix in (*_LIBRARIES, os.path.join(os.getcwd(), "")):
+        if path.startswith(prefix):
+            return path[len(prefix) :]
+    return path

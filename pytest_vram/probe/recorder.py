@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.memory import Holder
 from pytest_vram.probe import timeline
 from pytest_vram.probe.history import MAX_EVENTS
+from pytest_vram.probe.layout import layout
 from pytest_vram.probe.marks import Notes
-from pytest_vram.probe.timeline import Block
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from pytest_vram.memory import Timeline
+    from pytest_vram.probe.timeline import Block, Replay
 
 
 _EVER = ("allocated", "freed")  # counts that only grow: the same ones mean that nothing happened
-_Replay = tuple[Sequence[Mapping[str, Any]], list[Block], bool]
 
 
 class Recorder:
@@ -32,7 +33,7 @@ class Recorder:
         self._marks = marks
         self._start_us = 0
         self._before: list[Mapping[str, Any]] = []
-        self._read: dict[int, _Replay] = {}
+        self._read: dict[int, tuple[Replay, bool]] = {}
 
     def start(self) -> None:
         """Begin, after the history."""
@@ -49,28 +50,37 @@ class Recorder:
         self._notes.stop()
 
     def timeline(self, index: int) -> Timeline:
-        """Memory over time of device ``index`` until now."""
-        events, blocks, cut = self._replay(index)
-        before = sum(segment["total_size"] for segment in self._segments(index))
-        found = timeline.timeline(events, blocks, start_us=self._start_us, reserved_before=before, cut=cut)
-        return found if self._marks else replace(found, categories=(), modules=())
+        """Memory over time of device ``index`` until now, and its segments at the peak."""
+        played, cut = self._replay(index)
+        segments = self._segments(index)
+        before = sum(segment["total_size"] for segment in segments)
+        found = timeline.timeline(played, start_us=self._start_us, reserved_before=before, cut=cut)
+        if not self._marks:
+            found = replace(found, categories=(), modules=())
+        return replace(found, layout=layout(played, segments, self._tell))
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
         """The ``top`` places that held most at the recorded peak, with category and module."""
-        events, blocks, _ = self._replay(index)
-        found = timeline.holders(events, blocks, top if self._marks else len(blocks))
+        played, _ = self._replay(index)
+        found = timeline.holders(played, top if self._marks else len(played.blocks))
         return found if self._marks else _by_line(found, top)
 
-    def _replay(self, index: int) -> _Replay:
+    def _tell(self, block: Block) -> tuple[str, str | None]:
+        """Line and category; without marks the category is a guess."""
+        return timeline.place(block), (block.category or "other") if self._marks else None
+
+    def _replay(self, index: int) -> tuple[Replay, bool]:
         import torch
 
-        traces = torch._C._cuda_memorySnapshot(None)["device_traces"]
+        snapshot = torch._C._cuda_memorySnapshot(None)
+        traces = snapshot["device_traces"]
         recorded = traces[index] if index < len(traces) else []
         known = self._read.get(index)
         events = [event for event in recorded if event["time_us"] >= self._start_us]
-        if known is None or len(known[0]) != len(events):
-            blocks = timeline.blocks_of(events, self._segments(index), self._notes.marks, index)
-            self._read[index] = known = (events, blocks, len(recorded) >= MAX_EVENTS)
+        if known is None or len(known[0].events) != len(events):
+            settings = snapshot.get("allocator_settings")  # not in every torch
+            played = timeline.replay(events, self._segments(index), self._notes.marks, index, settings)
+            self._read[index] = known = (played, len(recorded) >= MAX_EVENTS)
         return known
 
     def _segments(self, index: int) -> list[Mapping[str, Any]]:

@@ -30,14 +30,23 @@ _WRAPPERS = re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+")
 
 @dataclass(slots=True)
 class Block:
-    """One allocation and its life, in positions of the event list: ``-1`` is before the first event."""
+    """One allocation and its life, in positions of the event list: ``-1`` is before the first event.
+
+    It ``died`` when it was freed, and was ``gone`` when no other stream used it any more.
+    """
 
     size: int
     born: int
+    address: int = 0
     died: int | None = None
+    gone: int | None = None
     category: Category | None = None
     module: str = ""
     frames: Sequence[Mapping[str, Any]] = ()
+
+    def alive(self, at: int) -> bool:
+        """Whether it was a tensor's after the first ``at`` events."""
+        return self.born < at and (self.died is None or self.died >= at)
 
 
 class _State:
@@ -99,10 +108,31 @@ class _State:
         self.saved.clear()
 
 
-def blocks_of(
-    events: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]], marks: Marks, device: int
-) -> list[Block]:
-    """Every block that lived, and what it was for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """A history, replayed.
+
+    Attributes:
+        events: as they were recorded.
+        blocks: every block that lived.
+        totals: bytes before the first event and after each.
+        peak: position in ``totals`` of their first maximum.
+    """
+
+    events: Sequence[Mapping[str, Any]]
+    blocks: Sequence[Block]
+    totals: Sequence[int]
+    peak: int
+
+
+def replay(
+    events: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]],
+    marks: Marks,
+    device: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Replay:
+    """Replay a history: every block that lived, what it was for, and the curve of their sum.
 
     Args:
         events: of one device, as in ``torch.cuda.memory._snapshot()["device_traces"]``.
@@ -110,15 +140,33 @@ def blocks_of(
             ``"segments"``.
         marks: what the program did meanwhile.
         device: whose labels to take.
+        settings: the allocator's, as in the same function's ``"allocator_settings"``.
     """
-    arena = Arena()
+    blocks = _blocks(events, before, marks, device, Arena(settings))
+    change = [0] * (len(events) + 2)
+    for block in blocks:
+        change[block.born + 1] += block.size
+        if block.died is not None:
+            change[block.died + 1] -= block.size
+    totals = list(itertools.accumulate(change[: len(events) + 1]))
+    return Replay(events=events, blocks=blocks, totals=totals, peak=totals.index(max(totals)))
+
+
+def _blocks(
+    events: Sequence[Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]],
+    marks: Marks,
+    device: int,
+    arena: Arena,
+) -> list[Block]:
     live = {
-        address: Block(size=size, born=-1, category="other")
+        address: Block(size=size, born=-1, address=address, category="other")
         for segment in before
         for address, size in arena.take_segment(segment).items()
     }
     blocks, state = list(live.values()), _State()
     labels = [label for label in marks.labels if label.device == device]
+    dying: dict[int, Block] = {}
     at_step = at_label = 0
     for position, event in enumerate(events):
         now = event["time_us"] * 1000
@@ -129,13 +177,17 @@ def blocks_of(
             _stick(labels[at_label], live)
             at_label += 1
         size = arena.see(event)
-        if event["action"] == "alloc":
-            block = Block(size=size, born=position, frames=event.get("frames", ()))
+        action = event["action"]
+        if action == "alloc":
+            block = Block(size=size, born=position, address=event["addr"], frames=event.get("frames", ()))
             state.name(block)
-            live[event["addr"]] = block
+            live[block.address] = block
             blocks.append(block)
-        elif event["action"] == "free_requested" and (freed := live.pop(event["addr"], None)) is not None:
+        elif action == "free_requested" and (freed := live.pop(event["addr"], None)) is not None:
             freed.died = position
+            dying[freed.address] = freed
+        elif action == "free_completed" and (freed := dying.pop(event["addr"], None)) is not None:
+            freed.gone = position
     for step in marks.steps[at_step:]:
         state.pass_by(step)
     for label in labels[at_label:]:
@@ -144,29 +196,21 @@ def blocks_of(
 
 
 def timeline(
-    events: Sequence[Mapping[str, Any]],
-    blocks: Iterable[Block],
-    *,
-    start_us: int,
-    reserved_before: int,
-    cut: bool = False,
-    points: int = POINTS,
+    played: Replay, *, start_us: int, reserved_before: int, cut: bool = False, points: int = POINTS
 ) -> Timeline:
     """Thin a history out to a curve of at most ``points`` + 2 points, by category and by module; the peak stays exact.
 
     Args:
-        events: as for :func:`blocks_of`.
-        blocks: from :func:`blocks_of`.
+        played: from :func:`replay`.
         start_us: when the measurement began, in microseconds of the Unix clock.
         reserved_before: bytes that the allocator held before the first event.
         cut: whether older events were lost.
         points: resolution.
     """
-    blocks = list(blocks)
-    totals, peak = _totals(blocks, len(events))
-    chosen = _chosen(totals, peak, points)
+    events, blocks, totals = played.events, played.blocks, played.totals
+    chosen = _chosen(totals, played.peak, points)
     categories = _series(blocks, chosen, {name: name for name in CATEGORIES}, lambda block: block.category or "other")
-    named = _largest_modules(blocks, peak)
+    named = _largest_modules(blocks, played.peak)
     modules = _series(blocks, chosen, {name: name for name in (*named, "other")}, module_group)
     reserved = _reserved(events, reserved_before)
     times = [max(0.0, (events[max(0, at - 1)]["time_us"] - start_us) / 1e6) if events else 0.0 for at in chosen]
@@ -176,32 +220,39 @@ def timeline(
         reserved=tuple(reserved[at] for at in chosen),
         categories=tuple(series for series in categories if any(series.sizes)),
         modules=tuple(series for series in modules if any(series.sizes)),
-        peak_index=chosen.index(peak),
+        peak_index=chosen.index(played.peak),
         events=len(events),
         cut=cut,
     )
 
 
-def holders(events: Sequence[Mapping[str, Any]], blocks: Iterable[Block], top: int) -> tuple[Holder, ...]:
+def holders(played: Replay, top: int) -> tuple[Holder, ...]:
     """Who held what at the peak, by line of code, category and module; the largest ``top``."""
-    blocks = list(blocks)
-    _, peak = _totals(blocks, len(events))
     groups: dict[tuple[str, str, str], list[int]] = {}
-    for block in blocks:
-        if _alive(block, peak):
-            place = user_line(block.frames) if block.frames else _no_line(block)
-            groups.setdefault((place, block.category or "other", module_group(block)), []).append(block.size)
+    for block in played.blocks:
+        if block.alive(played.peak):
+            key = (place(block), block.category or "other", module_group(block))
+            groups.setdefault(key, []).append(block.size)
     found = [
         Holder(
             size_bytes=sum(sizes),
             count=len(sizes),
-            location=place,
+            location=line,
             category=category,
             module=None if module == _OUTSIDE else module,
         )
-        for (place, category, module), sizes in groups.items()
+        for (line, category, module), sizes in groups.items()
     ]
     return tuple(sorted(found, key=lambda h: (-h.size_bytes, h.location, h.category or "", h.module or ""))[:top])
+
+
+def place(block: Block) -> str:
+    """The line of code that a block is shown with."""
+    if block.frames:
+        return user_line(block.frames)
+    if block.born < 0:
+        return HELD_BEFORE
+    return BACKWARD if not block.module else f"in {module_group(block)}"
 
 
 def module_group(block: Block) -> str:
@@ -218,27 +269,6 @@ def _stick(label: Any, live: Mapping[int, Block]) -> None:
     if block is not None and block.category not in ("weights", "adapters", "quantization"):
         block.category = label.category
         block.module = label.module or block.module
-
-
-def _totals(blocks: Iterable[Block], events: int) -> tuple[list[int], int]:
-    """Bytes before the first event and after each, and the position of their first maximum."""
-    change = [0] * (events + 2)
-    for block in blocks:
-        change[block.born + 1] += block.size
-        if block.died is not None:
-            change[block.died + 1] -= block.size
-    totals = list(itertools.accumulate(change[: events + 1]))
-    return totals, max(range(len(totals)), key=totals.__getitem__)
-
-
-def _alive(block: Block, position: int) -> bool:
-    return block.born < position and (block.died is None or block.died >= position)
-
-
-def _no_line(block: Block) -> str:
-    if block.born < 0:
-        return HELD_BEFORE
-    return BACKWARD if not block.module else f"in {module_group(block)}"
 
 
 def _chosen(totals: Sequence[int], peak: int, points: int) -> list[int]:
@@ -273,7 +303,7 @@ def _series(blocks: Iterable[Block], chosen: Sequence[int], names: Mapping[str, 
 def _largest_modules(blocks: Iterable[Block], peak: int) -> list[str]:
     sizes: dict[str, int] = {}
     for block in blocks:
-        if _alive(block, peak):
+        if block.alive(peak):
             group = module_group(block)
             sizes[group] = sizes.get(group, 0) + block.size
     return sorted(sizes, key=lambda name: (-sizes[name], name))[:_MODULES]

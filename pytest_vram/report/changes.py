@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vram.errors import VramUsageError
-from pytest_vram.report import files, html
+from pytest_vram.report import files
 from pytest_vram.report.terminal import shorten
 from pytest_vram.units import format_bytes
 
@@ -36,6 +36,8 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         VramUsageError: a report cannot be read.
     """
+    from pytest_vram import baseline
+
     before, after = files.load(args.before), files.load(args.after)
     text, grown = render(before, after, args.tolerance, shutil.get_terminal_size().columns)
     print(text)
@@ -44,7 +46,9 @@ def main(args: argparse.Namespace) -> int:
             raise VramUsageError(
                 f"compare --output {args.output}: the comparison is a page; name it {args.output.stem}.html"
             )
-        files.write_atomically(args.output, html.render(after, before))
+        peaks = baseline.peaks(before, failed=True)
+        held = baseline.held_against(after, peaks, source=args.before.name, tolerance=args.tolerance)
+        files.save(held, args.output, before)
         print(f"written to {args.output}")
     return int(grown)
 

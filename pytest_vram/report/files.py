@@ -16,6 +16,7 @@ from pytest_vram.memory.report import SCHEMA_VERSION
 from pytest_vram.report import markdown
 from pytest_vram.report.codec import decode, encode
 from pytest_vram.report.rows import Row, rows
+from pytest_vram.report.tables import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +27,13 @@ SCHEMA_FILE = Path(__file__).with_name("schema.json")
 _NESTED = ("fixtures", "phases", "holders", "host_reads")
 
 
-def save(report: Report, path: str | os.PathLike[str]) -> None:
+def save(report: Report, path: str | os.PathLike[str], before: Report | None = None) -> None:
     """Write a report; a file that is there is replaced whole, or not at all.
+
+    Args:
+        report: what to write.
+        path: its suffix says the format.
+        before: an earlier report; a page shows what grew since, by category and line.
 
     Raises:
         VramUsageError: no format has that suffix.
@@ -36,7 +42,8 @@ def save(report: Report, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.suffix not in _FORMATS:
         raise VramUsageError(f"{target}: the suffix says the format; choose {', '.join(_FORMATS)}")
-    write_atomically(target, _FORMATS[target.suffix](report))
+    text = to_html(report, before) if target.suffix == ".html" else _FORMATS[target.suffix](report)
+    write_atomically(target, text)
 
 
 def load(path: str | os.PathLike[str]) -> Report:
@@ -64,18 +71,37 @@ def load(path: str | os.PathLike[str]) -> Report:
         raise VramUsageError(f"report {source}: {error}") from error
 
 
-def load_report(path: str | os.PathLike[str]) -> pandas.DataFrame:
-    """A ``.json`` report as a table: one row a test, sizes in bytes, indexed by node id.
+def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.DataFrame:
+    """A ``.json`` report as a table; sizes are in bytes.
+
+    Args:
+        path: what ``--vram-output`` wrote.
+        table: ``tests``: one row a test, indexed by node id, and the others one row a
+
+            * ``timeline``: moment, with a column a category;
+            * ``holders``: line of code that held memory at the peak;
+            * ``segments``: segment of the allocator at the peak.
 
     Raises:
-        VramUsageError: as :func:`load`.
+        VramUsageError: as :func:`load`, or there is no such table.
         ImportError: pandas is missing: ``pip install 'pytest-vram[report]'``.
     """
     try:
         import pandas
     except ImportError as error:
         raise ImportError("load_report needs pandas: pip install 'pytest-vram[report]'") from error
-    return pandas.DataFrame(_flat(load(path)), columns=_columns()).set_index("nodeid")
+    report = load(path)
+    if table == "tests":
+        return pandas.DataFrame(_flat(report), columns=_columns()).set_index("nodeid")
+    if table not in TABLES:
+        raise VramUsageError(f"table={table!r}: choose tests, {', '.join(TABLES)}")
+    lines = [
+        {"nodeid": test.nodeid, "device": measurement.device.index, **line}
+        for test in report.tests
+        for measurement in test.measurements
+        for line in TABLES[table](measurement)
+    ]
+    return pandas.DataFrame(lines)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -104,11 +130,11 @@ def to_csv(report: Report) -> str:
     return out.getvalue()
 
 
-def to_html(report: Report) -> str:
+def to_html(report: Report, before: Report | None = None) -> str:
     """The page of :mod:`pytest_vram.report.html`."""
     from pytest_vram.report.html import render
 
-    return render(report)
+    return render(report, before)
 
 
 _FORMATS: dict[str, Callable[[Report], str]] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_vram.memory import Exceeded, Unmeasured, Within
+from pytest_vram.memory.report import grew
 
 if TYPE_CHECKING:
     from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Phase, Report, TestRecord
@@ -20,6 +21,13 @@ class Row:
         fixtures_bytes: what fixtures hold of it.
         verdict: ``within``, ``exceeded``, ``unmeasured``, or ``none`` without a budget.
         used: share of the budget, 1 at the limit; ``None`` without budget or figure.
+        baseline_bytes: the allocated peak in the report's baseline; ``None`` where that has no entry.
+        change_bytes: growth since, negative where it shrank; ``None`` without an entry.
+        regressed: whether it grew by more than the baseline's tolerance.
+        unused_bytes: reserved and not allocated, at the allocated peak; ``None`` where the segments were not recorded,
+            as for the next two.
+        fragmented_bytes: the part of it that lies free between blocks in use.
+        largest_free_bytes: the largest free block of it.
     """
 
     nodeid: str
@@ -39,6 +47,12 @@ class Row:
     leaked_bytes: int | None
     retries: int
     ooms: int
+    baseline_bytes: int | None
+    change_bytes: int | None
+    regressed: bool
+    unused_bytes: int | None
+    fragmented_bytes: int | None
+    largest_free_bytes: int | None
     fixtures: tuple[FixtureShare, ...]
     phases: tuple[Phase, ...]
     holders: tuple[Holder, ...]
@@ -48,12 +62,13 @@ class Row:
 
 def rows(report: Report) -> list[Row]:
     """Every test, worst first: broken budgets, then by peak."""
-    found = [row(test) for test in report.tests]
+    tolerance = report.baseline.tolerance_percent if report.baseline else 0
+    found = [row(test, tolerance) for test in report.tests]
     return sorted(found, key=lambda r: (r.verdict != "exceeded", -(r.peak_bytes or -1), r.nodeid))
 
 
-def row(test: TestRecord) -> Row:
-    """One test as a row."""
+def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
+    """One test as a row; growth over its baseline up to the tolerance is none."""
     metric = test.budget.metric if test.budget else "allocated"
     measurement = max(test.measurements, key=lambda m: m.figure(metric) or -1, default=None)
     limit = test.budget.limit_bytes if test.budget else None
@@ -64,6 +79,9 @@ def row(test: TestRecord) -> Row:
         peak = limit - test.verdict.headroom_bytes
     verdict = "none" if test.verdict is None else type(test.verdict).__name__.lower()
     fixtures = measurement.fixtures if measurement else ()
+    before = measurement.baseline_bytes if measurement else None
+    now = measurement.figure("allocated") if measurement else None
+    layout = measurement.timeline.layout if measurement and measurement.timeline else None
     return Row(
         nodeid=test.nodeid,
         outcome=test.outcome,
@@ -82,6 +100,12 @@ def row(test: TestRecord) -> Row:
         leaked_bytes=measurement.leaked_bytes if measurement else None,
         retries=measurement.retries if measurement else 0,
         ooms=measurement.ooms if measurement else 0,
+        baseline_bytes=before,
+        change_bytes=None if before is None or now is None else now - before,
+        regressed=before is not None and now is not None and grew(before, now, tolerance_percent),
+        unused_bytes=layout.unused_bytes if layout else None,
+        fragmented_bytes=layout.fragmented_bytes if layout else None,
+        largest_free_bytes=layout.largest_free_bytes if layout else None,
         fixtures=fixtures,
         phases=measurement.phases if measurement else (),
         holders=measurement.holders if measurement else (),

@@ -20,6 +20,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "-o", "--output", type=Path, action="append", default=[], help="write to this file instead of showing"
     )
+    parser.add_argument(
+        "--baseline", type=Path, metavar="FILE", help="show what grew since: a baseline file, or an earlier report"
+    )
+    parser.add_argument("--tolerance", type=float, default=2.0, metavar="PCT", help="growth that passes (default: 2)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show phases too")
     parser.set_defaults(main=main)
 
@@ -28,11 +32,16 @@ def main(args: argparse.Namespace) -> int:
     """Run the command.
 
     Raises:
-        VramUsageError: the report cannot be read, or a suffix names no format.
+        VramUsageError: the report or the baseline cannot be read, or a suffix names no format.
     """
-    report = files.load(args.report)
+    report, before = files.load(args.report), None
+    if args.baseline is not None:
+        from pytest_vram import baseline
+
+        peaks, before = baseline.read_any(args.baseline)
+        report = baseline.held_against(report, peaks, source=args.baseline.name, tolerance=args.tolerance)
     for path in args.output:
-        files.save(report, path)
+        files.save(report, path, before)
         print(f"written to {path}")
     if not args.output:
         width = shutil.get_terminal_size().columns

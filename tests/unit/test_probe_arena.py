@@ -76,3 +76,27 @@ def test_a_snapshot_says_what_was_there() -> None:
     made = Arena()
     assert made.take_segment(segment) == {100 * MB: 4 * MB}
     assert made.see(event("alloc", 106 * MB, 13 * MB)) == 14 * MB
+
+
+def rounded(asked: int, **divisions: int) -> int:
+    """What the allocator's setting makes of a request; divisions by size in MiB."""
+    settings = {"roundup_power2_divisions": {str(1 << i): divisions.get(f"mb{1 << i}", 0) for i in range(16)}}
+    return Arena(settings).see(event("alloc", 0, asked))
+
+
+def test_requests_are_rounded_to_parts_of_a_power_of_two_where_the_setting_says_so() -> None:
+    assert rounded(1200 * 1024, mb1=4) == 1280 * 1024  # between 1 and 2 MiB in steps of 256 KiB
+    assert rounded(MB, mb1=4) == MB
+    assert rounded(1200, mb1=4) == 1536  # too small for parts of whole blocks
+    assert rounded(5 * MB + 1, mb1=4) == 5 * MB + 512  # of sizes from 4 MiB on nothing is said
+    assert rounded(5 * MB + 1, mb4=2) == 6 * MB
+    assert rounded(100 * 2**30, mb32768=8) == 104 * 2**30
+
+
+def test_a_block_of_the_largest_size_to_split_is_given_whole() -> None:
+    made = Arena({"max_split_size": 20 * MB})
+    made.see(event("segment_alloc", 0, 40 * MB))
+    assert made.see(event("alloc", 0, 20 * MB)) == 40 * MB
+    made = Arena({"max_split_size": 20 * MB})
+    made.see(event("segment_alloc", 0, 40 * MB))
+    assert made.see(event("alloc", 0, 19 * MB)) == 19 * MB

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vram.probe.marks import Label, Marks
-from pytest_vram.probe.timeline import Block, blocks_of, holders, module_group, timeline
+from pytest_vram.probe.timeline import Block, Replay, holders, module_group, replay, timeline
 
 if TYPE_CHECKING:
     from pytest_vram.memory import Timeline
@@ -42,11 +42,14 @@ class Program:
     def label(self, addr: int, category: Any, module: str = "") -> None:
         self.marks.labels.append(Label(self.tick() * 1000, 0, addr, category, module))
 
+    def replay(self) -> Replay:
+        return replay(self.events, [], self.marks, 0)
+
     def blocks(self) -> list[Block]:
-        return blocks_of(self.events, [], self.marks, 0)
+        return list(self.replay().blocks)
 
     def timeline(self, points: int = 240) -> Timeline:
-        return timeline(self.events, self.blocks(), start_us=0, reserved_before=0, points=points)
+        return timeline(self.replay(), start_us=0, reserved_before=0, points=points)
 
 
 def training_step() -> Program:
@@ -141,17 +144,17 @@ def test_weights_that_were_there_before_are_labelled_and_counted() -> None:
     p = Program()
     p.label(5, "weights", "model.layers.0.mlp")
     p.alloc(9, KB)
-    blocks = blocks_of(p.events, [segment], p.marks, 0)
-    made = timeline(p.events, blocks, start_us=0, reserved_before=4 * KB)
+    played = replay(p.events, [segment], p.marks, 0)
+    made = timeline(played, start_us=0, reserved_before=4 * KB)
     assert made.allocated == (4 * KB, 5 * KB)
     assert made.reserved == (4 * KB, 4 * KB)
     assert made.at_peak() == {"weights": 4 * KB, "other": KB}
-    assert holders(p.events, blocks, 1)[0].location == "held before the test"
+    assert holders(played, 1)[0].location == "held before the test"
 
 
 def test_holders_name_line_category_and_module_largest_first() -> None:
     p = training_step()
-    found = holders(p.events, p.blocks(), 3)
+    found = holders(p.replay(), 3)
     # At the peak, when the gradient has come: weights and gradient, what was saved, logits, and the batch.
     assert [(h.size_bytes // KB, h.category, h.module) for h in found] == [
         (100, "weights", "mlp"),
@@ -205,4 +208,4 @@ def test_parts_add_up_to_the_whole_and_the_peak_is_kept(moves: Any, points: int,
     for parts in (made.categories, made.modules):
         sums = [sum(sizes) for sizes in zip(*(series.sizes for series in parts), strict=True)]
         assert tuple(sums) == made.allocated or not any(made.allocated)
-    assert sum(h.size_bytes for h in holders(p.events, p.blocks(), 1000)) == most
+    assert sum(h.size_bytes for h in holders(p.replay(), 1000)) == most

@@ -9,8 +9,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+UNUSUAL = "roundup_power2_divisions:[4:2,64:8,>:4],max_split_size_mb:40"
 
-@pytest.fixture(scope="module", params=["", "expandable_segments:True"])
+
+@pytest.fixture(scope="module", params=["", "expandable_segments:True", UNUSUAL])
 def answers(request: pytest.FixtureRequest, run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return run_program("over_time.py", gpu="rtx-4080", PYTORCH_CUDA_ALLOC_CONF=request.param)
 
@@ -21,6 +23,7 @@ def answers(request: pytest.FixtureRequest, run_program: Callable[..., dict[str,
         ("the_peak_is_torchs", [True, True, True]),
         ("the_peak_is_torchs_with_a_model_from_before", [True, "weights", True]),
         ("adapters_and_quantization_have_their_own", [True, True, True]),
+        ("the_segments_are_the_allocators", [True] * 6),
         ("hooks_are_gone_afterwards", [True, 0, 0, 0]),
         ("an_out_of_memory_error_is_no_obstacle", True),
     ],

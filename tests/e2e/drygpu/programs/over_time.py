@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from typing import Any
 
 import torch
@@ -144,6 +145,53 @@ def hooks_are_gone_afterwards() -> Any:
     recorded(lambda: train(Model().cuda()))
     left = [module._global_forward_hooks, module._global_forward_pre_hooks, optimizer._global_optimizer_pre_hooks]
     return [torch.autograd.backward is before, *map(len, left)]
+
+
+@check
+def the_segments_are_the_allocators() -> Any:
+    """Segments at the peak, which comes last, beside the allocator's own list of them."""
+    rolls = random.Random(7)
+
+    def program() -> Any:
+        held: list[Any] = []
+        for _ in range(400):
+            if held and rolls.random() < 0.45:
+                held.pop(rolls.randrange(len(held)))
+            held.append(
+                torch.empty(rolls.choice((900, 70_000, MB, 3 * MB, 30 * MB)) + rolls.randrange(2000), device="cuda")
+            )
+        waiting = torch.empty(5 * MB, device="cuda")
+        waiting.record_stream(torch.cuda.Stream())
+        held.append(torch.empty(2 * 2**30, dtype=torch.uint8, device="cuda"))
+        return held, torch.cuda.memory_snapshot()
+
+    before = torch.empty(2 * MB, device="cuda"), torch.empty(100, device="cuda")
+    timeline, _, (_, segments) = recorded(program)
+    layout = timeline.layout
+    allocator = sorted(
+        (
+            s["total_size"],
+            s["segment_type"],
+            s["is_expandable"],
+            s["allocated_size"],
+            max((b["size"] for b in s["blocks"] if b["state"] == "inactive"), default=0),
+            len(s["blocks"]),
+        )
+        for s in segments
+    )
+    each = [s for s in layout.segments for _ in range(s.count)]
+    ours = sorted((s.size_bytes, s.pool, s.expandable, s.active_bytes, s.largest_free_bytes, s.blocks) for s in each)
+    runs = [sum(run.size_bytes for run in s.runs) == s.size_bytes for s in layout.segments if len(s.runs) < 64]
+    empty = sum(s["total_size"] for s in segments if not s["active_size"])
+    del before
+    return [
+        ours == allocator,
+        layout.reserved_bytes == torch.cuda.memory_reserved() == sum(s.size_bytes for s in each),
+        layout.allocated_bytes == timeline.peak_bytes,
+        layout.cached_bytes == empty,
+        layout.fragmented_bytes > 0,
+        all(runs),
+    ]
 
 
 @check
