@@ -56,6 +56,15 @@ def test_a_tensor_held_twice_is_one_tensor_again() -> None:
     assert len(tensors) == 3
 
 
+def test_a_view_is_kept_by_its_numbers_alone(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    views = {"turned": whole.T, "column": whole[:, 1], "row": whole[1], "expanded": torch.ones(1).expand(5)}
+    path = checkpoint.save(tmp_path, step=1, facts={}, state=views, keep=1)
+    found = checkpoint.load(path).state
+    assert all(torch.equal(found[name], view) for name, view in views.items())
+    assert sum(tensor.untyped_storage().nbytes() for tensor in found.values()) == 4 * (12 + 3 + 4 + 5)
+
+
 def test_state_that_cannot_be_kept_is_refused() -> None:
     with pytest.raises(TypeError, match="holds a object"):
         pack({"a": object()})

@@ -14,7 +14,7 @@ from finetune import configfile, result
 from finetune.card import model_card
 from finetune.config import RunConfig
 from finetune.durable import Lines
-from finetune.result import Summary, report, write_result
+from finetune.result import report, write_result
 from finetune.runlog import EvalRow
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def test_the_closing_text_has_the_change_of_the_loss_and_the_speed(tmp_path: Pat
 
 def card(tmp_path: Path, *, merged: bool = False, **settings: Any) -> str:
     made = setup(tmp_path, **settings)
-    summary: Summary = result._summarize(made, EVALUATIONS, tmp_path / "adapter", 1)
+    summary = result._summarize(made, EVALUATIONS, tmp_path / "adapter", 1)
     return model_card(summary, made.config, merged=merged)
 
 
