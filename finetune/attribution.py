@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,14 +21,21 @@ _LOSS_FILE = str(loss.__file__)
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Mapping[str, Any]]]:
-    """Keep a history of the current device's allocations meanwhile; the list is filled when it ends."""
+    """Keep a history of the current device's allocations meanwhile; the list is filled when it ends.
+
+    A history that is being kept already goes on, and its events from now on are taken.
+    """
     events: list[Mapping[str, Any]] = []
-    torch.cuda.memory._record_memory_history("all", context="alloc", stacks="python", max_entries=_MOST_EVENTS)
+    kept_already, began = torch._C._cuda_isHistoryEnabled(), time.time_ns() // 1000
+    if not kept_already:
+        torch.cuda.memory._record_memory_history("all", context="alloc", stacks="python", max_entries=_MOST_EVENTS)
     try:
         yield events
     finally:
-        events += torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
-        torch.cuda.memory._record_memory_history(None)
+        traces = torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
+        events += (event for event in traces if event["time_us"] >= began)
+        if not kept_already:
+            torch.cuda.memory._record_memory_history(None)
 
 
 def at_peak(events: Sequence[Mapping[str, Any]], model: nn.Module) -> dict[str, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from finetune import configfile
 from finetune.runlog import clock
@@ -11,9 +12,60 @@ from finetune.validate import QUANTIZED
 
 if TYPE_CHECKING:
     from finetune.config import RunConfig
-    from finetune.result import Summary
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The figures of a run, as ``summary.json`` keeps them."""
+
+    adapter: str
+    """Folder of the result."""
+    merged: str | None
+    """Folder of the merged model."""
+    merged_into: str | None
+    """What the adapter was merged into: quantized-base or full-base."""
+    steps: int
+    """Optimizer steps."""
+    tokens: int
+    """Tokens that went through the model in training."""
+    targets: int
+    """Tokens that the training loss was taken on."""
+    train_seconds: float
+    """Time in training steps, those before an interruption included."""
+    tokens_per_second: float
+    """``tokens / train_seconds``."""
+    train_loss: float | None
+    """Loss of the last step, nats a target."""
+    held_out_loss_before: float | None
+    """Before the first step, nats a target; None without held-out rows."""
+    held_out_loss_after: float | None
+    """After the last step."""
+    held_out_targets: int
+    """Held-out tokens that the loss is taken on."""
+    question: str | None
+    """What was asked before and after."""
+    answer_before: str | None
+    """What the base answered."""
+    answer_after: str | None
+    """What the fine-tuned model answered."""
+    peak_rss_bytes: int
+    """Largest resident set of the process that finished the run."""
+    peak_allocated_bytes: int | None
+    """Largest allocation on the GPU; None on a CPU."""
+    trained_parameters: int
+    """Numbers that were trained."""
+    adapter_bytes: int
+    """Size of the result's weights on disk."""
+    device: str
+    """Kind of device."""
+    threads: int
+    """CPU threads."""
+    versions: dict[str, str]
+    """Packages that computed."""
+    settings: dict[str, Any]
+    """Every setting of the run."""
 
 
 def model_card(summary: Summary, config: RunConfig, *, merged: bool) -> str:

@@ -159,6 +159,10 @@ class DryRunConfig:
     """Card for --dry-run and --fit, such as rtx-4080 (`python -m pytest_vram cards` lists them)."""
     fit: bool = False
     """Search the settings that train the most tokens a step on --gpu, and print the command."""
+    html: Path | None = None
+    """Write a page of the dry run: memory over time by category and phase, and the lines that held the peak."""
+    json: Path | None = None
+    """Write the dry run's figures to this file, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

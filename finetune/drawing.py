@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from finetune.estimate import CATEGORIES
-from finetune.ladder import CACHED, GIB
+from finetune.rungs import CACHED, GIB
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune.ladder import Ladder, Rung
+    from finetune.rungs import Ladder, Rung
 
 # Okabe and Ito's colours, which people with any colour vision tell apart (https://jfly.uni-koeln.de/color/).
 COLOURS = {

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune import configfile
+from finetune.answer import Answer, as_json, gib, render, save_page
 from finetune.config import EMBEDDED_MODEL, RunConfig
-from finetune.errors import ConfigError, ExitCode, FinetuneError, Problem
+from finetune.errors import ConfigError, ExitCode, FinetuneError, Problem, WriteError
 from finetune.validate import validate
 
 if TYPE_CHECKING:
@@ -31,25 +31,10 @@ MARGIN = 0.03
 """Share of the card that ``--fit`` leaves free: drivers differ, and desktops live on the same card."""
 ROOMY_BYTES = 2**40
 """Memory of the card that shows what a run needs that does not fit the one it was meant for."""
-GIB = 2**30
 
 
 class DryRunError(FinetuneError):
     """The process that takes the steps failed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One trial, as the user is told of it."""
-
-    trial: dict[str, Any]
-    needed: int
-    """Peak bytes on the device, on a card with enough memory where this one has not."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether it ran on the card itself."""
-        return bool(self.trial["fits"])
 
 
 def main(config: RunConfig) -> int:
@@ -67,23 +52,28 @@ def main(config: RunConfig) -> int:
     _refuse_misspelt(config.model.model)
     if config.dry.fit:
         return _fit(config, card)
-    answer = measure(config, card)
+    answer = measure(config, card, over_time=config.dry.html is not None)
     print(render(config, card, answer))
+    _write(config, card, answer)
     return ExitCode.OK if answer.fits else ExitCode.OUT_OF_MEMORY
 
 
-def measure(config: RunConfig, card: str | None) -> Answer:
+def measure(config: RunConfig, card: str | None, *, over_time: bool = False) -> Answer:
     """Take the run's steps on a card (``None``: on this machine's GPU), and again on a roomy one if they do not fit."""
-    (trial,) = trials(config, [{}], card)
-    needed = trial["peak_device"]
-    if not trial["fits"] and card is not None:
-        (roomy,) = trials(config, [{}], card, total_bytes=ROOMY_BYTES)
-        needed = roomy["peak_device"]
-    return Answer(trial=trial, needed=needed)
+    (trial,) = trials(config, [{}], card, over_time=over_time)
+    if trial["fits"] or card is None:
+        return Answer(trial=trial)
+    (roomy,) = trials(config, [{}], card, total_bytes=ROOMY_BYTES, over_time=over_time)
+    return Answer(trial=trial, roomy=roomy)
 
 
 def trials(
-    config: RunConfig, changes: Sequence[dict[str, Any]], card: str | None, *, total_bytes: int | None = None
+    config: RunConfig,
+    changes: Sequence[dict[str, Any]],
+    card: str | None,
+    *,
+    total_bytes: int | None = None,
+    over_time: bool = False,
 ) -> list[dict[str, Any]]:
     """Take the steps of several variants of a run, one after the other, over one loaded base.
 
@@ -92,14 +82,16 @@ def trials(
         changes: settings by name, for each variant; none of the model's, which is loaded once.
         card: of the dry GPU; ``None`` for this machine's own.
         total_bytes: the card's memory, in place of its own.
+        over_time: record memory over time too; for one variant.
     """
-    found = ask({"kind": "run", "changes": list(changes)}, config, card, total_bytes=total_bytes)
+    request = {"kind": "run", "changes": list(changes), "over_time": over_time}
+    found = ask(request, config, card, total_bytes=total_bytes)
     results: list[dict[str, Any]] = found * len(changes) if len(found) < len(changes) else found
     return results
 
 
 def ask(request: dict[str, Any], config: RunConfig, card: str | None, *, total_bytes: int | None = None) -> Any:
-    """Send a request to :mod:`finetune.trial`, in a process of its own, and return its result.
+    """Send a request to :mod:`finetune.trialprocess`, in a process of its own, and return its result.
 
     Raises:
         DryRunError: it failed; the message has the end of what it said.
@@ -107,10 +99,14 @@ def ask(request: dict[str, Any], config: RunConfig, card: str | None, *, total_b
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps(request | {"config": plain(config)}))
-        command = [sys.executable, "-m", "finetune.trial", str(folder / "request.json"), str(folder / "result.json")]
+        files = [str(folder / "request.json"), str(folder / "result.json")]
         with _waiting():
             done = subprocess.run(
-                command, env=_environment(card, total_bytes), capture_output=True, text=True, check=False
+                [sys.executable, "-m", "finetune.trialprocess", *files],
+                env=_environment(card, total_bytes),
+                capture_output=True,
+                text=True,
+                check=False,
             )
         if done.returncode or not (folder / "result.json").exists():
             said = "\n".join(done.stderr.strip().splitlines()[-12:])
@@ -154,41 +150,21 @@ def plain(config: RunConfig) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in kept.items()}
 
 
-def render(config: RunConfig, card: str | None, answer: Answer) -> str:
-    """The answer for people: fits or not, by how much, and where the memory goes."""
-    trial = answer.trial
-    name = card or "this GPU"
-    total, verdict = trial["total"], "fits" if answer.fits else "does NOT fit"
-    lines = [
-        (
-            f"{config.model.model} ({config.model.precision}), seq {config.data.seq}, micro-batch"
-            f" {config.train.micro_batch}, accumulation {config.train.accumulation}, {config.train.optimizer}:"
-            f" {verdict} {name}"
-        ),
-        (
-            f"  needs     {_gib(answer.needed)} of {_gib(total)} ({answer.needed / total:.0%}), the context's"
-            f" {_gib(trial['context'])} included"
-        ),
-    ]
-    if answer.fits:
-        lines.append(f"  headroom  {_gib(total - answer.needed)}")
-    else:
-        lines.append(
-            f"  missing   {_gib(answer.needed - total)}" if answer.needed > total else "  refused   by fragmentation"
-        )
-        lines.append(f"  allocator {trial['message'].splitlines()[0] if trial['message'] else ''}")
-    if trial["categories"]:
-        lines.append(
-            f"  peak      {_gib(trial['peak_allocated'])} allocated, {_gib(trial['peak_reserved'])} reserved; at the"
-            " peak:"
-        )
-        lines += [f"    {size_name:<22}{_gib(size)}" for size_name, size in trial["categories"].items()]
-    if trial["managed"]:
-        lines.append(f"    {'paged optimizer state':<22}{_gib(trial['managed'])} in managed memory, beside the card's")
-    lines.append("  by phase  " + ", ".join(f"{phase} {_gib(size)}" for phase, size in trial["phases"].items()))
-    kind = "measured on the GPU" if card is None else "dry GPU: PyTorch's own allocator, no kernel ran"
-    lines.append(f"  {kind}; {trial['seconds']:.1f} s")
-    return "\n".join(lines)
+def _write(config: RunConfig, card: str | None, answer: Answer) -> None:
+    """The files that were asked for, after the answer is on the terminal.
+
+    Raises:
+        WriteError: one cannot be written.
+    """
+    if config.dry.html is None and config.dry.json is None:
+        return
+    try:
+        if config.dry.json is not None:
+            config.dry.json.write_text(as_json(command(config), card, answer))
+        if config.dry.html is not None:
+            save_page(command(config), answer, config.dry.html)
+    except OSError as error:
+        raise WriteError(f"{error.filename} cannot be written: {error.strerror}") from error
 
 
 def _fit(config: RunConfig, card: str | None) -> int:
@@ -201,19 +177,23 @@ def _fit(config: RunConfig, card: str | None) -> int:
     found = ask({"kind": "fit", "open": opened, "limit_bytes": limit}, config, card)
     if isinstance(found, list) or found["best"] is None:
         print(f"no setting of {', '.join(opened) or 'those left open'} fits {card or 'this GPU'}")
-        print(render(config, card, measure(config, card)))
+        answer = measure(config, card, over_time=config.dry.html is not None)
+        print(render(config, card, answer))
+        _write(config, card, answer)
         return ExitCode.OUT_OF_MEMORY
     best, larger = found["best"], found["next"]
     chosen = configfile.replace(config, best["settings"])
-    (confirmed,) = trials(chosen, [{}], card)
-    print(render(chosen, card, Answer(trial=confirmed, needed=confirmed["peak_device"])))
+    (confirmed,) = trials(chosen, [{}], card, over_time=config.dry.html is not None)
+    answer = Answer(trial=confirmed)
+    print(render(chosen, card, answer))
     if larger is not None:
         trial = larger["trial"]
         setting = _differing(best["settings"], larger["settings"])
-        needs = f"needs {_gib(trial['peak_device'])}" if trial["fits"] else "is out of memory"
-        print(f"the next larger setting, {setting}, {needs}; the limit is {_gib(limit)} ({MARGIN:.0%} are left free)")
+        needs = f"needs {gib(trial['peak_device'])}" if trial["fits"] else "is out of memory"
+        print(f"the next larger setting, {setting}, {needs}; the limit is {gib(limit)} ({MARGIN:.0%} are left free)")
     print(f"{found['trials']} settings tried in {time.perf_counter() - begin:.0f} s. Train with:")
     print(f"  {command(chosen)}")
+    _write(chosen, card, answer)
     return ExitCode.OK if confirmed["fits"] and confirmed["peak_device"] <= limit else ExitCode.OUT_OF_MEMORY
 
 
@@ -239,12 +219,12 @@ def _differing(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _card(config: RunConfig) -> str | None:
-    """The card's own name; ``None`` for a real GPU, which needs none."""
-    from pytest_vram.drygpu import find_card, real_gpu_present
+    """The card's own name; ``None`` for the GPU that this process sees, a real one or one it runs on top of."""
+    from pytest_vram.drygpu import find_card, is_active, real_gpu_present
     from pytest_vram.errors import VramError
 
     if config.dry.gpu is None:
-        if real_gpu_present():
+        if is_active() or real_gpu_present():
             return None
         raise ConfigError(
             Problem(
@@ -292,7 +272,3 @@ def _waiting() -> Iterator[None]:
     yield
     if sys.stderr.isatty():
         print(" " * 40, end="\r", file=sys.stderr, flush=True)
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"

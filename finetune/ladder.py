@@ -8,11 +8,8 @@ with enough memory.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +18,12 @@ from finetune.config import RunConfig
 from finetune.dryrun import ROOMY_BYTES, trials
 from finetune.errors import ConfigError, FinetuneError, Problem
 from finetune.estimate import CATEGORIES, Estimate, estimate, model_fields
+from finetune.rungs import CACHED, GIB, Ladder, Rung, as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_vram.drygpu import Card
-
-GIB = 2**30
-CACHED = "cached"
-"""What the allocator holds and has not handed out at the peak; the arithmetic has none of it."""
 
 _PLAIN = {"optimizer": "adamw", "checkpointing": False, "accumulation": 1}
 _FULL = _PLAIN | {"full": True}
@@ -47,46 +41,6 @@ RUNGS: dict[str, dict[str, Any]] = {
     | {"double_quant": True, "optimizer": "paged-adamw", "checkpointing": True, "accumulation": 16},
 }
 """What each rung sets; a ``+`` adds one thing to the rung before it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rung:
-    """One rung, by arithmetic and as measured. Sizes in bytes."""
-
-    name: str
-    arithmetic: dict[str, int]
-    """By category, see :class:`finetune.estimate.Estimate`."""
-    measured: dict[str, int]
-    """By the same categories, and :data:`CACHED`; the sum is the peak on the device."""
-    managed: int
-    """Paged optimizer state, beside the card's memory."""
-    fits: bool
-    """Whether the step ran on the card as it is."""
-    seconds: float
-    """How long the step's trial took here."""
-
-    @property
-    def needed(self) -> int:
-        """Peak bytes on the device, as measured."""
-        return sum(self.measured.values())
-
-    @property
-    def expected(self) -> int:
-        """The same by arithmetic."""
-        return sum(self.arithmetic.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ladder:
-    """All rungs of one model on one card."""
-
-    model: str
-    card: str
-    total_bytes: int
-    seq: int
-    micro_batch: int
-    rank: int
-    rungs: tuple[Rung, ...]
 
 
 def measure(base: RunConfig, card: Card, told: Callable[[str], None] = lambda _: None) -> Ladder:
@@ -191,17 +145,6 @@ def _verdict(rung: Rung, ladder: Ladder) -> str:
 
 def _cell(size: int | None, width: int) -> str:
     return f"{'':>{width}}" if not size or size < 0.005 * GIB else f"{size / GIB:>{width}.2f}"
-
-
-def as_json(ladder: Ladder) -> str:
-    """The figures, in bytes; :func:`from_json` reads them back."""
-    return json.dumps(dataclasses.asdict(ladder), indent=1) + "\n"
-
-
-def from_json(text: str) -> Ladder:
-    """The ladder that :func:`as_json` wrote, to draw it anew."""
-    fields: dict[str, Any] = json.loads(text)
-    return Ladder(**fields | {"rungs": tuple(Rung(**rung) for rung in fields["rungs"])})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

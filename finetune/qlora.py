@@ -21,8 +21,8 @@ from finetune.validate import validate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from finetune.card import Summary
     from finetune.config import RunConfig
-    from finetune.result import Summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:

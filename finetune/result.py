@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from finetune import durable
-from finetune.card import model_card, one_line
+from finetune.card import Summary, model_card, one_line
 from finetune.merge import merge
 from finetune.prepare import ADAPTER, FULL_MODEL, MERGED, SUMMARY_FILE, trained
 from finetune.resume import settings_of
@@ -19,58 +19,6 @@ if TYPE_CHECKING:
     from finetune.config import RunConfig
     from finetune.prepare import Setup
     from finetune.runlog import EvalRow
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """The figures of a run, as ``summary.json`` keeps them."""
-
-    adapter: str
-    """Folder of the result."""
-    merged: str | None
-    """Folder of the merged model."""
-    merged_into: str | None
-    """What the adapter was merged into: quantized-base or full-base."""
-    steps: int
-    """Optimizer steps."""
-    tokens: int
-    """Tokens that went through the model in training."""
-    targets: int
-    """Tokens that the training loss was taken on."""
-    train_seconds: float
-    """Time in training steps, those before an interruption included."""
-    tokens_per_second: float
-    """``tokens / train_seconds``."""
-    train_loss: float | None
-    """Loss of the last step, nats a target."""
-    held_out_loss_before: float | None
-    """Before the first step, nats a target; None without held-out rows."""
-    held_out_loss_after: float | None
-    """After the last step."""
-    held_out_targets: int
-    """Held-out tokens that the loss is taken on."""
-    question: str | None
-    """What was asked before and after."""
-    answer_before: str | None
-    """What the base answered."""
-    answer_after: str | None
-    """What the fine-tuned model answered."""
-    peak_rss_bytes: int
-    """Largest resident set of the process that finished the run."""
-    peak_allocated_bytes: int | None
-    """Largest allocation on the GPU; None on a CPU."""
-    trained_parameters: int
-    """Numbers that were trained."""
-    adapter_bytes: int
-    """Size of the result's weights on disk."""
-    device: str
-    """Kind of device."""
-    threads: int
-    """CPU threads."""
-    versions: dict[str, str]
-    """Packages that computed."""
-    settings: dict[str, Any]
-    """Every setting of the run."""
 
 
 def write_result(setup: Setup, evaluations: list[EvalRow]) -> Summary:

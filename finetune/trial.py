@@ -1,7 +1,6 @@
-"""Training steps at full size, measured: the process behind ``--dry-run``, ``--fit`` and the ladder.
+"""Training steps at full size, measured on the device that torch sees: a dry GPU, or a real one.
 
-Started as ``python -m finetune.trial REQUEST.json RESULT.json`` with a dry GPU beneath torch, or on a real one. The
-model's weights are never needed: a checkpoint of zeros that takes no disk goes through the real loading code.
+The model's weights are never needed: a checkpoint of zeros that takes no disk goes through the real loading code.
 """
 
 from __future__ import annotations
@@ -9,25 +8,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import json
-import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from finetune import configfile
-from finetune.config import RunConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     import torch
     from torch import nn
 
+    from finetune.config import RunConfig
     from finetune.data import Batch
+    from finetune.overtime import OverTime
+    from pytest_vram.memory import HostRead
 
 MOST_MICRO_BATCHES = 2
 """Micro-batches run of a window: the third and later ones add nothing to the peak, a test holds that."""
@@ -58,18 +54,30 @@ class Trial:
     managed: int
     """Paged optimizer state, which moves to the host when the card is full; not part of ``peak_device``."""
     seconds: float
+    device: str = ""
+    """What the driver calls the card."""
+    dry: bool = False
+    """A dry GPU: allocations alone are real."""
+    host_reads: tuple[HostRead, ...] = ()
+    """Where a dry GPU was asked for values; some answers are guesses that the figures rest on."""
+    recorded: dict[str, Any] | None = None
+    """Memory over time, where it was asked for: see :class:`finetune.overtime.Recorded`."""
 
 
 class Bench:
-    """One base model, loaded once, on which several settings are tried."""
+    """One base model, loaded once, on which several settings are tried.
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    Attributes:
+        refused: the trial of a base that was too large to be loaded; nothing can be tried then.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, over_time: OverTime | None = None) -> None:
         import torch
 
         from finetune.model import load_base
         from pytest_vram.drygpu import empty_checkpoint
 
-        self.torch = torch
+        self.torch, self.over_time = torch, over_time
         self.begin = time.perf_counter()
         self.phases: dict[str, int] = {}
         self.managed_before = 0
@@ -78,8 +86,12 @@ class Bench:
         checkpoint = empty_checkpoint(shape, folder)
         self.vocabulary = int(shape.get_text_config().vocab_size)
         self.capability = torch.cuda.get_device_capability()
-        with self._phase("loading"):
-            self.base = load_base(dataclasses.replace(config.model, model=str(checkpoint)))
+        self.refused: Trial | None = None
+        try:
+            with self._phase("loading"):
+                self.base = load_base(dataclasses.replace(config.model, model=str(checkpoint)))
+        except torch.OutOfMemoryError as error:
+            self.refused = self._result(str(error), {})
         self.context_bytes = _driver_figures(torch)[1]
 
     def run(self, config: RunConfig, *, steps: int = 2, attributed: bool = True) -> Trial:
@@ -159,29 +171,33 @@ class Bench:
             yield Batch(input_ids=ids, labels=ids.clone())
 
     def _phase(self, name: str) -> _Phase:
-        return _Phase(self.torch, self.phases, name)
+        return _Phase(self.torch, self.phases, name, self.over_time)
 
     def _result(self, message: str, categories: dict[str, int]) -> Trial:
-        torch = self.torch
-        stats = torch.cuda.memory_stats()
-        device, context, managed, total = _driver_figures(torch)
+        from pytest_vram.drygpu import driver, hostreads
+
+        device, context, managed, total = _driver_figures(self.torch)
         return Trial(
             fits=not message,
             message=message,
             phases=dict(self.phases),
             categories=categories,
             peak_allocated=max([*self.phases.values(), 0]),
-            peak_reserved=int(stats.get("reserved_bytes.all.peak", 0)),
+            peak_reserved=self.torch.cuda.max_memory_reserved(),
             peak_device=device,
             context=context,
             total=total,
             managed=managed - self.managed_before,
             seconds=round(time.perf_counter() - self.begin, 2),
+            device=self.torch.cuda.get_device_name(),
+            dry=driver.is_active(),
+            host_reads=hostreads.collect() if driver.is_active() else (),
+            recorded=None if self.over_time is None else self.over_time.read(),
         )
 
     def _clean(self, model: Any, optimizer: Any) -> None:
         """Back to the bare base, with fresh peaks."""
-        from pytest_vram.drygpu import driver
+        from pytest_vram.drygpu import driver, hostreads
 
         if optimizer is not None:
             optimizer.state.clear()
@@ -196,6 +212,7 @@ class Bench:
         self.torch.cuda.reset_peak_memory_stats()
         if driver.is_active():
             driver.reset_peaks()
+            hostreads.reset()
             # bitsandbytes frees no managed memory before the process ends: what is there by now is not the next
             # trial's.
             self.managed_before = driver.stats(0).managed_bytes
@@ -206,16 +223,20 @@ class Bench:
 class _Phase:
     """Keeps a phase's peak; a phase that comes again keeps the larger."""
 
-    def __init__(self, torch: Any, phases: dict[str, int], name: str) -> None:
-        self.torch, self.phases, self.name = torch, phases, name
+    def __init__(self, torch: Any, phases: dict[str, int], name: str, over_time: OverTime | None) -> None:
+        self.torch, self.phases, self.name, self.over_time = torch, phases, name, over_time
+        self.begin = 0.0
 
     def __enter__(self) -> None:
+        self.begin = time.perf_counter()
         if self.torch.cuda.is_initialized():
             self.torch._C._cuda_resetPeakMemoryStats(0)
 
     def __exit__(self, *_: object) -> None:
         peak = self.torch.cuda.max_memory_allocated() if self.torch.cuda.is_initialized() else 0
         self.phases[self.name] = max(self.phases.get(self.name, 0), peak)
+        if self.over_time is not None:
+            self.over_time.phase(self.name, time.perf_counter() - self.begin, peak)
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
@@ -279,7 +300,11 @@ def model_config(name: str) -> Any:
 
 
 def _driver_figures(torch: Any) -> tuple[int, int, int, int]:
-    """Device peak, context, managed peak and total."""
+    """Device peak, context, managed peak and total.
+
+    On a real card the context is all that the allocator does not hold, other processes' memory included: there is as
+    much less of the card.
+    """
     from pytest_vram.drygpu import driver
 
     if driver.is_active():
@@ -288,58 +313,3 @@ def _driver_figures(torch: Any) -> tuple[int, int, int, int]:
     free, total = torch.cuda.mem_get_info()
     context = max(0, total - free - torch.cuda.memory_reserved())
     return torch.cuda.max_memory_reserved() + context, context, 0, total
-
-
-def main(request_file: Path, result_file: Path) -> None:
-    """Run what the request asks for, and write the results, one for each."""
-    request = json.loads(request_file.read_text())
-    config = configfile.replace(RunConfig(), _settings(request["config"]))
-    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-        results = _answer(request, config, Path(folder))
-    result_file.write_text(json.dumps(results))
-
-
-def _answer(request: dict[str, Any], config: RunConfig, folder: Path) -> Any:
-    import torch
-
-    try:
-        bench = Bench(config, folder)
-    except torch.OutOfMemoryError as error:
-        device, context, managed, total = _driver_figures(torch)
-        return [
-            dataclasses.asdict(
-                Trial(
-                    fits=False,
-                    message=str(error),
-                    phases={"loading": torch.cuda.max_memory_allocated()},
-                    categories={},
-                    peak_allocated=torch.cuda.max_memory_allocated(),
-                    peak_reserved=torch.cuda.max_memory_reserved(),
-                    peak_device=device,
-                    context=context,
-                    total=total,
-                    managed=managed,
-                    seconds=0.0,
-                )
-            )
-        ]
-    if request["kind"] == "fit":
-        from finetune.fit import search
-
-        return search(bench, config, open_settings=request["open"], limit_bytes=request["limit_bytes"])
-    return [
-        dataclasses.asdict(bench.run(configfile.replace(config, _settings(change)))) for change in request["changes"]
-    ]
-
-
-def _settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON keeps them, back in their own types."""
-    types = configfile.field_types()
-    return {
-        name: tuple(value) if isinstance(value, list) else Path(value) if types[name][1] is Path else value
-        for name, value in settings.items()
-    }
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

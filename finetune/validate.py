@@ -9,6 +9,7 @@ from finetune.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from finetune.config import RunConfig
 
@@ -122,6 +123,24 @@ def _dry(config: RunConfig) -> Iterator[Problem]:
             why="it names the card of a dry run, and none is asked for",
             remedy="add --dry-run or --fit; to choose where to train, use --device",
         )
+    for name in ("html", "json"):
+        file: Path | None = getattr(dry, name)
+        if file is None:
+            continue
+        if not (dry.dry_run or dry.fit):
+            yield Problem(
+                field=name,
+                value=str(file),
+                why="it names a file for a dry run, and none is asked for",
+                remedy="add --dry-run or --fit",
+            )
+        elif file.suffix != f".{name}":
+            yield Problem(
+                field=name,
+                value=str(file),
+                why=f"is not the name of a .{name} file",
+                remedy=f"use --{name} {file.with_suffix(f'.{name}')}",
+            )
 
 
 def _at_least(field: str, value: int, lowest: int) -> Iterator[Problem]:

@@ -18,8 +18,10 @@ from pytest_vram.memory import (
     Series,
     TestRecord,
     Timeline,
+    Verdict,
     Within,
 )
+from pytest_vram.memory.layout import layout_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,19 +35,6 @@ def as_report(run: RunReport, command: Sequence[str]) -> Report:
     measurements = tuple(
         _measurement(figures, device, run) for figures, device in zip(run.devices, devices, strict=True)
     )
-    worst, budget, verdict = run.worst, None, None
-    if worst is not None:
-        budget = Budget(limit_bytes=worst.total_bytes, metric="device", origin="card", where=run.product)
-        spare = worst.total_bytes - worst.peak_device_bytes
-        verdict = Within(headroom_bytes=spare) if spare >= 0 else Exceeded(over_bytes=-spare)
-    sound = run.exit_code == 0 and run.fits is not False
-    test = TestRecord(
-        nodeid=shlex.join(command),
-        outcome="passed" if sound else "failed",
-        budget=budget,
-        measurements=measurements,
-        verdict=verdict,
-    )
     versions = run.versions
     environment = Environment(
         python=versions.get("python") or platform.python_version(),
@@ -54,6 +43,35 @@ def as_report(run: RunReport, command: Sequence[str]) -> Report:
         cuda=versions.get("cuda"),
         allocator_conf=run.alloc_conf,
         devices=devices,
+    )
+    sound = run.exit_code == 0 and run.fits is not False
+    return held_against_card(shlex.join(command), measurements, environment, sound=sound)
+
+
+def held_against_card(
+    name: str, measurements: Sequence[Measurement], environment: Environment, *, sound: bool
+) -> Report:
+    """A report with one test, whose budget is the memory of the card that held most, context included.
+
+    Args:
+        name: what the test is called: a command line.
+        measurements: one a device.
+        environment: what was measured with.
+        sound: whether the program ran to its end.
+    """
+    worst = max(measurements, key=lambda found: found.peak.device_bytes or 0, default=None)
+    budget: Budget | None = None
+    verdict: Verdict | None = None
+    if worst is not None and worst.device.total_bytes is not None:
+        budget = Budget(limit_bytes=worst.device.total_bytes, metric="device", origin="card", where=worst.device.name)
+        spare = worst.device.total_bytes - (worst.peak.device_bytes or 0)
+        verdict = Within(headroom_bytes=spare) if spare >= 0 else Exceeded(over_bytes=-spare)
+    test = TestRecord(
+        nodeid=name,
+        outcome="passed" if sound else "failed",
+        budget=budget,
+        measurements=tuple(measurements),
+        verdict=verdict,
     )
     return Report(environment=environment, tests=(test,))
 
@@ -68,15 +86,15 @@ def _measurement(figures: DeviceFigures, device: Device, run: RunReport) -> Meas
             device_bytes=figures.peak_device_bytes,
         ),
         holders=tuple(Holder(**holder) for holder in recorded.get("holders", ())),
-        timeline=_timeline(recorded["timeline"]) if recorded else None,
+        timeline=timeline_of(recorded["timeline"]) if recorded else None,
         retries=figures.num_alloc_retries,
         ooms=figures.num_ooms,
         host_reads=run.host_reads if figures.index == run.devices[0].index else (),
     )
 
 
-def _timeline(data: Mapping[str, Any]) -> Timeline:
-    """From the JSON that a process left."""
+def timeline_of(data: Mapping[str, Any]) -> Timeline:
+    """Memory over time from the JSON that a process left."""
     return Timeline(
         times=tuple(data["times"]),
         allocated=tuple(data["allocated"]),
@@ -86,6 +104,7 @@ def _timeline(data: Mapping[str, Any]) -> Timeline:
         peak_index=data["peak_index"],
         events=data["events"],
         cut=data["cut"],
+        layout=layout_of(data["layout"]) if data.get("layout") else None,
     )
 
 

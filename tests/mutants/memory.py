@@ -83,7 +83,7 @@ BUGS: dict[str, Planted] = {
             ("min(config.train.accumulation, MOST_MICRO_BATCHES)", "1"),
             ("steps: int = 2", "steps: int = 1"),
             ("fits=not message", "fits=True"),
-            ("torch.cuda.reset_peak_memory_stats()", "pass"),
+            ("self.torch.cuda.reset_peak_memory_stats()", "pass"),
             (
                 '"adapters" if adapted and parameter.requires_grad else "weights"',
                 '"adapters" if parameter.requires_grad else "weights"',
@@ -108,11 +108,55 @@ BUGS: dict[str, Planted] = {
         ["tests/unit/test_finetune_dryrun.py"],
         [
             ("int(total * (1 - MARGIN))", "int(total * (1 + MARGIN))"),
-            ('needed = roomy["peak_device"]', 'needed = trial["peak_device"]'),
             ('if value == default[name] or sections[name] == "dry":', "if value == default[name]:"),
             ("return ExitCode.OK if answer.fits else ExitCode.OUT_OF_MEMORY", "return ExitCode.OK"),
             ("map(shlex.quote, words)", "words"),
-            ("_gib(total - answer.needed)", "_gib(answer.needed - total)"),
+            ("if is_active() or real_gpu_present():", "if real_gpu_present():"),
+            ('isinstance(found, list) or found["best"] is None', "isinstance(found, list)"),
+        ],
+    ),
+    "answer": (
+        ["tests/unit/test_finetune_answer.py", "tests/unit/test_finetune_dryrun.py"],
+        [
+            ("self.trial if self.roomy is None else self.roomy", "self.trial"),
+            ('"fits": answer.fits', '"fits": answer.whole["fits"]'),
+            ('"total_bytes": answer.trial["total"]', '"total_bytes": whole["total"]'),
+            ("gib(total - answer.needed)", "gib(answer.needed - total)"),
+            ("ooms=int(not answer.fits)", "ooms=0"),
+            ('return "dry" if trial["dry"] else "cuda"', 'return "cuda" if trial["dry"] else "dry"'),
+            ("list(dict.fromkeys(note for note in notes", "list(list(note for note in notes"),
+            ("sound=answer.fits", "sound=True"),
+        ],
+    ),
+    "overtime": (
+        ["tests/unit/test_finetune_trialprocess.py"],
+        [
+            ("max(0.0, end - seconds)", "end - seconds"),
+            ("start=max(0.0, end - seconds), end=end", "start=end, end=end + seconds"),
+            ("Peak(allocated_bytes=peak_bytes)", "Peak(reserved_bytes=peak_bytes)"),
+            ("self._history.start()", "pass"),
+            ("self._recorder.start()", "pass"),
+        ],
+    ),
+    "trialprocess": (
+        ["tests/unit/test_finetune_trialprocess.py", "tests/unit/test_finetune_dryrun.py"],
+        [
+            ("tuple(value) if isinstance(value, list) else", ""),
+            ("Path(value) if types[name][1] is Path else", ""),
+            ("if bench.refused is not None:", "if False:"),
+            ('open_settings=request["open"]', "open_settings=[]"),
+            ('if request.get("over_time"):', "if False:"),
+            ("configfile.replace(config, from_plain(change)) for", "config for"),
+        ],
+    ),
+    "rungs": (
+        ["tests/unit/test_finetune_ladder.py"],
+        [
+            ("sum(self.measured.values())", "sum(self.arithmetic.values())"),
+            ("sum(self.arithmetic.values())", "sum(self.measured.values())"),
+            ('tuple(Rung(**rung) for rung in fields["rungs"])', 'tuple(fields["rungs"])'),
+            ("dataclasses.asdict(ladder)", "dataclasses.asdict(ladder.rungs[0])"),
+            ("json.loads(text)", "{}"),
         ],
     ),
     "ladder": (

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from finetune import cli, configfile, dryrun
+from finetune.answer import Answer, render
 from finetune.config import RunConfig
 from finetune.errors import ConfigError
 from finetune.qlora import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GIB = 2**30
 TRIAL: dict[str, Any] = {
@@ -25,6 +29,10 @@ TRIAL: dict[str, Any] = {
     "total": 16 * GIB,
     "managed": GIB // 4,
     "seconds": 7.0,
+    "device": "NVIDIA GeForce RTX 4080",
+    "dry": True,
+    "host_reads": [],
+    "recorded": None,
 }
 
 
@@ -33,7 +41,7 @@ def config(**settings: Any) -> RunConfig:
 
 
 def test_a_run_that_fits_is_told_with_its_headroom() -> None:
-    text = dryrun.render(config(), "rtx-4080", dryrun.Answer(trial=TRIAL, needed=TRIAL["peak_device"]))
+    text = render(config(), "rtx-4080", Answer(trial=TRIAL))
     assert "fits rtx-4080" in text
     assert "needs     6.50 GiB of 16.00 GiB (41%)" in text
     assert "headroom  9.50 GiB" in text
@@ -43,16 +51,29 @@ def test_a_run_that_fits_is_told_with_its_headroom() -> None:
 
 def test_a_run_that_does_not_fit_is_told_what_is_missing() -> None:
     trial = TRIAL | {"fits": False, "message": "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"}
-    text = dryrun.render(config(), "rtx-4060", dryrun.Answer(trial=trial, needed=20 * GIB))
+    text = render(config(), "rtx-4060", Answer(trial=trial, roomy=TRIAL | {"peak_device": 20 * GIB}))
     assert "does NOT fit rtx-4060" in text
     assert "missing   4.00 GiB" in text
     assert "Tried to allocate 2.00 GiB" in text
 
 
 def test_a_real_gpu_is_not_called_dry() -> None:
-    text = dryrun.render(config(), None, dryrun.Answer(trial=TRIAL, needed=TRIAL["peak_device"]))
+    text = render(config(), None, Answer(trial=TRIAL | {"dry": False}))
+    assert "fits NVIDIA GeForce RTX 4080" in text
     assert "measured on the GPU" in text
     assert "dry" not in text
+
+
+def test_what_was_assumed_is_told_and_what_changes_nothing_is_not() -> None:
+    reads = [
+        {"note": "routing taken as balanced; in modeling_mixtral.py:100"},
+        {"note": "routing taken as balanced; in modeling_mixtral.py:104"},
+        {"note": "computed on the device: read as zero"},
+    ]
+    text = render(config(), "rtx-4080", Answer(trial=TRIAL | {"host_reads": reads}))
+    assert text.count("rests on  routing taken as balanced") == 1
+    assert "modeling_mixtral" not in text
+    assert "read as zero" not in text
 
 
 @pytest.mark.parametrize(
@@ -72,10 +93,10 @@ def test_the_command_that_is_printed_gives_the_same_run(settings: dict[str, Any]
 
 
 def test_the_settings_go_through_json_and_back() -> None:
-    from finetune.trial import _settings
+    from finetune.trialprocess import from_plain
 
     asked = config(targets=("q_proj",), seq=77)
-    again = configfile.replace(RunConfig(), _settings(dryrun.plain(asked)))
+    again = configfile.replace(RunConfig(), from_plain(dryrun.plain(asked)))
     assert (again.adapter, again.data, again.train) == (asked.adapter, asked.data, asked.train)
 
 
@@ -90,6 +111,50 @@ def test_no_card_and_no_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(pytest_vram.drygpu, "real_gpu_present", lambda: False)
     assert main(["--model", "mistral-7b", "--dry-run"]) == 2
     assert "--gpu rtx-4080" in capsys.readouterr().err
+
+
+def test_no_card_where_there_is_a_gpu_measures_on_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pytest_vram.drygpu
+
+    cards: list[str | None] = []
+
+    def answer(request: dict[str, Any], config: RunConfig, card: str | None, **_: Any) -> Any:
+        cards.append(card)
+        return [TRIAL | {"dry": False}]
+
+    monkeypatch.setattr(pytest_vram.drygpu, "real_gpu_present", lambda: True)
+    monkeypatch.setattr(dryrun, "ask", answer)
+    assert main(["--model", "mistral-7b", "--dry-run"]) == 0
+    assert cards == [None]
+    assert "measured on the GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--html", "run.html"], "add --dry-run or --fit"),
+        (["--dry-run", "--gpu", "rtx-4080", "--html", "run.pdf"], "use --html run.html"),
+        (["--fit", "--gpu", "rtx-4080", "--json", "run"], "use --json run.json"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", "mistral-7b", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_told_after_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dryrun, "ask", lambda *_, **__: [TRIAL])
+    file = tmp_path / "missing" / "run.json"
+    assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080", "--json", str(file)]) == 4
+    told = capsys.readouterr()
+    assert "fits rtx-4080" in told.out
+    assert f"{file} cannot be written: No such file" in told.err
 
 
 def test_a_model_that_is_misspelt_is_told_its_neighbours_without_asking_a_hub() -> None:

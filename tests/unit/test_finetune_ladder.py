@@ -8,6 +8,7 @@ import pytest
 
 from finetune import ladder
 from finetune.estimate import CATEGORIES
+from finetune.rungs import CACHED, Ladder, Rung, as_json, from_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,18 +17,18 @@ GIB = 2**30
 SIZES = dict.fromkeys(CATEGORIES, GIB)
 
 
-def rung(name: str, *, fits: bool, cached: int = GIB) -> ladder.Rung:
-    return ladder.Rung(
+def rung(name: str, *, fits: bool, cached: int = GIB) -> Rung:
+    return Rung(
         name=name,
         arithmetic=SIZES,
-        measured=SIZES | {ladder.CACHED: cached},
+        measured=SIZES | {CACHED: cached},
         managed=0 if fits else GIB,
         fits=fits,
         seconds=1.0,
     )
 
 
-LADDER = ladder.Ladder(
+LADDER = Ladder(
     model="mistral-7b",
     card="rtx-4080",
     total_bytes=16 * GIB,
@@ -52,7 +53,7 @@ def test_the_table_names_what_fits_and_by_how_much() -> None:
 
 
 def test_json_gives_the_same_ladder_back() -> None:
-    assert ladder.from_json(ladder.as_json(LADDER)) == LADDER
+    assert from_json(as_json(LADDER)) == LADDER
 
 
 def test_each_rung_changes_what_its_name_says() -> None:
