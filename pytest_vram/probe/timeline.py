@@ -24,6 +24,7 @@ _MODULES = 7
 _OUTSIDE = "outside modules"
 HELD_BEFORE = "held before the test"
 """"Location" of what no recorded line allocated."""
+_MODULE_CALL = "torch/nn/modules/module.py"
 _LOSS = re.compile(r"loss|cross_entropy", re.IGNORECASE)
 _WRAPPERS = re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+")
 
@@ -85,7 +86,7 @@ class _State:
         doing = self.doing[-1] if self.doing else ""
         if doing == "optimizer" or (doing == "backward" and not self.stack):
             block.category = "temporary"
-        elif not doing and (self.past_head or any(_is_loss(frame) for frame in block.frames)):
+        elif not doing and (self.past_head or _in_loss(block.frames)):
             block.category = "logits"
         elif self.stack:
             block.category = "temporary"
@@ -226,11 +227,15 @@ def timeline(
     )
 
 
-def holders(played: Replay, top: int) -> tuple[Holder, ...]:
-    """Who held what at the peak, by line of code, category and module; the largest ``top``."""
+def holders(played: Replay, top: int, *, left: bool = False) -> tuple[Holder, ...]:
+    """Who held what at the peak, by line of code, category and module; the largest ``top``.
+
+    With ``left`` instead: what was allocated since the first event and is there after the last.
+    """
+    at = len(played.events) if left else played.peak
     groups: dict[tuple[str, str, str], list[int]] = {}
     for block in played.blocks:
-        if block.alive(played.peak):
+        if block.alive(at) and not (left and block.born < 0):
             key = (place(block), block.category or "other", module_group(block))
             groups.setdefault(key, []).append(block.size)
     found = [
@@ -318,5 +323,14 @@ def _reserved(events: Sequence[Mapping[str, Any]], before: int) -> list[int]:
     return found
 
 
-def _is_loss(frame: Mapping[str, Any]) -> bool:
-    return bool(_LOSS.search(frame["name"]) or _LOSS.search(frame["filename"].rpartition("/")[2]))
+def _in_loss(frames: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a loss made it: a function or file of that name, inside of whatever module was called last.
+
+    Further out the name says nothing: a ``compute_loss`` that calls the model has the whole forward pass below it.
+    """
+    for frame in frames:
+        if frame["name"] == "_call_impl" and frame["filename"].endswith(_MODULE_CALL):
+            return False
+        if _LOSS.search(frame["name"]) or _LOSS.search(frame["filename"].rpartition("/")[2]):
+            return True
+    return False

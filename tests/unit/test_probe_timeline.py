@@ -125,6 +125,20 @@ def test_a_loss_outside_the_model_is_logits_by_its_name() -> None:
     assert [block.category for block in p.blocks()] == ["logits", "logits", "other"]
 
 
+def test_a_loss_function_that_calls_the_model_does_not_make_all_of_it_logits() -> None:
+    """transformers' ``Trainer.compute_loss``, for one."""
+    p = Program()
+    for name, file in (("forward", "/home/me/model.py"), ("cross_entropy", "/site/torch/nn/functional.py")):
+        p.mark("enter", "Model")
+        p.alloc(len(p.events), KB, line=1, name=name, file=file)
+        p.events[-1]["frames"] += [
+            {"filename": "/site/torch/nn/modules/module.py", "line": 2, "name": "_call_impl"},
+            {"filename": "/site/transformers/trainer.py", "line": 3, "name": "compute_loss"},
+        ]
+        p.mark("leave")
+    assert [block.category for block in p.blocks()] == ["activations", "logits"]
+
+
 def test_a_module_left_by_an_exception_does_not_stay_open() -> None:
     p = Program()
     p.mark("enter", "Model")
