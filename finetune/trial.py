@@ -201,6 +201,7 @@ class Bench:
 
         if optimizer is not None:
             optimizer.state.clear()
+            optimizer.param_groups.clear()  # the caller still holds it, and it the adapter
         if model is not None and model is not self.base:
             self.base = model.unload()
         self.base.requires_grad_(False)
