@@ -87,6 +87,19 @@ def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, hold
     return "try: a smaller batch, a narrower dtype, or checkpointed activations; --vram-report shows every test's peak"
 
 
+def leak_message(leaked: int, limit: int, holders: Sequence[Holder]) -> str:
+    """For a test that left too much behind: how much, and the lines that allocated what is still there."""
+    lines = [
+        f"the test left {format_bytes(leaked)} ({leaked:,} bytes) behind, allowed are {format_bytes(limit)}"
+        " (max_leak_mb)"
+    ]
+    if holders:
+        lines.append("  still there, by the line that allocated it:")
+        lines += [f"    {format_bytes(h.size_bytes):>9}  {h.location}" + _what(h) for h in holders]
+    lines.append("  try: see what outlives the test: a global, a cache, a closure, or an optimizer's state")
+    return "\n".join(lines)
+
+
 def fixture_line(share: FixtureShare) -> str:
     """``session fixture `llama` holds 14.2 GiB``."""
     return f"{share.scope} fixture `{share.name}` holds {format_bytes(share.size_bytes)}"

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vram.errors import VramLeak
 from pytest_vram.memory import FixtureShare
+from pytest_vram.plugin.failure import leak_message
 from pytest_vram.plugin.judge import PROPERTY, judged
-from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import pytest
 
+    from pytest_vram.memory import Holder
     from pytest_vram.plugin.meter import Meter
     from pytest_vram.probe.protocol import Probe
+
+_LINES = 5  # places that a leak's message names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class Ledger:
         self._end: tuple[int, ...] = ()
         self._limit: int | None = None
         self._left_early: tuple[int, ...] | None = None
+        self._lines_early: tuple[Holder, ...] = ()
 
     # -- fixtures
 
@@ -81,7 +85,9 @@ class Ledger:
         Afterwards it could not be told from what goes with the fixture, gradients of its parameters for instance.
         """
         if self._start is not None and self._left_early is None:
-            self._left_early = self._left_for_good(probe)
+            self._left_early = early = self._left_for_good(probe)
+            if self._limit is not None and max(early, default=0) > self._limit:
+                self._lines_early = probe.left(early.index(max(early)), _LINES)
 
     def fixture_is_gone(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         """A fixture was torn down."""
@@ -97,7 +103,7 @@ class Ledger:
 
     def open(self, probe: Probe, *, measured: bool, max_leak_bytes: int | None = None) -> tuple[int, ...]:
         """A test begins. Returns what earlier tests left behind and is still there."""
-        self._limit, self._left_early = max_leak_bytes, None
+        self._limit, self._left_early, self._lines_early = max_leak_bytes, None, ()
         now = probe.allocated()
         self._forget(now)
         if measured and any(self._residue) and self._residue != self._collected:
@@ -122,8 +128,14 @@ class Ledger:
             meter.intervals.end(meter.interval)
             if meter.call_interval is not None:
                 meter.intervals.end(meter.call_interval)
-            probe.end_test()
             probe.settle()
+        try:
+            self._judge_left(item, probe, meter)
+        finally:
+            if meter is not None:
+                probe.end_test()
+
+    def _judge_left(self, item: pytest.Item, probe: Probe, meter: Meter | None) -> None:
         if self._start is None:
             return
         left, limit = self._left_for_good(probe), self._limit
@@ -137,13 +149,15 @@ class Ledger:
         if limit is not None and leaked > limit and not _failed(item):
             raise judged(
                 VramLeak(
-                    f"the test left {format_bytes(leaked)} ({leaked:,} bytes) behind, allowed are"
-                    f" {format_bytes(limit)} (max_leak_mb). Something outlives it: a global, a cache, a closure,"
-                    " or an optimizer's state",
+                    leak_message(leaked, limit, self._lines(probe, left.index(leaked))),
                     limit_bytes=limit,
                     leaked_bytes=leaked,
                 )
             )
+
+    def _lines(self, probe: Probe, index: int) -> tuple[Holder, ...]:
+        """Where what is left was allocated; what it was before a fixture went is known only then."""
+        return self._lines_early if self._left_early is not None else probe.left(index, _LINES)
 
     def _left_for_good(self, probe: Probe) -> tuple[int, ...]:
         """What the test left, and if that is too much, what is left once all that can go is gone."""

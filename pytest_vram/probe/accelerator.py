@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_vram.memory import Device, Peak
+from pytest_vram.probe.plain import PlainProbe
 from pytest_vram.probe.protocol import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pytest_vram.memory import Holder, HostRead, Kind
+    from pytest_vram.memory import Kind
 
 
-class AcceleratorProbe:
+class AcceleratorProbe(PlainProbe):
     """Reads ``torch.accelerator``'s memory statistics."""
 
     kind: Kind = "accelerator"
@@ -56,9 +55,6 @@ class AcceleratorProbe:
         for index in range(self._count):
             torch.accelerator.reset_peak_memory_stats(index)
 
-    def on_reset(self, before: Callable[[], None]) -> None:
-        """Resets by the program under test are not seen on these devices."""
-
     def counters(self) -> tuple[Counters, ...]:
         """Retries and OutOfMemory errors, where the device counts them."""
         found = []
@@ -71,34 +67,6 @@ class AcceleratorProbe:
         """What the device has left."""
         return int(torch.accelerator.get_memory_info(index)[0])
 
-    def contaminated(self) -> tuple[bool, ...]:
-        """Never: the allocator counts this process alone."""
-        return (False,) * self._count
-
-    def begin_test(self, *, record: bool, timeline: bool = False) -> None:
-        """No history is recorded on these devices."""
-
-    def end_test(self) -> None:
-        """Nothing to stop."""
-
-    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """Unknown."""
-        return ()
-
-    def timeline(self, index: int) -> None:
-        """Memory over time is not recorded here."""
-
-    def host_reads(self) -> tuple[HostRead, ...]:
-        """The device computes."""
-        return ()
-
-    def settle(self) -> None:
-        """Nothing is known to be kept for later."""
-
     def release(self) -> None:
         """Empty the allocator's cache."""
         torch.accelerator.empty_cache()
-
-    def cap(self, index: int, limit_bytes: int | None) -> bool:
-        """No common way to cap."""
-        return limit_bytes is None

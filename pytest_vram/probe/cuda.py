@@ -121,6 +121,12 @@ class CudaProbe:
         """Who held what at the peak."""
         return self._recorder.holders(index, top) if self._recorder is not None and _initialized() else ()
 
+    def left(self, index: int, top: int) -> tuple[Holder, ...]:
+        """What the test allocated and did not free."""
+        if self._recorder is None or not _initialized():
+            return ()
+        return self._recorder.holders(index, top, left=True)
+
     def timeline(self, index: int) -> Timeline | None:
         """Memory over time, as far as it was recorded."""
         return self._recorder.timeline(index) if self._recorder is not None and _initialized() else None

@@ -17,12 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_vram.memory import Device, Peak
 from pytest_vram.probe.history import MAX_EVENTS, holders_at_peak, is_users
-from pytest_vram.probe.protocol import Counters
+from pytest_vram.probe.plain import PlainProbe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pytest_vram.memory import Holder, HostRead, Kind
+    from pytest_vram.memory import Holder, Kind
 
 _ROUND = 512
 
@@ -89,7 +87,7 @@ class _Follower(TorchDispatchMode):
             self.events.append(event)
 
 
-class HostProbe:
+class HostProbe(PlainProbe):
     """Follows CPU tensors between ``begin_test`` and ``end_test``, in the thread of the tests."""
 
     kind: Kind = "host"
@@ -116,20 +114,9 @@ class HostProbe:
         follower = self._follower
         follower.peak_requested, follower.peak_allocated = follower.requested, follower.allocated
 
-    def on_reset(self, before: Callable[[], None]) -> None:
-        """Nobody else resets this probe."""
-
-    def counters(self) -> tuple[Counters, ...]:
-        """The host has no allocator that retries."""
-        return (Counters(),)
-
     def free_bytes(self, index: int) -> int | None:
         """Host memory that is free."""
         return _pages("SC_AVPHYS_PAGES")
-
-    def contaminated(self) -> tuple[bool, ...]:
-        """Never: only this process's tensors are counted."""
-        return (False,)
 
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
         """Follow operators from now on."""
@@ -150,23 +137,6 @@ class HostProbe:
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
         """Who held what at the peak."""
         return holders_at_peak(self._follower.events, top)
-
-    def timeline(self, index: int) -> None:
-        """Memory over time is not recorded here."""
-
-    def host_reads(self) -> tuple[HostRead, ...]:
-        """The host computes."""
-        return ()
-
-    def settle(self) -> None:
-        """Nothing is kept for later."""
-
-    def release(self) -> None:
-        """There is no cache."""
-
-    def cap(self, index: int, limit_bytes: int | None) -> bool:
-        """Host tensors cannot be capped."""
-        return limit_bytes is None
 
 
 def _user_frame() -> dict[str, Any]:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vram.errors import ProbeUnavailable
 from pytest_vram.memory import Device, Peak
-from pytest_vram.probe.protocol import Counters
+from pytest_vram.probe.plain import PlainProbe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pytest_vram.memory import Holder, HostRead, Kind
+    from pytest_vram.memory import Kind
 
 _FOREIGN_TOLERANCE = 1 << 20
 
@@ -32,7 +30,7 @@ def process_bytes(uuid: str | None, index: int) -> int | None:
     return _own_bytes(pynvml, _handle(pynvml, uuid, index))
 
 
-class NvmlProbe:
+class NvmlProbe(PlainProbe):
     """Samples the whole process on a card, for programs whose memory torch does not manage.
 
     NVML has no peak counter: the figures are those of the moments at which the plugin looks (begin and end of a test
@@ -79,13 +77,6 @@ class NvmlProbe:
         """Start from now."""
         self._highest = list(self.allocated())
 
-    def on_reset(self, before: Callable[[], None]) -> None:
-        """Nobody else resets this probe."""
-
-    def counters(self) -> tuple[Counters, ...]:
-        """NVML counts no such events."""
-        return (Counters(),) * len(self._handles)
-
     def free_bytes(self, index: int) -> int | None:
         """What the card has left."""
         return int(self._pynvml.nvmlDeviceGetMemoryInfo(self._handles[index]).free)
@@ -98,30 +89,6 @@ class NvmlProbe:
         """Remember what others hold."""
         self._foreign = self._foreign_bytes()
         self._moved = [False] * len(self._handles)
-
-    def end_test(self) -> None:
-        """Nothing to stop."""
-
-    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """NVML knows no lines."""
-        return ()
-
-    def timeline(self, index: int) -> None:
-        """Memory over time is not recorded here."""
-
-    def host_reads(self) -> tuple[HostRead, ...]:
-        """The card computes."""
-        return ()
-
-    def settle(self) -> None:
-        """Nothing is created here."""
-
-    def release(self) -> None:
-        """No cache is known."""
-
-    def cap(self, index: int, limit_bytes: int | None) -> bool:
-        """NVML cannot cap."""
-        return limit_bytes is None
 
     def _foreign_bytes(self) -> list[int]:
         used = [int(self._pynvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles]

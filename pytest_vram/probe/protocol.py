@@ -68,6 +68,12 @@ class Probe(Protocol):
         Empty where unknown.
         """
 
+    def left(self, index: int, top: int) -> tuple[Holder, ...]:
+        """What was allocated on device ``index`` since ``begin_test`` and is still there, the largest first.
+
+        Empty where unknown.
+        """
+
     def timeline(self, index: int) -> Timeline | None:
         """Memory of device ``index`` over time since ``begin_test``; ``None`` where it was not recorded."""
 

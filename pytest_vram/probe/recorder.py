@@ -59,10 +59,11 @@ class Recorder:
             found = replace(found, categories=(), modules=())
         return replace(found, layout=layout(played, segments, self._tell))
 
-    def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """The ``top`` places that held most at the recorded peak, with category and module."""
+    def holders(self, index: int, top: int, *, left: bool = False) -> tuple[Holder, ...]:
+        """The ``top`` places that held most at the recorded peak, with category and module; with ``left``, what was
+        allocated since the start and is there now."""
         played, _ = self._replay(index)
-        found = timeline.holders(played, top if self._marks else len(played.blocks))
+        found = timeline.holders(played, top if self._marks else len(played.blocks), left=left)
         return found if self._marks else _by_line(found, top)
 
     def _tell(self, block: Block) -> tuple[str, str | None]:

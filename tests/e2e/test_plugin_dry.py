@@ -175,6 +175,13 @@ def test_the_message_names_fixture_phase_and_line(alone: Session) -> None:
     assert "dry GPU" in text
 
 
+def test_a_leak_names_the_line(alone: Session) -> None:
+    text = alone.notes["test_leaks"]
+    assert "the test left 4.00 MiB (4,194,304 bytes) behind" in text
+    assert "4.00 MiB  test_it.py:9 in block" in text
+    assert "100 MiB" not in text  # what an earlier test keeps is not this one's
+
+
 def test_enforce_raises_where_it_breaks_and_says_whose_cap_it_was(alone: Session) -> None:
     text = alone.notes["test_enforced"]
     assert "OutOfMemoryError" in text

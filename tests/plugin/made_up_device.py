@@ -4,12 +4,12 @@ import os
 import sys
 
 from pytest_vram.memory import Device, Holder, Peak
-from pytest_vram.probe.protocol import Counters
+from pytest_vram.probe.plain import PlainProbe
 
 MB = 2**20
 
 
-class MadeUpProbe:
+class MadeUpProbe(PlainProbe):
     kind = "cuda"
 
     def __init__(self):
@@ -39,9 +39,6 @@ class MadeUpProbe:
     def on_reset(self, before):
         self.hear.append(before)
 
-    def counters(self):
-        return (Counters(),) * self.count
-
     def free_bytes(self, index):
         return 2**30
 
@@ -50,27 +47,21 @@ class MadeUpProbe:
 
     def begin_test(self, *, record, timeline=False):
         self.foreign = False
+        self.before = set(self.held)
 
-    def end_test(self):
-        pass
+    def left(self, index, top):
+        found = [
+            Holder(size_bytes=size, count=1, location=where)
+            for handle, (size, where, on) in self.held.items()
+            if on == index and handle not in self.before
+        ]
+        return tuple(sorted(found, key=lambda holder: -holder.size_bytes)[:top])
 
     def holders(self, index, top):
         found = [
             Holder(size_bytes=size, count=1, location=where) for size, where, on in self.held.values() if on == index
         ]
         return tuple(sorted(found, key=lambda holder: -holder.size_bytes)[:top])
-
-    def timeline(self, index):
-        return None
-
-    def host_reads(self):
-        return ()
-
-    def settle(self):
-        pass
-
-    def release(self):
-        pass
 
     def cap(self, index, limit_bytes):
         self.limit = limit_bytes

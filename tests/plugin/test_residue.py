@@ -90,7 +90,13 @@ def test_a_leak_is_seen_when_the_last_user_of_a_fixture_leaks(project) -> None:
     """)
     result = project.run()
     result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*the test left 1.00 MiB (1,048,576 bytes) behind*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*the test left 1.00 MiB (1,048,576 bytes) behind*",
+            "*still there, by the line that allocated it:*",
+            "* 1.00 MiB  test_*.py:* in test_leaks*",
+        ]
+    )
 
 
 def test_fixtures_of_unmarked_tests_are_known_to_those_that_use_them_later(project) -> None:
