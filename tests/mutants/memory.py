@@ -84,10 +84,8 @@ BUGS: dict[str, Planted] = {
             ("steps: int = 2", "steps: int = 1"),
             ("fits=not message", "fits=True"),
             ("self.torch.cuda.reset_peak_memory_stats()", "pass"),
-            (
-                '"adapters" if adapted and parameter.requires_grad else "weights"',
-                '"adapters" if parameter.requires_grad else "weights"',
-            ),
+            ('for name, size in categories.items() if name != "gradients")', "for name, size in categories.items())"),
+            ("optimizer.param_groups.clear()", "pass"),
         ],
     ),
     "fit": (
@@ -113,6 +111,8 @@ BUGS: dict[str, Planted] = {
             ("map(shlex.quote, words)", "words"),
             ("if is_active() or real_gpu_present():", "if real_gpu_present():"),
             ('isinstance(found, list) or found["best"] is None', "isinstance(found, list)"),
+            ('if trial["fits"] or card is None:', 'if trial["fits"] or card is not None:'),
+            ('kept["device"] = "cuda"', "pass"),
         ],
     ),
     "answer": (
@@ -147,6 +147,7 @@ BUGS: dict[str, Planted] = {
             ('open_settings=request["open"]', "open_settings=[]"),
             ('if request.get("over_time"):', "if False:"),
             ("configfile.replace(config, from_plain(change)) for", "config for"),
+            ('limit_bytes=request["limit_bytes"]', 'limit_bytes=2 * request["limit_bytes"]'),
         ],
     ),
     "rungs": (
@@ -160,7 +161,7 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "ladder": (
-        ["tests/unit/test_finetune_ladder.py"],
+        ["tests/unit/test_finetune_ladder.py", "tests/unit/test_finetune_rungs.py"],
         [
             ('fits = trial["peak_device"] <= card.total_bytes', 'fits = trial["peak_allocated"] <= card.total_bytes'),
             ('max(0, trial["peak_device"] - sum(measured.values()))', 'trial["peak_device"]'),
@@ -178,7 +179,7 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "drawing": (
-        ["tests/unit/test_finetune_ladder.py"],
+        ["tests/unit/test_finetune_ladder.py", "tests/unit/test_finetune_rungs.py"],
         [
             ("left += size / GIB", "left = size / GIB"),
             ("card = ladder.total_bytes / GIB\n    for", "card = ladder.total_bytes / 1e9\n    for"),
