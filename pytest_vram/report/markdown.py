@@ -6,7 +6,7 @@ import html
 import re
 from typing import TYPE_CHECKING
 
-from pytest_vram.report.rows import Row, rows
+from pytest_vram.report.rows import Row, change_text, rows
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def render(report: Report) -> str:
         "",
         f"{len(table)} tests on {devices}: {len(broken)} over budget, {unmeasured} not measured.",
         "",
-        "| | test | peak | fixtures | budget | used | kind |",
-        "|---|---|---:|---:|---:|---:|---|",
-        *(_line(row) for row in table[:_MOST_ROWS]),
+        f"| | test | peak |{' change |' if report.baseline else ''} fixtures | budget | used | kind |",
+        f"|---|---|---:|{'---:|' if report.baseline else ''}---:|---:|---:|---|",
+        *(_line(row, changes=report.baseline is not None) for row in table[:_MOST_ROWS]),
     ]
     if len(table) > _MOST_ROWS:
         lines.append(f"\n{len(table) - _MOST_ROWS} more tests, all with smaller peaks.")
@@ -49,13 +49,14 @@ def escape(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, *, changes: bool) -> str:
     used = "" if row.used is None else f"{row.used * 100:.0f}%"
     budget = "" if row.budget_bytes is None else format_bytes(row.budget_bytes)
     fixtures = format_bytes(row.fixtures_bytes) if row.fixtures_bytes else ""
+    change = f" {'' if row.peak_bytes is None else change_text(row.change_bytes)} |" if changes else ""
     return (
-        f"| {_MARKS[row.verdict]} | {escape(row.nodeid)} | {format_bytes(row.peak_bytes)} | {fixtures} | {budget} |"
-        f" {used} | {row.kind or ''} |"
+        f"| {_MARKS[row.verdict]} | {escape(row.nodeid)} | {format_bytes(row.peak_bytes)} |"
+        f"{change} {fixtures} | {budget} | {used} | {row.kind or ''} |"
     )
 
 
@@ -70,6 +71,10 @@ def _details(row: Row) -> list[str]:
     if row.budget_bytes is not None:
         lines.append(f"- budget: {format_bytes(row.budget_bytes)} ({row.budget_bytes:,} bytes)")
     lines.append(f"- allocated {format_bytes(row.allocated_bytes)}, reserved {format_bytes(row.reserved_bytes)}")
+    if row.fragmented_bytes:
+        lines.append(f"- lost to fragmentation at the peak: {format_bytes(row.fragmented_bytes)}")
+    if row.regressed:
+        lines.append(f"- in the baseline: {format_bytes(row.baseline_bytes)} ({change_text(row.change_bytes)})")
     if row.leaked_bytes:
         lines.append(f"- left behind: {format_bytes(row.leaked_bytes)}")
     lines += [
@@ -92,4 +97,6 @@ def _what(row: Row) -> str:
     """Why the test is among the failed ones, as far as memory knows."""
     if row.verdict == "exceeded" and row.peak_bytes is not None and row.budget_bytes is not None:
         return f"{format_bytes(row.peak_bytes - row.budget_bytes)} over its budget"
+    if row.regressed:
+        return f"{change_text(row.change_bytes)} over the baseline"
     return f"left {format_bytes(row.leaked_bytes)} behind" if row.leaked_bytes else "failed"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from pytest_vram.memory import Exceeded, Unmeasured, Within
 from pytest_vram.memory.report import grew
+from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Phase, Report, TestRecord
+    from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Measurement, Phase, Report, TestRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,7 @@ class Row:
     """One test, on the device on which it needed most.
 
     Attributes:
-        peak_bytes: the test's own, in the budget's metric (allocated without a budget); ``None`` where not measured.
+        peak_bytes: the test's own, in the metric of :func:`worst`; ``None`` where not measured.
         fixtures_bytes: what fixtures hold of it.
         verdict: ``within``, ``exceeded``, ``unmeasured``, or ``none`` without a budget.
         used: share of the budget, 1 at the limit; ``None`` without budget or figure.
@@ -67,10 +68,19 @@ def rows(report: Report) -> list[Row]:
     return sorted(found, key=lambda r: (r.verdict != "exceeded", -(r.peak_bytes or -1), r.nodeid))
 
 
+def worst(test: TestRecord) -> tuple[str, Measurement | None]:
+    """The metric that a test is shown in, and the measurement on the device on which it needed most.
+
+    The metric is its budget's; without one allocated memory, or the device's where the probe knows no other.
+    """
+    known = any(m.peak.allocated_bytes is not None for m in test.measurements) or not test.measurements
+    metric = test.budget.metric if test.budget else "allocated" if known else "device"
+    return metric, max(test.measurements, key=lambda m: m.figure(metric) or -1, default=None)
+
+
 def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
     """One test as a row; growth over its baseline up to the tolerance is none."""
-    metric = test.budget.metric if test.budget else "allocated"
-    measurement = max(test.measurements, key=lambda m: m.figure(metric) or -1, default=None)
+    metric, measurement = worst(test)
     limit = test.budget.limit_bytes if test.budget else None
     peak = measurement.figure(metric) if measurement else None
     if limit is not None and isinstance(test.verdict, Exceeded):
@@ -112,3 +122,10 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
         host_reads=measurement.host_reads if measurement else (),
         worst_example=test.worst_example,
     )
+
+
+def change_text(size: int | None) -> str:
+    """``+1.20 GiB``, ``−88.3 MiB``, ``none``; ``new`` without an entry in the baseline."""
+    if size is None:
+        return "new"
+    return f"{'+' if size > 0 else ''}{format_bytes(size)}".replace("-", "−") if size else "none"

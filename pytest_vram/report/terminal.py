@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_vram.report.rows import Row, rows
+from pytest_vram.report.rows import Row, change_text, rows
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbosity: i
     table = rows(report)
     hidden = max(0, len(table) - _QUIET_ROWS) if verbosity < 0 else 0
     shown = table[: len(table) - hidden]
-    lines = [*_header(report), *_table(shown, width, color, phases=verbosity >= 1)]
+    changes = report.baseline is not None
+    lines = [*_header(report), *_table(shown, width, color, phases=verbosity >= 1, changes=changes)]
     if hidden:
         lines.append(f"and {hidden} more")
     lines += _host_reads(table, top)
@@ -70,13 +71,18 @@ def _header(report: Report) -> list[str]:
     return [f"{devices or 'no device'}; {versions}"]
 
 
-def _table(shown: list[Row], width: int, color: bool, *, phases: bool) -> list[str]:
+def _table(shown: list[Row], width: int, color: bool, *, phases: bool, changes: bool) -> list[str]:
     fixtures = any(row.fixtures_bytes for row in shown)
     budgets = any(row.budget_bytes is not None for row in shown)
     kinds = len({row.kind for row in shown}) > 1
-    titles = ["peak", *(["fixtures"] if fixtures else []), *(["budget", "used"] if budgets else [])]
+    titles = [
+        "peak",
+        *(["change"] if changes else []),
+        *(["fixtures"] if fixtures else []),
+        *(["budget", "used"] if budgets else []),
+    ]
     room_for_bar = budgets and width >= 76
-    sizes = [10, *([10] if fixtures else []), *([10, 5] if budgets else [])]
+    sizes = [10, *([10] if changes else []), *([10] if fixtures else []), *([10, 5] if budgets else [])]
     fixed = sum(sizes) + len(sizes) + (_BAR + 1 if room_for_bar else 0) + (7 if kinds else 0)
     name_width = max(12, min(max((display_width(r.nodeid) for r in shown), default=12), width - fixed - 1))
     head = "".join(f"{title:>{size}} " for title, size in zip(titles, sizes, strict=True))
@@ -85,6 +91,7 @@ def _table(shown: list[Row], width: int, color: bool, *, phases: bool) -> list[s
     lines = [(head + "test")[:width].rstrip()]
     for row in shown:
         cells = [_size(row.peak_bytes)]
+        cells += ["" if row.peak_bytes is None else change_text(row.change_bytes)] if changes else []
         cells += [_size(row.fixtures_bytes) if row.fixtures_bytes else ""] if fixtures else []
         cells += [_size(row.budget_bytes) if row.budget_bytes is not None else "", _percent(row)] if budgets else []
         text = "".join(f"{cell:>{size}} " for cell, size in zip(cells, sizes, strict=True))

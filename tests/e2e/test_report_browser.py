@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_vram import baseline
+from pytest_vram.memory import Device, Measurement, Peak
 from pytest_vram.report.html import render
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'pytest-vram[test]'")
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
@@ -47,8 +50,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (measured,) = report.tests[0].measurements
     smaller = replace(measured, peak=replace(measured.peak, allocated_bytes=2**30))
     before = replace(report, tests=(replace(report.tests[0], measurements=(smaller,)), *report.tests[1:]))
-    (folder / "compared.html").write_text(render(report, before), encoding="utf-8")
+    peaks = baseline.peaks(before, failed=True)
+    held = baseline.held_against(report, peaks, source="before.json", tolerance=2)
+    (folder / "compared.html").write_text(render(held, before), encoding="utf-8")
+    few = replace(report, tests=(replace(report.tests[0], measurements=(_nvml(),)),))
+    (folder / "nvml.html").write_text(render(few), encoding="utf-8")
+    (folder / "empty.html").write_text(render(replace(report, tests=())), encoding="utf-8")
     return folder
+
+
+def _nvml() -> Measurement:
+    card = Device(kind="nvml", index=0, name="NVIDIA L4", total_bytes=2**34)
+    return Measurement(device=card, peak=Peak(device_bytes=3 * 2**30))
 
 
 def look(browser: Any, page: Path, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
@@ -92,8 +105,10 @@ def test_a_test_opens_and_shows_where_its_memory_went(browser: Any, pages: Path,
         "backward",
     ):
         assert words in inside.text
+    for words in ("Segments at the peak", "103 segments", "lost to fragmentation", "large blocks: 3 segments"):
+        assert words in inside.text
     assert "worst example shape=(batch=3, seq=2048)" in inside.text.replace("\n", " ")
-    assert len(browser.find_elements("css selector", "tr.detail svg.chart")) == 2
+    assert len(browser.find_elements("css selector", "tr.detail svg.chart")) == 3
     wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
@@ -154,10 +169,61 @@ def test_a_link_opens_its_test(browser: Any, pages: Path) -> None:
     assert "Memory over time" in find(browser, "tr.detail").text
 
 
+def test_a_block_says_whose_it_is_to_mouse_and_keys(browser: Any, pages: Path) -> None:
+    look(browser, pages / "report.html")
+    find(browser, "#t0 a").click()
+    chart = find(browser, "svg.map")
+    said = browser.execute_script("return arguments[0].nextElementSibling", chart)
+    chart.send_keys(Keys.ARROW_RIGHT)
+    assert said.text == "5.00 GiB of a segment of 9.61 GiB: activations in 32 blocks, model.py:41 in forward"
+    pieces = browser.execute_script("return arguments[0].querySelector('.s-pending').getBBox().width", chart)
+    assert pieces > 0
+    box = chart.rect
+    actions = webdriver.ActionChains(browser)
+    actions.move_to_element_with_offset(chart, 30 - box["width"] / 2, 26 - box["height"] / 2).perform()
+    assert said.text.startswith("5.00 GiB")
+    assert "small blocks, up to 1 MiB: 100 segments, 200 MiB" in chart.text
+    assert quiet(browser)
+
+
+def test_segments_and_holders_are_tables_without_a_script(browser: Any, pages: Path) -> None:
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        look(browser, pages / "report.html", PHONE)
+        shown = find(browser, "noscript").text
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    for words in ("Segments at the peak", "large, expandable", "Who holds the peak", "model.py:41 in forward"):
+        assert words in shown
+
+
 def test_a_comparison_shows_what_grew(browser: Any, pages: Path) -> None:
     look(browser, pages / "compared.html")
-    assert "Against the earlier run (1)" in find(browser, "body").text
-    find(browser, "#t0 a").click()
-    assert "Since the earlier run" in find(browser, "tr.detail").text
-    assert "+13.0 GiB" in find(browser, "tr.detail .grew").text
+    assert "1 test needs over 2% more than in before.json" in find(browser, ".notice").text
+    find(browser, ".notice a").click()
+    inside = find(browser, "tr.detail")
+    assert "Since before.json" in inside.text
+    assert find(browser, "tr.detail .grew").text != ""
+    assert "+13.0 GiB" in inside.text
+    find(browser, "th[data-key=change] button").click()
+    assert rows(browser)[0] == "t0"
+    find(browser, "#show option[value=regressed]").click()
+    assert rows(browser) == ["t0"]
+    assert "+13.0 GiB" in find(browser, "#t0").text
+    assert quiet(browser)
+
+
+def test_a_page_says_why_there_is_no_record_over_time(browser: Any, pages: Path) -> None:
+    look(browser, pages / "nvml.html")
+    assert "NVML knows how much a whole process holds and not what for" in find(browser, "tr.detail").text
+    assert not find(browser, "#controls").is_displayed()
+    look(browser, pages / "empty.html")
+    assert "No test was measured." in find(browser, "body").text
+    assert quiet(browser)
+
+
+def test_a_filter_that_nothing_passes_says_so(browser: Any, pages: Path) -> None:
+    look(browser, pages / "report.html")
+    find(browser, "#find").send_keys("no such test")
+    assert find(browser, "#none").is_displayed()
     assert quiet(browser)

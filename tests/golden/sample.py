@@ -10,10 +10,13 @@ from pytest_vram.memory import (
     FixtureShare,
     Holder,
     HostRead,
+    Layout,
     Measurement,
     Peak,
     Phase,
     Report,
+    Run,
+    Segment,
     Series,
     TestRecord,
     Timeline,
@@ -73,6 +76,41 @@ def timeline() -> Timeline:
         ),
         peak_index=3,
         events=4321,
+        layout=layout(),
+    )
+
+
+def layout() -> Layout:
+    """Weights, activations with a hole, one segment without a tenant, and a hundred small ones."""
+    weights = Run(state="active", size_bytes=4 * GIB, count=291, category="weights", location="conftest.py:12 in llama")
+    saved = Run(state="active", size_bytes=5 * GIB, count=32, category="activations", location="model.py:41 in forward")
+    late = Run(state="active", size_bytes=4 * GIB, count=32, category="activations", location="model.py:41 in forward")
+    small = Run(state="active", size_bytes=MIB, count=8)
+    waiting, hole = Run(state="pending", size_bytes=20 * MIB), Run(state="free", size_bytes=GIB - 420 * MIB)
+    segments = (
+        Segment(
+            pool="large",
+            size_bytes=10 * GIB - 400 * MIB,
+            active_bytes=9 * GIB,
+            pending_bytes=20 * MIB,
+            largest_free_bytes=hole.size_bytes,
+            blocks=66,
+            runs=(saved, waiting, hole, late),
+        ),
+        Segment(pool="large", size_bytes=4 * GIB, active_bytes=4 * GIB, blocks=291, expandable=True, runs=(weights,)),
+        Segment(
+            pool="large", size_bytes=GIB, blocks=1, largest_free_bytes=GIB, runs=(Run(state="free", size_bytes=GIB),)
+        ),
+        Segment(pool="small", size_bytes=2 * MIB, count=100, active_bytes=MIB, blocks=900, runs=(small,)),
+    )
+    return Layout(
+        reserved_bytes=15 * GIB - 200 * MIB,
+        allocated_bytes=13 * GIB + 100 * MIB,
+        pending_bytes=20 * MIB,
+        cached_bytes=GIB,
+        largest_free_bytes=GIB,
+        segment_count=103,
+        segments=segments,
     )
 
 

@@ -69,3 +69,15 @@ def test_a_broken_budget_draws_it_in_the_terminal(project) -> None:
     out = project.run().stdout.str()
     assert "peak 2.00 MiB, budget 1.00 MiB ╌, over 77 allocations and frees" in out
     assert "████" in out
+
+
+def test_a_page_says_what_grew_over_the_baseline(project) -> None:
+    project.write(TEST)
+    project.run("--vram-baseline=vram.json", "--vram-update-baseline")
+    project.write(TEST.replace("alloc(2 * MB)", "alloc(2 * MB + MB // 2)"))
+    project.run("--vram-baseline=vram.json", "--vram-output=r.html", "--vram-output=r.json")
+    page = (project.pytester.path / "r.html").read_text(encoding="utf-8")
+    assert "<b>1 test needs over 2% more</b> than in vram.json" in page
+    report = json.loads((project.pytester.path / "r.json").read_text())
+    assert report["baseline"] == {"source": "vram.json", "tolerance_percent": 2.0}
+    assert report["tests"][0]["measurements"][0]["baseline_bytes"] == 2 * 2**20

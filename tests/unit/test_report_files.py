@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,13 @@ import jsonschema
 import pytest
 
 import pytest_vram
+from pytest_vram import baseline, cli
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Device, Environment, Measurement, Peak, Report, TestRecord
-from pytest_vram.report import files
+from pytest_vram.report import files, terminal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
+import sample
 
 CARD = Device(kind="dry", index=0, name="a card")
 ENVIRONMENT = Environment(python="3.11", pytest_vram="0.1.0", devices=(CARD,))
@@ -127,3 +132,42 @@ def test_a_report_is_a_data_frame(tmp_path: Path) -> None:
     assert list(frame.index) == ["test_1", "test_0"]
     assert frame.loc["test_0", "peak_bytes"] == 10
     assert frame["kind"].unique().tolist() == ["dry"]
+
+
+def test_what_was_recorded_is_a_data_frame_too(tmp_path: Path) -> None:
+    files.save(sample.report(), tmp_path / "r.json")
+    over_time = pytest_vram.load_report(tmp_path / "r.json", table="timeline")
+    assert over_time["seconds"].tolist() == list(sample.timeline().times)
+    assert over_time.loc[over_time["peak"], "activations_bytes"].tolist() == [9 * 2**30]
+    assert (over_time[["weights_bytes", "activations_bytes", "gradients_bytes"]].sum(axis=1)).tolist() == (
+        over_time["allocated_bytes"].tolist()
+    )
+    holders = pytest_vram.load_report(tmp_path / "r.json", table="holders")
+    assert holders["location"].tolist() == ["model.py:41 in forward", "conftest.py:12 in llama"]
+    segments = pytest_vram.load_report(tmp_path / "r.json", table="segments")
+    layout = sample.layout()
+    assert (segments["count"] * segments["size_bytes"]).sum() == layout.reserved_bytes
+    assert (segments["count"] * segments["active_bytes"]).sum() == layout.allocated_bytes
+    assert segments["location"][0] == "model.py:41 in forward"
+    with pytest.raises(VramUsageError, match="choose tests, timeline, holders, segments"):
+        pytest_vram.load_report(tmp_path / "r.json", table="fixtures")
+
+
+def test_a_report_is_held_against_a_baseline_or_an_earlier_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = report(2**20, 2**21), report(2**21, 2**21)
+    files.save(old, tmp_path / "old.json")
+    files.save(new, tmp_path / "new.json")
+    baseline.update(tmp_path / "vram.json", old)
+    for source in ("old.json", "vram.json"):
+        page = tmp_path / "page.html"
+        assert (
+            cli.main(["report", str(tmp_path / "new.json"), "--baseline", str(tmp_path / source), "-o", str(page)]) == 0
+        )
+        assert f"<b>1 test needs over 2% more</b> than in {source}" in page.read_text(encoding="utf-8")
+    held = baseline.held_against(new, baseline.peaks(old), source="old.json", tolerance=2)
+    assert r"| test\_0 | 2.00 MiB | +1.00 MiB |" in files.markdown.render(held)
+    assert "2.00 MiB  +1.00 MiB test_0" in terminal.render(held)
+    assert cli.main(["report", str(tmp_path / "new.json"), "--baseline", str(tmp_path / "none.json")]) == 2
+    assert "none.json is not there" in capsys.readouterr().err

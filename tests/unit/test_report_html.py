@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vram import cli
-from pytest_vram.memory import Holder, Peak, Report, Series, Timeline
+from pytest_vram import baseline, cli
+from pytest_vram.memory import Device, Holder, Measurement, Peak, Report, Series, TestRecord, Timeline
 from pytest_vram.report import files
 from pytest_vram.report.html import data, render
 
@@ -142,12 +142,64 @@ def test_a_comparison_says_what_grew_by_category_and_line() -> None:
     found = embedded(render(now, before))["tests"][0]["before"]
     assert found["categories"][0] == ["activations", 9 * 2**30 // 2, 9 * 2**30]
     assert found["lines"][0] == ["model.py:41 in forward", 9 * 2**29, 9 * 2**30]
-    assert "new</td>" in render(now, before)
+    held = baseline.held_against(now, baseline.peaks(before, failed=True), source="old.json", tolerance=2)
+    page = render(held, before)
+    assert '<span class="soft">new</span>' in page
+    assert "+5.00 GiB" in page
+    assert embedded(page)["tests"][0]["baseline"] == 9 * 2**30
+    gone = replace(before, tests=(*before.tests, replace(now.tests[0], nodeid="test_gone")))
+    assert "Gone since the earlier run" in render(held, gone)
+
+
+def test_what_grew_over_the_baseline_is_in_plain_sight_without_a_script() -> None:
+    report = sample.report()
+    peaks = baseline.peaks(report, failed=True)
+    (card,) = peaks[report.tests[0].nodeid]
+    peaks[report.tests[0].nodeid][card] //= 2
+    page = render(baseline.held_against(report, peaks, source="vram.json", tolerance=2)).partition("<script")[0]
+    assert "<b>1 test needs over 2% more</b> than in vram.json" in page
+    assert '<b class="grew">+7.00 GiB</b> <a href="#t0">' in page
+    assert '<td class="n w">7.00 GiB</td><td class="n"><span class="grew">+7.00 GiB</span></td>' in page
+    nothing = render(baseline.held_against(report, {}, source="<b>", tolerance=2))
+    assert "No test has an entry in &lt;b&gt;." in nothing
+    assert "Before" not in render(report)
+
+
+def test_segments_are_a_table_without_a_script() -> None:
+    page = render(sample.report())
+    (table,) = re.findall(r"<h3>Segments at the peak</h3>(.*?)</noscript>", page, re.DOTALL)
+    for words in ("2.00 MiB", "large, expandable", "model.py:41 in forward", "604 MiB", "100"):
+        assert words in table
+    assert "Reserved, and not in use" in page
+    test = embedded(page)["tests"][0]
+    assert [segment[1] for segment in test["layout"]["segments"]] == [1, 1, 1, 100]
+    assert sum(row[2] for row in test["layout"]["rows"]) == 103
+
+
+def test_drawings_get_what_room_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = sample.report().tests[0]
+    report = replace(sample.report(), tests=tuple(replace(test, nodeid=f"t{i}") for i in range(3)))
+    alone = data._size(data.page_data(report)["tests"][0]["layout"]["segments"])
+    for layout in (found["layout"] for found in data.page_data(report)["tests"]):
+        assert "segments" in layout
+    rest = sum(data._size(found) for found in data.page_data(report)["tests"]) - 3 * alone
+    monkeypatch.setattr(data, "PAGE_BYTES", rest + 3 * data.ROW_BYTES + int(1.5 * alone))
+    assert ["segments" in found["layout"] for found in data.page_data(report)["tests"]] == [True, False, False]
+
+
+def test_a_probe_that_knows_the_card_alone_is_shown_with_that() -> None:
+    card = Device(kind="nvml", index=0, name="NVIDIA L4", total_bytes=2**34)
+    seen = Measurement(device=card, peak=Peak(device_bytes=3 * 2**30))
+    found = embedded(
+        render(replace(sample.report(), tests=(TestRecord(nodeid="t", outcome="passed", measurements=(seen,)),)))
+    )
+    assert (found["tests"][0]["peak"], found["tests"][0]["metric"]) == (3 * 2**30, "device")
 
 
 def test_an_empty_report_is_a_page() -> None:
     page = render(Report(environment=sample.environment(), tests=()))
     assert "<b>0</b> tests" in page
+    assert "No test was measured." in page
 
 
 def test_the_command_line_writes_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +208,6 @@ def test_the_command_line_writes_pages(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main(["report", str(a), "-o", str(tmp_path / "a.html")]) == 0
     assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert cli.main(["compare", str(a), str(a), "-o", str(tmp_path / "c.html")]) == 0
-    assert "No peak changed since the earlier run" in (tmp_path / "c.html").read_text(encoding="utf-8")
+    assert "No test grew by more than 2% over a.json: 5 compared" in (tmp_path / "c.html").read_text(encoding="utf-8")
     assert cli.main(["compare", str(a), str(a), "-o", str(tmp_path / "c.md")]) == 2
     assert "name it c.html" in capsys.readouterr().err

@@ -1,15 +1,17 @@
 """What the page's script draws, as compact JSON: small enough that a thousand tests stay under 2 MB.
 
-Names of tests are not in it: the script reads them off the table.
+Names of tests are not in it, for the script reads them off the table; nor is what most tests have in common.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_vram.report.rows import rows
+from pytest_vram.report.html.segments import layout_data
+from pytest_vram.report.rows import rows, worst
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +23,10 @@ FULL = 25
 """Tests, worst first, that get every point and holder; those after them share what room is left."""
 CURVES_BYTES = 250_000
 """For the curves of all other tests together."""
+PAGE_BYTES, ROW_BYTES = 1_900_000, 500
+"""For the whole page, and for a row of its table. The drawings of segments get what is left, the worst tests' first."""
 POINTS, HOLDERS = 240, 30
-_FEW_POINTS, _FEW_HOLDERS = 12, 4
+_FEW_POINTS, _FEW_HOLDERS, _FEW_PHASES = 12, 4, 3
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _STEPS = len(_DIGITS) ** 2 - 1
 _SERIES = 11  # at most, in the timeline of one test, modules aside
@@ -31,7 +35,7 @@ _SERIES = 11  # at most, in the timeline of one test, modules aside
 class _Detail(NamedTuple):
     points: int
     holders: int
-    modules: bool
+    full: bool
 
 
 class Strings:
@@ -61,13 +65,16 @@ def page_data(report: Report, before: Report | None = None) -> dict[str, Any]:
         _test(row, tests[row.nodeid], earlier.get(row.nodeid), strings, full if i < FULL else short)
         for i, row in enumerate(rows(report))
     ]
-    return {"tests": shown, "strings": strings.all()}
-
-
-def worst(test: TestRecord) -> Measurement | None:
-    """The measurement on the device that needed most, as the table shows it."""
-    metric = test.budget.metric if test.budget else "allocated"
-    return max(test.measurements, key=lambda m: m.figure(metric) or -1, default=None)
+    drawings = [
+        (test["layout"], test["layout"].pop("segments")) for test in shown if "segments" in test.get("layout", ())
+    ]
+    room = PAGE_BYTES - ROW_BYTES * len(shown) - _size(shown)
+    for layout, drawing in drawings:
+        room -= _size(drawing)
+        if room > 0:
+            layout["segments"] = drawing
+    baseline = None if report.baseline is None else [report.baseline.source, report.baseline.tolerance_percent]
+    return {"tests": shown, "strings": strings.all(), "baseline": baseline}
 
 
 def pack(values: Sequence[int], top: int) -> str:
@@ -87,15 +94,17 @@ def thinned(timeline: Timeline, points: int) -> list[int]:
 
 
 def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strings, detail: _Detail) -> dict[str, Any]:
-    measurement = worst(test)
+    measurement = worst(test)[1]
     data: dict[str, Any] = {
-        "outcome": row.outcome,
-        "verdict": row.verdict,
-        "kind": row.kind,
-        "device": row.device,
-        "metric": row.metric,
+        "outcome": "" if row.outcome == "passed" else row.outcome,
+        "verdict": "" if row.verdict == "within" else row.verdict,
+        "on": None if row.device is None else [strings.number(row.kind), strings.number(row.device)],
+        "metric": "" if row.metric == "allocated" else row.metric,
         "peak": row.peak_bytes,
         "fixtures": [[s.name, s.scope, s.size_bytes] for s in row.fixtures],
+        "baseline": row.baseline_bytes,
+        "change": row.change_bytes,
+        "regressed": row.regressed,
         "budget": row.budget_bytes,
         "where": test.budget.where if test.budget else "",
         "figures": [row.allocated_bytes, row.reserved_bytes, row.device_bytes],
@@ -117,19 +126,32 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
         for h in measurement.holders[: detail.holders]
     ]
     timeline = measurement.timeline
-    data["phases"] = [_phase(phase, timeline) for phase in row.phases]
+    phases = row.phases if detail.full else _worst_phases(row.phases)
+    data["phases"] = [[*_phase(phase), -1, -1] for phase in phases]
+    data["hidden"] = len(row.phases) - len(phases)
     if timeline is not None and timeline.allocated:
         data["timeline"] = _timeline(timeline, strings, detail)
-        data["phases"] = _placed(row.phases, timeline, thinned(timeline, detail.points))
+        data["phases"] = _placed(phases, timeline, thinned(timeline, detail.points))
+    if timeline is not None and timeline.layout is not None:
+        data["layout"] = layout_data(timeline.layout, strings.number, full=detail.full)
     if len(test.measurements) > 1:
         data["devices"] = [[m.device.index, m.device.name, m.peak.allocated_bytes] for m in test.measurements]
     if earlier is not None:
-        data["before"] = _before(worst(earlier), measurement)
+        data["before"] = _before(worst(earlier)[1], measurement)
     return _short(data)
 
 
+def _size(data: Any) -> int:
+    return len(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+
+
 def _short(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in data.items() if value not in (None, [], "", 0)}
+    """Without what is empty; no change is a change of 0."""
+    return {
+        name: value
+        for name, value in data.items()
+        if value not in (None, [], "", 0) or (name == "change" and value == 0)
+    }
 
 
 def _timeline(timeline: Timeline, strings: Strings, detail: _Detail) -> dict[str, Any]:
@@ -152,12 +174,17 @@ def _timeline(timeline: Timeline, strings: Strings, detail: _Detail) -> dict[str
         "allocated": pack([timeline.allocated[i] for i in chosen], top),
         "reserved": pack([timeline.reserved[i] for i in chosen], top) if timeline.reserved else "",
         "categories": series(timeline.categories),
-        "modules": series(timeline.modules) if detail.modules else [],
+        "modules": series(timeline.modules) if detail.full else [],
     }
 
 
-def _phase(phase: Phase, timeline: Timeline | None) -> list[Any]:
-    return [phase.name, phase.peak.allocated_bytes, phase.limit_bytes, round(phase.end - phase.start, 4), -1, -1]
+def _worst_phases(phases: Sequence[Phase]) -> list[Phase]:
+    kept = sorted(phases, key=lambda phase: -(phase.peak.allocated_bytes or 0))[:_FEW_PHASES]
+    return [phase for phase in phases if phase in kept]
+
+
+def _phase(phase: Phase) -> list[Any]:
+    return [phase.name, phase.peak.allocated_bytes, phase.limit_bytes, round(phase.end - phase.start, 3)]
 
 
 def _placed(phases: Sequence[Phase], timeline: Timeline, chosen: Sequence[int]) -> list[list[Any]]:
@@ -166,7 +193,7 @@ def _placed(phases: Sequence[Phase], timeline: Timeline, chosen: Sequence[int]) 
     placed = []
     for phase in phases:
         first, last = bisect.bisect_left(times, phase.start), bisect.bisect_right(times, phase.end) - 1
-        placed.append([*_phase(phase, timeline)[:4], max(0, first), max(first, last)])
+        placed.append([*_phase(phase), max(0, first), max(first, last)])
     return placed
 
 

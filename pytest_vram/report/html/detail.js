@@ -1,93 +1,142 @@
 // One test, opened below its row.
 
-function listing(heads, lines) {
+const FEW = 12; // rows of a table before the rest has to be asked for
+
+function listing(heads, lines, few = lines.length) {
+  const empty = heads.map((_, i) => lines.every((cells) => cells[i] === ""));
+  if (heads.some(([word], i) => word && empty[i])) {
+    const kept = (cells) => cells.filter((_, i) => !heads[i][0] || !empty[i]);
+    return listing(kept(heads), lines.map(kept), few);
+  }
   const head = node("tr", {}, ...heads.map(([word, style]) => node("th", { class: style }, word)));
-  const body = lines.map((cells) => node("tr", {}, ...cells.map((cell, i) => {
+  const row = (cells) => node("tr", {}, ...cells.map((cell, i) => {
     const value = cell === null || cell === undefined ? "" : cell;
-    return node("td", { class: heads[i][1] }, value);
-  })));
-  return node("div", { class: "scroll" }, node("table", {}, node("thead", {}, head), node("tbody", {}, ...body)));
+    return node("td", { class: heads[i][1], "data-head": heads[i][0] }, value);
+  }));
+  const body = node("tbody", {}, ...lines.slice(0, few).map(row));
+  const place = node("div", { class: "scroll" }, node("table", {}, node("thead", {}, head), body));
+  if (lines.length <= few) return place;
+  const more = node("button", { type: "button", onclick: () => { body.append(...lines.slice(few).map(row)); more.remove(); } },
+    `show all ${lines.length}`);
+  return node("div", {}, place, more);
+}
+
+function tiles(facts) {
+  return node("dl", { class: "tiles" }, ...facts.map(([name, value, note]) =>
+    node("div", {}, node("dt", {}, name), node("dd", {}, node("b", {}, value), note ? node("small", {}, note) : null))));
+}
+
+function reading(words) {
+  const said = node("p", { class: "read", "aria-live": "polite" }, words);
+  return { node: said, say: (now) => { said.textContent = now; } };
+}
+
+function signed(size) { return size > 0 ? `+${bytes(size)}` : bytes(size).replace("-", "\u2212"); }
+
+function headline(test) {
+  if (test.peak === undefined) return node("p", { class: "headline odd" }, test.reason ? `Not measured: ${test.reason}` : "Not measured");
+  const spare = test.budget - test.peak, words = [node("b", {}, bytes(test.peak)), ` ${test.metric}`];
+  if (test.verdict === "exceeded") words.push(", ", node("b", { class: "grew" }, `${bytes(-spare)} over`), ` its budget of ${bytes(test.budget)}`);
+  else if (test.verdict === "within") words.push(`, ${bytes(spare)} below its budget of ${bytes(test.budget)}`);
+  else if (test.verdict === "unmeasured") words.push(`, not held against its budget: ${test.reason}`);
+  else words.push(", without a budget");
+  if (test.where) words.push(" ", node("code", {}, test.where));
+  if (test.outcome !== "passed") words.push(`; the test ${test.outcome === "failed" ? "failed" : `was ${test.outcome}`}`);
+  return node("p", { class: "headline" }, ...words);
 }
 
 function figures(test) {
   const [allocated, reserved, device] = test.figures;
   const facts = [
-    ["outcome", test.outcome], ["peak", `${bytes(test.peak)} ${test.metric}`],
-    ["budget", test.budget ? `${bytes(test.budget)}${test.where ? ` (${test.where})` : ""}` : null],
-    ["headroom", test.budget && test.peak !== undefined ? bytes(test.budget - test.peak) : null],
-    ["allocated", allocated === null ? null : bytes(allocated)], ["reserved", reserved === null ? null : bytes(reserved)],
-    ["cached, not used", allocated !== null && reserved ? bytes(Math.max(0, reserved - allocated)) : null],
-    ["with the context", device === null ? null : bytes(device)], ["not counted", test.uncounted ? bytes(test.uncounted) : null],
-    ["left behind", test.leaked ? bytes(test.leaked) : null], ["cache flushed to satisfy an allocation", test.retries],
-    ["out-of-memory errors", test.ooms], ["on", test.device ? `${test.device} (${test.kind})` : null],
-    ["not measured", test.reason], ["worst example", test.example],
-  ];
-  const shown = facts.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return node("dl", { class: "figures" }, ...shown.map(([name, value]) => node("div", {}, node("dt", {}, name), node("dd", {}, `${value}`))));
+    ["allocated", allocated, "at most, in live tensors"], ["reserved", reserved, "at most, by the allocator"],
+    ["on the device", device, "with the CUDA context"], ["not counted", test.uncounted, "others had left it there"],
+    ["left behind", test.leaked, "still held after the test"],
+  ].filter(([, size]) => size).map(([name, size, note]) => [name, bytes(size), note]);
+  const counts = [["cache flushes", test.retries, "before an allocation succeeded"], ["out of memory", test.ooms, "errors of the allocator"]];
+  for (const [name, count, note] of counts) if (count) facts.push([name, `${count}`, note]);
+  return tiles(facts);
 }
 
 function overTime(test, width) {
-  const said = node("p", { class: "read", "aria-live": "polite" }), place = node("div");
-  const say = (words) => { said.textContent = words; };
+  const said = reading(""), place = node("div");
   const draw = (by) => {
-    place.replaceChildren(timelineChart(test, by, width, say), legend(test.timeline, by));
+    place.replaceChildren(legend(test, by), timelineChart(test, by, width, said.say));
     for (const button of buttons) button.setAttribute("aria-pressed", `${button.value === by}`);
   };
-  const buttons = [["categories", "by category"], ["modules", "by module"]].filter(([by]) => test.timeline[by].length)
-    .map(([by, words]) => node("button", { type: "button", value: by, onclick: () => draw(by) }, words));
+  const kinds = [["categories", "by category"], ["modules", "by module"]].filter(([by]) => test.timeline[by].length);
+  const buttons = kinds.map(([by, words]) => node("button", { type: "button", value: by, onclick: () => draw(by) }, words));
   draw("categories");
   const cut = test.timeline.cut ? node("p", { class: "odd" }, "The beginning is cut off: more was recorded than is kept.") : null;
-  return [node("h2", {}, "Memory over time"), node("div", { class: "bar" }, ...buttons), place, said, cut];
+  return [node("h3", {}, "Memory over time"), kinds.length > 1 ? node("div", { class: "bar" }, ...buttons) : null, place, said.node, cut];
 }
 
 function atThePeak(test, width) {
   const most = test.timeline ? test.timeline.most : test.figures[0] || test.holders.reduce((sum, holder) => sum + holder[0], 0);
-  const said = node("p", { class: "read" });
+  const said = reading("Point at an area to see whose it is.");
+  const share = (size) => (size && size < most / 1000 ? "<0.1%" : `${(size / most * 100).toFixed(1)}%`);
   const lines = test.holders.map(([size, count, location, category, module]) => [
-    bytes(size), `${(size / most * 100).toFixed(1)}%`, `${count}`, text(category), text(module), node("code", {}, text(location)),
+    bytes(size), share(size), count.toLocaleString("en"), node("span", {}, swatch(`c-${text(category) || "other"}`), text(category)), text(module), node("code", {}, text(location)),
   ]);
   return [
-    node("h2", {}, "Who holds the peak"), treemap(test, most, width, (words) => { said.textContent = words; }), said,
-    listing([["bytes", "n"], ["share", "n"], ["blocks", "n w"], ["category", "s"], ["module", "s w"], ["line", ""]], lines),
+    node("h3", {}, "Who holds the peak"), treemap(test, most, width, said.say), said.node,
+    listing([["bytes", "n"], ["share", "n"], ["blocks", "n w"], ["category", "s"], ["module", "s w"], ["line", "line"]], lines, FEW),
   ];
 }
 
-function since(before, test) {
-  const change = (old, now) => {
-    const words = `${now >= old ? "+" : ""}${bytes(now - old)}`;
-    return node("span", { class: now > old ? "grew" : now < old ? "shrank" : "" }, words);
+function since(test) {
+  const table = (title, lines) => {
+    const most = Math.max(...lines.map(([, old, now]) => Math.abs(now - old)), 1);
+    const rows = lines.map(([name, old, now]) => {
+      const change = now - old, wide = Math.abs(change) / most * 50;
+      const bar = node("svg:svg", { class: "since", viewBox: "0 0 100 10", "aria-hidden": "true" },
+        node("svg:rect", { class: change > 0 ? "up" : "down", x: change > 0 ? 50 : 50 - wide, width: wide, height: 10 }), node("svg:path", { d: "M50 0v10" }));
+      return [name, bytes(old), bytes(now), node("span", { class: change > 0 ? "grew" : change < 0 ? "shrank" : "soft" }, change ? signed(change) : "none"), bar];
+    });
+    return rows.length ? [listing([[title, "line"], ["before", "n c"], ["now", "n c"], ["change", "n c"], ["", "n w"]], rows, FEW)] : [];
   };
-  const table = (title, lines) => lines.length ? [listing([[title, ""], ["before", "n"], ["now", "n"], ["change", "n"]],
-    lines.map(([name, old, now]) => [name, bytes(old), bytes(now), change(old, now)]))] : [];
-  const now = test.figures[0] - (test.uncounted || 0);
-  return [node("h2", {}, "Since the earlier run"), ...table("peak", [["allocated", before.peak, now]]),
-    ...table("category", before.categories), ...table("line", before.lines)];
+  const now = test.figures[0] - (test.uncounted || 0), before = test.before || { categories: [], lines: [] };
+  const changed = (lines) => lines.filter(([, old, new_]) => old !== new_);
+  const code = changed(before.lines).map(([name, ...sizes]) => [node("code", {}, name), ...sizes]);
+  const categories = changed(before.categories).map(([name, ...sizes]) => [node("span", {}, swatch(`c-${name}`), name), ...sizes]);
+  return [node("h3", {}, `Since ${PAGE.baseline ? PAGE.baseline[0] : "the earlier run"}`),
+    ...table("by category", [[node("b", {}, "allocated peak"), test.baseline, now], ...categories]), ...table("by line of code", code),
+    test.before && !before.lines.length ? node("p", { class: "soft" }, "One of the runs has no record of who held the peak: both need --vram-timeline.") : null];
 }
 
+const WHY_NOT = {
+  nvml: "NVML knows how much a whole process holds and not what for: there is no record over time, and nobody to name. PyTorch's own allocator (--vram-gpu=cuda or dry) tells both.",
+  accelerator: "PyTorch keeps no memory history on this kind of device: there is no record over time, and nobody to name.",
+};
+
 function detail(test, width) {
-  const inside = node("div", { class: "inside" }, figures(test));
+  const inside = node("div", { class: "inside" }, headline(test));
   const add = (parts) => inside.append(...parts.filter(Boolean));
-  if (test.before) add(since(test.before, test));
+  if (test.example) add([node("p", {}, "worst example ", node("code", {}, test.example))]);
+  if (test.kind) add([figures(test)]);
+  if (test.baseline !== undefined) add(since(test));
   if (test.timeline) add(overTime(test, width));
   if (test.holders) add(atThePeak(test, width));
+  if (test.layout) add(segmentsAtThePeak(test.layout, width));
   if (test.phases) {
-    add([node("h2", {}, "Phases"), listing([["phase", ""], ["peak", "n"], ["budget", "n"], ["seconds", "n"]],
-      test.phases.map(([name, peak, limit, seconds]) => [name, bytes(peak), limit === null ? "" : bytes(limit), seconds.toPrecision(3)]))]);
+    const more = test.hidden ? node("p", { class: "soft" }, `and ${test.hidden} more with smaller peaks`) : null;
+    add([node("h3", {}, "Phases"), listing([["phase", "s"], ["peak", "n"], ["budget", "n"], ["seconds", "n"], ["", "rest"]],
+      test.phases.map(([name, peak, limit, seconds]) => [name, bytes(peak), limit === null ? "" : bytes(limit), seconds.toFixed(3), ""]), FEW), more]);
   }
   if (test.fixtures) {
-    add([node("h2", {}, "Fixtures"), listing([["fixture", ""], ["scope", ""], ["holds", "n"]],
-      test.fixtures.map(([name, scope, size]) => [name, scope, bytes(size)]))]);
+    add([node("h3", {}, "Fixtures"), listing([["fixture", "s"], ["scope", "s"], ["holds", "n"], ["", "rest"]],
+      test.fixtures.map(([name, scope, size]) => [name, scope, bytes(size), ""]))]);
   }
   if (test.devices) {
-    add([node("h2", {}, "Devices"), listing([["device", ""], ["allocated", "n"]],
-      test.devices.map(([index, name, size]) => [`${index}: ${name}`, bytes(size)]))]);
+    add([node("h3", {}, "Devices"), listing([["device", "s"], ["allocated", "n"], ["", "rest"]],
+      test.devices.map(([index, name, size]) => [`${index}: ${name}`, bytes(size), ""]))]);
   }
   if (test.reads) {
-    add([node("h2", {}, "Values read back from the dry GPU"), listing([["line", ""], ["operation", ""], ["times", "n"], ["value", ""]],
-      test.reads.map(([line, operation, count, answered, note]) => [node("code", {}, text(line)), text(operation), `${count}`, (answered ? "answered" : "a guess") + (note ? `: ${note}` : "")]))]);
+    add([node("h3", {}, "Values read back from the dry GPU"), listing([["times", "n"], ["operation", "s"], ["value", "s"], ["line", "line"]],
+      test.reads.map(([line, operation, count, answered, note]) => [count.toLocaleString("en"), text(operation), (answered ? "answered" : "a guess") + (note ? `: ${note}` : ""), node("code", {}, text(line))]), FEW)]);
   }
   if (!test.timeline && !test.holders && test.kind) {
-    inside.append(node("p", {}, "No history was recorded: run with --vram-timeline, or write this report with --vram-output=report.html."));
+    add([node("p", { class: "soft" }, WHY_NOT[test.kind] || "Nothing was recorded over time: run with --vram-timeline, or write this report with --vram-output=report.html.")]);
   }
+  if (test.device) add([node("p", { class: "soft" }, `Measured on ${test.device} (${test.kind}).`)]);
   return inside;
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 from collections import Counter
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from pytest_vram.report.html.data import page_data
-from pytest_vram.report.rows import Row, rows
+from pytest_vram.report.html.sides import sides, text
+from pytest_vram.report.rows import Row, change_text, rows
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ KINDS = {
     "nvml": "whole device, sampled by NVML",
     "accelerator": "measured on the accelerator",
 }
-_SCRIPTS = ("chart.js", "treemap.js", "detail.js", "table.js")
+_SCRIPTS = ("chart.js", "treemap.js", "segments.js", "detail.js", "table.js")
 _WORDS = {"exceeded": "over budget", "within": "within budget", "unmeasured": "not measured", "none": "no budget"}
-_MOST = 50  # rows of a side table
+_NOTICED = 5  # tests that grew, named at the top
 
 
 def render(report: Report, before: Report | None = None) -> str:
@@ -37,7 +37,7 @@ def render(report: Report, before: Report | None = None) -> str:
         before: an earlier report, to say what grew since.
     """
     table = rows(report)
-    style = _resource("style.css")
+    style = _resource("style.css") + _lengths()
     script = '"use strict";\n(() => {\n' + "\n".join(_resource(name) for name in _SCRIPTS) + "\n})();\n"
     data = json.dumps(page_data(report, before), ensure_ascii=False, separators=(",", ":"))
     # Neither "</script>" nor "<!--" may end or change the element; JSON reads \u003c as "<".
@@ -46,9 +46,8 @@ def render(report: Report, before: Report | None = None) -> str:
         f"default-src 'none'; style-src 'sha256-{_digest(style)}'; script-src 'sha256-{_digest(script)}';"
         " base-uri 'none'; form-action 'none'"
     )
-    body = [_session(report, table), _controls(), _table(table)]
-    body += [_compared(report, before)] if before is not None else []
-    body += [_bill(table), _leaks(table), _reads(table)]
+    body = [_session(report, table), _notice(report, table), _controls(), _table(report, table)]
+    body += sides(report, before, table)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -74,11 +73,33 @@ def _session(report: Report, table: list[Row]) -> str:
     chips += [(_WORDS[v], counts[v], s) for v, s in (("exceeded", "bad"), ("within", "good"), ("unmeasured", "odd"))]
     return (
         "<header>\n<h1>GPU memory</h1>\n"
-        f'<p class="facts">{" · ".join(_text(fact) for fact in facts)}</p>\n'
-        + "".join(f'<p class="kind"><b>{kind}</b> {_text(KINDS[kind])}</p>\n' for kind in kinds)
+        f'<p class="facts">{" · ".join(text(fact) for fact in facts)}</p>\n'
+        + "".join(f'<p class="kind"><b>{kind}</b> {text(KINDS[kind])}</p>\n' for kind in kinds)
         + '<ul class="chips">'
-        + "".join(f'<li class="{s}"><b>{count}</b> {word}</li>' for word, count, s in chips if count or not s)
+        + "".join(f'<li class="{s}"><b>{count:,}</b> {word}</li>' for word, count, s in chips if count or not s)
         + "</ul>\n</header>"
+    )
+
+
+def _notice(report: Report, table: list[Row]) -> str:
+    """What grew since the baseline, in plain sight."""
+    if report.baseline is None:
+        return ""
+    source, tolerance = text(report.baseline.source), f"{report.baseline.tolerance_percent:g}%"
+    grown = sorted((i for i, row in enumerate(table) if row.regressed), key=lambda i: -(table[i].change_bytes or 0))
+    known = sum(row.change_bytes is not None for row in table)
+    if not grown:
+        words = f"No test grew by more than {tolerance} over {source}" if known else f"No test has an entry in {source}"
+        return f'<p class="notice">{words}{f": {known:,} compared" if known else ""}.</p>'
+    links = "".join(
+        f'<li><b class="grew">{change_text(table[i].change_bytes)}</b> <a href="#t{i}">{text(table[i].nodeid)}</a></li>'
+        for i in grown[:_NOTICED]
+    )
+    more = f"<li>and {len(grown) - _NOTICED} more: sort by change</li>" if len(grown) > _NOTICED else ""
+    noun = "test needs" if len(grown) == 1 else "tests need"
+    return (
+        f'<div class="notice bad"><p><b>{len(grown):,} {noun} over {tolerance} more</b> than in {source}</p>'
+        f"<ul>{links}{more}</ul></div>"
     )
 
 
@@ -87,93 +108,67 @@ def _controls() -> str:
     return (
         '<form id="controls" hidden><label>Find <input id="find" type="search" placeholder="part of a name"'
         ' autocomplete="off"></label><label>Show <select id="show"><option value="">all</option>'
-        f'<option value="failed">failed</option>{options}</select></label><output id="shown"></output></form>'
+        '<option value="failed">failed</option><option value="regressed">grew</option>'
+        f'{options}</select></label><output id="shown"></output></form>'
     )
 
 
-def _table(table: list[Row]) -> str:
-    heads = [("name", "Test", ""), ("peak", "Peak", "n"), ("fixtures", "Fixtures", "n w")]
-    heads += [("budget", "Budget", "n"), ("used", "Used", "u"), ("kind", "Kind", "w")]
+def _table(report: Report, table: list[Row]) -> str:
+    if not table:
+        return '<p class="empty">No test was measured.</p>'
+    heads = [("name", "Test", ""), ("peak", "Peak", "n")]
+    heads += [("before", "Before", "n w"), ("change", "Change", "n")] if report.baseline is not None else []
+    heads += [("fixtures", "Fixtures", "n w")] if any(row.fixtures_bytes for row in table) else []
+    heads += [("budget", "Budget", "n w"), ("used", "Used", "u")] if any(row.budget_bytes for row in table) else []
+    heads += [("kind", "Kind", "w")] if len({row.kind for row in table}) > 1 else []
     head = "".join(f'<th scope="col" class="{style}" data-key="{key}">{word}</th>' for key, word, style in heads)
-    body = "\n".join(_row(row, index) for index, row in enumerate(table))
+    keys = [(key, style) for key, _, style in heads[1:]]
+    body = "\n".join(_row(row, index, keys) for index, row in enumerate(table))
     return (
         f'<div class="scroll"><table id="tests"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+        '<p class="empty" id="none" hidden>No test matches.</p>'
     )
 
 
-def _row(row: Row, index: int) -> str:
-    state = "bad" if row.outcome == "failed" or row.verdict == "exceeded" else ""
+def _row(row: Row, index: int, keys: list[tuple[str, str]]) -> str:
+    state = "bad" if row.outcome == "failed" or row.verdict == "exceeded" or row.regressed else ""
     state = state or {"within": "good", "unmeasured": "odd"}.get(row.verdict, "")
     title = _WORDS[row.verdict] + (f": {row.reason}" if row.reason else "")
-    fixtures = format_bytes(row.fixtures_bytes) if row.fixtures_bytes else ""
-    budget = "" if row.budget_bytes is None else format_bytes(row.budget_bytes)
+    cells = {
+        "peak": format_bytes(row.peak_bytes),
+        "before": "" if row.baseline_bytes is None else format_bytes(row.baseline_bytes),
+        "change": _changed(row),
+        "fixtures": format_bytes(row.fixtures_bytes) if row.fixtures_bytes else "",
+        "budget": "" if row.budget_bytes is None else format_bytes(row.budget_bytes),
+        "used": _bar(row.used),
+        "kind": row.kind or "",
+    }
     return (
-        f'<tr id="t{index}" class="{state}"><th scope="row"><a href="#t{index}" title="{_text(title)}">'
-        f'{_text(row.nodeid)}</a></th><td class="n">{format_bytes(row.peak_bytes)}</td><td class="n w">{fixtures}</td>'
-        f'<td class="n">{budget}</td><td class="u">{_bar(row.used)}</td><td class="w">{row.kind or ""}</td></tr>'
+        f'<tr id="t{index}" class="{state}"><th scope="row"><a href="#t{index}" title="{text(title)}">'
+        f"{text(row.nodeid)}</a></th>"
+        + "".join(f'<td class="{style}">{cells[key]}</td>' for key, style in keys)
+        + "</tr>"
     )
+
+
+def _changed(row: Row) -> str:
+    if row.peak_bytes is None:
+        return ""
+    style = "grew" if row.regressed else "shrank" if (row.change_bytes or 0) < 0 else "soft"
+    return f'<span class="{style}">{change_text(row.change_bytes)}</span>'
 
 
 def _bar(used: float | None) -> str:
+    """Percent, and a bar on which the budget is a line; its length is a class, because styles in tags are forbidden."""
     if used is None:
         return ""
-    filled = round(min(1.0, max(0.0, used)) * 100)
-    return f'<svg viewBox="0 0 100 9"><rect width="{filled}" height="9"/></svg> {used * 100:.0f}%'
+    filled = round(min(1.5, max(0.0, used)) * 50) * 2
+    percent = f"{used * 100:.0f}%" if used < 10 else "&gt;999%"
+    return f'<span>{percent}</span><i class="p{filled}"></i>'
 
 
-def _side(title: str, heads: list[str], body: list[list[str]], *, opened: bool = False) -> str:
-    """A folded table; the first column is text, and the others as they come."""
-    if not body:
-        return ""
-    head = "".join(f"<th>{_text(word)}</th>" for word in heads)
-    lines = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>" for cells in body[:_MOST])
-    more = f"<p>and {len(body) - _MOST} more</p>" if len(body) > _MOST else ""
-    return (
-        f"<details{' open' if opened else ''}><summary>{_text(title)} ({len(body)})</summary>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>{more}</details>'
-    )
-
-
-def _bill(table: list[Row]) -> str:
-    sizes: dict[tuple[str, str], list[int]] = {}
-    for row in table:
-        for share in row.fixtures:
-            sizes.setdefault((share.name, share.scope), []).append(share.size_bytes)
-    found = sorted(sizes.items(), key=lambda item: (-max(item[1]), item[0]))
-    body = [[name, scope, format_bytes(max(held)), str(len(held))] for (name, scope), held in found]
-    return _side("What fixtures hold", ["fixture", "scope", "holds", "tests"], body)
-
-
-def _leaks(table: list[Row]) -> str:
-    leaking = sorted((row for row in table if row.leaked_bytes), key=lambda row: -(row.leaked_bytes or 0))
-    body = [[row.nodeid, format_bytes(row.leaked_bytes)] for row in leaking]
-    return _side("Left behind", ["test", "bytes"], body, opened=True)
-
-
-def _reads(table: list[Row]) -> str:
-    counts: Counter[tuple[str, str, str]] = Counter()
-    for row in table:
-        for read in row.host_reads:
-            counts[read.location, read.operation, "answered" if read.answered else "a guess"] += read.count
-    body = [[*place, str(count)] for place, count in counts.most_common()]
-    return _side("Values read back from the dry GPU", ["line", "operation", "value", "times"], body)
-
-
-def _compared(report: Report, before: Report | None) -> str:
-    from pytest_vram import baseline
-
-    if before is None:
-        return ""
-    old, new = baseline.peaks(before, failed=True), baseline.peaks(report, failed=True)
-    changes = baseline.compare(report, old, 0)
-    body = [
-        [c.nodeid, format_bytes(c.before_bytes), format_bytes(c.after_bytes), f"{c.percent:+.1f}%"]
-        for c in (*changes.regressed, *reversed(changes.improved))
-    ]
-    body += [[name, "", format_bytes(max(new[name].values())), "new"] for name in sorted(set(new) - set(old))]
-    body += [[name, format_bytes(max(old[name].values())), "", "gone"] for name in sorted(set(old) - set(new))]
-    heads = ["test", "before", "after", "change"]
-    return _side("Against the earlier run", heads, body, opened=True) or "<p>No peak changed since the earlier run.</p>"
+def _lengths() -> str:
+    return "".join(f".p{percent}{{--p:{percent / 1.5:.4g}%}}" for percent in range(0, 152, 2))
 
 
 def _resource(name: str) -> str:
@@ -182,7 +177,3 @@ def _resource(name: str) -> str:
 
 def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _text(text: object) -> str:
-    return html.escape(str(text), quote=True)

@@ -1,13 +1,16 @@
 // The table: sort, filter, open.
 
-const table = document.getElementById("tests"), body = table.tBodies[0];
+const table = document.getElementById("tests") || node("table", {}, node("thead", {}, node("tr")), node("tbody"));
+const body = table.tBodies[0];
 const lines = PAGE.tests.map((test, index) => {
   const row = document.getElementById(`t${index}`);
   test.name = row.querySelector("a").textContent;
   return { test, row, index };
 });
 const keys = {
-  name: (t) => t.name, peak: (t) => t.peak || 0, fixtures: (t) => (t.fixtures || []).reduce((sum, f) => sum + f[2], 0),
+  name: (t) => t.name, peak: (t) => t.peak || 0, before: (t) => t.baseline || 0,
+  change: (t) => (t.change === undefined ? -Infinity : t.change),
+  fixtures: (t) => (t.fixtures || []).reduce((sum, f) => sum + f[2], 0),
   budget: (t) => t.budget || 0, used: (t) => (t.budget && t.peak !== undefined ? t.peak / t.budget : -1), kind: (t) => t.kind || "",
 };
 let opened = null;
@@ -61,11 +64,13 @@ function filter() {
   let count = 0;
   for (const { test, row } of lines) {
     const name = test.name.toLowerCase();
-    const fits = words.every((word) => name.includes(word)) && (!wanted || test.verdict === wanted || test.outcome === wanted);
+    const fits = words.every((word) => name.includes(word)) && (!wanted || test.verdict === wanted || test.outcome === wanted || (wanted === "regressed" && test.regressed));
     row.hidden = !fits;
     count += fits;
   }
   if (opened) opened.place.hidden = opened.line.row.hidden;
+  const none = document.getElementById("none");
+  if (none) none.hidden = count > 0;
   document.getElementById("shown").textContent = count === lines.length ? "" : `${count} of ${lines.length}`;
 }
 
@@ -84,9 +89,10 @@ for (const line of lines) {
   });
 }
 const controls = document.getElementById("controls");
-controls.hidden = false;
+controls.hidden = lines.length < 2;
 controls.addEventListener("submit", (event) => event.preventDefault());
 for (const event of ["input", "change"]) controls.addEventListener(event, filter);
+if (!PAGE.tests.some((test) => test.regressed)) document.querySelector("option[value=regressed]").remove();
 window.addEventListener("hashchange", follow);
 window.addEventListener("resize", () => { if (opened && Math.abs(window.innerWidth - opened.width) > 40) open(opened.line); });
-follow();
+if (lines.length === 1) open(lines[0]); else follow();

@@ -32,6 +32,21 @@ function squarify(items, x, y, width, height) {
   return placed;
 }
 
+const pen = document.createElement("canvas").getContext("2d");
+pen.font = "11px system-ui, sans-serif";
+const written = (words) => pen.measureText(words).width;
+
+// model.layers.*.mlp, layers.*.mlp, mlp: the end of a module's name says most.
+function endings(name) {
+  const parts = name.split(".");
+  return parts.map((_, i) => parts.slice(i).join(".")).filter((words) => !words.startsWith("*"));
+}
+
+function cut(words, room) {
+  for (let n = words.length - 1; n > 2; n--) if (written(`${words.slice(0, n)}…`) <= room) return `${words.slice(0, n)}…`;
+  return null;
+}
+
 function treemap(test, most, width, say) {
   const height = width < 500 ? 220 : 260;
   const items = test.holders.map(([size, count, location, category, module]) => ({
@@ -42,17 +57,15 @@ function treemap(test, most, width, say) {
   const chart = node("svg:svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "who held memory at the peak; the table below says the same" });
   for (const { item, x, y, width: w, height: h } of squarify(items, 0, 0, width, height)) {
     const says = `${bytes(item.size)} (${(item.size / most * 100).toFixed(1)}%) ${item.category}${item.module ? `, ${item.module}` : ""}: ${item.location}`;
-    const cell = node("svg:rect", { class: `cell c-${item.category}`, x, y, width: w, height: h, onpointerenter: () => say(says) });
-    cell.append(node("svg:title", {}, says));
+    const cell = node("svg:rect", { class: `cell c-${item.category}`, x, y, width: w, height: h, onpointerenter: () => say(says), onpointerdown: () => say(says) });
     chart.append(cell);
-    const write = (line, words) => {
-      const fits = Math.floor((w - 10) / 6.4);
-      if (fits < 4 || h < line * 15 + 5) return;
-      const shown = words.length > fits ? words.slice(0, fits - 1) + "…" : words;
-      chart.append(node("svg:text", { class: "in", x: x + 5, y: y + line * 15, "pointer-events": "none" }, shown));
+    const write = (line, ...spellings) => {
+      if (h < line * 15 + 5) return;
+      const shown = spellings.find((words) => words && written(words) <= w - 9) || (line > 1 && cut(spellings[spellings.length - 1], w - 9));
+      if (shown) chart.append(node("svg:text", { class: `in t-${item.category}`, x: x + 5, y: y + line * 15, "pointer-events": "none" }, shown));
     };
     write(1, bytes(item.size));
-    write(2, item.module || item.location);
+    write(2, ...(item.module ? endings(item.module) : [item.location, item.location.split(" in ")[0]]));
     write(3, item.category);
   }
   return chart;

@@ -1,0 +1,141 @@
+"""What stands below the table of tests: fixtures, leaks, segments, host reads; and details where no script runs."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pytest_vram.report.html.segments import segment_rows
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from pytest_vram.memory import Report
+    from pytest_vram.report.html.segments import SegmentRow
+    from pytest_vram.report.rows import Row
+
+_MOST = 50
+"""Rows of one table."""
+_WITHOUT_SCRIPT = 5
+"""Tests, worst first, whose holders and segments are there without JavaScript."""
+_HOLDERS = 10
+
+Cells = list[str]
+
+
+def text(value: object) -> str:
+    """Text that stays text."""
+    return html.escape(str(value), quote=True)
+
+
+def sides(report: Report, before: Report | None, table: list[Row]) -> list[str]:
+    """Every table that has something in it."""
+    parts = [_gone(report, before), _leaks(table), _unused(table), _bill(table), _reads(table)]
+    return [part for part in [*parts, _without_script(report, table)] if part]
+
+
+def _side(title: str, heads: list[tuple[str, str]], body: list[Cells], *, opened: bool = False, note: str = "") -> str:
+    """A folded table; heads are words and their class (``n`` for numbers)."""
+    if not body:
+        return ""
+    return (
+        f"<details{' open' if opened else ''}><summary>{text(title)} <span>{len(body)}</span></summary>"
+        f"{f'<p>{text(note)}</p>' if note else ''}{_table(heads, body[:_MOST])}{_more(len(body) - _MOST)}</details>"
+    )
+
+
+def _table(heads: list[tuple[str, str]], body: list[Cells]) -> str:
+    head = "".join(f'<th class="{style}">{text(word)}</th>' for word, style in heads)
+    styles = [style for _, style in heads]
+    lines = "".join(f"<tr>{_cells(cells, styles)}</tr>" for cells in body)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cells(cells: Cells, styles: list[str]) -> str:
+    return "".join(f'<td class="{style}">{text(cell)}</td>' for cell, style in zip(cells, styles, strict=True))
+
+
+def _more(count: int, size: int | None = None) -> str:
+    return f"<p>and {count} more{'' if size is None else f', {format_bytes(size)}'}</p>" if count > 0 else ""
+
+
+def _bill(table: list[Row]) -> str:
+    sizes: dict[tuple[str, str], list[int]] = {}
+    for row in table:
+        for share in row.fixtures:
+            sizes.setdefault((share.name, share.scope), []).append(share.size_bytes)
+    found = sorted(sizes.items(), key=lambda item: (-max(item[1]), item[0]))
+    body = [[name, scope, str(len(held)), format_bytes(max(held))] for (name, scope), held in found]
+    return _side("What fixtures hold", [("fixture", "l"), ("scope", ""), ("tests", "n"), ("holds", "n")], body)
+
+
+def _leaks(table: list[Row]) -> str:
+    leaking = sorted((row for row in table if row.leaked_bytes), key=lambda row: -(row.leaked_bytes or 0))
+    body = [[row.nodeid, format_bytes(row.leaked_bytes)] for row in leaking]
+    return _side("Left behind by tests", [("test", "l"), ("left behind", "n")], body, opened=True)
+
+
+def _unused(table: list[Row]) -> str:
+    known = sorted((row for row in table if row.unused_bytes), key=lambda row: -(row.fragmented_bytes or 0))
+    body = [
+        [row.nodeid, *(format_bytes(s) for s in (row.unused_bytes, row.fragmented_bytes, row.largest_free_bytes))]
+        for row in known
+    ]
+    heads = [("test", "l"), ("not in use", "n"), ("lost to fragmentation", "n"), ("largest free block", "n")]
+    note = (
+        "At the moment of the allocated peak. The allocator gives empty segments back before it runs out of memory;"
+        " what is free between blocks in use is lost to whatever does not fit there."
+    )
+    return _side("Reserved, and not in use", heads, body, note=note)
+
+
+def _reads(table: list[Row]) -> str:
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for row in table:
+        for read in row.host_reads:
+            counts[read.location, read.operation, "answered" if read.answered else "a guess"] += read.count
+    body = [[*place, f"{count:,}"] for place, count in counts.most_common()]
+    heads = [("line", "l"), ("operation", ""), ("value", ""), ("times", "n")]
+    return _side("Values read back from the dry GPU", heads, body)
+
+
+def _gone(report: Report, before: Report | None) -> str:
+    from pytest_vram import baseline
+
+    if before is None:
+        return ""
+    old, new = baseline.peaks(before, failed=True), baseline.peaks(report, failed=True)
+    body = [[name, format_bytes(max(old[name].values()))] for name in sorted(set(old) - set(new))]
+    return _side("Gone since the earlier run", [("test", "l"), ("peak then", "n")], body)
+
+
+def _without_script(report: Report, table: list[Row]) -> str:
+    """The worst tests' holders and segments as tables."""
+    tests = {test.nodeid: test for test in report.tests}
+    parts: list[str] = []
+    for row in table:
+        if not row.holders or len(parts) == _WITHOUT_SCRIPT:
+            continue
+        holders = [
+            [format_bytes(h.size_bytes), f"{h.count:,}", h.category or "", h.module or "", h.location]
+            for h in row.holders[:_HOLDERS]
+        ]
+        heads = [("bytes", "n"), ("blocks", "n"), ("category", ""), ("module", ""), ("line", "l")]
+        part = f"<h2>{text(row.nodeid)}</h2><h3>Who holds the peak</h3>{_table(heads, holders)}"
+        part += _more(len(row.holders) - _HOLDERS)
+        layouts = [m.timeline.layout for m in tests[row.nodeid].measurements if m.timeline and m.timeline.layout]
+        if layouts:
+            layout = max(layouts, key=lambda found: found.reserved_bytes)
+            rows, count, size = segment_rows(layout)
+            body = [_segment(found) for found in rows]
+            names = ["in use", "waiting", "free", "largest free"]
+            heads = [("pool", ""), ("segment", "n"), ("number", "n"), *((name, "n") for name in names), ("line", "l")]
+            part += f"<h3>Segments at the peak</h3>{_table(heads, body)}{_more(count, size)}"
+        parts.append(part)
+    return f"<noscript>{''.join(parts)}</noscript>" if parts else ""
+
+
+def _segment(row: SegmentRow) -> Cells:
+    sizes = (row.active_bytes, row.pending_bytes, row.free_bytes, row.largest_free_bytes)
+    shown = (format_bytes(size) if size else "" for size in sizes)
+    return [row.pool, format_bytes(row.size_bytes), f"{row.count:,}", *shown, row.location or ""]
