@@ -56,11 +56,11 @@ class Estimate:
     """What the forward pass keeps for backward, and the layer at work."""
     logits: int
     workspace: int
-    """Temporaries of the update, and cuBLAS' workspace."""
+    """Temporaries of the update or of loading, and cuBLAS' workspace."""
     context: int
     """The CUDA context; 0 where no card is named."""
     moment: str
-    """``loss``, ``backward`` or ``update``: which is the largest."""
+    """``loading``, ``loss``, ``backward`` or ``update``: which is the largest."""
     managed: int
     """Paged optimizer state. It lives on the card while there is room, and on the host otherwise: not in the total."""
     parameters: int
@@ -144,6 +144,9 @@ def estimate(
     }
     moment = max(moments, key=lambda name: sum(moments[name]))
     there, activations, at_loss, rest = moments[moment]
+    loading = loading_bytes(dims, config, stored, compute)
+    if loading > adapters + ordinary + sum(moments[moment]):
+        moment, adapters, ordinary, there, activations, at_loss, rest = "loading", 0, 0, 0, 0, 0, loading
     return Estimate(
         weights=weights,
         constants=constants,
@@ -204,6 +207,18 @@ def base_bytes(dims: Dimensions, config: RunConfig, stored: float, compute: int)
         for part in dims.stored_linears
     )
     return round(linear * stored + rest), constants
+
+
+def loading_bytes(dims: Dimensions, config: RunConfig, stored: float, compute: int) -> int:
+    """What loading a mixture in 4 bits adds to its weights, counted off transformers' loading code.
+
+    The last layer's gates and ups are there twice in the compute dtype, expert by expert as they were read and joined
+    into one tensor, and that layer's experts not yet in 4 bits.
+    """
+    if not dims.fused or config.model.precision not in ("fp4", "nf4"):
+        return 0
+    layer = [part.elements // dims.layers for part in dims.fused]
+    return round(2 * layer[0] * compute - sum(layer) * stored)
 
 
 def constant_bytes(part: Linear, precision: str, double_quant: bool) -> int:

@@ -130,6 +130,14 @@ def test_a_mixture_counts_its_experts() -> None:
     assert 24e9 < found.weights + found.constants < 25e9
 
 
+def test_loading_a_mixture_takes_more_than_a_short_step_and_less_than_a_long_one() -> None:
+    short, long = (of(model="mixtral-8x7b", seq=seq) for seq in (2048, 16384))
+    assert (short.moment, long.moment) == ("loading", "backward")
+    joined = 8 * 2 * 14336 * 4096 * 2  # gates and ups of one layer's experts in bf16
+    assert short.workspace == 2 * joined - 8 * 3 * 14336 * 4096 // 2
+    assert short.allocated_bytes == pytest.approx(25.62 * 2**30, rel=0.01)  # measured on a dry rtx-5090
+
+
 def test_a_family_that_is_not_known_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"gpt2.*--dry-run"):
         estimate(RunConfig(), {"model_type": "gpt2"})
