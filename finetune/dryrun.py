@@ -181,20 +181,42 @@ def _fit(config: RunConfig, card: str | None) -> int:
         print(render(config, card, answer))
         _write(config, card, answer)
         return ExitCode.OUT_OF_MEMORY
-    best, larger = found["best"], found["next"]
-    chosen = configfile.replace(config, best["settings"])
-    (confirmed,) = trials(chosen, [{}], card, over_time=config.dry.html is not None)
+    chosen, confirmed, beyond = _confirmed(config, card, found, limit)
     answer = Answer(trial=confirmed)
     print(render(chosen, card, answer))
-    if larger is not None:
-        trial = larger["trial"]
-        setting = _differing(best["settings"], larger["settings"])
+    if beyond is not None:
+        larger, trial = beyond
+        setting = f"{found['name'].replace('_', '-')} {configfile.flatten(larger)[found['name']]}"
         needs = f"needs {gib(trial['peak_device'])}" if trial["fits"] else "is out of memory"
         print(f"the next larger setting, {setting}, {needs}; the limit is {gib(limit)} ({MARGIN:.0%} are left free)")
     print(f"{found['trials']} settings tried in {time.perf_counter() - begin:.0f} s. Train with:")
     print(f"  {command(chosen)}")
     _write(chosen, card, answer)
     return ExitCode.OK if confirmed["fits"] and confirmed["peak_device"] <= limit else ExitCode.OUT_OF_MEMORY
+
+
+def _confirmed(
+    config: RunConfig, card: str | None, found: dict[str, Any], limit: int
+) -> tuple[RunConfig, dict[str, Any], tuple[RunConfig, dict[str, Any]] | None]:
+    """What the search found, tried in fresh processes: the best setting, and the next, which is too large.
+
+    The search tries many settings over one loaded base, and may be off by a step: the allocator's segments lie
+    differently after a trial than after loading.
+
+    Returns:
+        The best setting with its trial, and the next one with its own; ``None`` where there is no larger one.
+    """
+    over_time = config.dry.html is not None
+    chosen = configfile.replace(config, found["best"]["settings"])
+    (confirmed,) = trials(chosen, [{}], card, over_time=over_time)
+    name = found.get("name")
+    while name is not None and configfile.flatten(chosen)[name] < found["most"]:
+        larger = configfile.replace(chosen, {name: configfile.flatten(chosen)[name] + found["step"]})
+        (trial,) = trials(larger, [{}], card, over_time=over_time)
+        if not trial["fits"] or trial["peak_device"] > limit:
+            return chosen, confirmed, (larger, trial)
+        chosen, confirmed = larger, trial
+    return chosen, confirmed, None
 
 
 def command(config: RunConfig) -> str:
@@ -212,10 +234,6 @@ def command(config: RunConfig) -> str:
             words = value if isinstance(value, tuple) else (str(value),)
             parts.append(" ".join([flag, *map(shlex.quote, words)]))
     return " ".join(parts)
-
-
-def _differing(before: dict[str, Any], after: dict[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in after.items() if before[name] != value)
 
 
 def _card(config: RunConfig) -> str | None:

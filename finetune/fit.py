@@ -36,7 +36,9 @@ def search(bench: Bench, config: RunConfig, *, open_settings: list[str], limit_b
 
     Returns:
         ``best`` (settings that differ from ``config``, and the trial) and ``next``; ``best`` is ``None`` where
-        nothing fits.
+        nothing fits. Where micro-batch or seq was searched, ``name`` says which won, in steps of ``step`` and up to
+        ``most``. A trial after others may need a little more than one in a fresh process, for the allocator's segments
+        lie differently: who must be exact looks there, from here on up.
     """
     if "checkpointing" in open_settings:
         config = configfile.replace(config, {"checkpointing": True})
@@ -77,6 +79,7 @@ def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, found: 
     if low and (found["best"] is None or low * step * _other(config, name) > found["best"]["tokens"]):
         found["best"] = _entry(configfile.replace(config, {name: low * step}), trial(low))
         found["next"] = None
+        found["name"], found["step"], found["most"] = name, step, most * step
         if low < most:
             larger = configfile.replace(config, {name: (low + 1) * step})
             found["next"] = _entry(larger, trial(low + 1))

@@ -165,23 +165,41 @@ def test_a_model_that_is_misspelt_is_told_its_neighbours_without_asking_a_hub() 
 def test_fit_searches_what_was_left_open_and_prints_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    tried: list[RunConfig] = []
+    opened: list[str] = []
 
-    def answer(request: dict[str, Any], *_: Any, **__: Any) -> Any:
-        asked.append(request)
-        if request["kind"] == "run":
-            return [TRIAL]
-        settings = {"micro_batch": 9, "seq": 1024, "checkpointing": True, "rank": 16}
-        larger = settings | {"micro_batch": 10}
-        return {
-            "best": {"settings": settings, "tokens": 9216, "trial": TRIAL},
-            "next": {"settings": larger, "tokens": 10240, "trial": TRIAL | {"fits": False}},
-            "trials": 5,
-        }
+    def answer(request: dict[str, Any], config: RunConfig, *_: Any, **__: Any) -> Any:
+        if request["kind"] == "fit":
+            opened.extend(request["open"])
+            settings = {"micro_batch": 9, "seq": 1024, "checkpointing": True, "rank": 16}
+            larger = settings | {"micro_batch": 10}
+            return {
+                "best": {"settings": settings, "tokens": 9216, "trial": TRIAL},
+                "next": {"settings": larger, "tokens": 10240, "trial": TRIAL | {"fits": False}},
+                "trials": 5,
+                "name": "micro_batch",
+                "step": 1,
+                "most": 4096,
+            }
+        tried.append(config)
+        return [TRIAL | {"fits": config.train.micro_batch < 11}]
 
     monkeypatch.setattr(dryrun, "ask", answer)
     assert main(["--model", "mistral-7b", "--seq", "1024", "--fit", "--gpu", "rtx-4080"]) == 0
     text = capsys.readouterr().out
-    assert asked[0]["open"] == ["micro_batch", "checkpointing", "rank"]
-    assert "the next larger setting, micro-batch 10, is out of memory" in text
-    assert "python -m finetune.qlora --model mistral-7b --seq 1024 --micro-batch 9" in text
+    assert opened == ["micro_batch", "checkpointing", "rank"]
+    # In a process of its own one row more fits than the search thought.
+    assert [config.train.micro_batch for config in tried] == [9, 10, 11]
+    assert "the next larger setting, micro-batch 11, is out of memory" in text
+    assert "python -m finetune.qlora --model mistral-7b --seq 1024 --micro-batch 10" in text
+
+
+def test_fit_with_nothing_open_but_the_checkpointing_confirms_and_looks_no_further(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"micro_batch": 2, "seq": 1024, "checkpointing": True, "rank": 16}
+    found = {"best": {"settings": settings, "tokens": 2048, "trial": TRIAL}, "next": None, "trials": 1}
+    monkeypatch.setattr(dryrun, "ask", lambda request, *_, **__: found if request["kind"] == "fit" else [TRIAL])
+    flags = ["--seq", "1024", "--micro-batch", "2", "--rank", "8", "--fit", "--gpu", "rtx-4080"]
+    assert main(["--model", "mistral-7b", *flags]) == 0
+    assert "next larger" not in capsys.readouterr().out

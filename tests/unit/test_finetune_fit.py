@@ -76,6 +76,7 @@ def test_the_largest_that_fits_and_the_next_that_does_not(opened: str, token: in
         assert best["seq"] == 32768
         return
     step = larger["settings"][opened] - best[opened]
+    assert (result["name"], result["step"]) == (opened, step)
     assert step == (256 if opened == "seq" else 1)
     assert needs(configfile.replace(RunConfig(), larger["settings"]), token=token) > LIMIT
     assert len(bench.tried) == len(set(bench.tried)) == result["trials"]
