@@ -75,6 +75,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
         if total.requires_grad:
             total.backward()
         loss_sum += loss.detach()
+        del loss, total, router  # what their graph still holds would lie beside the next micro-batch's
     parameters = [p for p in model.parameters() if p.requires_grad]
     _sum_gradients(parameters, loss_sum)
     if scaled:

@@ -158,12 +158,15 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
         A ``PeftModel``; with ``config.full`` the model itself.
 
     Raises:
-        ConfigError: no layer has a target's name, or a quantized base is to be trained in full.
+        ConfigError: no layer has a target's name, a quantized base is to be trained in full, or an odd rank is to begin
+            orthogonal.
     """
     if config.full:
         freed: nn.Module = _free(model)
         return freed
     from peft import LoraConfig, get_peft_model
+
+    from finetune.dora import make_precise, start_magnitudes
 
     lora = LoraConfig(
         r=config.rank,
@@ -172,7 +175,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
         use_dora=config.dora,
-        init_lora_weights=True if config.init == "default" else config.init,
+        init_lora_weights="gaussian" if config.init == "gaussian" else True,
         task_type="CAUSAL_LM",
     )
     dtype = adapter_dtype(model, config)
@@ -180,9 +183,14 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         adapted: Any = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        if config.init == "orthogonal":
+            _start_orthogonal(adapted, config.rank)
     for parameter in adapted.parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+    if config.dora:
+        make_precise(adapted)
+        start_magnitudes(adapted)
     return cast("nn.Module", adapted)
 
 
@@ -289,6 +297,29 @@ def _free(model: PreTrainedModel) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return model
+
+
+@torch.no_grad()
+def _start_orthogonal(adapted: nn.Module, rank: int) -> None:
+    """Draw A and B with B A = 0 and neither zero (https://datta0.github.io/posts/rethink-lora-init/).
+
+    peft's own draw takes the base weight's dtype, in which a quantized base has no number to draw.
+    """
+    if rank % 2:
+        raise ConfigError(
+            Problem(
+                field="rank",
+                value=rank,
+                why="--init orthogonal gives half of the rank to A and half to B",
+                remedy=f"use --rank {rank + 1}, or --init default",
+            )
+        )
+    for name, a in adapted.named_parameters():
+        if "lora_A" in name:
+            b = adapted.get_parameter(name.replace("lora_A", "lora_B"))
+            basis = torch.linalg.qr(torch.randn(rank, rank)).Q
+            a.copy_((torch.randn(a.shape[1], rank // 2) @ basis[0::2]).T / 10.0)
+            b.copy_(torch.randn(b.shape[0], rank // 2) @ basis[1::2] / 10.0)
 
 
 def _targets(model: PreTrainedModel, config: AdapterConfig) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from finetune.errors import CheckpointError, ConfigError, Problem
+from finetune.masters import keep_masters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,15 +31,21 @@ bitsandbytes does so from 100,000 on, which leaves on the card half the states o
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (https://arxiv.org/abs/1711.05101) over ``parameters``, with the state as configured.
 
-    State per element: 8 bytes for ``adamw`` and ``paged-adamw``, 2 bytes and 8 bytes per block of 256 for the 8-bit
-    kinds (https://arxiv.org/abs/2110.02861; parameters below 4,096 elements keep 32 bits). On a GPU, paged state
-    lives in managed memory, for parameters of ``PAGED_FROM`` elements and more; the driver moves it to the host when
-    the card is full.
+    State per element: 8 bytes for ``paged-adamw``, 2 bytes and 8 bytes per block of 256 for the 8-bit kinds
+    (https://arxiv.org/abs/2110.02861; parameters below 4,096 elements keep 32 bits); torch's ``adamw`` keeps two
+    numbers of the parameter's own dtype. Beside a frozen base, all but torch's update bf16 parameters in fp32, for 2
+    bytes more (:mod:`finetune.masters`). On a GPU, paged state lives in managed memory, for parameters of
+    ``PAGED_FROM`` elements and more; the driver moves it to the host when the card is full.
+
+    Args:
+        parameters: all of the model's; the frozen ones are left alone.
+        config: which optimizer, and its settings.
 
     Raises:
         ConfigError: bitsandbytes is needed and not installed.
     """
-    chosen = [p for p in parameters if p.requires_grad]
+    everything = list(parameters)
+    chosen = [p for p in everything if p.requires_grad]
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": BETAS,
@@ -66,6 +73,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
     optimizer: Any = kinds[config.optimizer](chosen, **settings)
     if optimizer.is_paged:
         optimizer.get_state_buffer = functools.partial(_paged_buffer, optimizer, optimizer.get_state_buffer)
+    if len(chosen) < len(everything):
+        keep_masters(optimizer)
     return cast("torch.optim.Optimizer", optimizer)
 
 
@@ -148,9 +157,19 @@ def _paged_buffer(
     """Zeros of the parameter's shape, in managed memory where it is large enough and on a GPU."""
     if parameter.device.type != "cuda" or parameter.numel() < PAGED_FROM:
         return own(parameter, dtype=dtype)
+    if dtype == torch.int16:  # bitsandbytes fills bytes and fp32 alone
+        halves = _managed(optimizer, (*parameter.shape[:-1], 2 * parameter.shape[-1]), torch.uint8, parameter.device)
+        dropped: Any = halves.view(dtype)
+        # Or bitsandbytes takes it for a stray tensor of the host, and moves it to the card at the first step.
+        dropped.is_paged, dropped.page_deviceid = True, parameter.device.index
+        return cast("torch.Tensor", dropped)
+    return _managed(optimizer, parameter.shape, dtype, parameter.device)
+
+
+def _managed(optimizer: Any, shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     import bitsandbytes.functional as F
 
-    buffer: torch.Tensor = F.get_paged(*parameter.shape, dtype=dtype, device=parameter.device)
+    buffer: torch.Tensor = F.get_paged(*shape, dtype=dtype, device=device)
     F.fill(buffer, 0)
     optimizer.page_mng.paged_tensors.append(buffer)
     return buffer

@@ -85,7 +85,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     base_fingerprint = fingerprint(base)
     model = attach_adapter(base, config.adapter, seed=config.train.seed)
     holdings.model = model
-    optimizer = make_optimizer(trained(model).values(), config.train)
+    optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer
     facts = RunFacts(
         settings=settings_of(config),
