@@ -1,23 +1,26 @@
 """What a step of every configuration of the command line holds on a dry GPU, tight to 2%; and how it may grow.
 
 The table is ``finetune_budgets.json``; ``python tests/budgets/support/finetune_cases.py`` measures it anew, which is to
-be done, and looked at, when a step is meant to need less or more.
+be done, and looked at, when a step is meant to need less or more. A new setting, or a new choice of one, has no budget
+until it has a row: a test fails that asks the command line for all of them.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from dry_steps import SHAPES, Case
-from finetune_cases import CARD, SLACK, TABLE, cases, measured
+from finetune_cases import CARD, SLACK, TABLE, cases, columns, measured
+
+from finetune.config import AdapterConfig, DataConfig, ModelConfig, TrainConfig
 
 MIB = 2**20
 ROWS = cases()
-BUDGETS: dict[str, dict[str, int]] = json.loads(TABLE.read_text())
+BUDGETS: dict[str, dict[str, Any]] = json.loads(TABLE.read_text())
 SEVEN_B = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -29,6 +32,7 @@ SEVEN_B = {
 LENGTHS = (2048, 8192, 14336)
 EAGER_LENGTHS = (1024, 2048, 3072)
 CARDS_SEVEN_B = Case(seq=2048, shape_changes=SEVEN_B)
+LOW_RANK = Case(seq=2048, adapter={"rank": 4})
 WORDS = (8192, 131072)
 CHUNK = 256
 
@@ -44,6 +48,8 @@ def growth() -> dict[str, Case]:
         ),
         "7B": CARDS_SEVEN_B,
         "7B, 16 micro-batches": replace(CARDS_SEVEN_B, micro_batches=16),
+        "rank 4": LOW_RANK,
+        "rank 4, 16 micro-batches": replace(LOW_RANK, micro_batches=16),
         "16 micro-batches": Case(micro_batches=16),
         "2 micro-batches": Case(micro_batches=2),
     }
@@ -78,6 +84,67 @@ def peak(figures: dict[str, Any], name: str) -> int:
 
 def test_the_table_has_every_configuration() -> None:
     assert list(BUDGETS) == list(ROWS), "run tests/budgets/support/finetune_cases.py"
+    for name, case in ROWS.items():
+        assert columns(case) | BUDGETS[name] == BUDGETS[name], f"{name}: run tests/budgets/support/finetune_cases.py"
+
+
+NO_BYTES = {
+    "model": "the shape stands for it",
+    "device": "a dry GPU",
+    "alpha": "a factor",
+    "rslora": "a factor; has a row all the same",
+    **dict.fromkeys(("data", "eval_data", "eval_fraction", "skip_bad_rows"), "which rows"),
+    "train_on_prompt": "every token of a case is a target",
+    **dict.fromkeys(("max_steps", "epochs", "learning_rate", "schedule", "warmup_steps", "weight_decay"), "numbers"),
+    "seed": "a number",
+    "threads": "of the CPU",
+}
+"""Settings that cannot change what a step holds on the card, and why."""
+NOT_MEASURED = {("attention", "flash_attention_2"): "needs a package that is built for the card; sdpa has its kernels"}
+
+
+def chosen(case: Case) -> dict[str, Any]:
+    """A case's settings under the command line's names."""
+    held = {"seq": case.seq, "packing": case.packed}
+    return {
+        **{f.name: getattr(c, f.name) for c in configs(case) for f in fields(c)},
+        **held,
+        "micro_batch": case.micro_batch,
+        "accumulation": case.micro_batches,
+    }
+
+
+def configs(case: Case) -> tuple[Any, ...]:
+    return (ModelConfig(**case.model), AdapterConfig(**case.adapter), DataConfig(), TrainConfig(**case.train))
+
+
+def offered() -> dict[str, set[Any] | None]:
+    """Every setting that may change what a step holds: its choices, or None where it is a number or a list."""
+    found: dict[str, set[Any] | None] = {}
+    for config in (ModelConfig, AdapterConfig, DataConfig, TrainConfig):
+        for name, hint in get_type_hints(config).items():
+            choices = {True, False} if hint is bool else set(get_args(hint)) if get_origin(hint) is Literal else None
+            found[name] = choices
+    return {name: choices for name, choices in found.items() if name not in NO_BYTES}
+
+
+def test_every_choice_of_the_command_line_has_a_row() -> None:
+    settings = [chosen(case) for case in ROWS.values()]
+    for name, choices in offered().items():
+        taken = {setting[name] for setting in settings}
+        if choices is None:
+            assert len(taken) >= 2, f"--{name} has rows for {taken} alone"
+        else:
+            without = {choice for choice in choices - taken if (name, choice) not in NOT_MEASURED}
+            assert not without, f"--{name} {sorted(map(str, without))} has no row in finetune_cases.py"
+
+
+def test_every_precision_has_a_row_with_every_optimizer_and_without_checkpointing() -> None:
+    pairs = {(s["precision"], s["optimizer"]) for s in map(chosen, ROWS.values())}
+    kept = {s["precision"] for s in map(chosen, ROWS.values()) if not s["checkpointing"]}
+    choices = offered()
+    assert pairs == {(p, o) for p in choices["precision"] or () for o in choices["optimizer"] or ()}
+    assert kept == choices["precision"]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -107,18 +174,27 @@ def test_evaluating_and_saving_never_set_the_peak(figures: dict[str, Any], name:
     assert max(figures[name]["other_peaks"]) < peak(figures, name)
 
 
-def test_sixteen_micro_batches_of_a_7b_model_add_their_gradients_and_nothing_else(figures: dict[str, Any]) -> None:
-    """The gradients of rank 16 are 84 MB, 1.5% of the peak at 2,048 tokens; those of rank 8 less than 1%."""
-    gradients = 41_943_040 * 2
-    assert peak(figures, "7B, 16 micro-batches") - peak(figures, "7B") <= gradients
-    assert gradients / 2 <= 0.01 * peak(figures, "7B")
+def requested(figures: dict[str, Any], name: str) -> int:
+    """Peak to the byte, without what the allocator's blocks are larger than what was asked for."""
+    return int(max(figures[name]["step_requests"]))
 
 
-def test_more_micro_batches_add_one_set_of_gradients_once(figures: dict[str, Any]) -> None:
+def test_more_micro_batches_add_one_windows_gradients_to_the_byte(figures: dict[str, Any]) -> None:
     sides = 512 + 512 + 2 * (512 + 128) + 512 + 512 + 3 * (512 + 1408)  # in + out of a layer's seven matrices
     gradients = 4 * 16 * sides * 2  # 4 layers, rank 16, bf16
-    assert peak(figures, "16 micro-batches") == peak(figures, "2 micro-batches")
-    assert peak(figures, "16 micro-batches") - peak(figures, "nf4 paged-adamw") <= 2 * gradients
+    assert requested(figures, "16 micro-batches") == requested(figures, "2 micro-batches")
+    assert requested(figures, "16 micro-batches") - requested(figures, "nf4 paged-adamw") == gradients
+
+
+def test_sixteen_micro_batches_of_a_7b_model_add_no_more_than_the_gradients(figures: dict[str, Any]) -> None:
+    """The gradients of rank 16 are 80 MiB, which is 1.6% of the peak at 2,048 tokens: not 1%."""
+    gradients = 41_943_040 * 2  # rank times the inputs and outputs of seven matrices in 32 layers, bf16
+    more = requested(figures, "7B, 16 micro-batches") - requested(figures, "7B")
+    assert 0.9 * gradients < more <= gradients
+
+
+def test_sixteen_micro_batches_add_less_than_1_percent_where_the_gradients_do(figures: dict[str, Any]) -> None:
+    assert peak(figures, "rank 4, 16 micro-batches") <= 1.01 * peak(figures, "rank 4")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"])
@@ -127,7 +203,7 @@ def test_a_resumed_run_needs_no_more_than_the_run_it_resumes(figures: dict[str, 
     assert resumed["after_steps"][-1] == straight["after_steps"][-1]
     assert resumed["managed_bytes"] == straight["managed_bytes"]
     assert (resumed["managed_bytes"] > 0) == ("paged" in optimizer)
-    assert max(resumed["step_peaks"]) <= max(straight["step_peaks"]) + MIB // 16
+    assert max(resumed["step_peaks"]) <= max(straight["step_peaks"])
     assert max(resumed["other_peaks"]) < max(straight["step_peaks"])
 
 
@@ -157,10 +233,13 @@ def test_logits_stay_below_one_chunk(figures: dict[str, Any]) -> None:
     assert dearer < 14336 * words * 2 / 10  # a tenth of what all logits would take in bf16
 
 
-def test_paged_states_are_off_the_card(figures: dict[str, Any]) -> None:
-    plain, paged = (figures[f"rank 256 {name}"]["after_steps"][-1] for name in ("adamw", "paged-adamw"))
-    assert paged < plain
-    assert figures["rank 256 paged-adamw"]["managed_bytes"] > 0.9 * (plain - paged)
+def test_paged_states_are_off_the_card_and_as_large_as_on_it(figures: dict[str, Any]) -> None:
+    plain, paged = (figures[f"rank 256 {name}"] for name in ("adamw-8bit", "paged-adamw-8bit"))
+    assert plain["managed_bytes"] == 0
+    assert paged["managed_bytes"] == plain["after_steps"][-1] - paged["after_steps"][-1] > 0
+    # 4 bytes more for each of two moments, 8 bits against 32: everything but their scales.
+    wide = figures["rank 256 paged-adamw"]["managed_bytes"]
+    assert wide == paged["managed_bytes"] // (1 + 1 + 2) * (4 + 4 + 2)
 
 
 def test_shapes_are_small_enough_to_be_quick() -> None:

@@ -99,6 +99,8 @@ class Figures:
     """Peak while loading."""
     step_peaks: list[int]
     """Peak of each step."""
+    step_requests: list[int]
+    """Peak of each step without what the allocator's blocks are larger than what was asked for."""
     after_steps: list[int]
     """Allocated after each step."""
     other_peaks: list[int]
@@ -156,6 +158,7 @@ def _run(case: Case, folder: Path, before: int, reserved_before: int) -> Figures
     model_config = ModelConfig(**{"precision": "nf4", "device": "cuda"} | case.model | where)
     train = TrainConfig(**{"max_steps": case.steps} | case.train)
     load_peak = 0
+    requested_before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     marks: dict[str, int] = {}
 
     @contextlib.contextmanager
@@ -170,7 +173,7 @@ def _run(case: Case, folder: Path, before: int, reserved_before: int) -> Figures
     load_peak = marks["load"]
     optimizer = make_optimizer(model.parameters(), train)
     window = [_batch(case) for _ in range(case.micro_batches)]
-    step_peaks, after, others = [], [], []
+    step_peaks, requests, after, others = [], [], [], []
     if case.resume:
         with peak_of("resume"):
             _restore(model, optimizer, train)
@@ -184,6 +187,7 @@ def _run(case: Case, folder: Path, before: int, reserved_before: int) -> Figures
         with peak_of("step"):
             train_step(model, window, optimizer, train, step=step, total_steps=case.steps)
         step_peaks.append(marks["step"])
+        requests.append(torch.cuda.memory_stats()["requested_bytes.all.peak"] - requested_before)
         after.append(torch.cuda.memory_allocated() - before)
         if case.save and step == 0:
             with peak_of("save"):
@@ -195,6 +199,7 @@ def _run(case: Case, folder: Path, before: int, reserved_before: int) -> Figures
         peak_bytes=max([load_peak, *step_peaks, *others]),
         load_peak_bytes=load_peak,
         step_peaks=step_peaks,
+        step_requests=requests,
         after_steps=after,
         other_peaks=others,
         managed_bytes=stats(0).managed_bytes,
@@ -240,7 +245,8 @@ def _restore(model: Any, optimizer: Any, train: TrainConfig) -> None:
     twins = [torch.nn.Parameter(torch.zeros_like(p, device="cpu")) for p in trained(model).values()]
     for twin in twins:
         twin.grad = torch.zeros_like(twin)
-    donor = make_optimizer(twins, train)
+    frozen = [torch.nn.Parameter(torch.zeros(1), requires_grad=False)] * (len(twins) < len(list(model.parameters())))
+    donor = make_optimizer([*twins, *frozen], train)
     optimizer_step(donor)
     load_optimizer_state(optimizer, optimizer_state(donor))
 

@@ -1,6 +1,7 @@
 """The table's rows: every setting of the command line that changes what a training step holds, by itself and in pairs.
 
-python finetune_cases.py    # measures all of them anew and writes finetune_budgets.json
+python finetune_cases.py           # measures all of them anew and writes finetune_budgets.json
+python finetune_cases.py --fresh   # measures and writes those alone that the table does not have
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from dry_steps import Case
 
-from finetune.config import OptimizerName, Precision
+from finetune.config import AdapterConfig, ModelConfig, OptimizerName, Precision, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,16 +53,25 @@ def cases() -> dict[str, Case]:
             rows[f"full {precision} {optimizer}"] = Case(
                 model={"precision": precision}, adapter={"full": True}, train={"optimizer": optimizer}
             )
+    for precision in ("fp32", "bf16", "int8"):
+        rows[f"{precision} dora"] = Case(model={"precision": precision}, adapter={"dora": True})
     for name, adapter in {
         "dora": {"dora": True},
+        "dora with dropout": {"dora": True, "dropout": 0.1},
         "rslora": {"rslora": True},
         "dropout": {"dropout": 0.1},
         "q and v": {"targets": ("q_proj", "v_proj")},
         "fp32 adapter": {"adapter_dtype": "fp32"},
+        "fp16 adapter": {"adapter_dtype": "fp16"},
     }.items():
         rows[f"nf4 {name}"] = Case(adapter=adapter)
         rows[f"nf4 {name}, kept activations"] = Case(adapter=adapter, train={"checkpointing": False})
-    for compute in ("fp16", "fp32"):
+    rows["nf4 computing in fp32, bf16 adapter"] = Case(
+        model={"compute_dtype": "fp32"}, adapter={"adapter_dtype": "bf16"}
+    )
+    for init in ("gaussian", "orthogonal"):
+        rows[f"nf4 {init} start"] = Case(adapter={"init": init})
+    for compute in ("bf16", "fp16", "fp32"):
         rows[f"nf4 computing in {compute}"] = Case(model={"compute_dtype": compute})
         rows[f"fp32 computing in {compute}"] = Case(model={"precision": "fp32", "compute_dtype": compute})
     for attention in ("sdpa", "eager"):
@@ -72,6 +82,20 @@ def cases() -> dict[str, Case]:
     rows["nf4 accumulation 4"] = Case(micro_batches=4)
     rows["nf4 no clip"] = Case(train={"clip": 0.0})
     return rows
+
+
+def columns(case: Case) -> dict[str, Any]:
+    """What a row is of, as the table says it."""
+    model, adapter, train = ModelConfig(**case.model), AdapterConfig(**case.adapter), TrainConfig(**case.train)
+    return {
+        "shape": case.shape,
+        "quantization": model.precision + ("" if model.double_quant else ", scales not"),
+        "rank": None if adapter.full else adapter.rank,
+        "seq": case.seq,
+        "batch": f"{case.micro_batches} x {case.micro_batch}",
+        "checkpointing": train.checkpointing,
+        "optimizer": train.optimizer,
+    }
 
 
 def measured(wanted: Iterable[Case], card: str = CARD) -> list[dict[str, Any]]:
@@ -94,16 +118,16 @@ def measured(wanted: Iterable[Case], card: str = CARD) -> list[dict[str, Any]]:
 def main() -> None:
     """Write the table."""
     rows = cases()
-    table = {
-        name: {
+    known = json.loads(TABLE.read_text()) if "--fresh" in sys.argv else {}
+    wanted = {name: case for name, case in rows.items() if name not in known}
+    for name, figures in zip(wanted, measured(wanted.values()), strict=True):
+        known[name] = columns(rows[name]) | {
             "budget_bytes": round(max(figures["step_peaks"]) * SLACK),
             "loaded_bytes": figures["loaded_bytes"],
             "managed_bytes": figures["managed_bytes"],
         }
-        for name, figures in zip(rows, measured(rows.values()), strict=True)
-    }
-    TABLE.write_text(json.dumps(table, indent=1) + "\n")
-    print(f"{len(table)} rows in {TABLE}")
+    TABLE.write_text("{\n" + ",\n".join(f" {json.dumps(n)}: {json.dumps(known[n])}" for n in rows) + "\n}\n")
+    print(f"{len(wanted)} of {len(rows)} rows measured, in {TABLE}")
 
 
 if __name__ == "__main__":
