@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_vram.drygpu import driver, hostreads, substitutes
-from pytest_vram.drygpu.startup import SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
+from pytest_vram.drygpu.variables import SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 from pytest_vram.drygpu.activate import environment
 from pytest_vram.drygpu.cards import find_card
 from pytest_vram.drygpu.page import as_report
-from pytest_vram.drygpu.startup import RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE, inherited
+from pytest_vram.drygpu.startup import inherited
 from pytest_vram.drygpu.summary import RunReport, combine, render
+from pytest_vram.drygpu.variables import RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.errors import DryGpuError, VramUsageError
 from pytest_vram.units import gb_to_bytes
 

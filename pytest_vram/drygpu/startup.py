@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING
 from pytest_vram.drygpu import driver
 from pytest_vram.drygpu.quiesce import quiesce_at_exit
 from pytest_vram.drygpu.torchimport import after_torch
+from pytest_vram.drygpu.variables import RECORD_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SITE_FOLDER = Path(__file__).parent / "inherited"
 """Put on ``PYTHONPATH`` by ``inherited``: its ``sitecustomize`` calls ``watch`` in every Python process below."""
-
-RECORD_VARIABLE = "PYTEST_VRAM_RECORD"
-"""Names the folder where each process leaves its figures when it ends; not set: it leaves none."""
-
-SNAPSHOT_VARIABLE = "PYTEST_VRAM_SNAPSHOT"
-"""Names the file for torch's memory history; not set: none is recorded."""
-
-TIMELINE_VARIABLE = "PYTEST_VRAM_TIMELINE"
-"""Set: memory over time is recorded, and left with the figures."""
 
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pytest_vram.memory import Device, Kind, Peak
+    from pytest_vram.memory import Device, Kind
+    from pytest_vram.plugin.figures import PhasePeak
     from pytest_vram.plugin.meter import Meter
 
 
@@ -63,41 +64,6 @@ class Gpu:
         """Skip the test here if the device computes nothing."""
         if not self.computes:
             pytest.skip(f"needs values computed on the device, and {self.name} is a dry GPU")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhasePeak:
-    """Peak of a phase or of the test so far, in bytes; ``None`` where the device does not report it.
-
-    Attributes:
-        allocated: bytes in live blocks.
-        reserved: bytes that the allocator held from the driver.
-        requested: bytes that were asked for, before rounding.
-        device: bytes that the process held on the card.
-        start: allocated bytes when it began.
-    """
-
-    allocated: int | None
-    reserved: int | None
-    requested: int | None
-    device: int | None
-    start: int
-
-    @property
-    def added(self) -> int | None:
-        """What the phase needed on top of what was held when it began."""
-        return None if self.allocated is None else self.allocated - self.start
-
-    @classmethod
-    def of(cls, peak: Peak, start: int) -> PhasePeak:
-        """From a probe's figures."""
-        return cls(
-            allocated=peak.allocated_bytes,
-            reserved=peak.reserved_bytes,
-            requested=peak.requested_bytes,
-            device=peak.device_bytes,
-            start=start,
-        )
 
 
 class Vram:

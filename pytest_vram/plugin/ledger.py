@@ -7,12 +7,11 @@ import gc
 import itertools
 import json
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.errors import VramLeak
-from pytest_vram.memory import FixtureShare
 from pytest_vram.plugin.failure import leak_message
+from pytest_vram.plugin.figures import Share
 from pytest_vram.plugin.judge import PROPERTY, judged
 
 if TYPE_CHECKING:
@@ -25,20 +24,6 @@ if TYPE_CHECKING:
     from pytest_vram.probe.protocol import Probe
 
 _LINES = 5  # places that a leak's message names
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """What a fixture added when it was set up, in bytes by device."""
-
-    name: str
-    scope: str
-    sizes: tuple[int, ...]
-
-    def on(self, index: int) -> FixtureShare | None:
-        """The share of device ``index``; ``None`` where the fixture holds nothing."""
-        size = self.sizes[index] if index < len(self.sizes) else 0
-        return FixtureShare(name=self.name, scope=self.scope, size_bytes=size) if size > 0 else None
 
 
 class Ledger:

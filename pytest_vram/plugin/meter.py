@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_vram.errors import VramBudgetExceeded
 from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, Unmeasured, Verdict, Within
 from pytest_vram.plugin.failure import budget_message
-from pytest_vram.plugin.fixtures import PhasePeak
+from pytest_vram.plugin.figures import PhasePeak
 from pytest_vram.probe.intervals import larger
 from pytest_vram.probe.timeline import HELD_BEFORE
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_vram.memory import Holder
-    from pytest_vram.plugin.ledger import Share
+    from pytest_vram.plugin.figures import Share
     from pytest_vram.probe.intervals import Interval, Intervals
     from pytest_vram.probe.protocol import Probe
 

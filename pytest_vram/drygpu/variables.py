@@ -1,0 +1,10 @@
+"""Environment variables that carry a command's wishes into the processes below it."""
+
+RECORD_VARIABLE = "PYTEST_VRAM_RECORD"
+"""Names the folder where each process leaves its figures when it ends; not set: it leaves none."""
+
+SNAPSHOT_VARIABLE = "PYTEST_VRAM_SNAPSHOT"
+"""Names the file for torch's memory history; not set: none is recorded."""
+
+TIMELINE_VARIABLE = "PYTEST_VRAM_TIMELINE"
+"""Set: memory over time is recorded, and left with the figures."""
