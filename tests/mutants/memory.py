@@ -65,7 +65,7 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "attribution": (
-        ["tests/unit/test_finetune_ladder.py"],
+        ["tests/unit/test_finetune_attribution.py", "tests/unit/test_finetune_ladder.py"],
         [
             ('total -= event["size"]', 'total += event["size"]'),
             ("events[: peak + 1]", "events[:peak]"),
@@ -103,7 +103,7 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "dryrun": (
-        ["tests/unit/test_finetune_dryrun.py"],
+        ["tests/unit/test_finetune_look.py", "tests/unit/test_finetune_dryrun.py"],
         [
             ("int(total * (1 - MARGIN))", "int(total * (1 + MARGIN))"),
             ('if value == default[name] or sections[name] == "dry":', "if value == default[name]:"),

@@ -133,6 +133,5 @@ def test_the_bars_of_the_picture_are_the_figures(monkeypatch: pytest.MonkeyPatch
         (line,) = axes.lines
         assert list(line.get_xdata()) == [CARD.total_bytes / GIB] * 2
     text = (tmp_path / "ladder.svg").read_text()
-    assert text.count("  does not fit") == 2
-    assert text.count("  fits") == 2
     assert f"{rungs[0].needed / GIB:.1f}  does not fit" in text
+    assert f"{rungs[1].needed / GIB:.1f}  fits" in text
