@@ -139,6 +139,10 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     model.requires_grad_(False)
     model.config.use_cache = False
     _keep_weights_as_they_are(model)
+    if config.precision == "int8":
+        from finetune.int8 import keep_no_inputs
+
+        keep_no_inputs(model)
     if config.precision in QUANTIZED and device.type == "cpu":
         _let_go_of_the_file(model)
     if config.precision not in QUANTIZED and settings["dtype"] != compute:

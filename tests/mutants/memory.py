@@ -128,6 +128,16 @@ BUGS: dict[str, Planted] = {
             ("sound=answer.fits", "sound=True"),
         ],
     ),
+    "int8": (
+        ["tests/properties/test_int8_inputs.py"],
+        [
+            ("type(module) is bnb.nn.Linear8bitLt", "False"),
+            ("SCALE = 127", "SCALE = 128"),
+            ("x.requires_grad and torch.is_grad_enabled()", "False"),
+            ("ctx.layer, ctx.dtype = layer, x.dtype", "ctx.layer, ctx.dtype, ctx.x = layer, x.dtype, x"),
+            ("return grad.to(ctx.dtype) @ weight, None", "return grad.to(ctx.dtype) @ (2 * weight), None"),
+        ],
+    ),
     "overtime": (
         ["tests/unit/test_finetune_trialprocess.py"],
         [
