@@ -126,7 +126,8 @@ def estimate(
     trainable = sum(trained)
     train_bytes = stored if config.adapter.full else adapter
     gradients = round(trainable * train_bytes)
-    ordinary, managed = optimizer_bytes(trained, config.train.optimizer, train_bytes)
+    masters = not config.adapter.full and adapter == 2 and config.adapter.adapter_dtype != "fp16"
+    ordinary, managed = optimizer_bytes(trained, config.train.optimizer, train_bytes, masters=masters)
     adapters = 0 if config.adapter.full else trainable * adapter
     workspace = 2 * WORKSPACE.get(capability[0], WORKSPACE[9])
 
@@ -260,11 +261,11 @@ def targets(dims: Dimensions, config: RunConfig) -> list[Linear]:
     return [part for part in dims.linears if part.name in {name.rpartition(".")[2] for name in wanted}]
 
 
-def optimizer_bytes(trained: list[int], optimizer: str, element: float) -> tuple[int, int]:
+def optimizer_bytes(trained: list[int], optimizer: str, element: float, *, masters: bool = False) -> tuple[int, int]:
     """Adam's two moments, as (ordinary memory, managed memory).
 
     PyTorch keeps them in the parameter's dtype; bitsandbytes in fp32, or in 8 bits with an fp32 scale for each 256
-    (https://arxiv.org/abs/2110.02861).
+    (https://arxiv.org/abs/2110.02861). With ``masters`` the 16 bits that a bf16 adapter drops are kept beside them.
     """
     if optimizer == "adamw":
         return round(2 * element * sum(trained)), 0
@@ -272,7 +273,7 @@ def optimizer_bytes(trained: list[int], optimizer: str, element: float) -> tuple
     for count in trained:
         eight = optimizer.endswith("8bit") and count >= EIGHT_BIT_FROM
         scales = 2 * 4 * -(-count // 256) if eight else 0
-        size = 2 * count * (1 if eight else 4)
+        size = 2 * count * (1 if eight else 4) + (2 * count if masters else 0)
         if optimizer.startswith("paged") and count >= PAGED_FROM:
             managed += size
             ordinary += scales

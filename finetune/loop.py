@@ -14,7 +14,7 @@ from finetune.accumulate import window_gradients
 from finetune.ask import answer
 from finetune.data import batches, longest_window, windows
 from finetune.errors import RunInterruptedError, TrainingError
-from finetune.optim import optimizer_state
+from finetune.optim import optimizer_state, state_bytes
 from finetune.prepare import CHECKPOINTS, trained
 from finetune.runlog import EvalRow, RunLog
 from finetune.state import random_state, restore_random_state, seed_everything
@@ -187,16 +187,13 @@ def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
         )
 
 
-_STATE_BYTES = {"adamw": 8, "adamw-8bit": 2, "paged-adamw": 0, "paged-adamw-8bit": 0}
-"""Device bytes of optimizer state per trained number; what is paged lies elsewhere."""
-
-
 @contextlib.contextmanager
 def _ballast(setup: Setup) -> Iterator[None]:
     """Hold what the optimizer will hold after its first step, so that the trial step peaks where later ones do."""
     parameters = trained(setup.model).values()
     device = next(iter(parameters)).device
-    count = sum(parameter.numel() for parameter in parameters) if setup.start_step == 0 else 0
-    state = torch.empty(count * _STATE_BYTES[setup.config.train.optimizer], dtype=torch.uint8, device=device)
+    masters = not setup.config.adapter.full
+    size = state_bytes(parameters, setup.config.train, masters=masters) if setup.start_step == 0 else 0
+    state = torch.empty(size, dtype=torch.uint8, device=device)
     yield
     del state

@@ -78,6 +78,26 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
     return cast("torch.optim.Optimizer", optimizer)
 
 
+def state_bytes(parameters: Iterable[nn.Parameter], config: TrainConfig, *, masters: bool) -> int:
+    """Bytes of device memory that the states will take from the first step on, 8-bit states' scales left out.
+
+    Args:
+        parameters: those that are trained.
+        config: which optimizer.
+        masters: a frozen base lies beside them.
+    """
+    total = 0
+    for parameter in parameters:
+        if config.optimizer == "adamw":
+            each = 2 * parameter.element_size()
+        elif config.optimizer.startswith("paged"):
+            each = 0
+        else:
+            each = 2 + (2 if masters and parameter.dtype == torch.bfloat16 else 0)
+        total += each * parameter.numel()
+    return total
+
+
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     """Learning rate of a step, a pure function: a resumed run needs nothing but the step's number.
 

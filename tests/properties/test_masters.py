@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune.config import TrainConfig
 from finetune.masters import DROPPED, joined, split
-from finetune.optim import load_optimizer_state, make_optimizer, optimizer_state, optimizer_step
+from finetune.optim import load_optimizer_state, make_optimizer, optimizer_state, optimizer_step, state_bytes
 
 KINDS = ("paged-adamw", "paged-adamw-8bit", "adamw-8bit")
 FEW = settings(max_examples=settings.default.max_examples // 5)
@@ -117,3 +117,15 @@ def test_other_dtypes_have_no_master() -> None:
         weight, optimizer = made("paged-adamw", torch.ones(8, dtype=dtype), FROZEN)
         stepped(weight, optimizer, range(1), rate=1e-3)
         assert DROPPED not in optimizer.state[weight]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw-8bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masters", [False, True])
+def test_what_the_states_will_take_is_what_they_take(name: str, dtype: torch.dtype, masters: bool) -> None:
+    weight, optimizer = made(name, torch.ones(96, 128, dtype=dtype), *([FROZEN] * masters))
+    told = state_bytes([weight], TrainConfig(optimizer=name), masters=masters)  # type: ignore[arg-type]
+    stepped(weight, optimizer, range(1), rate=1e-3)
+    large = {key: t.nbytes for key, t in optimizer.state[weight].items() if isinstance(t, Tensor) and t.dim() == 2}
+    assert told == sum(large.values()) > 0
+    assert state_bytes([weight], TrainConfig(optimizer="paged-adamw"), masters=masters) == 0

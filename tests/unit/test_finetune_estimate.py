@@ -82,7 +82,12 @@ def test_an_adapter_trains_a_few_percent_at_most() -> None:
     ],
 )
 def test_states_of_three_bf16_tensors(optimizer: str, ordinary: int, managed: int) -> None:
-    assert optimizer_bytes([200_000, 8_000, 4_000], optimizer, 2) == (ordinary, managed)
+    tensors = [200_000, 8_000, 4_000]
+    assert optimizer_bytes(tensors, optimizer, 2) == (ordinary, managed)
+    kept = optimizer_bytes(tensors, optimizer, 2, masters=True)
+    large, small = (0, 0) if optimizer == "adamw" else (2 * 208_000, 2 * 4_000)  # PyTorch's has no masters
+    paged = large if optimizer.startswith("paged") else 0
+    assert kept == (ordinary + large + small - paged, managed + paged)
 
 
 def test_paged_state_is_not_in_the_total() -> None:
