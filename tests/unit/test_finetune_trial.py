@@ -50,22 +50,24 @@ def found(config: RunConfig) -> dict[str, dict[str, Any]]:
     return dict(zip(CHANGES, trials(config, list(CHANGES.values()), "rtx-4080"), strict=True))
 
 
-def test_what_outlives_a_step_is_what_the_arithmetic_says(config: RunConfig, found: dict[str, dict[str, Any]]) -> None:
-    expected = estimate(configfile.replace(config, CHANGES["adamw"]), FIELDS)
-    categories = found["adamw"]["categories"]
+@pytest.mark.parametrize(("name", "paged"), [("first", True), ("adamw", False)])
+def test_what_outlives_a_step_is_what_the_arithmetic_says(
+    config: RunConfig, found: dict[str, dict[str, Any]], name: str, paged: bool
+) -> None:
+    expected = estimate(configfile.replace(config, CHANGES[name]), FIELDS)
+    categories = found[name]["categories"]
     frequencies = 2 * 512  # the rotary embedding's, and a copy
     assert categories["weights"] == expected.weights + frequencies
     for category in ("constants", "adapters", "optimizer"):
         assert categories[category] == getattr(expected, category), category
-    assert found["adamw"]["managed"] == 0
-    assert found["first"]["managed"] > 8 * 0.9 * expected.trainable  # two moments in fp32; small tensors are not paged
-    assert found["first"]["managed"] == found["again"]["managed"]
+    assert found[name]["managed"] == expected.managed
+    assert (expected.managed > 0) == paged
 
 
 def test_a_table_that_all_states_share_counts_once(config: RunConfig, found: dict[str, dict[str, Any]]) -> None:
-    trainable = estimate(config, FIELDS).trainable
-    states = 4 * trainable  # two moments in 8 bits, and 16 bits of each master
-    assert states < found["adamw-8bit"]["categories"]["optimizer"] < 1.15 * states
+    expected = estimate(configfile.replace(config, CHANGES["adamw-8bit"]), FIELDS).optimizer
+    # Small scales are rounded up to blocks of 512 bytes; the two tables are 1,024 bytes each.
+    assert expected < found["adamw-8bit"]["categories"]["optimizer"] < 1.05 * expected
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "too long"])
