@@ -49,6 +49,8 @@ class Dimensions:
     """Experts of a layer; 0 for a dense one."""
     experts_per_token: int
     """Experts that a token goes through; 1 for a dense layer."""
+    window: int | None
+    """Tokens that attention looks back in every layer; None where it looks at all of them."""
     biases: int
     """Elements of a layer's biases."""
     linears: tuple[Linear, ...]
@@ -90,6 +92,7 @@ class Dimensions:
             tied=bool(fields.get("tie_word_embeddings", family == "gemma2")),
             experts=experts,
             experts_per_token=fields["num_experts_per_tok"] if experts else 1,
+            window=_window(family, fields),
             biases=_biases(family, fields, hidden, queries, keys),
             linears=_linears(family, hidden, inner, queries, keys, layers, dense=not experts),
             fused=(
@@ -142,6 +145,13 @@ def _linears(
         if dense:
             sizes += [("gate_proj", inner, hidden), ("up_proj", inner, hidden), ("down_proj", hidden, inner)]
     return tuple(Linear(name=name, outputs=out, inputs=into, count=layers) for name, out, into in sizes)
+
+
+def _window(family: str, fields: Mapping[str, Any]) -> int | None:
+    if family in ("mistral", "mixtral", "phi3") or fields.get("use_sliding_window"):
+        found: int | None = fields.get("sliding_window")
+        return found
+    return None
 
 
 def _biases(family: str, fields: Mapping[str, Any], hidden: int, queries: int, keys: int) -> int:

@@ -9,7 +9,7 @@ Simplifications, and what they leave out when held against a measurement:
 * Sizes are exact, but the allocator's rounding of blocks below 1 MiB and its fragmentation are not counted.
 * Of a layer's temporaries the largest is counted, the dequantized weight; several small ones may be alive beside it.
 * A mixture's tokens spread evenly over its experts. A packed batch is counted as one of full rows.
-* DoRA's norms, which need a layer's dequantized weight twice, are counted by that weight alone.
+* DoRA's norms are taken a weight at a time, and that weight in fp32 is not counted.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ WORKSPACE = {7: 8_519_680, 8: 8_519_680, 9: 33_554_432}
 ``aten/src/ATen/cuda/CublasHandlePool.cpp``."""
 PAGED_FROM = 4096
 """Elements from which a state is paged, as in ``optim.py``, which imports torch; bitsandbytes does from 1e5 on."""
+_READERS = (
+    {"q_proj", "k_proj", "v_proj", "qkv_proj"},
+    {"gate_proj", "up_proj", "gate_up_proj"},
+)
+"""The linear layers that read a norm's result."""
 EIGHT_BIT_FROM = 4096
 """Elements from which bitsandbytes keeps a state in 8 bits (``min_8bit_size``)."""
 
@@ -293,49 +298,69 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
     # The product's second operand, in the compute dtype; nothing where the weight is stored in it.
     dequantized = dims.largest_matrix * compute if config.model.precision in QUANTIZED else 0
     one_gradient = tokens * dims.intermediate * compute
+    # Behind the down projection one gradient of the MLP's width beside the weight; behind the product two, which it
+    # has split into, where what the projection had saved is gone already.
+    working = one_gradient + max(dequantized, one_gradient)
+    mask = tokens * config.data.seq if _windowed(dims, config) else 0  # of booleans, one for all layers
     if not config.train.checkpointing:
-        return dims.layers * kept, dequantized + one_gradient
+        return dims.layers * kept + mask, working
     inputs = 0 if config.train.offload_activations else dims.layers * tokens * dims.hidden * compute
-    return inputs, kept + dequantized
+    return inputs + mask, kept + working
+
+
+def _windowed(dims: Dimensions, config: RunConfig) -> bool:
+    """Whether rows are longer than attention looks back: that takes a mask, which flash attention has no room for."""
+    return dims.window is not None and config.data.seq > dims.window
 
 
 def layer_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> int:
     """What one layer of a Llama-like decoder saves for its backward pass, counted off transformers' code.
 
-    A token: each norm keeps its input in fp32 and its result; attention keeps queries, keys, values, its result and an
-    fp32 log-sum a head (https://arxiv.org/abs/2205.14135); the MLP keeps gate, up, act(gate) and their product, once
-    for each expert that the token goes to.
+    A token: each norm keeps its input in fp32; attention keeps queries, keys, values, its result and an fp32 log-sum a
+    head (https://arxiv.org/abs/2205.14135); the MLP keeps gate, up and act(gate), once for each expert that the token
+    goes to. A linear layer keeps its input where its own weight is trained, or its adapter's: the frozen product needs
+    none.
     """
     tokens = config.train.micro_batch * config.data.seq
-    norms = dims.norms * dims.hidden * (4 + compute)
-    attention = compute * (2 * dims.queries + 2 * dims.keys) + 4 * dims.heads
-    mlp = dims.experts_per_token * 4 * dims.intermediate * compute
+    full = config.adapter.full
+    chosen = [part for part in targets(dims, config) for _ in range(part.count // dims.layers)]
+    # Dropout makes an input of its own for each adapter.
+    keeping = {part.name for part in chosen} if full or not config.adapter.dropout else set()
+    kept = dims.norms * dims.hidden * (4 + (compute if full else 0))
+    kept += compute * dims.hidden * sum(bool(keeping & names) for names in _READERS)
+    kept += compute * (2 * dims.queries + 2 * dims.keys) + 4 * dims.heads
+    kept += dims.experts_per_token * 3 * dims.intermediate * compute
     if dims.experts:
-        mlp += dims.experts_per_token * 2 * dims.hidden * compute + 8 * dims.experts
-    lora = 0
-    if not config.adapter.full:
-        chosen = [part for part in targets(dims, config) for _ in range(part.count // dims.layers)]
-        lora = len(chosen) * config.adapter.rank * adapter
-        if config.adapter.dropout:  # a mask and a product for each target, in place of the shared input
-            lora += sum(part.inputs for part in chosen) * (1 + adapter)
+        kept += dims.experts_per_token * dims.hidden * compute + 8 * dims.experts
+    elif "down_proj" in keeping:
+        kept += dims.intermediate * compute
+    if not full:
+        kept += len(chosen) * config.adapter.rank * adapter
+        if config.adapter.dropout:  # a mask and a product
+            kept += sum(part.inputs for part in chosen) * (1 + adapter)
         if adapter != compute:
-            lora += sum(part.inputs for part in chosen) * adapter
-    kept = tokens * (norms + attention + mlp + lora)
+            kept += sum(part.inputs for part in chosen) * adapter
+        if config.adapter.dora:  # the base's output and the adapter's, for the magnitude's gradient
+            kept += 2 * compute * sum(part.outputs for part in chosen)
+    kept *= tokens
     if config.model.attention == "eager":
         kept += config.train.micro_batch * dims.heads * config.data.seq**2 * (compute + 4)
+    elif _windowed(dims, config):  # the mask as numbers, keys and values a copy for each head, and what is padded
+        kept += tokens * compute * (config.data.seq + 2 * (dims.queries - dims.keys) + dims.queries)
     return kept
 
 
 def logit_bytes(dims: Dimensions, config: RunConfig, tokens: int, compute: int) -> int:
     """The loss' logits of one chunk: the head's product and its fp32 copy, and the hidden states' gradient.
 
-    A head that is trained adds its gradient's fp32 sum over the chunks.
+    A head that is trained adds its gradient's fp32 sum over the chunks, and one chunk's part of it.
     """
     chunk = min(tokens, config.train.loss_chunk)
-    found = chunk * dims.vocabulary * (compute + 4 if compute < 4 else 4) + 2 * tokens * dims.hidden * compute
+    logits = chunk * dims.vocabulary * (compute + 4 if compute < 4 else 4)
     if config.adapter.full:
-        found += 4 * dims.vocabulary * dims.hidden
-    return found
+        head = dims.vocabulary * dims.hidden
+        logits = 4 * head + max(logits, (head + chunk * dims.vocabulary) * compute)
+    return logits + 2 * tokens * dims.hidden * compute
 
 
 def _blocks(size: int) -> int:

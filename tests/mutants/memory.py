@@ -33,7 +33,10 @@ BUGS: dict[str, Planted] = {
                 "[config.adapter.rank * part.inputs]",
             ),
             ("PAGED_FROM = 4096", "PAGED_FROM = 100_000"),
-            ("return dims.layers * kept, dequantized + one_gradient", "return kept, dequantized + one_gradient"),
+            ("return dims.layers * kept + mask, working", "return kept + mask, working"),
+            ("max(dequantized, one_gradient)", "dequantized"),
+            ("config.data.seq > dims.window", "config.data.seq < dims.window"),
+            ("2 * layer[0] * compute", "layer[0] * compute"),
         ],
     ),
     "hostmemory": (

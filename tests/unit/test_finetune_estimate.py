@@ -90,6 +90,52 @@ def test_states_of_three_bf16_tensors(optimizer: str, ordinary: int, managed: in
     assert kept == (ordinary + large + small - paged, managed + paged)
 
 
+def test_masters_are_two_bytes_beside_each_weight_and_page_with_its_state() -> None:
+    count = 200_000
+    assert optimizer_bytes([count], "paged-adamw", 2, masters=True) == (0, 10 * count)
+    assert optimizer_bytes([count], "adamw", 2, masters=True) == (4 * count, 0)
+    assert of(adapter_dtype="fp32").managed == of().managed * 8 // 10
+
+
+MEASURED = [
+    ({}, 1.282),
+    ({"checkpointing": False}, 2.761),
+    ({"rank": 64}, 1.408),
+    ({"targets": ("q_proj", "v_proj")}, 1.247),
+    ({"adapter_dtype": "fp32"}, 1.324),
+    ({"optimizer": "adamw"}, 1.324),
+    ({"optimizer": "adamw-8bit"}, 1.325),
+    ({"dropout": 0.1, "checkpointing": False}, 3.323),
+    ({"dora": True}, 1.335),
+    ({"dora": True, "checkpointing": False}, 4.205),
+    ({"seq": 4096}, 1.792),
+    ({"micro_batch": 8}, 2.565),
+    ({"seq": 4096, "offload_activations": True}, 1.557),
+    ({"precision": "fp4", "seq": 4096}, 1.792),
+    ({"precision": "int8", "checkpointing": False}, 3.201),
+    ({"precision": "bf16", "seq": 4096}, 3.136),
+    ({"precision": "fp32", "seq": 4096}, 6.161),
+    ({"precision": "bf16", "full": True, "optimizer": "adamw"}, 11.530),
+    ({"precision": "bf16", "full": True, "optimizer": "adamw-8bit", "checkpointing": False}, 10.173),
+    ({"precision": "bf16", "full": True}, 6.238),
+    ({"precision": "fp32", "full": True, "optimizer": "adamw", "checkpointing": False}, 23.615),
+    ({"model": "mistral-7b", "seq": 2048}, 5.05),
+    ({"model": "mistral-7b", "seq": 512, "micro_batch": 38}, 13.30),
+    ({"model": "mistral-7b", "seq": 16640}, 12.94),  # longer than its window: attention takes a mask
+    ({"model": "llama-3.1-8b", "seq": 2048}, 6.52),
+    ({"model": "llama-2-70b", "seq": 2048}, 38.50),
+    ({"model": "mixtral-8x7b", "seq": 2048}, 25.62),
+    ({"model": "mixtral-8x7b", "seq": 2048, "micro_batch": 32}, 57.84),
+]
+"""Peak allocated GiB of ``python -m finetune.qlora --dry-run``, on the same settings as the test's."""
+
+
+@pytest.mark.parametrize(("settings", "gib"), MEASURED, ids=lambda value: str(value))
+def test_the_arithmetic_is_within_3_percent_of_what_was_measured(settings: dict[str, Any], gib: float) -> None:
+    base = {"model": "llama-3.2-1b", "seq": 1024, "accumulation": 2, "optimizer": "paged-adamw"}
+    assert of(**base | settings).allocated_bytes / 2**30 == pytest.approx(gib, rel=0.03)
+
+
 def test_paged_state_is_not_in_the_total() -> None:
     assert of(optimizer="paged-adamw").managed > 0
     assert of(optimizer="paged-adamw").optimizer < of(optimizer="adamw").optimizer
