@@ -7,10 +7,12 @@ Costs nothing while it is off.
 
 from __future__ import annotations
 
+import re
 import weakref
 from dataclasses import dataclass, field
+from functools import wraps
 from time import time_ns
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from pytest_vram.memory.timeline import Category
 
 _HEADS = ("lm_head", "embed_out", "score")
-_ADAPTERS = ("lora_", "adapter", "ia3_", "prompt_encoder", "modules_to_save")
+_ADAPTERS = re.compile("lora_|adapter|ia3_|prompt_encoder|modules_to_save")
+_WRAPPERS = re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+")
 
 
 Step = tuple[int, str, str, bool]
@@ -31,14 +34,12 @@ tuple, because a training step makes thousands.
 """
 
 
-class Label(NamedTuple):
-    """The block at ``address`` of device ``device`` is a ``category`` of ``module``, as seen at ``time_ns``."""
+Label = tuple[int, int, int, "Category", str]
+"""As seen at a time in nanoseconds, the block of a device at an address is of a category, and of a module."""
 
-    time_ns: int
-    device: int
-    address: int
-    category: Category
-    module: str = ""
+
+_Mark = tuple[str, bool] | None
+"""Name, and is it the head; ``None`` for modules that count as the one above them: only groups are told apart."""
 
 
 @dataclass(slots=True)
@@ -50,79 +51,115 @@ class Marks:
 
 
 class Notes:
-    """Takes marks between ``start`` and ``stop``, through torch's global module and optimizer hooks."""
+    """Takes marks between ``start`` and ``stop``: of module calls, backward passes and optimizer steps.
 
-    def __init__(self) -> None:
+    Args:
+        address: device and address by which the history knows a tensor's memory; ``None`` for memory it does not know.
+    """
+
+    def __init__(self, address: Callable[[Tensor], tuple[int, int] | None] | None = None) -> None:
         self.marks = Marks()
-        self._names: dict[int, tuple[str, bool]] = {}
+        self._address = address or on_card
+        # By id: the mark, and whose it is, for an id may be given again.
+        self._known: dict[int, tuple[_Mark, weakref.ref[nn.Module]]] = {}
         self._trainable: list[tuple[weakref.ref[Any], str]] = []
         self._states: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._handles: list[Any] = []
         self._originals: dict[str, Callable[..., Any]] = {}
+        self._on = False
 
     def start(self) -> None:
-        """Register the hooks."""
+        """Begin to listen."""
         import torch
-        from torch.nn.modules import module as modules
         from torch.optim import optimizer as optimizers
 
-        enter, leave = self._hooks()
+        self._on = True
         self._handles = [
-            modules.register_module_forward_pre_hook(enter),
-            # always_call: checkpointing leaves a recomputed layer by an exception.
-            modules.register_module_forward_hook(leave, always_call=True),
             optimizers.register_optimizer_step_pre_hook(self._before_step),
             optimizers.register_optimizer_step_post_hook(self._after_step),
         ]
         for name in ("backward", "grad"):
             self._originals[name] = getattr(torch.autograd, name)
             setattr(torch.autograd, name, self._around_backward(self._originals[name]))
+        self._originals["call"] = torch.nn.Module.__call__
+        self._around = torch.nn.Module.__call__ = self._around_call(torch.nn.Module.__call__)  # type: ignore[method-assign]
 
     def stop(self) -> None:
-        """Remove the hooks. What was noted stays."""
+        """Cease to. What was noted stays."""
         import torch
 
+        self._on = False  # whoever patched on top of this keeps it: it only passes calls on from now on
         for handle in self._handles:
             handle.remove()
+        call = self._originals.pop("call", None)
+        if call is not None and torch.nn.Module.__call__ is self._around:
+            torch.nn.Module.__call__ = call  # type: ignore[method-assign]
         for name, original in self._originals.items():
             setattr(torch.autograd, name, original)
         self._handles, self._originals = [], {}
 
-    def _hooks(self) -> tuple[Callable[..., None], Callable[..., None]]:
-        """What is called before and after each module's forward: thousands of times a step, so in few instructions."""
-        find, append = self._names.get, self.marks.steps.append
+    def _around_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """In the place of ``nn.Module.__call__``, thousands of times a step, so in few instructions.
 
-        def enter(module: nn.Module, inputs: Any) -> None:
-            known = find(id(module))
-            if known is None:
+        Global forward hooks would take every call of every module off its fast way: they cost three times as much.
+        """
+        from torch.compiler import is_dynamo_compiling
+
+        known, append, depth = self._known, self.marks.steps.append, 0
+
+        @wraps(original)
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            if is_dynamo_compiling() or not self._on:
+                return original(module, *args, **kwargs)
+            found = known.get(id(module))
+            if found is None or found[1]() is not module:
                 self._meet(module)
-                known = self._names[id(module)]
-            append((time_ns(), "enter", known[0], known[1]))
+                found = known[id(module)]
+            mark = found[0]
+            if mark is None and depth:
+                return original(module, *args, **kwargs)
+            depth += 1
+            append((time_ns(), "enter", *(mark or self._own(module))))
+            try:
+                return original(module, *args, **kwargs)
+            finally:  # checkpointing leaves a recomputed layer by an exception
+                depth -= 1
+                append((time_ns(), "leave", "", False))
 
-        def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            append((time_ns(), "leave", "", False))
-
-        return enter, leave
+        return call
 
     def _meet(self, module: nn.Module) -> None:
-        """A module that is new here: remember the names below it, and whose its tensors are."""
-        head = _output_layer(module)
-        for name, child in module.named_modules():
-            last = name.rpartition(".")[2]
-            self._names[id(child)] = (name or type(module).__name__, child is head or last in _HEADS)
-            weakref.finalize(child, self._names.pop, id(child), None).atexit = False  # an id may be given again
-        parameters = list(module.named_parameters())
-        frozen = any(not parameter.requires_grad for _, parameter in parameters)
-        now = time_ns()
-        for name, parameter in parameters:
-            adapter = any(part in name for part in _ADAPTERS) or (frozen and parameter.requires_grad)
-            self._label(now, parameter, "adapters" if adapter else "weights", name.rpartition(".")[0])
-            if parameter.requires_grad:
-                self._trainable.append((weakref.ref(parameter), name.rpartition(".")[0]))
-            for constant in _quantization_constants(parameter):
-                self._label(now, constant, "quantization", name.rpartition(".")[0])
-        for name, buffer in module.named_buffers():
-            self._label(now, buffer, "weights", name.rpartition(".")[0])
+        """A module that is new here: remember those below it, and whose their tensors are."""
+        import torch
+
+        parameters: list[tuple[str, str, Any]] = []
+        buffers: list[tuple[str, Any]] = []
+        # Parameters with an operator dispatch of their own, as 4-bit ones, would run it to tell their address.
+        with torch._C.DisableTorchFunctionSubclass():
+            for name, child, mark in _below(module):
+                self._known[id(child)] = (mark, weakref.ref(child))
+                parameters += [(name, key, p) for key, p in child._parameters.items() if p is not None]
+                buffers += [(name, buffer) for buffer in child._buffers.values() if buffer is not None]
+            frozen = any(not parameter.requires_grad for _, _, parameter in parameters)
+            now = time_ns()
+            for name, key, parameter in parameters:
+                trained = parameter.requires_grad
+                adapter = (frozen and trained) or bool(_ADAPTERS.search(f"{name}.{key}"))
+                self._label(now, parameter, "adapters" if adapter else "weights", name)
+                if trained:
+                    self._trainable.append((weakref.ref(parameter), name))
+                if type(parameter) is not torch.nn.Parameter:
+                    for constant in _quantization_constants(parameter):
+                        self._label(now, constant, "quantization", name)
+            for name, buffer in buffers:
+                self._label(now, buffer, "weights", name)
+
+    def _own(self, module: nn.Module) -> tuple[str, bool]:
+        """The mark of a module that is called by itself, though its parent is known."""
+        mark = (type(module).__name__, False)
+        self._known[id(module)] = (mark, weakref.ref(module))
+        return mark
 
     def _around_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(*args: Any, **kwargs: Any) -> Any:
@@ -136,7 +173,13 @@ class Notes:
         return backward
 
     def _label_gradients(self) -> None:
+        import torch
+
         now = time_ns()
+        with torch._C.DisableTorchFunctionSubclass():
+            self._label_each_gradient(now)
+
+    def _label_each_gradient(self, now: int) -> None:
         for reference, module in self._trainable:
             parameter = reference()
             if parameter is not None and parameter.grad is not None:
@@ -155,9 +198,47 @@ class Notes:
                     self._label(now, tensor, "optimizer")
 
     def _label(self, now: int, tensor: Tensor, category: Category, module: str = "") -> None:
-        if tensor.is_cuda:
-            address = tensor.untyped_storage().data_ptr()
-            self.marks.labels.append(Label(now, tensor.get_device(), address, category, module))
+        place = self._address(tensor)
+        if place is not None:
+            self.marks.labels.append((now, *place, category, module))
+
+
+def on_card(tensor: Tensor) -> tuple[int, int] | None:
+    """Device and address of the block of a CUDA tensor."""
+    device = tensor.get_device()
+    if device < 0 or not tensor.is_cuda:
+        return None
+    # A storage is an object that has to be made first; where the tensor begins with it, nobody needs it.
+    whole = tensor.storage_offset() == 0
+    return device, tensor.data_ptr() if whole else tensor.untyped_storage().data_ptr()
+
+
+def _below(module: nn.Module) -> Iterator[tuple[str, nn.Module, _Mark]]:
+    """A module and all below it, once each: name, module and mark."""
+    head = _output_layer(module)
+    seen = {id(module)}
+    # Name, module, its group, and whether those below it can have another: never past a layer's part.
+    todo = [("", module, "", False)]
+    while todo:
+        name, parent, group, closed = todo.pop()
+        if not name:
+            yield name, parent, (type(parent).__name__, False)
+        for key, child in parent._modules.items():
+            if child is None or id(child) in seen:
+                continue
+            seen.add(id(child))
+            path = f"{name}.{key}" if name else key
+            own = group if closed else module_group(path)
+            is_head = child is head or key in _HEADS
+            yield path, child, (path, is_head) if is_head or own != group else None
+            todo.append((path, child, own, closed or own.rpartition(".")[0].endswith("*")))
+
+
+def module_group(name: str) -> str:
+    """``base_model.model.model.layers.3.self_attn.q_proj`` -> ``model.layers.*.self_attn``."""
+    parts = ["*" if part.isdigit() else part for part in _WRAPPERS.sub("", name).split(".")]
+    end = parts.index("*") + 2 if "*" in parts else 2
+    return ".".join(parts[:end])
 
 
 def _output_layer(module: nn.Module) -> Any:

@@ -12,12 +12,13 @@ from pytest_vram.memory import Holder, Series, Timeline
 from pytest_vram.memory.timeline import CATEGORIES
 from pytest_vram.probe.arena import Arena
 from pytest_vram.probe.history import BACKWARD, user_line
+from pytest_vram.probe.marks import module_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pytest_vram.memory.timeline import Category
-    from pytest_vram.probe.marks import Marks, Step
+    from pytest_vram.probe.marks import Label, Marks, Step
 
 POINTS = 240
 _MODULES = 7
@@ -26,7 +27,6 @@ HELD_BEFORE = "held before the test"
 """"Location" of what no recorded line allocated."""
 _MODULE_CALL = "torch/nn/modules/module.py"
 _LOSS = re.compile(r"loss|cross_entropy", re.IGNORECASE)
-_WRAPPERS = re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+")
 
 
 @dataclass(slots=True)
@@ -166,7 +166,7 @@ def _blocks(
         for address, size in arena.take_segment(segment).items()
     }
     blocks, state = list(live.values()), _State()
-    labels = [label for label in marks.labels if label.device == device]
+    labels = [label for label in marks.labels if label[1] == device]
     dying: dict[int, Block] = {}
     at_step = at_label = 0
     for position, event in enumerate(events):
@@ -174,7 +174,7 @@ def _blocks(
         while at_step < len(marks.steps) and marks.steps[at_step][0] <= now:
             state.pass_by(marks.steps[at_step])
             at_step += 1
-        while at_label < len(labels) and labels[at_label].time_ns <= now:
+        while at_label < len(labels) and labels[at_label][0] <= now:
             _stick(labels[at_label], live)
             at_label += 1
         size = arena.see(event)
@@ -212,7 +212,7 @@ def timeline(
     chosen = _chosen(totals, played.peak, points)
     categories = _series(blocks, chosen, {name: name for name in CATEGORIES}, lambda block: block.category or "other")
     named = _largest_modules(blocks, played.peak)
-    modules = _series(blocks, chosen, {name: name for name in (*named, "other")}, module_group)
+    modules = _series(blocks, chosen, {name: name for name in (*named, "other")}, module_of)
     reserved = _reserved(events, reserved_before)
     times = [max(0.0, (events[max(0, at - 1)]["time_us"] - start_us) / 1e6) if events else 0.0 for at in chosen]
     return Timeline(
@@ -236,7 +236,7 @@ def holders(played: Replay, top: int, *, left: bool = False) -> tuple[Holder, ..
     groups: dict[tuple[str, str, str], list[int]] = {}
     for block in played.blocks:
         if block.alive(at) and not (left and block.born < 0):
-            key = (place(block), block.category or "other", module_group(block))
+            key = (place(block), block.category or "other", module_of(block))
             groups.setdefault(key, []).append(block.size)
     found = [
         Holder(
@@ -257,23 +257,20 @@ def place(block: Block) -> str:
         return user_line(block.frames)
     if block.born < 0:
         return HELD_BEFORE
-    return BACKWARD if not block.module else f"in {module_group(block)}"
+    return BACKWARD if not block.module else f"in {module_of(block)}"
 
 
-def module_group(block: Block) -> str:
-    """``base_model.model.model.layers.3.self_attn.q_proj`` -> ``model.layers.*.self_attn``."""
-    if not block.module:
-        return _OUTSIDE
-    parts = ["*" if part.isdigit() else part for part in _WRAPPERS.sub("", block.module).split(".")]
-    end = parts.index("*") + 2 if "*" in parts else 2
-    return ".".join(parts[:end])
+def module_of(block: Block) -> str:
+    """The group of modules that a block counts to."""
+    return module_group(block.module) if block.module else _OUTSIDE
 
 
-def _stick(label: Any, live: Mapping[int, Block]) -> None:
-    block = live.get(label.address)
+def _stick(label: Label, live: Mapping[int, Block]) -> None:
+    _, _, address, category, module = label
+    block = live.get(address)
     if block is not None and block.category not in ("weights", "adapters", "quantization"):
-        block.category = label.category
-        block.module = label.module or block.module
+        block.category = category
+        block.module = module or block.module
 
 
 def _chosen(totals: Sequence[int], peak: int, points: int) -> list[int]:
@@ -309,7 +306,7 @@ def _largest_modules(blocks: Iterable[Block], peak: int) -> list[str]:
     sizes: dict[str, int] = {}
     for block in blocks:
         if block.alive(peak):
-            group = module_group(block)
+            group = module_of(block)
             sizes[group] = sizes.get(group, 0) + block.size
     return sorted(sizes, key=lambda name: (-sizes[name], name))[:_MODULES]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vram.probe.marks import Label, Marks
-from pytest_vram.probe.timeline import Block, Replay, holders, module_group, replay, timeline
+from pytest_vram.probe.marks import Marks, module_group
+from pytest_vram.probe.timeline import Block, Replay, holders, module_of, replay, timeline
 
 if TYPE_CHECKING:
     from pytest_vram.memory import Timeline
@@ -40,7 +40,7 @@ class Program:
         self.marks.steps.append((self.tick() * 1000, kind, module, head))
 
     def label(self, addr: int, category: Any, module: str = "") -> None:
-        self.marks.labels.append(Label(self.tick() * 1000, 0, addr, category, module))
+        self.marks.labels.append((self.tick() * 1000, 0, addr, category, module))
 
     def replay(self) -> Replay:
         return replay(self.events, [], self.marks, 0)
@@ -181,19 +181,17 @@ def test_holders_name_line_category_and_module_largest_first() -> None:
 def test_labels_of_another_device_are_not_taken() -> None:
     p = Program()
     p.alloc(1, KB)
-    p.marks.labels.append(Label(p.tick() * 1000, 1, 1, "weights", ""))
+    p.marks.labels.append((p.tick() * 1000, 1, 1, "weights", ""))
     assert [block.category for block in p.blocks()] == ["other"]
 
 
 def test_layers_of_one_kind_are_one_group() -> None:
-    def group(name: str) -> str:
-        return module_group(Block(size=1, born=0, module=name))
-
+    group = module_group
     assert group("base_model.model.model.layers.13.self_attn.q_proj.lora_A.default") == "model.layers.*.self_attn"
     assert group("model.layers.2") == "model.layers.*"
     assert group("lm_head") == "lm_head"
     assert group("module.model.embed_tokens") == "model.embed_tokens"
-    assert group("") == "outside modules"
+    assert module_of(Block(size=1, born=0)) == "outside modules"
 
 
 MOVES = st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(1, 50 * KB)), max_size=120)
