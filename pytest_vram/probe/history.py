@@ -1,4 +1,4 @@
-"""Who held memory at the peak: torch's memory history, replayed."""
+"""Torch's memory history: recorded while a test runs, and the user's line in each of its stacks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import os
 import sysconfig
 from typing import TYPE_CHECKING, Any
 
-from pytest_vram.memory import Holder
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
 MAX_EVENTS = 1_000_000
 BACKWARD = "backward pass"
 """Place of what autograd's own thread allocated: gradients, mostly."""
-_ROUND = 512  # the allocator's granularity: the history has requests, the figures have blocks
 _LIBRARIES = tuple(
     os.path.join(path, "")
     for path in sorted({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}, key=len, reverse=True)
@@ -64,37 +61,6 @@ class History:
             self._mine = False
 
 
-def holders_at_peak(events: Sequence[Mapping[str, Any]], top: int) -> tuple[Holder, ...]:
-    """Replay allocations and frees, and group what was live at the maximum by the line that allocated it.
-
-    Args:
-        events: of one device, as in ``torch.cuda.memory._snapshot()["device_traces"]``.
-        top: how many places to return.
-    """
-    live: dict[int, Mapping[str, Any]] = {}
-    total = best = 0
-    at_peak = -1
-    for position, event in enumerate(events):
-        if event["action"] == "alloc":
-            live[event["addr"]] = event
-            total += _rounded(event["size"])
-            if total > best:
-                best, at_peak = total, position
-        elif event["action"] == "free_requested" and (freed := live.pop(event["addr"], None)) is not None:
-            total -= _rounded(freed["size"])
-    live.clear()
-    for event in events[: at_peak + 1]:
-        if event["action"] == "alloc":
-            live[event["addr"]] = event
-        elif event["action"] == "free_requested":
-            live.pop(event["addr"], None)
-    places: dict[str, list[int]] = {}
-    for event in live.values():
-        places.setdefault(user_line(event.get("frames", ())), []).append(_rounded(event["size"]))
-    holders = [Holder(size_bytes=sum(sizes), count=len(sizes), location=place) for place, sizes in places.items()]
-    return tuple(sorted(holders, key=lambda holder: (-holder.size_bytes, holder.location))[:top])
-
-
 def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
     """``file:line in function`` of the innermost frame that is neither a library's nor this package's.
 
@@ -115,10 +81,6 @@ def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
 def is_users(filename: str) -> bool:
     """Whether a file is neither a library's, nor this package's, nor made up."""
     return not filename.startswith((*_LIBRARIES, _OURS, "<"))
-
-
-def _rounded(size: int) -> int:
-    return -(-size // _ROUND) * _ROUND
 
 
 def _short(path: str) -> str:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import sys
 import weakref
+from collections import deque
 from functools import partial
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_vram.memory import Device, Peak
-from pytest_vram.probe.history import MAX_EVENTS, holders_at_peak, is_users
+from pytest_vram.probe.history import MAX_EVENTS, is_users
 from pytest_vram.probe.plain import PlainProbe
+from pytest_vram.probe.recorder import Recorder
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import Holder, Kind
+    from pytest_vram.memory import Holder, Kind, Timeline
 
 _ROUND = 512
 
@@ -28,12 +31,14 @@ _ROUND = 512
 class _Follower(TorchDispatchMode):
     """Sees every operator of the thread, and the storages of what it returns."""
 
+    reserves = False
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.requested = self.allocated = 0
         self.peak_requested = self.peak_allocated = 0
         self.recording = False
-        self.events: list[dict[str, Any]] = []
+        self.recorded: deque[dict[str, Any]] = deque(maxlen=MAX_EVENTS)
         self._known: dict[int, tuple[weakref.ref[Any], int, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,8 +88,30 @@ class _Follower(TorchDispatchMode):
             self._record({"action": "free_requested", "addr": key, "size": known[1]})
 
     def _record(self, event: dict[str, Any]) -> None:
-        if len(self.events) < MAX_EVENTS:
-            self.events.append(event)
+        event["time_us"] = time_ns() // 1000
+        self.recorded.append(event)
+
+    # What a recorder asks.
+
+    def before(self) -> list[dict[str, Any]]:
+        """Each storage as a segment of its own."""
+        return [
+            {
+                "device": 0,
+                "address": key,
+                "total_size": block,
+                "blocks": [{"address": key, "size": block, "state": "active_allocated"}],
+            }
+            for key, (_, _, block) in self._known.items()
+        ]
+
+    def events(self, index: int) -> tuple[list[dict[str, Any]], None]:
+        """Allocations and frees since the recording began."""
+        return list(self.recorded), None
+
+    def address(self, tensor: Tensor) -> tuple[int, int] | None:
+        """A storage is known by its own address: that of its bytes may be nothing, or another's."""
+        return (0, tensor.untyped_storage()._cdata) if tensor.device.type == "cpu" else None
 
 
 class HostProbe(PlainProbe):
@@ -94,6 +121,7 @@ class HostProbe(PlainProbe):
 
     def __init__(self) -> None:
         self._follower = _Follower()
+        self._recorder: Recorder | None = None
         self._entered = False
 
     def devices(self) -> tuple[Device, ...]:
@@ -120,8 +148,11 @@ class HostProbe(PlainProbe):
 
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
         """Follow operators from now on."""
-        self._follower.events = []
-        self._follower.recording = record
+        self._follower.recorded.clear()
+        self._follower.recording = record or timeline
+        if self._follower.recording:
+            self._recorder = Recorder(marks=timeline, source=self._follower)
+            self._recorder.start()
         if not self._entered:
             self._follower.__enter__()  # type: ignore[no-untyped-call]
             self._entered = True
@@ -131,12 +162,23 @@ class HostProbe(PlainProbe):
         if self._entered:
             self._follower.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._entered = False
+        if self._recorder is not None:
+            self._recorder.stop()
+            self._recorder = None
         self._follower.recording = False
-        self._follower.events = []
+        self._follower.recorded.clear()
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
         """Who held what at the peak."""
-        return holders_at_peak(self._follower.events, top)
+        return self._recorder.holders(index, top) if self._recorder is not None else ()
+
+    def left(self, index: int, top: int) -> tuple[Holder, ...]:
+        """What the test allocated and did not free."""
+        return self._recorder.holders(index, top, left=True) if self._recorder is not None else ()
+
+    def timeline(self, index: int) -> Timeline | None:
+        """Storages over time, as far as they were recorded."""
+        return self._recorder.timeline(index) if self._recorder is not None else None
 
 
 def _user_frame() -> dict[str, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_vram.memory import Holder
 from pytest_vram.probe import timeline
 from pytest_vram.probe.history import MAX_EVENTS
 from pytest_vram.probe.layout import layout
-from pytest_vram.probe.marks import Notes
+from pytest_vram.probe.marks import Notes, on_card
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor
 
     from pytest_vram.memory import Timeline
     from pytest_vram.probe.timeline import Block, Replay
@@ -22,25 +24,43 @@ if TYPE_CHECKING:
 _EVER = ("allocated", "freed")  # counts that only grow: the same ones mean that nothing happened
 
 
+class Source(Protocol):
+    """Where a recorder reads the history."""
+
+    reserves: bool
+    """Whether there is an allocator, with segments that are reserved."""
+
+    def before(self) -> Sequence[Mapping[str, Any]]:
+        """The segments now, as in ``torch.cuda.memory._snapshot()["segments"]``."""
+
+    def events(self, index: int) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any] | None]:
+        """What device ``index`` recorded, as in the snapshot's ``"device_traces"``; and the allocator's settings."""
+
+    def address(self, tensor: Tensor) -> tuple[int, int] | None:
+        """See :class:`pytest_vram.probe.marks.Notes`."""
+
+
 class Recorder:
-    """For the ``cuda`` probe, while its history runs: what was held before, and the program's marks.
+    """While a history runs: what was held before it, and the program's marks.
 
     Without ``marks`` there is the curve, and no categories: what a failing budget shows, at no cost while it runs.
+
+    Args:
+        marks: whether to listen to the program.
+        source: the history; torch's of CUDA devices without one.
     """
 
-    def __init__(self, *, marks: bool = True) -> None:
-        self._notes = Notes()
+    def __init__(self, *, marks: bool = True, source: Source | None = None) -> None:
+        self._source = source or TorchHistory()
+        self._notes = Notes(self._source.address)
         self._marks = marks
         self._start_us = 0
-        self._before: list[Mapping[str, Any]] = []
+        self._before: Sequence[Mapping[str, Any]] = ()
         self._read: dict[int, tuple[Replay, bool]] = {}
 
     def start(self) -> None:
         """Begin, after the history."""
-        import torch
-
-        if torch.cuda.is_initialized():
-            self._before = _segments_now()
+        self._before = self._source.before()
         self._start_us = time.time_ns() // 1000
         if self._marks:
             self._notes.start()
@@ -57,6 +77,8 @@ class Recorder:
         found = timeline.timeline(played, start_us=self._start_us, reserved_before=before, cut=cut)
         if not self._marks:
             found = replace(found, categories=(), modules=())
+        if not self._source.reserves:
+            return replace(found, reserved=())
         return replace(found, layout=layout(played, segments, self._tell))
 
     def holders(self, index: int, top: int, *, left: bool = False) -> tuple[Holder, ...]:
@@ -71,21 +93,41 @@ class Recorder:
         return timeline.place(block), (block.category or "other") if self._marks else None
 
     def _replay(self, index: int) -> tuple[Replay, bool]:
-        import torch
-
-        snapshot = torch._C._cuda_memorySnapshot(None)
-        traces = snapshot["device_traces"]
-        recorded = traces[index] if index < len(traces) else []
+        recorded, settings = self._source.events(index)
         known = self._read.get(index)
         events = [event for event in recorded if event["time_us"] >= self._start_us]
         if known is None or len(known[0].events) != len(events):
-            settings = snapshot.get("allocator_settings")  # not in every torch
             played = timeline.replay(events, self._segments(index), self._notes.marks, index, settings)
             self._read[index] = known = (played, len(recorded) >= MAX_EVENTS)
         return known
 
     def _segments(self, index: int) -> list[Mapping[str, Any]]:
         return [segment for segment in self._before if segment["device"] == index]
+
+
+class TorchHistory:
+    """Torch's own, of CUDA devices."""
+
+    reserves = True
+
+    def before(self) -> Sequence[Mapping[str, Any]]:
+        """See :class:`Source`."""
+        import torch
+
+        return _segments_now() if torch.cuda.is_initialized() else ()
+
+    def events(self, index: int) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any] | None]:
+        """See :class:`Source`."""
+        import torch
+
+        snapshot = torch._C._cuda_memorySnapshot(None)
+        traces = snapshot["device_traces"]
+        # Not every torch tells its settings.
+        return traces[index] if index < len(traces) else [], snapshot.get("allocator_settings")
+
+    def address(self, tensor: Tensor) -> tuple[int, int] | None:
+        """See :class:`Source`."""
+        return on_card(tensor)
 
 
 _seen: tuple[object, list[Mapping[str, Any]]] = (None, [])

@@ -39,7 +39,8 @@ const written = (words) => pen.measureText(words).width;
 // model.layers.*.mlp, layers.*.mlp, mlp: the end of a module's name says most.
 function endings(name) {
   const parts = name.split(".");
-  return parts.map((_, i) => parts.slice(i).join(".")).filter((words) => !words.startsWith("*"));
+  const found = parts.map((_, i) => parts.slice(i).join(".")).filter((words) => !words.startsWith("*"));
+  return found.length ? found : [name];
 }
 
 function cut(words, room) {
