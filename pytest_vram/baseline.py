@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Baseline
 from pytest_vram.memory.report import NOISE_BYTES, grew
-from pytest_vram.report import files
+from pytest_vram.report import disk
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def read_any(path: Path) -> tuple[Peaks, Report | None]:
         data = None  # `read` says what is wrong
     if not isinstance(data, dict) or "schema_version" not in data:
         return read(path), None
-    report = files.load(path)
+    report = disk.load(path)
     return peaks(report, failed=True), report
 
 
@@ -196,7 +196,7 @@ def update(path: Path, report: Report) -> int:
     new = peaks(report)
     for nodeid, cards in new.items():
         merged[nodeid] = {**merged.get(nodeid, {}), **cards}
-    files.write_atomically(path, dump(merged))
+    disk.write_atomically(path, dump(merged))
     return sum(len(cards) for cards in new.values())
 
 

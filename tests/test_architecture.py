@@ -78,6 +78,20 @@ def test_imports_point_down(module: str, path: Path) -> None:
             assert layer(name) <= layer(module), f"{module} imports {name}, which lies above it"
 
 
+def test_no_imports_run_in_a_circle() -> None:
+    names = {module for module, _ in modules()}
+
+    def known(name: str) -> str:
+        while name and name not in names:
+            name = name.rpartition(".")[0]
+        return name
+
+    below = {module: {known(name) for name in imports(path)} - {"", module} for module, path in modules()}
+    while done := {module for module, rest in below.items() if not rest}:
+        below = {module: rest - done for module, rest in below.items() if module not in done}
+    assert below == {}, "these import each other, or what does"
+
+
 def test_only_the_plugin_imports_pytest() -> None:
     guilty = [
         module

@@ -5,23 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.errors import VramUsageError
-from pytest_vram.memory import Report
-from pytest_vram.memory.report import SCHEMA_VERSION
 from pytest_vram.report import markdown
-from pytest_vram.report.codec import decode, encode
+from pytest_vram.report.codec import encode
+from pytest_vram.report.disk import load, write_atomically
 from pytest_vram.report.rows import Row, rows
 from pytest_vram.report.tables import TABLES
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     import pandas
+
+    from pytest_vram.memory import Report
+
+__all__ = ["SCHEMA_FILE", "load", "load_report", "save", "to_html"]
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 _NESTED = ("fixtures", "phases", "holders", "host_reads")
@@ -44,31 +47,6 @@ def save(report: Report, path: str | os.PathLike[str], before: Report | None = N
         raise VramUsageError(f"{target}: the suffix says the format; choose {', '.join(_FORMATS)}")
     text = to_html(report, before) if target.suffix == ".html" else _FORMATS[target.suffix](report)
     write_atomically(target, text)
-
-
-def load(path: str | os.PathLike[str]) -> Report:
-    """Read a ``.json`` report.
-
-    Raises:
-        VramUsageError: it is not there, not a report, or of a later version of this package.
-    """
-    source = Path(path)
-    try:
-        data = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise VramUsageError(f"report {source} is not there") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VramUsageError(f"report {source} cannot be read: {error}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
-        raise VramUsageError(
-            f"report {source} has schema version {version!r}, and this pytest-vram reads {SCHEMA_VERSION}: is it a"
-            " file that --vram-output wrote, by this version?"
-        )
-    try:
-        return decode(Report, data)
-    except VramUsageError as error:
-        raise VramUsageError(f"report {source}: {error}") from error
 
 
 def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.DataFrame:
@@ -102,17 +80,6 @@ def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.Da
         for line in TABLES[table](measurement)
     ]
     return pandas.DataFrame(lines)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Put ``text`` at ``path``: the new text or the old one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def to_json(report: Report) -> str:

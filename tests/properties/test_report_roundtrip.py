@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_vram import baseline
 from pytest_vram.memory import Budget, Exceeded, Measurement, Report, TestRecord, Within
-from pytest_vram.report import files, markdown, terminal
+from pytest_vram.report import disk, files, markdown, terminal
 from pytest_vram.report.codec import decode, encode
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(files.SCHEMA_FILE.read_text()))
@@ -109,7 +109,7 @@ PEAKS = st.dictionaries(TEXTS, st.dictionaries(TEXTS, SIZES, min_size=1, max_siz
 @FEWER
 def test_a_baseline_file_comes_back(tmp_path_factory: Any, peaks: dict[str, dict[str, int]]) -> None:
     path = Path(tmp_path_factory.getbasetemp()) / "baseline.json"
-    files.write_atomically(path, baseline.dump(peaks))
+    disk.write_atomically(path, baseline.dump(peaks))
     assert baseline.read(path) == peaks
     assert path.read_text(encoding="utf-8").count("\n") == 5 + max(1, len(peaks))
 

@@ -29,6 +29,13 @@ def test_batches_keep_their_bounds(data: Any, tokens: int, rows: int | None, seq
     assert shape.size == (shape.rows, shape.seq)
 
 
+def test_the_nf4_code_book_is_the_reference_codecs() -> None:
+    """Written down twice, because neither package may import the other."""
+    from finetune.codebook import NF4_VALUES
+
+    assert vram.NF4 == NF4_VALUES
+
+
 def test_batches_shrink_towards_small() -> None:
     assert find(vram.batches(max_tokens=4096), lambda s: True) == vram.BatchShape(rows=1, seq=1)
     found = find(vram.batches(max_tokens=4096), lambda s: s.tokens >= 1000, settings=settings(max_examples=1000))
