@@ -13,7 +13,7 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement, Timeline
+    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement, Phase, Timeline
 
 _KINDS = {
     "cuda": "measured on the GPU",
@@ -52,16 +52,13 @@ def budget_message(
     if peak_phase:
         lines.append(f"  where   in phase {peak_phase!r}")
     if measurement.phases:
-        lines.append(
-            "  phases  " + ", ".join(f"{p.name} {format_bytes(_metric(p.peak, budget))}" for p in measurement.phases)
-        )
+        lines.append(f"  phases  {_by_phase(measurement.phases, budget)}")
     lines += _bill(measurement.fixtures)
     if holders:
-        lines.append("  held at the peak, by the line that allocated it:")
-        lines += [f"    {format_bytes(h.size_bytes):>9}  {h.location}" + _what(h) for h in holders]
+        lines += ["  held at the peak, by the line that allocated it:", *_held(holders, measurement)]
     if measurement.timeline is not None:
         counted = _counted(measurement.timeline, measurement.uncounted_bytes)
-        shown = curve(counted, limit=limit if budget.metric == "allocated" else None)
+        shown = curve(counted, limit=limit if budget.metric == "allocated" else None, phases=measurement.phases)
         lines += ["", *(f"  {line}" for line in shown), ""]
     lines.append("  " + remedy(budget, peak, limit, measurement, holders))
     return "\n".join(lines)
@@ -82,9 +79,37 @@ def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, hold
             f"try: only {format_bytes(allocated)} were allocated, the rest is the allocator's cache and the context: "
             "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, or metric='allocated'"
         )
+    if (named := _by_category(measurement, holders)) is not None:
+        return named
     if made_here := [h for h in holders if h.location not in (HELD_BEFORE, BACKWARD)]:
         return f"try: the largest holder is {made_here[0].location}; release it earlier, or make it smaller"
     return "try: a smaller batch, a narrower dtype, or checkpointed activations; --vram-report shows every test's peak"
+
+
+_REMEDIES: dict[str, str] = {
+    "weights": "a narrower dtype, or quantization (NF4 takes a quarter of bf16)",
+    "adapters": "a smaller rank, or fewer target modules",
+    "gradients": "adapters on a frozen base, or an optimizer step within the backward pass",
+    "optimizer": "an 8-bit or a paged optimizer, or adapters on a frozen base",
+    "activations": "activation checkpointing, a smaller micro-batch, or shorter rows",
+    "logits": "the loss in chunks, so that the logits of all tokens never exist at once",
+    "temporary": "a smaller micro-batch or shorter rows; what is temporary grows with both",
+}
+
+
+def _by_category(measurement: Measurement, holders: Sequence[Holder]) -> str | None:
+    """What helps against the kind of memory that there was most of; ``None`` where kinds were not recorded."""
+    timeline = measurement.timeline
+    parts = {name: size for name, size in timeline.at_peak().items() if name in _REMEDIES} if timeline else {}
+    if not timeline or not parts:
+        return None
+    name = max(parts, key=parts.__getitem__)
+    lines = [h.location for h in holders if h.category == name and h.location not in (HELD_BEFORE, BACKWARD)]
+    where = f", most of it from {lines[0]}" if lines else ""
+    return (
+        f"try: {name} hold {format_bytes(parts[name])} of it ({parts[name] / timeline.peak_bytes:.0%}){where}:"
+        f" {_REMEDIES[name]}"
+    )
 
 
 def leak_message(leaked: int, limit: int, holders: Sequence[Holder]) -> str:
@@ -129,9 +154,30 @@ def _bill(fixtures: Sequence[FixtureShare]) -> list[str]:
     return ["  " + fixture_line(share) for share in sorted(fixtures, key=lambda s: -s.size_bytes)]
 
 
-def _what(holder: Holder) -> str:
-    """Category, module and number of the allocations, as far as known."""
+def _held(holders: Sequence[Holder], measurement: Measurement) -> list[str]:
+    """A line a holder, and what is left of the peak."""
+    whole = measurement.figure("allocated") or 0
+    lines = [f"    {format_bytes(h.size_bytes):>9}  {h.location}{_what(h, whole)}" for h in holders]
+    rest = whole - sum(holder.size_bytes for holder in holders)
+    return lines + ([f"    {format_bytes(rest):>9}  elsewhere"] if rest > 0 else [])
+
+
+def _by_phase(phases: Sequence[Phase], budget: Budget) -> str:
+    """Each name once, with its largest peak: a loop measures the same phases again and again."""
+    found: dict[str, list[int]] = {}
+    for phase in phases:
+        found.setdefault(phase.name, []).append(_metric(phase.peak, budget) or 0)
+    return ", ".join(
+        f"{name} {format_bytes(max(sizes))}{f' ({len(sizes)} times)' if len(sizes) > 1 else ''}"
+        for name, sizes in found.items()
+    )
+
+
+def _what(holder: Holder, whole: int = 0) -> str:
+    """Share of the ``whole``, category, module and number of the allocations, as far as known."""
     known = [text for text in (holder.category, holder.module) if text]
+    if whole and holder.size_bytes < whole:
+        known.insert(0, f"{holder.size_bytes / whole:.0%}")
     if holder.count > 1:
         known.append(f"{holder.count} allocations")
     return f"  ({', '.join(known)})" if known else ""
