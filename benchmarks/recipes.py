@@ -2,17 +2,23 @@
 
 Every recipe trains the same adapter (rank 16 on every linear layer of an NF4 + double-quantized base, paged 32-bit
 AdamW, bf16 compute, gradient checkpointing) on rows of the same length, and differs in nothing but the code that does
-it.
+it. It prints its peaks in bytes, as ``peaks ALLOCATED RESERVED``, and with ``--most`` the largest micro-batch for so
+many bytes, as ``rows N``.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
+from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RANK = 16
 CHECKPOINTING = {"use_reentrant": False}
@@ -59,11 +65,9 @@ def settings(arguments: argparse.Namespace, folder: str) -> dict[str, object]:
     }
 
 
-def trainer(arguments: argparse.Namespace) -> None:
+def trainer(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     """The recipe of https://github.com/artidoro/qlora: prepare_model_for_kbit_training, peft, transformers' Trainer."""
-    model = prepare_model_for_kbit_training(
-        quantized(arguments.checkpoint), gradient_checkpointing_kwargs=CHECKPOINTING
-    )
+    model = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs=CHECKPOINTING)
     model = get_peft_model(model, lora())
     data = rows(
         model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps
@@ -72,7 +76,7 @@ def trainer(arguments: argparse.Namespace) -> None:
         Trainer(model=model, args=TrainingArguments(**settings(arguments, folder)), train_dataset=data).train()
 
 
-def trl(arguments: argparse.Namespace) -> None:
+def trl(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     """TRL's SFTTrainer, which makes the adapter itself."""
     from datasets import Dataset
     from tokenizers import Tokenizer
@@ -80,17 +84,14 @@ def trl(arguments: argparse.Namespace) -> None:
     from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
-    model = quantized(arguments.checkpoint)
     words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, 100)}}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words)), pad_token="<pad>", eos_token="<eos>"
     )
-    data = rows(
-        model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps
-    )
+    data = rows(base.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
         SFTTrainer(
-            model=model,
+            model=base,
             args=SFTConfig(**settings(arguments, folder), max_length=arguments.seq, packing=False),
             train_dataset=Dataset.from_list(data),
             processing_class=tokenizer,
@@ -98,9 +99,9 @@ def trl(arguments: argparse.Namespace) -> None:
         ).train()
 
 
-def ours(arguments: argparse.Namespace) -> None:
+def ours(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     """finetune's own step."""
-    model, optimizer, config = adapted(arguments)
+    model, optimizer, config = adapted(base, arguments)
     from finetune.step import train_step
 
     window = batches(arguments, int(model.config.vocab_size))
@@ -108,13 +109,13 @@ def ours(arguments: argparse.Namespace) -> None:
         train_step(model, window, optimizer, config, step=step, total_steps=arguments.steps)
 
 
-def floor(arguments: argparse.Namespace) -> None:
+def floor(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     """What no recipe of this kind can do without: printed, in bytes, as ``floor N``.
 
     Weights, adapters, their gradients and optimizer state, the saved inputs of all layers in bf16, and the working
     set of one layer's forward and backward, measured by running one.
     """
-    model, optimizer, config = adapted(arguments)
+    model, optimizer, config = adapted(base, arguments)
     from finetune.forward import base_model
     from finetune.step import train_step
     from finetune.trial import held
@@ -140,17 +141,26 @@ def floor(arguments: argparse.Namespace) -> None:
     print("floor", lasting + saved + torch.cuda.max_memory_allocated() - before)
 
 
-def adapted(arguments: argparse.Namespace) -> tuple[torch.nn.Module, torch.optim.Optimizer, object]:
-    from finetune.config import AdapterConfig, ModelConfig, TrainConfig
-    from finetune.model import attach_adapter, load_base
+def adapted(
+    base: torch.nn.Module, arguments: argparse.Namespace
+) -> tuple[torch.nn.Module, torch.optim.Optimizer, object]:
+    from finetune.config import AdapterConfig, TrainConfig
+    from finetune.model import attach_adapter
     from finetune.optim import make_optimizer
 
     config = TrainConfig(
         micro_batch=arguments.micro_batch, accumulation=arguments.accumulation, optimizer="paged-adamw"
     )
-    base = load_base(ModelConfig(model=arguments.checkpoint, precision="nf4", double_quant=True))
     model = attach_adapter(base, AdapterConfig(rank=RANK), seed=0)
     return model, make_optimizer(model.parameters(), config), config
+
+
+def loaded(path: str) -> torch.nn.Module:
+    """The base, as finetune loads it."""
+    from finetune.config import ModelConfig
+    from finetune.model import load_base
+
+    return load_base(ModelConfig(model=path, precision="nf4", double_quant=True))
 
 
 def batches(arguments: argparse.Namespace, vocabulary: int) -> list[object]:
@@ -160,7 +170,70 @@ def batches(arguments: argparse.Namespace, vocabulary: int) -> list[object]:
     return [Batch(input_ids=ids, labels=ids.clone()) for _ in range(arguments.accumulation)]
 
 
-RECIPES = {"trainer": trainer, "trl": trl, "ours": ours, "floor": floor}
+RECIPES = {"trainer": (quantized, trainer), "trl": (quantized, trl), "ours": (loaded, ours), "floor": (loaded, floor)}
+
+
+def without_adapter(base: torch.nn.Module) -> None:
+    """Give the base its own linear layers again, where a recipe put the adapter's around them."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(base.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(base.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+
+
+def most_rows(peak_of: Callable[[int], int | None], limit: int) -> int:
+    """The largest micro-batch that fits, by a line through the two largest that did; the next one does not.
+
+    Args:
+        peak_of: bytes reserved with so many rows; ``None`` where they ran out of memory.
+        limit: bytes there are.
+    """
+    peaks: dict[int, int] = {}
+    refused = 1 << 20
+    guess = 1
+    while True:
+        peak = peak_of(guess)
+        if peak is None:
+            refused = guess
+        else:
+            peaks[guess] = peak
+        fits = sorted(peaks)
+        low = fits[-1] if fits else 0
+        if refused - low == 1:
+            return low
+        if len(fits) < 2:
+            guess = low + 1
+        else:
+            a, b = fits[-2:]
+            slope = max(1.0, (peaks[b] - peaks[a]) / (b - a))
+            guess = min(b + int((limit - peaks[b]) / slope), 4 * b)  # the first line may be flat
+        guess = min(max(guess, low + 1), refused - 1)
+
+
+def search(base: torch.nn.Module, recipe: Callable[..., None], arguments: argparse.Namespace) -> int:
+    """The largest micro-batch of ``recipe`` that ``--most`` bytes take, of which the allocator hands out no more."""
+    total = torch.cuda.get_device_properties(0).total_memory
+
+    def peak_of(count: int) -> int | None:
+        for parameter in base.parameters():
+            parameter.grad = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            recipe(base, argparse.Namespace(**{**vars(arguments), "micro_batch": count}))
+            found = int(torch.cuda.max_memory_reserved())
+        except torch.OutOfMemoryError:
+            found = None
+        without_adapter(base)
+        return found
+
+    torch.cuda.set_per_process_memory_fraction(arguments.most / total)
+    return most_rows(peak_of, arguments.most)
 
 
 def main() -> None:
@@ -171,8 +244,15 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=1)
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--most", type=int, metavar="BYTES", help="then search the largest micro-batch for so many")
     arguments = parser.parse_args()
-    RECIPES[arguments.recipe](arguments)
+    load, recipe = RECIPES[arguments.recipe]
+    base = load(arguments.checkpoint)
+    recipe(base, arguments)
+    print("peaks", torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved())
+    if arguments.most:
+        without_adapter(base)
+        print("rows", search(base, recipe, arguments))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Answer:
 
 def render(config: RunConfig, card: str | None, answer: Answer) -> str:
     """The answer for people: fits or not, by how much, and where the memory goes."""
-    trial = answer.trial
+    trial, whole = answer.trial, answer.whole
     name = card or trial["device"]
     total, verdict = trial["total"], "fits" if answer.fits else "does NOT fit"
     lines = [
@@ -69,16 +69,16 @@ def render(config: RunConfig, card: str | None, answer: Answer) -> str:
             f"  missing   {gib(answer.needed - total)}" if answer.needed > total else "  refused   by fragmentation"
         )
         lines.append(f"  allocator {trial['message'].splitlines()[0] if trial['message'] else ''}")
-    if trial["categories"]:
+    if whole["categories"]:
         lines.append(
-            f"  peak      {gib(trial['peak_allocated'])} allocated, {gib(trial['peak_reserved'])} reserved; at the"
+            f"  peak      {gib(whole['peak_allocated'])} allocated, {gib(whole['peak_reserved'])} reserved; at the"
             " peak:"
         )
-        lines += [f"    {size_name:<22}{gib(size)}" for size_name, size in trial["categories"].items()]
-    if trial["managed"]:
-        lines.append(f"    {'paged optimizer state':<22}{gib(trial['managed'])} in managed memory, beside the card's")
-    lines.append("  by phase  " + ", ".join(f"{phase} {gib(size)}" for phase, size in trial["phases"].items()))
-    lines += [f"  rests on  {note}" for note in _guesses(trial)]
+        lines += [f"    {size_name:<22}{gib(size)}" for size_name, size in whole["categories"].items()]
+    if whole["managed"]:
+        lines.append(f"    {'paged optimizer state':<22}{gib(whole['managed'])} in managed memory, beside the card's")
+    lines.append("  by phase  " + ", ".join(f"{phase} {gib(size)}" for phase, size in whole["phases"].items()))
+    lines += [f"  rests on  {note}" for note in _guesses(whole)]
     kind = "dry GPU: PyTorch's own allocator, no kernel ran" if trial["dry"] else "measured on the GPU"
     lines.append(f"  {kind}; {trial['seconds']:.1f} s")
     return "\n".join(lines)

@@ -50,11 +50,13 @@ def test_a_run_that_fits_is_told_with_its_headroom() -> None:
 
 
 def test_a_run_that_does_not_fit_is_told_what_is_missing() -> None:
-    trial = TRIAL | {"fits": False, "message": "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"}
+    refused = {"fits": False, "message": "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore", "categories": {}}
+    trial = TRIAL | refused
     text = render(config(), "rtx-4060", Answer(trial=trial, roomy=TRIAL | {"peak_device": 20 * GIB}))
     assert "does NOT fit rtx-4060" in text
     assert "missing   4.00 GiB" in text
     assert "Tried to allocate 2.00 GiB" in text
+    assert "    weights               4.00 GiB" in text  # of the steps that came to their end
 
 
 def test_a_real_gpu_is_not_called_dry() -> None:
