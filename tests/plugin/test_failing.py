@@ -33,7 +33,7 @@ def test_the_message_names_limit_peak_phase_fixtures_lines_and_a_remedy(project)
             "  session fixture `llama` holds 3.00 MiB",
             "  held at the peak, by the line that allocated it:",
             "     6.00 MiB  test_it.py:* in test_step  (60%)",
-            "     4.00 MiB  elsewhere",
+            "     3.00 MiB  test_it.py:* in llama  (30%)",
             "  try: *",
         ]
     )
