@@ -32,7 +32,7 @@ class LogitRule:
     """Factor (Cohere's ``logit_scale``, Falcon-H1's ``lm_head_multiplier``, the inverse of Granite's
     ``logits_scaling``)."""
     softcap: float | None = None
-    """Bound (Gemma 2's ``final_logit_softcapping``); None for no bound."""
+    """Bound (Gemma 2's ``final_logit_softcapping``, RecurrentGemma's ``logits_soft_cap``); None for no bound."""
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> LogitRule:
@@ -40,7 +40,8 @@ class LogitRule:
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+        softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+        return cls(scale=scale, softcap=softcap)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """The model's logits, out of place."""

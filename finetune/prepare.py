@@ -9,6 +9,7 @@ import torch
 
 from finetune import checkpoint, configfile, durable
 from finetune.ask import Question, choose_question
+from finetune.assumptions import check_assumptions
 from finetune.cli import CONFIG_FILE
 from finetune.data import load_examples, total_steps
 from finetune.errors import ConfigError, OutputError, Problem
@@ -85,6 +86,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     base_fingerprint = fingerprint(base)
     model = attach_adapter(base, config.adapter, seed=config.train.seed)
     holdings.model = model
+    check_assumptions(model, packing=config.data.packing)
     optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer
     facts = RunFacts(

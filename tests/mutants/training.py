@@ -55,6 +55,18 @@ BUGS: dict[str, Planted] = {
             ("dist.all_reduce(total)", "pass"),
         ],
     ),
+    "assumptions": (
+        ["tests/properties/test_architectures.py"],
+        [
+            ("        _check_logits(model)\n", ""),
+            ("_differ(beside[0], beside[1], same) or ", ""),
+            (" or _differ(beside[0], alone, like_alone)", ""),
+            ("model.train(was_training)", "pass"),
+            ("state.threshold = 0.0", "pass"),
+            ("state.threshold = threshold", "pass"),
+            ("> tolerance * float", "> 100 * tolerance * float"),
+        ],
+    ),
     "masters": (
         ["tests/properties/test_masters.py"],
         [
