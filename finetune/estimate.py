@@ -38,6 +38,8 @@ WORKSPACE = {7: 8_519_680, 8: 8_519_680, 9: 33_554_432}
 ``aten/src/ATen/cuda/CublasHandlePool.cpp``."""
 PAGED_FROM = 4096
 """Elements from which a state is paged, as in ``optim.py``, which imports torch; bitsandbytes does from 1e5 on."""
+QUANTIZING = 7
+"""Bytes an element that bitsandbytes takes to quantize an input of an 8-bit layer: in fp16, its size, int8, outliers."""
 _READERS = (
     {"q_proj", "k_proj", "v_proj", "qkv_proj"},
     {"gate_proj", "up_proj", "gate_up_proj"},
@@ -301,6 +303,8 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
     # Behind the down projection one gradient of the MLP's width beside the weight; behind the product two, which it
     # has split into, where what the projection had saved is gone already.
     working = one_gradient + max(dequantized, one_gradient)
+    if config.model.precision == "int8":  # the down projection again, before backward: its input is quantized there
+        working = max(working, tokens * (QUANTIZING * dims.intermediate + dims.hidden * compute))
     mask = tokens * config.data.seq if _windowed(dims, config) else 0  # of booleans, one for all layers
     if not config.train.checkpointing:
         return dims.layers * kept + mask, working

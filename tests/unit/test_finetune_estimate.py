@@ -113,6 +113,8 @@ MEASURED = [
     ({"seq": 4096, "offload_activations": True}, 1.557),
     ({"precision": "fp4", "seq": 4096}, 1.792),
     ({"precision": "int8", "checkpointing": False}, 3.201),
+    ({"precision": "int8", "micro_batch": 8}, 3.193),
+    ({"precision": "int8", "seq": 4096}, 2.325),
     ({"precision": "bf16", "seq": 4096}, 3.136),
     ({"precision": "fp32", "seq": 4096}, 6.161),
     ({"precision": "bf16", "full": True, "optimizer": "adamw"}, 11.530),
