@@ -39,7 +39,7 @@ WORKSPACE = {7: 8_519_680, 8: 8_519_680, 9: 33_554_432}
 PAGED_FROM = 4096
 """Elements from which a state is paged, as in ``optim.py``, which imports torch; bitsandbytes does from 1e5 on."""
 QUANTIZING = 7
-"""Bytes an element that bitsandbytes takes to quantize an input of an 8-bit layer: in fp16, its size, int8, outliers."""
+"""Bytes an element that bitsandbytes takes to quantize an 8-bit layer's input: in fp16, its size, int8, outliers."""
 _READERS = (
     {"q_proj", "k_proj", "v_proj", "qkv_proj"},
     {"gate_proj", "up_proj", "gate_up_proj"},
