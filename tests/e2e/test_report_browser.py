@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 from pytest_vram import baseline
 from pytest_vram.memory import Device, Measurement, Peak
 from pytest_vram.report.html import render
+from pytest_vram.units import format_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
 import sample
@@ -227,3 +229,13 @@ def test_a_filter_that_nothing_passes_says_so(browser: Any, pages: Path) -> None
     find(browser, "#find").send_keys("no such test")
     assert find(browser, "#none").is_displayed()
     assert quiet(browser)
+
+
+def test_the_page_writes_sizes_as_the_terminal_does(browser: Any, pages: Path) -> None:
+    look(browser, pages / "report.html")
+    script = files("pytest_vram.report.html").joinpath("chart.js").read_text(encoding="utf-8")
+    function = script[script.index("function fixed(") : script.index("// Text is only ever")]
+    sizes = [i * 2**17 + j for i in range(0, 20_000, 7) for j in (0, 511)] + [-(2**20), 0, 999, 1000, 2**44 + 2**33]
+    assert browser.execute_script(f"{function}; return arguments[0].map(bytes)", sizes) == list(
+        map(format_bytes, sizes)
+    )

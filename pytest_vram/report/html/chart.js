@@ -13,6 +13,12 @@ for (const test of PAGE.tests) { // what is left out is what most tests have
   [test.kind, test.device] = (test.on || [-1, -1]).map(text);
 }
 
+// As Python rounds, so that this page and the terminal say the same: a half goes to the even neighbour.
+function fixed(value, digits) {
+  const scaled = value * 10 ** digits, low = Math.floor(scaled);
+  return (scaled - low === 0.5 ? (low + (low % 2)) / 10 ** digits : value).toFixed(digits);
+}
+
 function bytes(size) {
   if (size === undefined || size === null) return "n/a";
   const sign = size < 0 ? "-" : "", magnitude = Math.abs(size);
@@ -20,7 +26,7 @@ function bytes(size) {
     const factor = 1024 ** power;
     if (magnitude >= factor * 0.9995 && magnitude >= 1000) {
       const value = magnitude / factor;
-      return `${sign}${value.toFixed(value < 9.995 ? 2 : value < 99.95 ? 1 : 0)} ${unit}`;
+      return `${sign}${fixed(value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0)} ${unit}`;
     }
   }
   return `${sign}${magnitude} B`;

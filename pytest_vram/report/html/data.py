@@ -107,6 +107,7 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
         "regressed": row.regressed,
         "budget": row.budget_bytes,
         "where": test.budget.where if test.budget else "",
+        "origin": test.budget.origin if test.budget and test.budget.origin != "marker" else "",
         "figures": [row.allocated_bytes, row.reserved_bytes, row.device_bytes],
         "leaked": row.leaked_bytes,
         "retries": row.retries,

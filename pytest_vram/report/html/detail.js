@@ -35,12 +35,14 @@ function signed(size) { return size > 0 ? `+${bytes(size)}` : bytes(size).replac
 
 function headline(test) {
   if (test.peak === undefined) return node("p", { class: "headline odd" }, test.reason ? `Not measured: ${test.reason}` : "Not measured");
-  const spare = test.budget - test.peak, words = [node("b", {}, bytes(test.peak)), ` ${test.metric}`];
-  if (test.verdict === "exceeded") words.push(", ", node("b", { class: "grew" }, `${bytes(-spare)} over`), ` its budget of ${bytes(test.budget)}`);
-  else if (test.verdict === "within") words.push(`, ${bytes(spare)} below its budget of ${bytes(test.budget)}`);
+  const metric = test.metric === "device" ? "on the device, CUDA context included" : test.metric;
+  const spare = test.budget - test.peak, words = [node("b", {}, bytes(test.peak)), ` ${metric}`];
+  const limit = `${test.origin === "card" ? "the card's" : "its budget of"} ${bytes(test.budget)}`;
+  if (test.verdict === "exceeded") words.push(", ", node("b", { class: "grew" }, `${bytes(-spare)} over`), ` ${limit}`);
+  else if (test.verdict === "within") words.push(`, ${bytes(spare)} below ${limit}`);
   else if (test.verdict === "unmeasured") words.push(`, not held against its budget: ${test.reason}`);
   else words.push(", without a budget");
-  if (test.where) words.push(" ", node("code", {}, test.where));
+  if (test.where && test.origin !== "card") words.push(" ", node("code", {}, test.where));
   if (test.outcome !== "passed") words.push(`; the test ${test.outcome === "failed" ? "failed" : `was ${test.outcome}`}`);
   return node("p", { class: "headline" }, ...words);
 }

@@ -37,6 +37,7 @@ def render(report: Report, before: Report | None = None) -> str:
         before: an earlier report, to say what grew since.
     """
     table = rows(report)
+    title = text(table[0].nodeid) if len(table) == 1 else f"{len(table):,} tests"
     style = _resource("style.css") + _lengths()
     script = '"use strict";\n(() => {\n' + "\n".join(_resource(name) for name in _SCRIPTS) + "\n})();\n"
     data = json.dumps(page_data(report, before), ensure_ascii=False, separators=(",", ":"))
@@ -53,7 +54,7 @@ def render(report: Report, before: Report | None = None) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="generator" content="pytest-vram">\n'
-        f"<title>GPU memory: {len(table)} tests</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<title>GPU memory: {title}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in body if part)
         + f'\n<script type="application/json" id="data">{data}</script>\n<script>{script}</script>\n</body>\n</html>\n'
     )

@@ -33,7 +33,10 @@ def test_a_run_is_drawn_as_a_test_whose_budget_is_the_card(run_command: Callable
     peak = json.loads(figures.read_text())["peak_allocated_bytes"]
     assert test["timeline"]["most"] == peak  # recorded and counted apart, equal to the byte
     assert sum(holder[0] for holder in test["holders"]) == peak
-    assert test["metric"] == "device"
+    assert (test["metric"], test["origin"]) == ("device", "card")
+    reserved, allocated, *_, segments = test["layout"]["sums"]
+    assert allocated == peak < reserved
+    assert sum(row[2] for row in test["layout"]["rows"]) == segments
     assert test["budget"] > 15 * 2**30
     assert "train.py" in text
     strings = json.loads(data[1])["strings"]
