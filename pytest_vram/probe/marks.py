@@ -38,8 +38,11 @@ Label = tuple[int, int, int, "Category", str]
 """As seen at a time in nanoseconds, the block of a device at an address is of a category, and of a module."""
 
 
-_Mark = tuple[str, bool] | None
-"""Name, and is it the head; ``None`` for modules that count as the one above them: only groups are told apart."""
+_Doing = tuple[str, str, bool]
+"""A step without its time."""
+_Mark = _Doing | None
+"""``None`` for modules that count as the one above them: only groups are told apart."""
+_LEAVE: _Doing = ("leave", "", False)
 
 
 @dataclass(slots=True)
@@ -58,7 +61,10 @@ class Notes:
     """
 
     def __init__(self, address: Callable[[Tensor], tuple[int, int] | None] | None = None) -> None:
-        self.marks = Marks()
+        # Times and what began then, side by side: no object is made for a mark, so none has to be collected.
+        self._times: list[int] = []
+        self._doing: list[_Doing] = []
+        self._labels: list[Label] = []
         self._address = address or on_card
         # By id: the mark, and whose it is, for an id may be given again.
         self._known: dict[int, tuple[_Mark, weakref.ref[nn.Module]]] = {}
@@ -67,6 +73,12 @@ class Notes:
         self._handles: list[Any] = []
         self._originals: dict[str, Callable[..., Any]] = {}
         self._on = False
+
+    @property
+    def marks(self) -> Marks:
+        """All that was noted until now."""
+        steps = [(time, *doing) for time, doing in zip(self._times, self._doing, strict=True)]
+        return Marks(steps=steps, labels=self._labels)
 
     def start(self) -> None:
         """Begin to listen."""
@@ -105,7 +117,7 @@ class Notes:
         """
         from torch.compiler import is_dynamo_compiling
 
-        known, append, depth = self._known, self.marks.steps.append, 0
+        known, tick, note, depth = self._known, self._times.append, self._doing.append, 0
 
         @wraps(original)
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -120,12 +132,14 @@ class Notes:
             if mark is None and depth:
                 return original(module, *args, **kwargs)
             depth += 1
-            append((time_ns(), "enter", *(mark or self._own(module))))
+            tick(time_ns())
+            note(mark or self._own(module))
             try:
                 return original(module, *args, **kwargs)
             finally:  # checkpointing leaves a recomputed layer by an exception
                 depth -= 1
-                append((time_ns(), "leave", "", False))
+                tick(time_ns())
+                note(_LEAVE)
 
         return call
 
@@ -133,42 +147,71 @@ class Notes:
         """A module that is new here: remember those below it, and whose their tensors are."""
         import torch
 
-        parameters: list[tuple[str, str, Any]] = []
-        buffers: list[tuple[str, Any]] = []
         # Parameters with an operator dispatch of their own, as 4-bit ones, would run it to tell their address.
         with torch._C.DisableTorchFunctionSubclass():
-            for name, child, mark in _below(module):
-                self._known[id(child)] = (mark, weakref.ref(child))
-                parameters += [(name, key, p) for key, p in child._parameters.items() if p is not None]
-                buffers += [(name, buffer) for buffer in child._buffers.values() if buffer is not None]
-            frozen = any(not parameter.requires_grad for _, _, parameter in parameters)
+            parameters, buffers = self._walk(module)
+            frozen = any(not parameter.requires_grad for parameter, _, _ in parameters)
             now = time_ns()
-            for name, key, parameter in parameters:
+            for parameter, name, adapter in parameters:
                 trained = parameter.requires_grad
-                adapter = (frozen and trained) or bool(_ADAPTERS.search(f"{name}.{key}"))
-                self._label(now, parameter, "adapters" if adapter else "weights", name)
+                kind: Category = "adapters" if adapter or (frozen and trained) else "weights"
+                self._label(now, parameter, kind, name)
                 if trained:
                     self._trainable.append((weakref.ref(parameter), name))
                 if type(parameter) is not torch.nn.Parameter:
                     for constant in _quantization_constants(parameter):
                         self._label(now, constant, "quantization", name)
-            for name, buffer in buffers:
+            for buffer, name in buffers:
                 self._label(now, buffer, "weights", name)
 
-    def _own(self, module: nn.Module) -> tuple[str, bool]:
+    def _walk(self, module: nn.Module) -> tuple[list[tuple[Any, str, bool]], list[tuple[Tensor, str]]]:
+        """Mark a module and all below it; its parameters, with whether they are an adapter's, and its buffers.
+
+        Names below a layer's part are not made: a 7B model with adapters has thousands of them, and none is shown.
+        """
+        parameters: list[tuple[Any, str, bool]] = []
+        buffers: list[tuple[Tensor, str]] = []
+        known, head, adapts = self._known, _output_layer(module), _Adapters()
+        known[id(module)] = (("enter", type(module).__name__, False), weakref.ref(module))
+        seen = {id(module)}
+        # Module, name, group, whether those below it can have another, whether it is an adapter's.
+        todo = [(module, "", "", False, False)]
+        while todo:
+            parent, name, group, closed, adapter = todo.pop()
+            for key, parameter in parent._parameters.items():
+                if parameter is not None:
+                    parameters.append((parameter, name, adapter or adapts[key]))
+            buffers += [(buffer, name) for buffer in parent._buffers.values() if buffer is not None]
+            for key, child in parent._modules.items():
+                if child is None or id(child) in seen:
+                    continue
+                seen.add(id(child))
+                is_head = child is head or key in _HEADS
+                if closed and not is_head:
+                    known[id(child)] = (None, weakref.ref(child))
+                    todo.append((child, name, group, True, adapter or adapts[key]))
+                    continue
+                path = f"{name}.{key}" if name else key
+                own = module_group(path)
+                mark = ("enter", path, is_head) if is_head or own != group else None
+                known[id(child)] = (mark, weakref.ref(child))
+                todo.append((child, path, own, own.rpartition(".")[0].endswith("*"), adapter or adapts[key]))
+        return parameters, buffers
+
+    def _own(self, module: nn.Module) -> _Doing:
         """The mark of a module that is called by itself, though its parent is known."""
-        mark = (type(module).__name__, False)
+        mark = ("enter", type(module).__name__, False)
         self._known[id(module)] = (mark, weakref.ref(module))
         return mark
 
     def _around_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(*args: Any, **kwargs: Any) -> Any:
-            self.marks.steps.append((time_ns(), "backward", "", False))
+            self._note("backward")
             try:
                 return original(*args, **kwargs)
             finally:
                 self._label_gradients()
-                self.marks.steps.append((time_ns(), "end", "", False))
+                self._note("end")
 
         return backward
 
@@ -186,11 +229,11 @@ class Notes:
                 self._label(now, parameter.grad, "gradients", module)
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self.marks.steps.append((time_ns(), "optimizer", "", False))
+        self._note("optimizer")
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         now = time_ns()
-        self.marks.steps.append((now, "end", "", False))
+        self._note("end")
         if self._states.get(optimizer) != len(optimizer.state):  # its state is made once, in the first step
             self._states[optimizer] = len(optimizer.state)
             for state in optimizer.state.values():
@@ -200,7 +243,19 @@ class Notes:
     def _label(self, now: int, tensor: Tensor, category: Category, module: str = "") -> None:
         place = self._address(tensor)
         if place is not None:
-            self.marks.labels.append((now, *place, category, module))
+            self._labels.append((now, *place, category, module))
+
+    def _note(self, kind: str) -> None:
+        self._times.append(time_ns())
+        self._doing.append((kind, "", False))
+
+
+class _Adapters(dict[str, bool]):
+    """Whether a part of a name is an adapter's, looked at once."""
+
+    def __missing__(self, key: str) -> bool:
+        self[key] = found = bool(_ADAPTERS.search(key))
+        return found
 
 
 def on_card(tensor: Tensor) -> tuple[int, int] | None:
@@ -211,27 +266,6 @@ def on_card(tensor: Tensor) -> tuple[int, int] | None:
     # A storage is an object that has to be made first; where the tensor begins with it, nobody needs it.
     whole = tensor.storage_offset() == 0
     return device, tensor.data_ptr() if whole else tensor.untyped_storage().data_ptr()
-
-
-def _below(module: nn.Module) -> Iterator[tuple[str, nn.Module, _Mark]]:
-    """A module and all below it, once each: name, module and mark."""
-    head = _output_layer(module)
-    seen = {id(module)}
-    # Name, module, its group, and whether those below it can have another: never past a layer's part.
-    todo = [("", module, "", False)]
-    while todo:
-        name, parent, group, closed = todo.pop()
-        if not name:
-            yield name, parent, (type(parent).__name__, False)
-        for key, child in parent._modules.items():
-            if child is None or id(child) in seen:
-                continue
-            seen.add(id(child))
-            path = f"{name}.{key}" if name else key
-            own = group if closed else module_group(path)
-            is_head = child is head or key in _HEADS
-            yield path, child, (path, is_head) if is_head or own != group else None
-            todo.append((path, child, own, closed or own.rpartition(".")[0].endswith("*")))
 
 
 def module_group(name: str) -> str:

@@ -97,7 +97,7 @@ def test_parameters_gradients_and_states_are_labelled(notes: Notes) -> None:
     model(torch.zeros(1, 4)).sum().backward()
     optimizer.step()
     found = {(category, module) for _, _, _, category, module in notes.marks.labels}
-    assert ("weights", "layers.0.mlp.0") in found
+    assert ("weights", "layers.0.mlp") in found
     assert ("adapters", "lm_head") in found  # trained beside frozen ones
     assert ("gradients", "lm_head") in found
     assert ("optimizer", "") in found
