@@ -8,21 +8,21 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vram import baseline, cli
 from pytest_vram.memory import Device, Holder, Measurement, Peak, Report, Series, TestRecord, Timeline
+from pytest_vram.memory.timeline import CATEGORIES
 from pytest_vram.report import files
 from pytest_vram.report.html import data, render
+from pytest_vram.report.html import page as html_page
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden"))
 import sample
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def embedded(page: str) -> dict[str, Any]:
@@ -211,3 +211,32 @@ def test_the_command_line_writes_pages(tmp_path: Path, capsys: pytest.CaptureFix
     assert "No test grew by more than 2% over a.json: 5 compared" in (tmp_path / "c.html").read_text(encoding="utf-8")
     assert cli.main(["compare", str(a), str(a), "-o", str(tmp_path / "c.md")]) == 2
     assert "name it c.html" in capsys.readouterr().err
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of ``#rgb`` or ``#rrggbb``: WCAG 2.2."""
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(a: str, b: str) -> float:
+    dark, light = sorted((luminance(a), luminance(b)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_and_categories_stand_out_from_what_is_behind_them(theme: int) -> None:
+    style = Path(html_page.__file__).with_name("style.css").read_text(encoding="utf-8")
+    colors: dict[str, str] = {}
+    for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)[: theme + 1]:
+        colors |= dict(re.findall(r"--([\w-]+): (#\w+)", block))
+    light_on = set(re.findall(r"\.t-(\w+)", style))
+    for behind in ("paper", "shade", "bad-shade"):
+        for text in ("ink", "soft", "link", "bad", "good", "odd"):
+            assert contrast(colors[text], colors[behind]) >= 4.5, (text, behind)
+    for name in CATEGORIES:
+        written = colors["on-dark" if name in light_on else "on-mid"]
+        assert contrast(written, colors[name]) >= 4.5, name
+        assert min(contrast(colors[name], colors[behind]) for behind in ("paper", "shade")) >= 3, name
