@@ -42,7 +42,7 @@ class Pair:
 def models() -> dict[torch.dtype, Pair]:
     made = {}
     for dtype in BOUNDS:
-        model = tiny_model().to(dtype)
+        model = tiny_model(dtype=dtype)
         truth = tiny_model(dtype=torch.float64)
         truth.load_state_dict(model.state_dict())
         made[dtype] = Pair(model=model, truth=truth)
