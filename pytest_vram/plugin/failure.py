@@ -82,7 +82,7 @@ def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, hold
     if (named := _by_category(measurement, holders)) is not None:
         return named
     if made_here := [h for h in holders if h.location not in (HELD_BEFORE, BACKWARD)]:
-        return f"try: the largest holder is {made_here[0].location}; release it earlier, or make it smaller"
+        return f"try: of your lines {made_here[0].location} holds most; release it earlier, or make it smaller"
     return "try: a smaller batch, a narrower dtype, or checkpointed activations; --vram-report shows every test's peak"
 
 
@@ -177,7 +177,7 @@ def _what(holder: Holder, whole: int = 0) -> str:
     """Share of the ``whole``, category, module and number of the allocations, as far as known."""
     known = [text for text in (holder.category, holder.module) if text]
     if whole and holder.size_bytes < whole:
-        known.insert(0, f"{holder.size_bytes / whole:.0%}")
+        known.insert(0, f"{share:.0%}" if (share := holder.size_bytes / whole) >= 0.005 else "<1%")
     if holder.count > 1:
         known.append(f"{holder.count} allocations")
     return f"  ({', '.join(known)})" if known else ""

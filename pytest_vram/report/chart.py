@@ -42,7 +42,7 @@ def curve(
         line = "".join(_EIGHTHS[min(8, max(0, level - row * 8))] for level in levels)
         label = format_bytes(top) if row == height - 1 else ""
         if row == at_limit:
-            line, label = line.replace(" ", "╌"), label or format_bytes(limit)
+            line, label = line.replace(" ", "╌"), format_bytes(limit)
         rows.append(f"{label:>9} {'┼' if row == at_limit else '┤' if label else '│'}{line}".rstrip())
     named = _phases(timeline, phases, width)
     rows += [f"{'':11}{named}"] if named else []

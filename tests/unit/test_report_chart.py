@@ -28,6 +28,12 @@ def test_the_budget_is_a_line_where_it_lies() -> None:
     assert "budget 2.00 MiB ╌" in drawn[-1]
 
 
+def test_a_budget_just_below_the_peak_is_what_its_row_is_named_after() -> None:
+    drawn = curve(timeline(0, 4 * MIB), limit=4 * MIB - 1024, width=4, height=4)
+    assert drawn[0] == " 4.00 MiB ┼╌╌██"
+    assert drawn[-1].startswith(f"{'':11}peak 4.00 MiB, budget 4.00 MiB ╌")
+
+
 def test_a_budget_above_the_peak_is_not_drawn() -> None:
     assert "╌" not in "".join(curve(timeline(0, MIB), limit=2 * MIB))
 
