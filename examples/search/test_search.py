@@ -1,0 +1,38 @@
+"""A worst case that random examples miss: question and document share 3,000 tokens, and attend to each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+HEADS = 64
+LIMIT = 3000
+AS_MANY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+
+
+@st.composite
+def pairs(draw):
+    """Lengths of a question and a document that fit the limit together."""
+    question = draw(st.integers(1, LIMIT - 1))
+    return question, draw(st.integers(1, LIMIT - question))
+
+
+def cross_attention(device, question, document):
+    """The scores are most where both have half of the tokens: 1,500 times 1,500 for 64 heads, 275 MiB in bf16."""
+    return torch.empty(HEADS, question, document, dtype=torch.bfloat16, device=device)
+
+
+@AS_MANY
+@given(pair=pairs())
+@pytest.mark.vram(max_mb=272)
+def test_at_random(gpu, pair):
+    assert cross_attention(gpu.device, *pair).numel() == HEADS * pair[0] * pair[1]
+
+
+@AS_MANY
+@given(pair=pairs())
+@pytest.mark.vram(max_mb=272, search=True)
+def test_by_climbing(gpu, pair):
+    assert cross_attention(gpu.device, *pair).numel() == HEADS * pair[0] * pair[1]
