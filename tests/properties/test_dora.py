@@ -214,3 +214,20 @@ def test_a_model_of_transposed_layers(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="fan_in_fan_out"):
         model = attach_adapter(base, DORA, seed=0)
     assert relative_l2([logits(model)], [alone]) <= 1e-6
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_checkpointing_changes_no_byte_and_the_base_keeps_its_own(folder: Path, precision: str, dropout: float) -> None:
+    model = drawn(attach_adapter(base_of(folder, precision), replace(DORA, dropout=dropout), seed=0))
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    results = []
+    for checkpointing in (False, True):
+        torch.manual_seed(7)
+        model.zero_grad(set_to_none=True)
+        window_gradients(model, WINDOW, TrainConfig(checkpointing=checkpointing))
+        results.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert len(results[0]) == 3 * 7 * 2  # A, B and magnitude of seven linear layers, twice
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(grad, results[1][n]) for n, grad in results[0].items())
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)

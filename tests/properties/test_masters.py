@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import relative_l2
+from tiny_models import make_rows, padded, relative_l2, save_tiny
 from torch import Tensor
 
-from finetune.config import TrainConfig
+from finetune.config import AdapterConfig, ModelConfig, TrainConfig
 from finetune.masters import DROPPED, joined, split
+from finetune.model import attach_adapter, load_base
 from finetune.optim import load_optimizer_state, make_optimizer, optimizer_state, optimizer_step, state_bytes
+from finetune.step import train_step
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21
 KINDS = ("paged-adamw", "paged-adamw-8bit", "adamw-8bit")
 FEW = settings(max_examples=settings.default.max_examples // 5)
 FROZEN = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
@@ -129,3 +135,32 @@ def test_what_the_states_will_take_is_what_they_take(name: str, dtype: torch.dty
     large = {key: t.nbytes for key, t in optimizer.state[weight].items() if isinstance(t, Tensor) and t.dim() == 2}
     assert told == sum(large.values()) > 0
     assert state_bytes([weight], TrainConfig(optimizer="paged-adamw"), masters=masters) == 0
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+def test_a_paged_run_is_the_unpaged_one_in_gradients_states_and_bytes(compute: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path)
+
+    def run(name: str) -> tuple[list[float], list[Tensor], dict[str, Tensor]]:
+        base = load_base(ModelConfig(model=str(folder), compute_dtype=compute, device="cpu"))  # type: ignore[arg-type]
+        model = attach_adapter(base, AdapterConfig(rank=64), seed=0)
+        config = TrainConfig(optimizer=name, max_steps=3)  # type: ignore[arg-type]
+        optimizer = make_optimizer(model.parameters(), config)
+        window = [padded(make_rows([12, 7], seed=1)), padded(make_rows([9, 15], seed=2))]
+        norms = [train_step(model, window, optimizer, config, step=s, total_steps=3).grad_norm for s in range(3)]
+        states = {
+            f"{index}.{key}": value
+            for index, state in optimizer_state(optimizer).items()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        return norms, [p.detach() for p in model.parameters() if p.requires_grad], states
+
+    paged, plain, other = run("paged-adamw-8bit"), run("adamw-8bit"), run("paged-adamw")
+    assert paged[0] == plain[0]
+    assert all(torch.equal(a, b) for a, b in zip(paged[1], plain[1], strict=True))
+    assert paged[2].keys() == plain[2].keys()
+    assert all(torch.equal(value, plain[2][key]) for key, value in paged[2].items())
+    assert any(value.dtype == torch.uint8 for value in paged[2].values())
+    assert sum(v.nbytes for v in paged[2].values()) == sum(v.nbytes for v in plain[2].values())
+    assert not all(torch.equal(a, b) for a, b in zip(paged[1], other[1], strict=True))  # the control

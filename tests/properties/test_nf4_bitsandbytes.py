@@ -31,11 +31,12 @@ MANY = settings(max_examples=settings.default.max_examples * 5)
 
 @st.composite
 def matrices(draw: st.DrawFn) -> Tensor:
-    """One to seven rows of 1 to 300 columns, the awkward column counts preferred."""
+    """One to seven rows of 1 to 300 columns, the awkward column counts preferred; some of subnormal numbers."""
     rows = draw(st.integers(1, 7))
     columns = draw(st.sampled_from([1, 2, 3, 15, 16, 17, 32, 48, 63, 64, 65, 80, 96, 128, 256, 300]))
     dtype = draw(st.sampled_from(DTYPES))
-    exponent = draw(st.floats(*EXPONENTS[dtype]).map(lambda e: round(e, 2)))
+    subnormal = st.floats(-8, -5) if dtype == torch.float16 else st.floats(-46, -37)
+    exponent = draw((st.floats(*EXPONENTS[dtype]) | subnormal).map(lambda e: round(e, 2)))
     kind = draw(st.sampled_from(KINDS))
     flat = make_weights(kind, rows * columns, seed=draw(st.integers(0, 2**16)), exponent=exponent, dtype=dtype)
     for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1, 2]))):
@@ -66,7 +67,8 @@ def test_quantization_is_bit_exact(x: Tensor, quant_type: QuantType, blocksize: 
         return
     decoded, theirs = nf4.dequantize(coded), bnb.dequantize_4bit(packed, state).reshape(x.shape)
     if x.dtype == torch.bfloat16 and AVX512_BF16:
-        decoded = decoded.masked_fill(decoded.abs() < 2.0**-126, 0.0)  # vcvtneps2bf16 flushes subnormal numbers
+        # vcvtneps2bf16 flushes subnormal numbers; what is left of a row beyond whole vectors is rounded without it.
+        decoded = decoded.masked_fill((decoded.abs() < 2.0**-126) & (theirs == 0), 0.0)
     assert torch.equal(decoded, theirs)
     assert torch.equal(nf4.dequantize(nf4.from_bitsandbytes(packed, state)), nf4.dequantize(coded))
 

@@ -106,7 +106,7 @@ def blocks_with_a_scale_on_a_cell_edge() -> Tensor:
     With scales 1, a and 254 times 0 the mean is (1 + a) / 256; (a - mean) / (1 - mean) = edge solves to the a below.
     """
     table = dynamic_map()
-    edge = float(midpoints(table)[253]) + 1e-4  # between the two largest cells' middles, rounded up
+    edge = float(midpoints(table)[253]) + 4e-5  # between the two largest cells' middles, rounded up
     a = (edge * 255 + 1) / (255 + edge)
     x = torch.zeros(256, BLOCK)
     x[0, 0] = 1.0
@@ -120,7 +120,7 @@ def test_bound_of_double_quantization_is_tight() -> None:
     plain, double = ours()(x), ours(double_quant=True)(x)
     second = (plain.absmax - plain.absmax.mean()).abs().max().double()
     allowed = (MAP_HALF_GAP + SNAP) * second
-    assert 0.98 < float((double.absmax - plain.absmax).abs()[1] / allowed) <= 1
+    assert 0.99 < float((double.absmax - plain.absmax).abs()[1] / allowed) <= 1
     total = bound(x, double.decoded, plain.absmax) + allowed
     assert 0.99 < float((error(x, double.decoded) / total).max()) <= 1
 
