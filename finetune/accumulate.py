@@ -3,6 +3,9 @@
 With S_i the sum of token losses of micro-batch i and N the targets of the whole window, the backward passes of S_i /
 N add up to the gradient of S / N. The mean of the micro-batches' means, which many trainers take, weighs a token of a
 short micro-batch more than one of a long one (transformers#34191).
+
+One micro-batch's activations exist at a time, and beside them the gradients so far: from the second micro-batch on, a
+window's peak is larger than that of a single one by the bytes of the gradients at most.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ class TrainConfig:
     micro_batch: int = 1
     """Rows in one forward and backward pass."""
     accumulation: int = 16
-    """Micro-batches in one optimizer step; gradients are exactly those of the whole window."""
+    """Micro-batches in one optimizer step; gradients are exactly those of the whole window.
+    The second and all later ones add the gradients' own bytes to the peak at most, once."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     schedule: ScheduleName = "cosine"
@@ -106,7 +107,7 @@ class TrainConfig:
     clip: float = 1.0
     """Largest global gradient norm, once a window; 0 turns clipping off."""
     optimizer: OptimizerName = "paged-adamw"
-    """adamw is torch's; the others are bitsandbytes'.
+    """adamw is torch's, in the weights' own dtype; the others are bitsandbytes', and update a bf16 adapter in fp32.
     Paged state lives in managed memory on a GPU and is ordinary on a CPU."""
     checkpointing: bool = True
     """Recompute activations in backward (non-reentrant): one layer's activations instead of all layers'."""
