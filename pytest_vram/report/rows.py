@@ -104,7 +104,7 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
         device_bytes=measurement.peak.device_bytes if measurement else None,
         fixtures_bytes=sum(share.size_bytes for share in fixtures),
         budget_bytes=limit,
-        used=None if limit is None or peak is None or verdict == "unmeasured" else peak / limit,
+        used=peak / limit if limit and peak is not None and verdict != "unmeasured" else None,
         verdict=verdict,
         reason=test.verdict.reason if isinstance(test.verdict, Unmeasured) else "",
         leaked_bytes=measurement.leaked_bytes if measurement else None,

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_vram import baseline
-from pytest_vram.memory import Budget, Exceeded, Measurement, Report, TestRecord, Within
+from pytest_vram.memory import Budget, Device, Environment, Exceeded, Measurement, Peak, Report, TestRecord, Within
 from pytest_vram.report import disk, files, markdown, terminal
 from pytest_vram.report.codec import decode, encode
+from pytest_vram.report.rows import rows
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(files.SCHEMA_FILE.read_text()))
 SIZES = st.integers(0, 2**50)
@@ -91,6 +92,15 @@ def test_every_report_renders(report: Report, width: int, verbosity: int) -> Non
     text = markdown.render(report)
     rows = [line for line in text.partition("<details>")[0].splitlines() if line.startswith("| ") and "---" not in line]
     assert len(rows) == 1 + len(report.tests)
+
+
+def test_a_budget_of_nothing_has_no_share_used() -> None:
+    """No marker makes one; a report that says so is shown all the same."""
+    device = Device(kind="cuda", index=0, name="a", uuid="", total_bytes=1, capability=(8, 9))
+    measured = Measurement(device=device, peak=Peak(allocated_bytes=1), start_bytes=0)
+    record = TestRecord(nodeid="t", outcome="passed", budget=Budget(limit_bytes=0), measurements=(measured,))
+    (row,) = rows(Report(environment=Environment(python="", pytest_vram=""), tests=(record,)))
+    assert row.used is None
 
 
 @given(REPORTS)
