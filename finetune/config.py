@@ -76,7 +76,7 @@ class DataConfig:
     seq: int = 512
     """Longest sequence in tokens; longer rows are cut, counted and reported."""
     packing: bool = False
-    """Put several rows into one sequence, positions reset and attention kept apart."""
+    """Put several rows into one sequence, positions reset and attention kept apart; models that cannot are refused."""
     skip_bad_rows: bool = False
     """Count and list rows that cannot be used, instead of stopping before training."""
     train_on_prompt: bool = False

@@ -162,8 +162,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
         A ``PeftModel``; with ``config.full`` the model itself.
 
     Raises:
-        ConfigError: no layer has a target's name, a quantized base is to be trained in full, or an odd rank is to begin
-            orthogonal.
+        ConfigError: no layer has a target's name, or a quantized base is to be trained in full.
     """
     if config.full:
         freed: nn.Module = _free(model)
@@ -307,17 +306,8 @@ def _free(model: PreTrainedModel) -> PreTrainedModel:
 def _start_orthogonal(adapted: nn.Module, rank: int) -> None:
     """Draw A and B with B A = 0 and neither zero (https://datta0.github.io/posts/rethink-lora-init/).
 
-    peft's own draw takes the base weight's dtype, in which a quantized base has no number to draw.
+    peft's own draw takes the base weight's dtype, in which a quantized base has no number to draw. The rank is even.
     """
-    if rank % 2:
-        raise ConfigError(
-            Problem(
-                field="rank",
-                value=rank,
-                why="--init orthogonal gives half of the rank to A and half to B",
-                remedy=f"use --rank {rank + 1}, or --init default",
-            )
-        )
     for name, a in adapted.named_parameters():
         if "lora_A" in name:
             b = adapted.get_parameter(name.replace("lora_A", "lora_B"))

@@ -91,6 +91,13 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
             yield Problem(
                 field=name, value=True, why="--full trains no adapter", remedy=f"drop --{name}, or use --no-full"
             )
+    if adapter.init == "orthogonal" and adapter.rank % 2:
+        yield Problem(
+            field="rank",
+            value=adapter.rank,
+            why="--init orthogonal gives half of the rank to A and half to B",
+            remedy=f"use --rank {adapter.rank + 1}, or --init default",
+        )
     if output.merge == "quantized-base" and model.precision not in QUANTIZED:
         yield Problem(
             field="merge",

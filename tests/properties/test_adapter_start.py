@@ -10,7 +10,6 @@ from tiny_models import make_rows, padded, relative_l2, save_tiny
 
 from finetune.accumulate import window_gradients
 from finetune.config import AdapterConfig, ModelConfig, Precision, TrainConfig
-from finetune.errors import ConfigError
 from finetune.model import attach_adapter, load_base
 
 if TYPE_CHECKING:
@@ -52,9 +51,3 @@ def test_the_first_output_is_the_bases_and_the_first_gradient_is_not_zero(
     assert torch.equal(logits, alone) or dora or init == "orthogonal"
     window_gradients(model, [BATCH], TrainConfig())
     assert all(p.grad is not None and p.grad.any() for p in starts["lora_B"])
-
-
-def test_an_odd_rank_cannot_begin_orthogonal(folder: Path) -> None:
-    base = load_base(ModelConfig(model=str(folder), precision="fp32", device="cpu"))
-    with pytest.raises(ConfigError, match=r"rank.*half of the rank.*use --rank 4"):
-        attach_adapter(base, AdapterConfig(rank=3, init="orthogonal"), seed=0)

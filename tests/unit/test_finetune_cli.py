@@ -164,6 +164,7 @@ def test_value_out_of_range_is_refused_by_name(argv: list[str]) -> None:
     [
         (["--full", "--precision", "bf16", "--merge", "full-base"], "merge"),
         (["--full", "--precision", "bf16", "--dora"], "dora"),
+        (["--rank", "3", "--init", "orthogonal"], "rank"),
         (["--precision", "bf16", "--merge", "quantized-base"], "merge"),
         (["--offload-activations", "--no-checkpointing"], "offload_activations"),
         (["--device", "cpu", "--attention", "flash_attention_2"], "attention"),
