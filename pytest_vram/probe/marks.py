@@ -223,10 +223,13 @@ class Notes:
             self._label_each_gradient(now)
 
     def _label_each_gradient(self, now: int) -> None:
+        address, append = self._address, self._labels.append
         for reference, module in self._trainable:
             parameter = reference()
-            if parameter is not None and parameter.grad is not None:
-                self._label(now, parameter.grad, "gradients", module)
+            # Asked for once: each time it is asked for, an object is made.
+            gradient = None if parameter is None else parameter.grad
+            if gradient is not None and (place := address(gradient)) is not None:
+                append((now, *place, "gradients", module))
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._note("optimizer")
