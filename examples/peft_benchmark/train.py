@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import peft
+import peft.optimizers
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -80,10 +81,11 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(options.model, device_map="cuda", dtype=torch.bfloat16)
     config, settings = chosen(options)
     if config is not None:
-        model = peft.get_peft_model(model, config)
+        in_fp32 = settings.get("autocast_adapter_dtype", True)
+        model = peft.get_peft_model(model, config, autocast_adapter_dtype=in_fp32)
     optimizer = make_optimizer(model, settings)
     if config is not None:  # the benchmark evaluates the base first; what trains may be another set afterwards
-        with torch.inference_mode(), model.eval().disable_adapter():
+        with model.eval().disable_adapter(), torch.inference_mode():
             model(torch.randint(0, 1000, (4, 768), device="cuda"))
     model.train()
     for step, tokens in enumerate(batches(options.longest), start=1):
