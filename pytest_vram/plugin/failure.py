@@ -96,6 +96,8 @@ _REMEDIES: dict[str, str] = {
     "temporary": "a smaller micro-batch or shorter rows; what is temporary grows with both",
 }
 
+_SPOKEN = {"optimizer": "optimizer states", "temporary": "temporary tensors"}
+
 
 def _by_category(measurement: Measurement, holders: Sequence[Holder]) -> str | None:
     """What helps against the kind of memory that there was most of; ``None`` where kinds were not recorded."""
@@ -106,10 +108,8 @@ def _by_category(measurement: Measurement, holders: Sequence[Holder]) -> str | N
     name = max(parts, key=parts.__getitem__)
     lines = [h.location for h in holders if h.category == name and h.location not in (HELD_BEFORE, BACKWARD)]
     where = f", most of it from {lines[0]}" if lines else ""
-    return (
-        f"try: {name} hold {format_bytes(parts[name])} of it ({parts[name] / timeline.peak_bytes:.0%}){where}:"
-        f" {_REMEDIES[name]}"
-    )
+    share = f"{format_bytes(parts[name])} of it ({parts[name] / timeline.peak_bytes:.0%})"
+    return f"try: {_SPOKEN.get(name, name)} hold {share}{where}: {_REMEDIES[name]}"
 
 
 def leak_message(leaked: int, limit: int, holders: Sequence[Holder]) -> str:

@@ -274,6 +274,8 @@ def on_card(tensor: Tensor) -> tuple[int, int] | None:
 def module_group(name: str) -> str:
     """``base_model.model.model.layers.3.self_attn.q_proj`` -> ``model.layers.*.self_attn``."""
     parts = ["*" if part.isdigit() else part for part in _WRAPPERS.sub("", name).split(".")]
+    if parts[0] == "*":  # a Sequential, or whatever else has numbered parts at the top
+        return "model[*]"
     end = parts.index("*") + 2 if "*" in parts else 2
     return ".".join(parts[:end])
 

@@ -190,6 +190,7 @@ def test_layers_of_one_kind_are_one_group() -> None:
     assert group("base_model.model.model.layers.13.self_attn.q_proj.lora_A.default") == "model.layers.*.self_attn"
     assert group("model.layers.2") == "model.layers.*"
     assert group("lm_head") == "lm_head"
+    assert group("17") == group("3.attention") == "model[*]"
     assert group("module.model.embed_tokens") == "model.embed_tokens"
     assert module_of(Block(size=1, born=0)) == "outside modules"
 
