@@ -71,8 +71,8 @@ def render(config: RunConfig, card: str | None, answer: Answer) -> str:
         lines.append(f"  allocator {trial['message'].splitlines()[0] if trial['message'] else ''}")
     if whole["categories"]:
         lines.append(
-            f"  peak      {gib(whole['peak_allocated'])} allocated, {gib(whole['peak_reserved'])} reserved; at the"
-            " peak:"
+            f"  peak      {gib(whole['peak_allocated'])} allocated, {gib(whole['peak_reserved'])} reserved; in a"
+            " step, at its peak:"
         )
         lines += [f"    {size_name:<22}{gib(size)}" for size_name, size in whole["categories"].items()]
     if whole["managed"]:
