@@ -149,7 +149,10 @@ def quantizations(
             "bnb_4bit_compute_dtype": st.sampled_from(list(compute_dtypes)),
         }
     )
-    return four_bit | st.just({"load_in_8bit": True})
+    # Both draw as much: of two branches hypothesis shrinks to the shorter one, whichever needs less.
+    return st.builds(
+        lambda eight, settings: {"load_in_8bit": True} if eight else settings, st.sampled_from([False, True]), four_bit
+    )
 
 
 def windows(

@@ -88,6 +88,17 @@ def test_windows_have_full_micro_batches_but_for_the_last(window: tuple[tuple[in
     assert all(1 <= length <= 50 for batch in window for length in batch)
 
 
+def test_quantizations_and_windows_shrink_to_what_needs_least() -> None:
+    assert find(vram.quantizations(), lambda c: True) == {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    }
+    assert find(vram.windows(), lambda w: True) == ((1,),)
+    assert find(vram.windows(), lambda w: sum(map(sum, w)) >= 20) == ((20,),)
+
+
 @given(st.data(), st.sampled_from([32, 64, 128]))
 @settings(max_examples=25)
 def test_blocks_are_float32_of_their_size(data: Any, blocksize: int) -> None:
