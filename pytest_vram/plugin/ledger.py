@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import itertools
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -126,7 +125,8 @@ class Ledger:
         left, limit = self._left_for_good(probe), self._limit
         self._end = probe.allocated()
         self._residue = _at_least_0(_sum((self._residue, left)))
-        left = _larger(left, self._left_early or ())
+        if self._left_early is not None:  # pytest lets go of the fixtures' values after all of the teardown only
+            left = self._left_early
         self._start = None
         leaked = max(left, default=0)
         if meter is not None and (limit is not None or leaked > 0):
@@ -201,10 +201,6 @@ def _sum(many: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 def _difference(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return _sum((a, tuple(-size for size in b)))
-
-
-def _larger(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(max(x, y) for x, y in itertools.zip_longest(a, b, fillvalue=0))
 
 
 def _at_least_0(sizes: tuple[int, ...]) -> tuple[int, ...]:

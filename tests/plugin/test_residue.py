@@ -183,3 +183,21 @@ def test_values_are_asked_for_by_the_mark_alone(project) -> None:
     result = project.run("-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*needs values computed on the device*dry GPU*"])
+
+
+def test_a_fixture_that_goes_with_its_last_test_is_no_leak_of_that_test(project) -> None:
+    """pytest holds the values of a test's fixtures until after the teardown: the memory goes with them."""
+    project.write("""
+        from made_up_device import Tensor
+
+        @pytest.fixture(scope="module")
+        def model():
+            return Tensor(8 * MB)
+
+        @pytest.mark.vram(max_leak_mb=0)
+        def test_last(model):
+            pass
+    """)
+    (test,) = project.report().values()
+    assert test["outcome"] == "passed"
+    assert not test["measurements"][0].get("leaked_bytes")
