@@ -51,6 +51,7 @@ class Runner:
         self._intervals: Intervals | None = None
         self._unavailable: str | None = None
         self._judge, self._ledger = Judge(settings), Ledger()
+        self._going: pytest.Item | None = None  # measured, and being torn down
 
     # -- collection
 
@@ -138,9 +139,11 @@ class Runner:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         """After the last fixture is gone, see what is left."""
+        self._going = item if _METER in item.stash else None
         try:
             return (yield)
         finally:
+            self._going = None
             if self._probe is not None:
                 self._ledger.close(item, self._probe, item.stash.get(_METER, None))
 
@@ -171,8 +174,10 @@ class Runner:
             self._ledger.fixture_is_up(fixturedef, probe, before)
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        """The fixture is gone."""
+        """The fixture is gone, and its value with it: pytest would hold that until after the teardown, as if leaked."""
         self._ledger.fixture_is_gone(fixturedef)
+        if self._going is not None:
+            (getattr(self._going, "funcargs", None) or {}).pop(fixturedef.argname, None)
 
     # -- the device
 

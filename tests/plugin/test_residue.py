@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 
 def test_what_an_unmarked_test_leaves_is_its_own(project) -> None:
@@ -185,17 +182,22 @@ def test_values_are_asked_for_by_the_mark_alone(project) -> None:
     result.stdout.fnmatch_lines(["*needs values computed on the device*dry GPU*"])
 
 
-def test_a_fixture_that_goes_with_its_last_test_is_no_leak_of_that_test(project) -> None:
-    """pytest holds the values of a test's fixtures until after the teardown: the memory goes with them."""
-    project.write("""
+@pytest.mark.parametrize("scope", ["function", "module"])
+def test_a_fixture_that_goes_with_its_test_is_no_leak_of_that_test(project, scope: str) -> None:
+    """pytest holds the values of a test's fixtures until after the teardown."""
+    project.write(f"""
         from made_up_device import Tensor
 
-        @pytest.fixture(scope="module")
+        @pytest.fixture(scope="{scope}")
         def model():
             return Tensor(8 * MB)
 
+        @pytest.fixture(scope="module")
+        def other():
+            return Tensor(2 * MB)
+
         @pytest.mark.vram(max_leak_mb=0)
-        def test_last(model):
+        def test_last(model, other):
             pass
     """)
     (test,) = project.report().values()
