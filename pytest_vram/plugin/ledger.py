@@ -69,6 +69,7 @@ class Ledger:
         Afterwards it could not be told from what goes with the fixture, gradients of its parameters for instance.
         """
         if self._start is not None and self._left_early is None:
+            probe.settle()  # workspaces of libraries are nobody's leak
             self._left_early = early = self._left_for_good(probe)
             if self._limit is not None and max(early, default=0) > self._limit:
                 self._lines_early = probe.left(early.index(max(early)), _LINES)

@@ -203,3 +203,27 @@ def test_a_fixture_that_goes_with_its_test_is_no_leak_of_that_test(project, scop
     (test,) = project.report().values()
     assert test["outcome"] == "passed"
     assert not test["measurements"][0].get("leaked_bytes")
+
+
+def test_a_librarys_workspace_is_no_leak_when_a_fixture_goes_before_it(project) -> None:
+    project.conftest("""
+        made_up_device.WORKSPACES = []
+
+        def settle():
+            while made_up_device.WORKSPACES:
+                made_up_device.free(made_up_device.WORKSPACES.pop())
+
+        made_up_device.PROBE.settle = settle
+    """)
+    project.write("""
+        from made_up_device import Tensor, WORKSPACES
+
+        @pytest.fixture(scope="module")
+        def model():
+            return Tensor(8 * MB)
+
+        @pytest.mark.vram(max_leak_mb=0)
+        def test_multiplies(model):
+            WORKSPACES.append(alloc(MB))
+    """)
+    project.run().assert_outcomes(passed=1)
