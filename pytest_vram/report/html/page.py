@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "cuda": "measured on the GPU",
-    "dry": "PyTorch's own allocator over a stub driver: exact to the byte, and nothing was computed",
+    "dry": "PyTorch's own allocator over a stub driver; nothing was computed",
     "host": "traced on the CPU: tensor bytes, rounded as the CUDA allocator rounds them",
     "nvml": "whole device, sampled by NVML",
     "accelerator": "measured on the accelerator",
