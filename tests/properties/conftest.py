@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def one_thread_and_no_compiler() -> Iterator[None]:
-    """bitsandbytes compiles its decoder for each odd shape, and more threads change the bytes of sums."""
+    """bitsandbytes compiles its decoder for each odd shape, and more threads change the bytes of sums.
+
+    Given back after each file: in whatever order files run, those of other folders compile.
+    """
     import torch
 
     threads = torch.get_num_threads()
