@@ -40,7 +40,7 @@ class Dryness:
         zeros = _unanswered(self._before) if call.when == "call" else ()
         if not zeros:
             return report
-        if not _expects_a_budget(item):
+        if not marks.uses_fixtures(item) and item.get_closest_marker(marks.MARK) is None:
             setattr(report, _READS, zeros[0].location)
         if report.failed:
             report.sections.append(("dry GPU", _section(zeros)))
@@ -66,11 +66,6 @@ class Dryness:
             terminalreporter.write_line(f"  {nodeid}  (at {where})")
         if count > _SHOWN:
             terminalreporter.write_line(f"  and {count - _SHOWN} more")
-
-
-def _expects_a_budget(item: pytest.Item) -> bool:
-    names = getattr(item, "fixturenames", ())
-    return "vram" in names or "gpu" in names or item.get_closest_marker(marks.MARK) is not None
 
 
 def _reads() -> tuple[HostRead, ...]:

@@ -119,8 +119,7 @@ def leak_message(leaked: int, limit: int, holders: Sequence[Holder]) -> str:
         " (max_leak_mb)"
     ]
     if holders:
-        lines.append("  still there, by the line that allocated it:")
-        lines += [f"    {format_bytes(h.size_bytes):>9}  {h.location}" + _what(h) for h in holders]
+        lines += ["  still there, by the line that allocated it:", *_by_line(holders)]
     lines.append("  try: see what outlives the test: a global, a cache, a closure, or an optimizer's state")
     return "\n".join(lines)
 
@@ -141,7 +140,7 @@ def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
     if measurement.uncounted_bytes:
         lines.append(f"{format_bytes(measurement.uncounted_bytes)} of it other tests and their fixtures had left there")
     lines += [line.strip() for line in _bill(measurement.fixtures)]
-    lines += [f"{format_bytes(h.size_bytes):>9}  {h.location}" + _what(h) for h in holders]
+    lines += [line.removeprefix("    ") for line in _by_line(holders)]
     return "\n".join(lines)
 
 
@@ -157,9 +156,13 @@ def _bill(fixtures: Sequence[FixtureShare]) -> list[str]:
 def _held(holders: Sequence[Holder], measurement: Measurement) -> list[str]:
     """A line a holder, and what is left of the peak."""
     whole = measurement.figure("allocated") or 0
-    lines = [f"    {format_bytes(h.size_bytes):>9}  {h.location}{_what(h, whole)}" for h in holders]
+    lines = _by_line(holders, whole)
     rest = whole - sum(holder.size_bytes for holder in holders)
     return lines + ([f"    {format_bytes(rest):>9}  elsewhere"] if rest > 0 else [])
+
+
+def _by_line(holders: Sequence[Holder], whole: int = 0) -> list[str]:
+    return [f"    {format_bytes(h.size_bytes):>9}  {h.location}{_what(h, whole)}" for h in holders]
 
 
 def _by_phase(phases: Sequence[Phase], budget: Budget) -> str:

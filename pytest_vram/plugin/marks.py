@@ -118,3 +118,9 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "device": _optional(_device),
     "search": _flag,
 }
+
+
+def uses_fixtures(item: pytest.Item) -> bool:
+    """Whether a test asks for ``gpu`` or ``vram``."""
+    names = getattr(item, "fixturenames", ())
+    return "vram" in names or "gpu" in names

@@ -220,8 +220,7 @@ class Runner:
         return Vram(meter)
 
     def _concerns(self, item: pytest.Item, budget: Budget | None) -> bool:
-        names = getattr(item, "fixturenames", ())
-        if budget is not None or self.settings.measures_all or "vram" in names or "gpu" in names:
+        if budget is not None or self.settings.measures_all or marks.uses_fixtures(item):
             return True
         return item.get_closest_marker(marks.VALUES_MARK) is not None
 

@@ -12,6 +12,7 @@ import pynvml
 import torch
 import torch.nn.functional as functional
 
+from finetune.hostmemory import peak_resident_bytes
 from pytest_vram.drygpu import driver
 
 MIB = 2**20
@@ -125,7 +126,5 @@ try:
 except RuntimeError as error:
     answers["ipc"] = "operation not supported" in str(error)
 
-# The kernel's own mark for this program: ru_maxrss begins with that of the process that started it.
-marks = Path("/proc/self/status").read_text().split()
-answers["host MiB"] = int(marks[marks.index("VmHWM:") + 1]) // 1024
+answers["host MiB"] = peak_resident_bytes() // MIB
 print(json.dumps(answers))

@@ -11,6 +11,7 @@ import torch
 from checks import Checks
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
 
+from finetune.hostmemory import peak_resident_bytes
 from pytest_vram.drygpu import empty_checkpoint
 
 check = Checks()
@@ -25,12 +26,6 @@ SEVEN_BILLION = MistralConfig(
     tie_word_embeddings=False,
     dtype="bfloat16",
 )
-
-
-def _host_bytes() -> int:
-    """The kernel's own mark for this program: ru_maxrss begins with that of the process that started it."""
-    marks = Path("/proc/self/status").read_text().split()
-    return int(marks[marks.index("VmHWM:") + 1]) * 1024
 
 
 @check
@@ -50,7 +45,7 @@ def write() -> Any:
 def load_in_bfloat16() -> Any:
     model = AutoModelForCausalLM.from_pretrained(FOLDER, device_map={"": 0}, dtype=torch.bfloat16)
     weights = sum(p.nbytes for p in model.parameters())
-    return {"weights": weights, "allocated": torch.cuda.memory_allocated(), "host": _host_bytes()}
+    return {"weights": weights, "allocated": torch.cuda.memory_allocated(), "host": peak_resident_bytes()}
 
 
 @check
@@ -62,7 +57,7 @@ def load_in_nf4() -> Any:
     model = AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config=quantization, device_map={"": 0})
     kinds = {type(module).__name__ for module in model.modules()}
     allocated = torch.cuda.memory_allocated() - before
-    return {"linear": "Linear4bit" in kinds, "allocated": allocated, "host": _host_bytes()}
+    return {"linear": "Linear4bit" in kinds, "allocated": allocated, "host": peak_resident_bytes()}
 
 
 check.run()
