@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'pytest-vram[test]'")
+Wait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -82,7 +83,9 @@ def rows(browser: Any) -> list[str]:
 
 
 def find(browser: Any, selector: str) -> Any:
-    return browser.find_element("css selector", selector)
+    """The first element that fits, waited for: a link within the page is followed after its click has returned."""
+    wait = Wait(browser, timeout=30, poll_frequency=0.05)
+    return wait.until(lambda page: page.find_element("css selector", selector))
 
 
 def quiet(browser: Any) -> bool:
