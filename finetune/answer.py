@@ -7,8 +7,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_vram.drygpu.page import held_against_card, timeline_of
-from pytest_vram.memory import Device, Holder, HostRead, Measurement, Peak, Phase, Report
+from finetune.overtime import Recorded
+from pytest_vram.drygpu.page import held_against_card
+from pytest_vram.memory import Device, HostRead, Measurement, Peak, Report
+from pytest_vram.memory.codec import decode
 from pytest_vram.report import files
 from pytest_vram.report.environment import environment
 
@@ -143,7 +145,7 @@ def _kind(trial: Mapping[str, Any]) -> Kind:
 
 def _measurement(answer: Answer, device: Device) -> Measurement:
     whole = answer.whole
-    recorded: Mapping[str, Any] = whole["recorded"]
+    recorded = decode(Recorded, whole["recorded"])
     return Measurement(
         device=device,
         peak=Peak(
@@ -151,11 +153,11 @@ def _measurement(answer: Answer, device: Device) -> Measurement:
             reserved_bytes=whole["peak_reserved"],
             device_bytes=whole["peak_device"],
         ),
-        phases=tuple(Phase(**phase | {"peak": Peak(**phase["peak"])}) for phase in recorded["phases"]),
-        holders=tuple(Holder(**holder) for holder in recorded["holders"]),
-        timeline=timeline_of(recorded["timeline"]),
+        phases=recorded.phases,
+        holders=recorded.holders,
+        timeline=recorded.timeline,
         ooms=int(not answer.fits),
-        host_reads=tuple(HostRead(**read) for read in whole["host_reads"]),
+        host_reads=tuple(decode(HostRead, read) for read in whole["host_reads"]),
     )
 
 

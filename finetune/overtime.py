@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_vram.memory import Peak, Phase
-
-if TYPE_CHECKING:
-    from pytest_vram.memory import Holder, Timeline
+# At run time: an answer's `Recorded` is decoded by its types.
+from pytest_vram.memory import Holder, Peak, Phase, Timeline
 
 _HOLDERS = 30
 

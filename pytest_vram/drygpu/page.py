@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_vram.memory import (
     Budget,
@@ -15,16 +15,15 @@ from pytest_vram.memory import (
     Measurement,
     Peak,
     Report,
-    Series,
     TestRecord,
     Timeline,
     Verdict,
     Within,
 )
-from pytest_vram.memory.layout import layout_of
+from pytest_vram.memory.codec import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pytest_vram.drygpu.summary import DeviceFigures, RunReport
 
@@ -85,28 +84,9 @@ def _measurement(figures: DeviceFigures, device: Device, run: RunReport) -> Meas
             reserved_bytes=figures.peak_reserved_bytes,
             device_bytes=figures.peak_device_bytes,
         ),
-        holders=tuple(Holder(**holder) for holder in recorded.get("holders", ())),
-        timeline=timeline_of(recorded["timeline"]) if recorded else None,
+        holders=tuple(decode(Holder, holder) for holder in recorded.get("holders", ())),
+        timeline=decode(Timeline, recorded["timeline"]) if recorded else None,
         retries=figures.num_alloc_retries,
         ooms=figures.num_ooms,
         host_reads=run.host_reads if figures.index == run.devices[0].index else (),
     )
-
-
-def timeline_of(data: Mapping[str, Any]) -> Timeline:
-    """Memory over time from the JSON that a process left."""
-    return Timeline(
-        times=tuple(data["times"]),
-        allocated=tuple(data["allocated"]),
-        reserved=tuple(data["reserved"]),
-        categories=_series(data["categories"]),
-        modules=_series(data["modules"]),
-        peak_index=data["peak_index"],
-        events=data["events"],
-        cut=data["cut"],
-        layout=layout_of(data["layout"]) if data.get("layout") else None,
-    )
-
-
-def _series(parts: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
-    return tuple(Series(name=part["name"], sizes=tuple(part["sizes"])) for part in parts)

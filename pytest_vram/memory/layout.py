@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Literal
 
 State = Literal["active", "pending", "free"]
 """``active`` belongs to a tensor; ``pending`` was freed and still waits for another stream; ``free`` is cached."""
@@ -87,11 +84,3 @@ class Layout:
     def fragmented_bytes(self) -> int:
         """Free between blocks in use: lost to whatever does not fit there, and not to be given back."""
         return self.unused_bytes - self.pending_bytes - self.cached_bytes
-
-
-def layout_of(data: Mapping[str, Any]) -> Layout:
-    """The layout that ``dataclasses.asdict`` took apart."""
-    segments = tuple(
-        Segment(**{**segment, "runs": tuple(Run(**run) for run in segment["runs"])}) for segment in data["segments"]
-    )
-    return Layout(**{**data, "segments": segments})

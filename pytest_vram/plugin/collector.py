@@ -10,8 +10,8 @@ import pytest
 
 from pytest_vram.errors import VramError
 from pytest_vram.memory import Report, TestRecord
+from pytest_vram.memory.codec import decode, encode
 from pytest_vram.plugin.judge import PROPERTY
-from pytest_vram.report.codec import decode, encode
 
 if TYPE_CHECKING:
     from pytest_vram.baseline import Peaks

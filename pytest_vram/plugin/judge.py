@@ -10,9 +10,9 @@ import pytest
 
 from pytest_vram.errors import VramBudgetExceeded, VramError, VramRegression, VramUnmeasured
 from pytest_vram.memory import Exceeded, TestRecord, Unmeasured
+from pytest_vram.memory.codec import encode
 from pytest_vram.plugin.failure import memory_section
 from pytest_vram.plugin.meter import UNTOUCHED
-from pytest_vram.report.codec import encode
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:

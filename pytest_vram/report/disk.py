@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Report
+from pytest_vram.memory.codec import decode
 from pytest_vram.memory.report import SCHEMA_VERSION
-from pytest_vram.report.codec import decode
 
 
 def load(path: str | os.PathLike[str]) -> Report:

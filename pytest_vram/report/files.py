@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.errors import VramUsageError
+from pytest_vram.memory.codec import encode
 from pytest_vram.report import markdown
-from pytest_vram.report.codec import encode
 from pytest_vram.report.disk import load, write_atomically
 from pytest_vram.report.rows import Row, rows
 from pytest_vram.report.tables import TABLES

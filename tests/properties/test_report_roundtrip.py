@@ -14,9 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_vram import baseline
-from pytest_vram.memory import Budget, Device, Environment, Exceeded, Measurement, Peak, Report, TestRecord, Within
+from pytest_vram.memory import (
+    Budget,
+    Device,
+    Environment,
+    Exceeded,
+    Measurement,
+    Peak,
+    Report,
+    TestRecord,
+    Timeline,
+    Within,
+)
+from pytest_vram.memory.codec import decode, encode
 from pytest_vram.report import disk, files, markdown, terminal
-from pytest_vram.report.codec import decode, encode
 from pytest_vram.report.rows import rows
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(files.SCHEMA_FILE.read_text()))
@@ -67,6 +78,12 @@ FEWER = settings(max_examples=settings.default.max_examples // 2)
 def test_a_report_comes_back_from_json(report: Report) -> None:
     text = files.to_json(report)
     assert decode(Report, json.loads(text)) == report
+
+
+@given(objects(Timeline))
+@FEWER
+def test_what_a_process_leaves_of_its_memory_comes_back(timeline: Timeline) -> None:
+    assert decode(Timeline, json.loads(json.dumps(dataclasses.asdict(timeline)))) == timeline
 
 
 @given(objects(Report))

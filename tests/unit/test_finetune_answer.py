@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune.answer import Answer, as_json, as_report
+from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Exceeded, Within
 
 GIB = 2**30
@@ -108,6 +109,12 @@ def test_a_report_of_a_run_that_does_not_fit() -> None:
     assert test.outcome == "failed"
     assert test.verdict == Exceeded(over_bytes=4 * GIB)
     assert test.measurements[0].ooms == 1
+
+
+def test_what_was_recorded_and_cannot_be_shown_is_named() -> None:
+    timeline = RECORDED["timeline"] | {"allocated": [GIB, "much"]}
+    with pytest.raises(VramUsageError, match=r"Recorded\.timeline\.allocated\[1\] is 'much', which is not int"):
+        as_report("x", Answer(trial=TRIAL | {"recorded": RECORDED | {"timeline": timeline}}))
 
 
 @pytest.mark.parametrize(("dry", "kind"), [(True, "dry"), (False, "cuda")])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_vram.memory.layout import layout_of
+from pytest_vram.memory import Layout
+from pytest_vram.memory.codec import decode
 from pytest_vram.probe import layout as layouts
 from pytest_vram.probe.layout import layout
 from pytest_vram.probe.marks import Marks
 from pytest_vram.probe.timeline import replay
-
-if TYPE_CHECKING:
-    from pytest_vram.memory import Layout
 
 MB = 2**20
 
@@ -24,7 +22,7 @@ def at_peak(*events: tuple[Any, ...], before: Any = ()) -> Layout:
         full.append({"action": action, "addr": addr, "size": size, "time_us": len(full), "frames": frames})
     played = replay(full, before, Marks(), 0)
     found = layout(played, before, lambda block: (f"line {block.frames[0]['line']}" if block.frames else "", "other"))
-    assert layout_of(asdict(found)) == found
+    assert decode(Layout, asdict(found)) == found
     return found
 
 

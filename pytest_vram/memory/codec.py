@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from pytest_vram.errors import VramUsageError
-from pytest_vram.memory import Exceeded, Unmeasured, Within
+from pytest_vram.memory.verdict import Exceeded, Unmeasured, Within
 
 T = TypeVar("T")
 
@@ -36,7 +36,9 @@ def encode(value: Any) -> Any:
 
 
 def decode(cls: type[T], data: Any) -> T:
-    """The dataclass that :func:`encode` took apart. Fields that this version does not know are passed over.
+    """The dataclass that :func:`encode` or ``dataclasses.asdict`` took apart.
+
+    Fields that this version does not know are passed over. A verdict must come from ``encode``, which names its kind.
 
     Raises:
         VramUsageError: the data are not those of a ``cls``; the message names the field.
