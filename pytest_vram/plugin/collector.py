@@ -78,7 +78,8 @@ class Collector:
         """The table, what was not measured, and what was written."""
         from pytest_vram.plugin import summary
 
-        summary.write(terminalreporter, self.report(), self.settings, [*self._written, *self._problems])
+        notes = [*self._written, *self._problems]
+        summary.write(terminalreporter, self.report(), self.settings, self._peaks, notes)
 
 
 def _read_baseline(settings: Settings) -> Peaks:

@@ -12,6 +12,7 @@ from pytest_vram.units import GIB, MIB, format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_vram.baseline import Peaks
     from pytest_vram.memory import Report, TestRecord
     from pytest_vram.plugin.settings import Settings
 
@@ -19,8 +20,16 @@ _MARGIN = 1.05
 _SLACK = 1.5  # a budget this many times the peak would let the test grow by half unnoticed
 
 
-def write(terminal: Any, report: Report, settings: Settings, notes: Sequence[str]) -> None:
-    """Write the sections that there is something to say in."""
+def write(terminal: Any, report: Report, settings: Settings, peaks: Peaks, notes: Sequence[str]) -> None:
+    """Write the sections that there is something to say in.
+
+    Args:
+        terminal: pytest's terminal reporter.
+        report: what was measured.
+        settings: the session's.
+        peaks: of the baseline, where the session is held against one.
+        notes: on files: what was written, and what could not be.
+    """
     if settings.report and report.tests:
         from pytest_vram.report.terminal import render
 
@@ -36,7 +45,7 @@ def write(terminal: Any, report: Report, settings: Settings, notes: Sequence[str
         terminal.write_line(text)
     _write_unmeasured(terminal, report)
     if settings.baseline is not None and not settings.update_baseline:
-        _write_baseline(terminal, report, settings)
+        _write_baseline(terminal, report, settings, peaks)
     if settings.suggest:
         _write_suggestions(terminal, report)
     for note in notes:
@@ -78,11 +87,11 @@ def _write_unmeasured(terminal: Any, report: Report) -> None:
             terminal.write_line(f"  and {len(names) - 5} more")
 
 
-def _write_baseline(terminal: Any, report: Report, settings: Settings) -> None:
+def _write_baseline(terminal: Any, report: Report, settings: Settings, peaks: Peaks) -> None:
     from pytest_vram import baseline
 
     assert settings.baseline is not None
-    changes = baseline.compare(report, baseline.read(settings.baseline), settings.tolerance_percent)
+    changes = baseline.compare(report, peaks, settings.tolerance_percent)
     for change in changes.improved:
         terminal.write_line(f"vram: {change.message(settings.baseline)}", green=True)
     if changes.missing:

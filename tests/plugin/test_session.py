@@ -171,6 +171,26 @@ def test_baseline_fails_what_grew_lists_what_shrank_and_updates_only_what_ran(pr
     assert peaks["test_it.py::test_size[b]"] == {"Made-up 9000 (cuda)": 90 * 2**20}
 
 
+def test_a_baseline_is_what_it_was_at_the_start(project) -> None:
+    """The file may change meanwhile: the summary speaks of the peaks that the report was held against."""
+    project.write("""
+        import os
+
+        @pytest.fixture
+        def checkout():
+            yield
+            os.unlink("baseline.json")
+
+        def test_size(checkout):
+            free(alloc(100 * 2**20))
+    """)
+    peaks = {"test_it.py::test_size": {"Made-up 9000 (cuda)": 200 * 2**20}}
+    (project.pytester.path / "baseline.json").write_text(json.dumps({"version": 1, "peaks": peaks}))
+    result = project.run("--vram-baseline=baseline.json")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*test_size shrank from 200 MiB to 100 MiB (-50.0%)*"])
+
+
 def test_suggestions(project) -> None:
     project.write("""
         def test_unmarked():
