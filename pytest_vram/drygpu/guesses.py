@@ -17,7 +17,8 @@ from pytest_vram.drygpu import knowledge
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-BALANCED = "routing taken as balanced"
+SPREAD = "indices taken as spread evenly (a router's experts, sampled tokens)"
+"""A router's choice and a sampler's come from the same operators (topk, argmax): the label must be true of both."""
 FINITE = "values taken as finite"
 ALL_TRUE = "unknown mask taken as all true"
 ALL_DISTINCT = "unknown values taken as all distinct"
@@ -62,18 +63,18 @@ def _extreme(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]
     for indices in _integers(outputs):
         if indices.dtype == torch.int64 and args[0].dtype not in knowledge.WHOLE_NUMBERS:
             positions = torch.arange(indices.numel()).remainder_(max(columns, 1)).view(indices.shape)
-            _set(indices, positions, BALANCED)
+            _set(indices, positions, SPREAD)
 
 
 def _round_robin(indices: torch.Tensor, columns: int, dim: int) -> None:
     if indices.numel() == 0 or not knowledge.is_carried(indices):
         return
     if indices.dim() == 0:
-        _set(indices, torch.zeros((), dtype=indices.dtype), BALANCED)
+        _set(indices, torch.zeros((), dtype=indices.dtype), SPREAD)
         return
     last = indices.transpose(dim, -1)
     positions = torch.arange(indices.numel()).remainder_(columns).view(last.shape).transpose(dim, -1)
-    _set(indices, positions, BALANCED)
+    _set(indices, positions, SPREAD)
 
 
 def _sorted(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:

@@ -90,14 +90,14 @@ def test_signals_become_the_shells_exit_codes(code: int, exit_code: int, number:
 
 
 def test_reads_of_one_line_are_added_up_and_guesses_come_first() -> None:
-    balanced = {**ITEM, "answered": True, "note": "routing taken as balanced"}
+    spread = {**ITEM, "answered": True, "note": "indices taken as spread evenly"}
     known = {**ITEM, "answered": True, "note": "", "count": 5}
-    found = report(record(host_reads=[ITEM, known, balanced]), record(host_reads=[ITEM]))
+    found = report(record(host_reads=[ITEM, known, spread]), record(host_reads=[ITEM]))
     assert [(read.count, read.answered) for read in found.host_reads] == [(6, False), (5, True), (3, True)]
     text = render(found)
     assert "host reads         5 answered with the program's own values; the figures rest on these guesses:" in text
     assert "       6 x item, train.py:7: read as zero" in text
-    assert "       3 x item, train.py:7: routing taken as balanced" in text
+    assert "       3 x item, train.py:7: indices taken as spread evenly" in text
 
 
 def test_many_guesses_are_cut_short() -> None:

@@ -68,12 +68,12 @@ def test_a_real_gpu_is_not_called_dry() -> None:
 
 def test_what_was_assumed_is_told_and_what_changes_nothing_is_not() -> None:
     reads = [
-        {"note": "routing taken as balanced; in modeling_mixtral.py:100"},
-        {"note": "routing taken as balanced; in modeling_mixtral.py:104"},
+        {"note": "indices taken as spread evenly (experts); in modeling_mixtral.py:100"},
+        {"note": "indices taken as spread evenly (experts); in modeling_mixtral.py:104"},
         {"note": "computed on the device: read as zero"},
     ]
     text = render(config(), "rtx-4080", Answer(trial=TRIAL | {"host_reads": reads}))
-    assert text.count("rests on  routing taken as balanced") == 1
+    assert text.count("rests on  indices taken as spread evenly (experts)\n") == 1
     assert "modeling_mixtral" not in text
     assert "read as zero" not in text
 

@@ -61,6 +61,11 @@ def test_routing_is_balanced(values: dict[str, Any]) -> None:
     assert sum(values["unknown"]["router"]) == 12
 
 
+def test_sampled_tokens_are_among_the_words(values: dict[str, Any]) -> None:
+    for token in (values["unknown"]["sampled"], *values["unknown"]["greedy"]):
+        assert 0 <= token < 8
+
+
 def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
     assert values["unknown"]["mask"] == [48, 2]
 
@@ -71,7 +76,8 @@ def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
         ("item", False, "computed on the device: read as zero"),
         ("copy to host", False, "computed on the device: read as zero"),
         ("item", True, "values taken as finite"),
-        ("copy to host", True, "routing taken as balanced"),
+        ("copy to host", True, "indices taken as spread evenly (a router's experts, sampled tokens)"),
+        ("item", True, "indices taken as spread evenly (a router's experts, sampled tokens)"),
         ("nonzero", True, "unknown mask taken as all true"),
     ],
 )

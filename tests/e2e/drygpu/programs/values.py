@@ -175,6 +175,7 @@ def unknown() -> dict[str, Any]:
         "router": noise.softmax(-1).topk(2)[1].flatten().bincount().tolist(),
         "mask": tuple((noise > 0).nonzero().shape),
         "greedy": noise.argmax(-1).tolist(),
+        "sampled": noise[-1].softmax(-1).multinomial(1).item(),
     }
     # The very bytes of a known tensor, given to another one: its value must not be believed.
     known = torch.full((4,), 7, device=GPU)
