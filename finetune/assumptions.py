@@ -1,8 +1,9 @@
 """What training assumes of a model, held against the model itself in a few tiny forward passes before the first step.
 
-Two things differ from one architecture to the next, and both would be wrong in silence: what is done to the logits
-after the head, which the chunked loss does by itself; and whether rows that share a sequence are kept apart by their
-positions, which packing relies on.
+Three things differ from one architecture to the next, and each would be wrong in silence: what is done to the logits
+after the head, which the chunked loss does by itself; whether rows that share a sequence are kept apart by their
+positions, which packing relies on; and whether a row's gradient depends on the rows beside it in its micro-batch, which
+a run that goes on with its window split another way relies on.
 """
 
 from __future__ import annotations
@@ -46,14 +47,49 @@ def check_assumptions(model: nn.Module, *, packing: bool) -> None:
         ModelError: its logits are not the head's, scaled and capped as its config says.
         ConfigError: rows that share a sequence see each other, or do not begin at position 0.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with _mode(model, training=False):
         _check_logits(model)
         if packing:
             _check_packing(model)
+
+
+@torch.no_grad()
+def why_the_split_matters(model: nn.Module) -> str | None:
+    """Why the same window, split into other micro-batches, is another gradient; None where it is not.
+
+    A base with dropout of its own (GPT-2's and OPT's configs have it) trains with it, and each micro-batch draws anew.
+    Leaves the model and every generator as they were.
+
+    Args:
+        model: loaded, with or without adapter.
+    """
+    base = base_model(model)
+    if getattr(base.config, "output_router_logits", False):
+        return f"the router's loss of this {base.config.model_type} model is one of whole micro-batches"
+    ids = _row(model, 0)
+    cuda = [ids.device.index] if ids.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), _mode(model, training=True):
+        before = _generators(ids.device)
+        hidden_states(model, Batch(input_ids=ids, labels=ids))
+        drew = any(not torch.equal(a, b) for a, b in zip(before, _generators(ids.device), strict=True))
+    return (
+        f"this {base.config.model_type} model has dropout of its own, drawn anew for each micro-batch" if drew else None
+    )
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    was_training = model.training
+    model.train(training)
+    try:
+        yield
     finally:
         model.train(was_training)
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """The states of the generators that a model on ``device`` draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _check_logits(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from finetune import checkpoint, configfile, durable
 from finetune.ask import Question, choose_question
-from finetune.assumptions import check_assumptions
+from finetune.assumptions import check_assumptions, why_the_split_matters
 from finetune.cli import CONFIG_FILE
 from finetune.data import load_examples, total_steps
 from finetune.errors import ConfigError, OutputError, Problem
@@ -180,7 +180,7 @@ def _require_steps_left(done: int, total: int, config: RunConfig) -> None:
 
 
 def _restore(found: Checkpoint, facts: RunFacts, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for note in compare(RunFacts(**found.facts), facts):
+    for note in compare(RunFacts(**found.facts), facts, split_matters=why_the_split_matters(model)):
         notice(note)
     weights = found.state["weights"]
     with torch.no_grad():

@@ -93,8 +93,13 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def compare(recorded: RunFacts, now: RunFacts) -> list[str]:
+def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = None) -> list[str]:
     """Hold a run against the one it resumes.
+
+    Args:
+        recorded: of the run that is resumed.
+        now: of the run that goes on.
+        split_matters: why this model's gradient is another where the same window is split another way, if it is.
 
     Returns:
         Notes for the user: differences that may change the last bits of the result, not its meaning.
@@ -111,6 +116,9 @@ def compare(recorded: RunFacts, now: RunFacts) -> list[str]:
     ):
         if before != after:
             problems.append(_changed(field, before, after, what))
+    if split_matters:
+        pairs = ((name, recorded.settings.get(name), now.settings[name]) for name in _SPLIT)
+        problems += [_changed(name, had, has, split_matters) for name, had, has in pairs if had != has]
     if problems:
         raise ConfigError(*problems)
     for name, version in recorded.versions.items():

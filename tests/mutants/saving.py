@@ -44,6 +44,7 @@ BUGS: dict[str, Planted] = {
             ("- FREE", "- FREE - {'seed'}"),
             ("if before != after:", "if False:"),
             ('now["dropout"] == 0', "True"),
+            ("if split_matters:", "if False:"),
             ("changed -= set(_LENGTH)", "changed -= set(_LENGTH) | {'rank'}"),
             ('return int(settings["micro_batch"]) * int(settings["accumulation"])', "return 0"),
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,7 @@ from tiny_models import (
 )
 
 from finetune.accumulate import window_gradients
+from finetune.assumptions import why_the_split_matters
 from finetune.config import TrainConfig
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -61,24 +62,31 @@ def windows(draw: st.DrawFn) -> tuple[list[Row], list[int]]:
 CHUNKS = (1, 7, 1024)
 
 
-def measure(model: Any, batches: list[Any], **settings_of_run: Any) -> tuple[Any, list[torch.Tensor | None]]:
+def measure(
+    model: Any, batches: list[Any], accumulate: Any = window_gradients, **settings_of_run: Any
+) -> tuple[Any, list[torch.Tensor | None]]:
     model.zero_grad(set_to_none=True)
-    stats = window_gradients(model, batches, TrainConfig(**{"checkpointing": False} | settings_of_run))
+    stats = accumulate(model, batches, TrainConfig(**{"checkpointing": False} | settings_of_run))
     return stats, [parameter.grad for parameter in model.parameters()]
 
 
 def held_to_the_truth(
-    pair: Pair, dtype: torch.dtype, rows: list[Row], batches: list[Any], **settings_of_run: Any
+    pair: Pair,
+    dtype: torch.dtype,
+    rows: list[Row],
+    batches: list[Any],
+    accumulate: Any = window_gradients,
+    **settings_of_run: Any,
 ) -> None:
     loss, exact = row_by_row_gradients(pair.truth, rows, list(pair.truth.parameters()))
-    stats, measured = measure(pair.model, batches, **settings_of_run)
+    stats, measured = measure(pair.model, batches, accumulate, **settings_of_run)
     assert stats.targets == targets_of(rows)
-    assert stats.tokens == sum(len(ids) for ids, _ in rows)
-    if not stats.targets:
+    if stats.targets:
+        assert relative_l2(measured, exact) <= BOUNDS[dtype]
+        assert stats.loss == pytest.approx(loss, rel=max(BOUNDS[dtype], 1e-6))
+    else:
         assert all(grad is None or not grad.any() for grad in measured)
-        return
-    assert relative_l2(measured, exact) <= BOUNDS[dtype]
-    assert stats.loss == pytest.approx(loss, rel=max(BOUNDS[dtype], 1e-6))
+    assert stats.tokens == sum(len(ids) for ids, _ in rows)
 
 
 @DTYPES
@@ -127,35 +135,90 @@ def test_a_label_on_a_rows_first_token_is_no_target(models: dict[torch.dtype, Pa
     held_to_the_truth(models[torch.float64], torch.float64, rows, [padded(rows)])
 
 
-def test_the_mean_of_means_is_rejected(models: dict[torch.dtype, Pair]) -> None:
-    """The control: what most trainers did until 2024. Its loss looks right and its gradient is not."""
+def mean_of_means(model: Any, window: list[Any], config: TrainConfig) -> Any:
+    """What most trainers did until 2024: its loss looks right and its gradient is not."""
+    for batch in window:
+        window_gradients(model, [batch], config)
+    return of_the_window(model, window, config, 1 / len(window))
+
+
+def of_the_window(model: Any, window: list[Any], config: TrainConfig, share: float) -> Any:
+    """The gradients that are there times ``share``, and the right figures beside them."""
+    grads = [None if p.grad is None else p.grad * share for p in model.parameters()]
+    stats = window_gradients(model, window, config)
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        parameter.grad = grad
+    return stats
+
+
+def a_share_for_each(model: Any, window: list[Any], config: TrainConfig) -> Any:
+    """The last, partial window divided as if it had its six micro-batches."""
+    window_gradients(model, window, config)
+    return of_the_window(model, window, config, len(window) / 6)
+
+
+def without_the_last(model: Any, window: list[Any], config: TrainConfig) -> Any:
+    window_gradients(model, window[:-1], config)
+    targets = [sum(batch.targets for batch in part) for part in (window[:-1], window)]
+    return of_the_window(model, window, config, targets[0] / targets[1])
+
+
+def divided_by_none(model: Any, window: list[Any], config: TrainConfig) -> Any:
+    """The sum of no loss over no target."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return of_the_window(model, window, config, float("nan"))
+
+
+@DTYPES
+@pytest.mark.parametrize("mistaken", [mean_of_means, a_share_for_each, without_the_last])
+def test_the_check_rejects_a_mistaken_accumulation(
+    models: dict[torch.dtype, Pair], dtype: torch.dtype, mistaken: Any
+) -> None:
+    rows = make_rows([24, 3, 9, 17], seed=1, supervised=0.6)
+    batches = [padded([row]) for row in rows]
+    held_to_the_truth(models[dtype], dtype, rows, batches)
+    with pytest.raises(AssertionError, match="relative_l2"):
+        held_to_the_truth(models[dtype], dtype, rows, batches, mistaken)
+
+
+def test_the_check_rejects_what_a_window_without_a_target_must_not_leave(models: dict[torch.dtype, Pair]) -> None:
+    rows = [(ids, [IGNORED] * len(ids)) for ids, _ in make_rows([4, 7])]
+    with pytest.raises(AssertionError, match="all"):
+        held_to_the_truth(models[torch.float32], torch.float32, rows, [padded(rows)], divided_by_none)
+
+
+def seeing_padding(rows: list[Row]) -> Any:
+    batch = padded(rows, side="left")
+    return replace(batch, attention_mask=torch.ones_like(batch.input_ids), position_ids=None)
+
+
+def labels_one_late(rows: list[Row]) -> Any:
+    batch = padded(rows, extra=1)
+    return replace(batch, labels=batch.labels.roll(1, dims=1))
+
+
+def in_one_row(rows: list[Row]) -> Any:
+    batch = packed(rows)
+    return replace(batch, position_ids=torch.arange(batch.input_ids.shape[1])[None])
+
+
+@DTYPES
+@pytest.mark.parametrize("mistaken", [seeing_padding, labels_one_late, in_one_row])
+def test_the_check_rejects_a_mistaken_batch(models: dict[torch.dtype, Pair], dtype: torch.dtype, mistaken: Any) -> None:
+    rows = make_rows([12, 9, 15], seed=2)
+    with pytest.raises(AssertionError, match="relative_l2"):
+        held_to_the_truth(models[dtype], dtype, rows, [mistaken(rows)])
+
+
+def test_the_mean_of_means_and_rows_that_see_each_other_are_far_off(models: dict[torch.dtype, Pair]) -> None:
     model = models[torch.float64].model
     rows = make_rows([24, 3, 9, 2, 17, 4], seed=1, supervised=0.6)
     _, exact = row_by_row_gradients(model, rows, list(model.parameters()))
-    mean_of_means = [torch.zeros_like(p) for p in model.parameters()]
-    for row in rows:
-        _, grads = row_by_row_gradients(model, [row], list(model.parameters()))
-        for held, grad in zip(mean_of_means, grads, strict=True):
-            held += grad / len(rows)
-    assert relative_l2(mean_of_means, exact) > 1e-2
-    _, measured = measure(model, [padded([row]) for row in rows])
-    assert relative_l2(measured, exact) <= 1e-12
-
-
-def test_packing_without_separation_is_rejected(models: dict[torch.dtype, Pair]) -> None:
-    """The control: rows that see each other give another gradient."""
-    model = models[torch.float64].model
-    rows = make_rows([12, 9, 15], seed=2)
-    _, exact = row_by_row_gradients(model, rows, list(model.parameters()))
-    batch = packed(rows)
-    together = type(batch)(
-        input_ids=batch.input_ids,
-        labels=batch.labels,
-        attention_mask=torch.ones_like(batch.input_ids),
-        position_ids=torch.arange(batch.input_ids.shape[1])[None],
-    )
-    _, measured = measure(model, [together])
-    assert relative_l2(measured, exact) > 1e-2
+    _, of_means = measure(model, [padded([row]) for row in rows], mean_of_means)
+    _, together = measure(model, [in_one_row(rows)])
+    assert relative_l2(of_means, exact) > 1e-2
+    assert relative_l2(together, exact) > 1e-2
 
 
 @pytest.mark.parametrize(("side", "masked"), [("right", False), ("left", True)])
@@ -185,6 +248,40 @@ def test_with_checkpointing_a_layer_is_computed_again_in_backward(
 
 def inputs(batch: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("llama", {}, None),
+        ("mixtral", {}, None),
+        ("llama", {"attention_dropout": 0.2}, "this llama model has dropout of its own"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "this mixtral model has dropout of its own"),
+        ("mixtral", {"output_router_logits": True, "router_aux_loss_coef": 0.5}, "router's loss of this mixtral model"),
+    ],
+    ids=str,
+)
+def test_a_split_matters_where_it_is_said_to_and_nowhere_else(
+    kind: str, changes: dict[str, Any], said: str | None
+) -> None:
+    """A base's own dropout is on in training, as with any trainer; what it draws is another thing for another split."""
+    eager = {"experts_implementation": "eager"} if kind == "mixtral" else {}
+    model = tiny_model(kind, dtype=torch.float64, **eager | changes)
+    before = torch.get_rng_state()
+    found = why_the_split_matters(model)
+    assert (found is None) if said is None else (said in str(found))
+    assert torch.equal(torch.get_rng_state(), before)
+    rows = make_rows([9, 5, 7, 12], supervised=1.0)
+    grads = []
+    for parts in ([rows], [rows[:1], rows[1:]], [rows]):
+        torch.manual_seed(0)
+        measured = measure(model, [padded(part) for part in parts])[1]
+        grads.append(
+            [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), measured, strict=True)]
+        )
+    off = relative_l2(grads[1], grads[0])
+    assert off <= 1e-12 if said is None else off > 1e-4
+    assert relative_l2(grads[2], grads[0]) == 0.0  # one split and one seed: one gradient
 
 
 def test_mixtrals_router_loss_splits_as_documented() -> None:

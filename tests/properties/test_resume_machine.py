@@ -29,7 +29,7 @@ from tiny_tokenizers import tiny_tokenizer
 
 from finetune import checkpoint, loop, qlora
 from finetune.config import AdapterConfig, ComputeDtype, DataConfig, ModelConfig, OutputConfig, RunConfig, TrainConfig
-from finetune.errors import RunInterruptedError
+from finetune.errors import ConfigError, RunInterruptedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,6 +105,21 @@ def adapter(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "adapter" / "adapter_model.safetensors")
 
 
+def dying_in(real: Any, *, step: int, after: bool = False) -> Any:
+    """``train_step`` in a process that is gone before, or after, the given step."""
+    last = step
+
+    def dying(*args: Any, step: int, **kwargs: Any) -> Any:
+        if step == last and not after:
+            raise Killed
+        stats = real(*args, step=step, **kwargs)
+        if step == last:
+            raise Killed
+        return stats
+
+    return dying
+
+
 def test_killed_and_resumed_is_the_straight_run_and_another_seed_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shortest of the machine's runs, and its control: the comparison tells one run from another."""
     choices: dict[str, Any] = {
@@ -118,14 +133,7 @@ def test_killed_and_resumed_is_the_straight_run_and_another_seed_is_not(monkeypa
     object.__setattr__(other.train, "seed", 1)
     run(straight)
     run(other)
-    real = loop.train_step
-
-    def dying(*args: Any, step: int, **kwargs: Any) -> Any:
-        if step == 3:
-            raise Killed
-        return real(*args, step=step, **kwargs)
-
-    monkeypatch.setattr(loop, "train_step", dying)
+    monkeypatch.setattr(loop, "train_step", dying_in(loop.train_step, step=3))
     with pytest.raises(Killed):
         run(killed)
     monkeypatch.undo()
@@ -135,6 +143,26 @@ def test_killed_and_resumed_is_the_straight_run_and_another_seed_is_not(monkeypa
     assert all(torch.equal(three[n], one[n]) for n in one)
     rows = [json.loads(line)["step"] for line in (ROOT / "third" / "train.jsonl").read_text().splitlines()]
     assert rows == list(range(1, STEPS + 1))
+
+
+def test_a_base_with_dropout_resumes_exactly_and_keeps_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its draws go on where they stood; a window split another way would draw others, which is not rounding."""
+    choices: dict[str, Any] = {"kind": "small", "optimizer": "adamw-8bit", "dropout": 0.0, "packing": False}
+    original = (ROOT / "model" / "config.json").read_text()
+    monkeypatch.setattr(loop, "train_step", dying_in(loop.train_step, step=3))
+    try:
+        (ROOT / "model" / "config.json").write_text(json.dumps(json.loads(original) | {"attention_dropout": 0.2}))
+        with pytest.raises(Killed):
+            run(config(ROOT / "dropout killed", **choices, split=(2, 2)))
+        monkeypatch.undo()
+        with pytest.raises(ConfigError, match=r"micro_batch = 1: .*this llama model has dropout of its own"):
+            run(config(ROOT / "dropout killed", **choices, split=(1, 4), resume=True))
+        run(config(ROOT / "dropout killed", **choices, split=(2, 2), resume=True))
+        run(config(ROOT / "dropout", **choices, split=(2, 2)))
+    finally:
+        (ROOT / "model" / "config.json").write_text(original)
+    resumed, straight = adapter(ROOT / "dropout killed"), adapter(ROOT / "dropout")
+    assert all(torch.equal(resumed[n], straight[n]) for n in straight)
 
 
 class Resume(RuleBasedStateMachine):
@@ -171,18 +199,8 @@ class Resume(RuleBasedStateMachine):
         split=st.sampled_from([None, *SPLITS]),
     )
     def train_and_be_killed(self, after: int, within: str, **changes: Any) -> None:
-        real = loop.train_step
-
-        def dying(*args: Any, step: int, **kwargs: Any) -> Any:
-            if step == after and within == "before":
-                raise Killed
-            stats = real(*args, step=step, **kwargs)
-            if step == after:
-                raise Killed
-            return stats
-
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
-            patch.setattr(loop, "train_step", dying)
+            patch.setattr(loop, "train_step", dying_in(loop.train_step, step=after, after=within == "after"))
             run(self.resumed(**changes))
 
     @rule(after=st.integers(0, STEPS - 1), checkpointing=st.booleans())

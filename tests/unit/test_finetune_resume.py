@@ -113,6 +113,16 @@ def test_another_thread_count_device_base_or_data_is_refused(change: dict[str, A
     assert [p.field for p in caught.value.problems] == [field]
 
 
+def test_a_model_whose_gradient_depends_on_the_split_keeps_it() -> None:
+    before = facts(settings=with_settings(micro_batch=1, accumulation=8))
+    now = facts(settings=with_settings(micro_batch=4, accumulation=2))
+    assert len(compare(before, now)) == 1
+    with pytest.raises(ConfigError, match=r"micro_batch = 4: .*had 1: it has dropout.*set it back to 1") as caught:
+        compare(before, now, split_matters="it has dropout")
+    assert [p.field for p in caught.value.problems] == ["micro_batch", "accumulation"]
+    assert compare(before, before, split_matters="it has dropout") == []
+
+
 def test_other_versions_are_noted() -> None:
     assert compare(facts(), facts(versions={"torch": "2.15"})) == ["torch was 2.14, is 2.15: the last bits may differ"]
 
