@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from tiny_tokenizers import END, tiny_tokenizer
 from finetune.config import DataConfig
 from finetune.encode import IGNORED, BadRowError, encode, targets
 from finetune.rows import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LONG = 1_000_000
 MANY = settings(max_examples=settings.default.max_examples * 2)
@@ -40,11 +44,8 @@ def spelled(tokenizer: Any, ids: list[int]) -> str:
     return "".join(tokenizer.convert_ids_to_tokens(ids))
 
 
-@TOKENIZERS
-@given(prompt=TEXT, completion=TEXT)
-@MANY
-def test_a_prompts_answer_and_its_end_are_learned_and_nothing_else(merges: bool, prompt: str, completion: str) -> None:
-    result, tokenizer = coded({"prompt": prompt, "completion": completion}, merges=merges)
+def held_to_the_answer(result: Any, tokenizer: Any, prompt: str, completion: str) -> None:
+    """Every token is there, and the answer's and its end are what is learned."""
     assert (
         tokenizer.decode(result.input_ids)
         == f"<|system|>be brief{END}<|user|>{prompt}{END}<|assistant|>{completion}{END}"
@@ -53,12 +54,33 @@ def test_a_prompts_answer_and_its_end_are_learned_and_nothing_else(merges: bool,
     assert (result.labels[result.labels != IGNORED] == result.input_ids[result.labels != IGNORED]).all()
 
 
+@TOKENIZERS
 @given(prompt=TEXT, completion=TEXT)
-def test_masking_by_the_padding_token_would_lose_the_end(prompt: str, completion: str) -> None:
-    """The control: the token that ends the answer is the padding token too."""
-    result, tokenizer = coded({"prompt": prompt, "completion": completion})
-    by_value = np.where(result.input_ids == tokenizer.pad_token_id, IGNORED, result.labels)
-    assert targets(by_value) == targets(result.labels) - 1
+@MANY
+def test_a_prompts_answer_and_its_end_are_learned_and_nothing_else(merges: bool, prompt: str, completion: str) -> None:
+    result, tokenizer = coded({"prompt": prompt, "completion": completion}, merges=merges)
+    held_to_the_answer(result, tokenizer, prompt, completion)
+
+
+MISTAKEN: dict[str, Callable[[Any, int], Any]] = {
+    # The token that ends the answer is the padding token too.
+    "masked by the padding token": lambda row, pad: np.where(row.input_ids == pad, IGNORED, row.labels),
+    "the answer's first token is lost": lambda row, _: np.where(np.roll(row.labels, 1) == IGNORED, IGNORED, row.labels),
+    "the token before the answer is learned": lambda row, _: np.where(
+        np.roll(row.labels, -1) == IGNORED, row.labels, row.input_ids
+    ),
+    "everything is learned": lambda row, _: row.input_ids,
+    "labels shifted twice": lambda row, _: np.roll(row.labels, 1),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_the_check_rejects_a_target_lost_or_invented(name: str) -> None:
+    result, tokenizer = coded({"prompt": "the cat", "completion": "sat on"})
+    held_to_the_answer(result, tokenizer, "the cat", "sat on")
+    mistaken = replace(result, labels=MISTAKEN[name](result, tokenizer.pad_token_id))
+    with pytest.raises(AssertionError):
+        held_to_the_answer(mistaken, tokenizer, "the cat", "sat on")
 
 
 @TOKENIZERS
@@ -109,15 +131,31 @@ def test_a_text_that_ends_itself_is_not_ended_twice() -> None:
     assert tokenizer.decode(result.input_ids) == f"hello{END}"
 
 
+def held_to_the_beginning(cut: Any, whole: Any, seq: int) -> None:
+    assert np.array_equal(cut.input_ids, whole.input_ids[:seq])
+    assert np.array_equal(cut.labels, whole.labels[:seq])
+    assert len(cut.input_ids) + cut.cut == len(whole.input_ids)
+
+
 @given(prompt=TEXT, completion=TEXT, seq=st.integers(2, 80))
 @MANY
 def test_a_cut_row_is_the_whole_rows_beginning(prompt: str, completion: str, seq: int) -> None:
     fields = {"prompt": prompt, "completion": completion}
-    whole, _ = coded(fields)
-    cut, _ = coded(fields, seq=seq)
-    assert (cut.input_ids == whole.input_ids[:seq]).all()
-    assert (cut.labels == whole.labels[:seq]).all()
-    assert len(cut.input_ids) + cut.cut == len(whole.input_ids)
+    held_to_the_beginning(coded(fields, seq=seq)[0], coded(fields)[0], seq)
+
+
+def test_the_check_rejects_a_row_cut_elsewhere() -> None:
+    fields = {"prompt": "the cat", "completion": "sat on the mat"}
+    whole, cut = coded(fields)[0], coded(fields, seq=20)[0]
+    held_to_the_beginning(cut, whole, 20)
+    for mistake in (
+        {"input_ids": whole.input_ids[-20:], "labels": whole.labels[-20:]},
+        {"labels": whole.labels[1:21]},
+        {"input_ids": whole.input_ids[:19], "labels": whole.labels[:19]},
+        {"cut": cut.cut - 1},
+    ):
+        with pytest.raises(AssertionError):
+            held_to_the_beginning(replace(cut, **mistake), whole, 20)
 
 
 @given(prompt=TEXT, completion=TEXT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,10 +145,19 @@ def test_an_epochs_windows_hold_every_token_and_target_once(
     assert evaluated == seen
 
 
-def test_the_token_count_notices_a_lost_row(load: Any) -> None:
+def test_the_count_notices_a_row_or_target_lost_or_invented(load: Any) -> None:
     train = load([5, 9, 13], eval_fraction=0.0).train
     window = next(iter(windows(train, TrainConfig(micro_batch=1, accumulation=3))))
-    assert Counter(row for batch in window[1:] for row in rows_in(batch)) != rows_of(train)
+    learned, silent = (window[0].labels.clone() for _ in range(2))
+    learned[0, 1], silent[0, -1] = window[0].input_ids[0, 1], IGNORED  # the prompt is learned, the answer's end is not
+    for mistaken, sound in (
+        (window, True),
+        (window[1:], False),
+        ([*window, window[0]], False),
+        ([replace(window[0], labels=learned), *window[1:]], False),
+        ([replace(window[0], labels=silent), *window[1:]], False),
+    ):
+        assert (Counter(row for batch in mistaken for row in rows_in(batch)) == rows_of(train)) == sound
 
 
 @given(lengths=LENGTHS, seed=st.integers(0, 50), packing=st.booleans(), start=st.integers(0, 12), data=st.data())
@@ -198,6 +208,18 @@ def test_no_micro_batch_is_dearer_than_the_smoke_steps(
             assert batch.tokens <= smoke[0].tokens
 
 
+def held_to_hold_every_row_once(rows: list[list[int]], sizes: Any, room: int) -> None:
+    assert sorted(row for sequence in rows for row in sequence) == list(range(len(sizes)))
+    assert all(0 < sizes[sequence].sum() <= room for sequence in rows)
+
+
+@pytest.mark.parametrize("rows", [[[0, 1]], [[0, 1], [2, 1]], [[0, 1, 2]], [[0, 1], [2], []]], ids=str)
+def test_the_check_rejects_rows_lost_repeated_or_too_many(rows: list[list[int]]) -> None:
+    held_to_hold_every_row_once([[0, 1], [2]], np.array([4, 6, 5]), 10)
+    with pytest.raises(AssertionError):
+        held_to_hold_every_row_once(rows, np.array([4, 6, 5]), 10)
+
+
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=300), room=st.integers(50, 200), seed=st.integers(0, 20)
 )
@@ -206,8 +228,7 @@ def test_packing_puts_every_row_in_one_sequence_that_holds_it(lengths: list[int]
     sizes = np.array(lengths, dtype=np.int32)
     packed = pack(sizes, room, seed=seed)
     rows = [packed[s].tolist() for s in range(len(packed))]
-    assert sorted(row for sequence in rows for row in sequence) == list(range(len(lengths)))
-    assert all(0 < sizes[sequence].sum() <= room for sequence in rows)
+    held_to_hold_every_row_once(rows, sizes, room)
     # First fit: were two sequences at most half full, the later one's rows would have gone into the earlier.
     if len(packed) <= 64:
         assert sum(2 * sizes[sequence].sum() <= room for sequence in rows) <= 1
