@@ -51,7 +51,7 @@ class AdapterConfig:
     targets: tuple[str, ...] = ("all-linear",)
     """Module names to adapt; `all-linear` is every linear layer except the head."""
     dropout: float = 0.0
-    """Dropout on the adapter's input, 0 to below 1."""
+    """Dropout on the adapter's input, 0 to below 1. The base's own, where its config.json has any, is on beside it."""
     rslora: bool = False
     """Rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
     dora: bool = False
