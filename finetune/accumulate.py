@@ -5,7 +5,8 @@ N add up to the gradient of S / N. The mean of the micro-batches' means, which m
 short micro-batch more than one of a long one (transformers#34191).
 
 One micro-batch's activations exist at a time, and beside them the gradients so far: from the second micro-batch on, a
-window's peak is larger than that of a single one by the bytes of the gradients at most.
+window's peak is larger than that of a single one by the bytes of the gradients at most, and not at all where those wait
+in host memory (:mod:`finetune.hostgradients`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from finetune import hostgradients
 from finetune.forward import base_model, computing, hidden_states, set_checkpointing
 from finetune.loss import LogitRule, chunked_cross_entropy, target_positions
 
@@ -69,7 +71,10 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
     unit = 1.0 if scaled else 1.0 / targets
     loss_sum = torch.zeros((), device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
     router_sum: torch.Tensor | None = None
-    for batch in window:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    on_host = hostgradients.wanted(model, config)
+    earlier: dict[nn.Parameter, torch.Tensor] = {}
+    for number, batch in enumerate(window, start=1):
         loss, router = micro_batch_loss(model, batch, unit=unit, config=config)
         total = loss
         if router is not None:
@@ -79,7 +84,9 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
             total.backward()
         loss_sum += loss.detach()
         del loss, total, router  # what their graph still holds would lie beside the next micro-batch's
-    parameters = [p for p in model.parameters() if p.requires_grad]
+        if on_host and number < len(window):
+            hostgradients.put_away(parameters, earlier)
+    hostgradients.bring_back(earlier)
     _sum_gradients(parameters, loss_sum)
     if scaled:
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / targets)

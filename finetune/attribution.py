@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +14,7 @@ import torch
 from finetune import loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -19,43 +22,46 @@ _MOST_EVENTS = 2_000_000
 _LOSS_FILE = str(loss.__file__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What a device's allocator did meanwhile."""
+
+    events: list[Mapping[str, Any]]
+    """PyTorch's record, oldest first; filled when the recording ends."""
+    gradients: list[tuple[int, int]]
+    """When a trained parameter's gradient was complete, in microseconds since 1970, and where it lay."""
+
+
 @contextlib.contextmanager
-def recorded() -> Iterator[list[Mapping[str, Any]]]:
-    """Keep a history of the current device's allocations meanwhile; the list is filled when it ends.
+def recorded(model: nn.Module) -> Iterator[History]:
+    """Keep a history of the current device's allocations, and of the model's gradients, meanwhile.
 
     A history that is being kept already goes on, and its events from now on are taken.
     """
-    events: list[Mapping[str, Any]] = []
-    kept_already, began = torch._C._cuda_isHistoryEnabled(), time.time_ns() // 1000
+    history = History(events=[], gradients=[])
+    kept_already, began = torch._C._cuda_isHistoryEnabled(), _now()
+
+    def note(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            history.gradients.append((_now(), parameter.grad.untyped_storage().data_ptr()))
+
+    hooks = [p.register_post_accumulate_grad_hook(note) for p in model.parameters() if p.requires_grad]
     if not kept_already:
         torch.cuda.memory._record_memory_history("all", context="alloc", stacks="python", max_entries=_MOST_EVENTS)
     try:
-        yield events
+        yield history
     finally:
         traces = torch.cuda.memory._snapshot()["device_traces"][torch.cuda.current_device()]
-        events += (event for event in traces if event["time_us"] >= began)
+        history.events.extend(event for event in traces if event["time_us"] >= began)
         if not kept_already:
             torch.cuda.memory._record_memory_history(None)
+        for hook in hooks:
+            hook.remove()
 
 
-def at_peak(events: Sequence[Mapping[str, Any]], model: nn.Module) -> dict[str, int]:
-    """Bytes at the peak that were not there when the history began: ``gradients``, ``logits`` and ``activations``.
-
-    Args:
-        events: from :func:`recorded`.
-        model: with the gradients that the pass left.
-    """
-    grads = {p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None}
-    return classify(events, grads)
-
-
-def classify(events: Sequence[Mapping[str, Any]], gradients: set[int]) -> dict[str, int]:
-    """Find the peak of a history, and sum by purpose what was alive then.
-
-    Args:
-        events: of one device, oldest first.
-        gradients: addresses that hold a gradient at the end.
-    """
+def at_peak(history: History) -> dict[str, int]:
+    """Bytes at the peak that were not there when the history began: ``gradients``, ``logits`` and ``activations``."""
+    events = history.events
     total = most = peak = 0
     for position, event in enumerate(events):
         if event["action"] == "alloc":
@@ -70,13 +76,23 @@ def classify(events: Sequence[Mapping[str, Any]], gradients: set[int]) -> dict[s
             alive[event["addr"]] = event
         elif event["action"] == "free_requested":
             alive.pop(event["addr"], None)
-    freed_later = {event["addr"] for event in events[peak + 1 :] if event["action"] == "free_requested"}
+    freed: dict[int, float] = {}
+    for event in events[peak + 1 :]:
+        if event["action"] == "free_requested":
+            freed.setdefault(event["addr"], event["time_us"])
+    complete = defaultdict(list)
+    for when, address in history.gradients:
+        complete[address].append(when)
     sizes = dict.fromkeys(("gradients", "logits", "activations"), 0)
     for address, event in alive.items():
-        if address in gradients and address not in freed_later:
+        if any(event["time_us"] <= when <= freed.get(address, math.inf) for when in complete[address]):
             sizes["gradients"] += event["size"]
         elif any(frame["filename"] == _LOSS_FILE for frame in event.get("frames", ())):
             sizes["logits"] += event["size"]
         else:
             sizes["activations"] += event["size"]
     return sizes
+
+
+def _now() -> int:
+    return time.time_ns() // 1000

@@ -142,7 +142,9 @@ def estimate(
     saved, working = activation_bytes(dims, config, compute, adapter)
     logits = logit_bytes(dims, config, tokens, compute)
     update = gradients if config.train.optimizer == "adamw" else 0
-    earlier = gradients if config.train.accumulation > 1 else 0  # of the micro-batches before this one
+    # Of the micro-batches before this one: an adapter's wait in host memory under a paged optimizer.
+    on_host = config.train.optimizer.startswith("paged") and not config.adapter.full
+    earlier = gradients if config.train.accumulation > 1 and not on_host else 0
     moments = {
         "loss": (earlier, saved, logits, workspace // 2),
         "backward": (earlier, saved + working, 0, workspace),

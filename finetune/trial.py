@@ -135,13 +135,13 @@ class Bench:
 
         window = list(self._window(config))
         before = self.torch.cuda.memory_allocated()
-        history: AbstractContextManager[Any] = attribution.recorded() if attributed else contextlib.nullcontext([])
-        with history as events, self._phase("forward and backward"):
+        recorded: AbstractContextManager[Any] = attribution.recorded(model) if attributed else contextlib.nullcontext()
+        with recorded as history, self._phase("forward and backward"):
             window_gradients(model, window, config.train)
         peak = self.torch.cuda.max_memory_allocated()
         categories = held(model, optimizer)
         if attributed:
-            meanwhile = attribution.at_peak(events, model)
+            meanwhile = attribution.at_peak(history)
             kept = sum(size for name, size in categories.items() if name != "gradients")
             meanwhile["workspace"] = max(0, before - kept)
             # What the history rounds off, and the allocator does not split, goes to the many small ones.

@@ -31,8 +31,7 @@ SEVEN_B = {
 }
 LENGTHS = (2048, 8192, 14336)
 EAGER_LENGTHS = (1024, 2048, 3072)
-CARDS_SEVEN_B = Case(seq=2048, shape_changes=SEVEN_B)
-LOW_RANK = Case(seq=2048, adapter={"rank": 4})
+OPTIMIZERS = ("adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit")
 WORDS = (8192, 131072)
 CHUNK = 256
 
@@ -46,14 +45,13 @@ def growth() -> dict[str, Case]:
         "evaluated and saved, full": Case(
             evaluate=True, save=True, model={"precision": "bf16"}, adapter={"full": True}, train={"optimizer": "adamw"}
         ),
-        "7B": CARDS_SEVEN_B,
-        "7B, 16 micro-batches": replace(CARDS_SEVEN_B, micro_batches=16),
-        "rank 4": LOW_RANK,
-        "rank 4, 16 micro-batches": replace(LOW_RANK, micro_batches=16),
-        "16 micro-batches": Case(micro_batches=16),
-        "2 micro-batches": Case(micro_batches=2),
     }
-    for optimizer in ("adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"):
+    accumulated = {name: Case(train={"optimizer": name}) for name in OPTIMIZERS}
+    accumulated |= {"7B": Case(seq=2048, shape_changes=SEVEN_B), "mixtral": Case(shape="mixtral")}
+    for name, case in accumulated.items():
+        for count in (1, 2, 16):
+            more[f"{name}, {count} x a micro-batch"] = replace(case, micro_batches=count)
+    for optimizer in OPTIMIZERS:
         paged = Case(adapter={"rank": 256}, train={"optimizer": optimizer})  # large enough for states to be paged
         more[f"{optimizer} straight"] = paged
         more[f"{optimizer} resumed"] = replace(paged, resume=True)
@@ -179,25 +177,24 @@ def requested(figures: dict[str, Any], name: str) -> int:
     return int(max(figures[name]["step_requests"]))
 
 
-def test_more_micro_batches_add_one_windows_gradients_to_the_byte(figures: dict[str, Any]) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "adamw"])
+def test_more_micro_batches_add_one_windows_gradients_to_the_byte(figures: dict[str, Any], optimizer: str) -> None:
     sides = 512 + 512 + 2 * (512 + 128) + 512 + 512 + 3 * (512 + 1408)  # in + out of a layer's seven matrices
     gradients = 4 * 16 * sides * 2  # 4 layers, rank 16, bf16
-    assert requested(figures, "16 micro-batches") == requested(figures, "2 micro-batches")
-    assert requested(figures, "16 micro-batches") - requested(figures, "nf4 paged-adamw") == gradients
+    many, two, one = (requested(figures, f"{optimizer}, {count} x a micro-batch") for count in (16, 2, 1))
+    assert many == two
+    assert many - one == gradients
 
 
-def test_sixteen_micro_batches_of_a_7b_model_add_no_more_than_the_gradients(figures: dict[str, Any]) -> None:
-    """The gradients of rank 16 are 80 MiB, which is 1.6% of the peak at 2,048 tokens: not 1%."""
-    gradients = 41_943_040 * 2  # rank times the inputs and outputs of seven matrices in 32 layers, bf16
-    more = requested(figures, "7B, 16 micro-batches") - requested(figures, "7B")
-    assert 0.9 * gradients < more <= gradients
+@pytest.mark.parametrize("model", ["paged-adamw", "paged-adamw-8bit", "7B", "mixtral"])
+def test_a_paged_optimizer_has_earlier_gradients_wait_on_the_host(figures: dict[str, Any], model: str) -> None:
+    """Sixteen micro-batches need no more than one: the article's promise for accumulation, kept to the byte."""
+    many, one = requested(figures, f"{model}, 16 x a micro-batch"), requested(figures, f"{model}, 1 x a micro-batch")
+    assert many == one
+    assert peak(figures, f"{model}, 16 x a micro-batch") <= 1.01 * peak(figures, f"{model}, 1 x a micro-batch")
 
 
-def test_sixteen_micro_batches_add_less_than_1_percent_where_the_gradients_do(figures: dict[str, Any]) -> None:
-    assert peak(figures, "rank 4, 16 micro-batches") <= 1.01 * peak(figures, "rank 4")
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_resumed_run_needs_no_more_than_the_run_it_resumes(figures: dict[str, Any], optimizer: str) -> None:
     straight, resumed = figures[f"{optimizer} straight"], figures[f"{optimizer} resumed"]
     assert resumed["after_steps"][-1] == straight["after_steps"][-1]

@@ -79,7 +79,6 @@ def mistral_on_4080() -> dict[str, dict[str, Any]]:
         "longest": {"seq": 17152},
         "longer": {"seq": 17408},
         "8192": {"seq": 8192},
-        "8192 offloaded": {"seq": 8192, "offload_activations": True},
     }
     return dict(zip(rows, step("rtx-4080", "mistral-7b", *rows.values()), strict=True))
 
@@ -107,12 +106,16 @@ def test_the_largest_micro_batch_and_the_longest_sequence_in_16_gb(most: str, mo
 
 
 def test_layer_inputs_on_the_host_take_their_bytes_off_the_card() -> None:
-    """And nothing else moves: what the layers share, such as the rotary embedding, would be a copy for each."""
-    kept, offloaded = mistral_on_4080()["8192"], mistral_on_4080()["8192 offloaded"]
-    inputs = 32 * 8192 * 4096 * 2
-    assert kept["peak_allocated"] - offloaded["peak_allocated"] == pytest.approx(inputs, rel=0.05)
-    assert needs(kept) == figure(9.21)
-    assert needs(offloaded) == figure(7.03)
+    """And nothing else moves: what the layers share, such as the rotary embedding, would be a copy for each.
+
+    The peak moves from the first layer's backward pass to the last one's, when every gradient is there.
+    """
+    kept = mistral_on_4080()["8192"]
+    (offloaded,) = step("rtx-4080", "mistral-7b", {"seq": 8192, "offload_activations": True})
+    inputs, gradients = 31 * 8192 * 4096 * 2, 41_943_040 * 2  # the layer's own input is back on the card
+    assert kept["peak_allocated"] - offloaded["peak_allocated"] == pytest.approx(inputs - gradients, rel=0.01)
+    assert needs(kept) == figure(9.13)
+    assert needs(offloaded) == figure(7.26)
 
 
 def test_llama_31_8b_with_its_128_thousand_words_in_16_gb() -> None:

@@ -72,7 +72,8 @@ BUGS: dict[str, Planted] = {
         [
             ('total -= event["size"]', 'total += event["size"]'),
             ("events[: peak + 1]", "events[:peak]"),
-            ("address in gradients and address not in freed_later", "address in gradients"),
+            ("<= freed.get(address, math.inf)", "<= math.inf"),
+            ('if any(event["time_us"] <= when', "if any(0 <= when"),
             ('alive.pop(event["addr"], None)', "pass"),
             ('any(frame["filename"] == _LOSS_FILE', 'all(frame["filename"] == _LOSS_FILE'),
         ],

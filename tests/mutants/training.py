@@ -55,6 +55,18 @@ BUGS: dict[str, Planted] = {
             ("dist.all_reduce(total)", "pass"),
         ],
     ),
+    "hostgradients": (
+        ["tests/properties/test_host_gradients.py"],
+        [
+            ("parameter).add_(parameter.grad)", "parameter)"),
+            ("copy_(total, ", "copy_(parameter.grad, "),
+            ("        parameter.grad = None\n", ""),
+            ("total if parameter.grad is None else total.add_(parameter.grad)", "total"),
+            (' and config.optimizer.startswith("paged")', ""),
+            ("isinstance(model, PeftModel) and ", ""),
+            ('device.type != "cpu" and ', ""),
+        ],
+    ),
     "assumptions": (
         ["tests/properties/test_architectures.py", "tests/properties/test_accumulation.py"],
         [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -85,30 +85,3 @@ def test_numbers_that_cannot_be(argument: list[str], capsys: pytest.CaptureFixtu
 def test_a_card_or_a_model_that_is_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
     assert ladder.main(["--gpu", "rtx-4800"]) == 2
     assert "rtx-4080" in capsys.readouterr().err
-
-
-def event(action: str, address: int, size: int, file: str = "model.py") -> dict[str, Any]:
-    return {"action": action, "addr": address, "size": size, "frames": [{"filename": file, "name": "f", "line": 1}]}
-
-
-def test_bytes_at_the_peak_are_told_apart() -> None:
-    from finetune import attribution, loss
-
-    events = [
-        event("alloc", 1, 100),  # a gradient that stays
-        event("alloc", 2, 50),
-        event("free_requested", 2, 50),
-        event("alloc", 2, 30),  # an activation, where something else was
-        event("alloc", 3, 500, str(loss.__file__)),
-        event("free_requested", 3, 500),
-        event("free_requested", 2, 30),
-        event("alloc", 2, 40),  # a gradient that came after the peak, where the activation was
-    ]
-    found = attribution.classify(events, {1, 2})
-    assert found == {"gradients": 100, "logits": 500, "activations": 30}
-
-
-def test_a_history_without_allocations() -> None:
-    from finetune import attribution
-
-    assert attribution.classify([], set()) == {"gradients": 0, "logits": 0, "activations": 0}

@@ -30,9 +30,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "long": {"seq": 2048},
     "too long": {"seq": 32768, "micro_batch": 512, "checkpointing": False},
     "again": {},
-    "2 micro-batches": {"accumulation": 2},
-    "16 micro-batches": {"accumulation": 16},
+    "16 micro-batches, paged": {"accumulation": 16},
     "adamw": {"optimizer": "adamw"},
+    "2 micro-batches": {"optimizer": "adamw", "accumulation": 2},
+    "16 micro-batches": {"optimizer": "adamw", "accumulation": 16},
     "adamw-8bit": {"optimizer": "adamw-8bit"},
 }
 SETTINGS = {"seq": 256, "accumulation": 1, "optimizer": "paged-adamw", "rank": 16, "device": "cuda"}
@@ -98,7 +99,13 @@ def test_a_second_micro_batch_adds_the_gradients_of_the_first_and_later_ones_not
     found: dict[str, dict[str, Any]],
 ) -> None:
     one, two, many = (
-        found[name]["phases"]["forward and backward"] for name in ("first", "2 micro-batches", "16 micro-batches")
+        found[name]["phases"]["forward and backward"] for name in ("adamw", "2 micro-batches", "16 micro-batches")
     )
     assert 0 < two - one <= found["first"]["categories"]["adapters"]
     assert many == two
+
+
+def test_under_a_paged_optimizer_accumulation_needs_nothing(found: dict[str, dict[str, Any]]) -> None:
+    many, one = found["16 micro-batches, paged"], found["first"]
+    assert many["peak_allocated"] == one["peak_allocated"]
+    assert many["categories"] == one["categories"]
