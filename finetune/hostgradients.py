@@ -38,12 +38,11 @@ def put_away(parameters: Iterable[nn.Parameter], earlier: dict[nn.Parameter, tor
         if parameter.grad is None:
             continue
         pinned = parameter.grad.device.type == "cuda"
-        if parameter not in earlier:
-            earlier[parameter] = torch.empty_like(parameter.grad, device="cpu", pin_memory=pinned)
-            total = parameter.grad
+        if parameter in earlier:
+            parameter.grad.add_(earlier[parameter].to(parameter.device, non_blocking=True))
         else:
-            total = _on_device(earlier[parameter], parameter).add_(parameter.grad)
-        earlier[parameter].copy_(total, non_blocking=pinned)
+            earlier[parameter] = torch.empty_like(parameter.grad, device="cpu", pin_memory=pinned)
+        earlier[parameter].copy_(parameter.grad, non_blocking=pinned)
         parameter.grad = None
 
 
@@ -51,9 +50,8 @@ def bring_back(earlier: dict[nn.Parameter, torch.Tensor]) -> None:
     """Put the sum of ``earlier`` and ``.grad`` into ``.grad``; ``earlier`` is empty after it."""
     while earlier:
         parameter, kept = earlier.popitem()
-        total = _on_device(kept, parameter)
-        parameter.grad = total if parameter.grad is None else total.add_(parameter.grad)
-
-
-def _on_device(kept: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    return kept.to(parameter.device, non_blocking=True, copy=True)
+        total = kept.to(parameter.device, non_blocking=True)
+        if parameter.grad is None:
+            parameter.grad = total
+        else:
+            parameter.grad.add_(total)

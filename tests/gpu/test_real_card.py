@@ -77,3 +77,22 @@ def test_a_dry_gpu_does_not_take_the_cards_place(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(gpu): assert gpu.kind == 'cuda'\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+
+
+def test_gradients_that_waited_in_host_memory_are_the_same_bits() -> None:
+    """The copies are in order with the card's other work, without a wait in between."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    from finetune import hostgradients
+
+    parameters = [torch.nn.Parameter(torch.zeros(1024, 1024, device="cuda", dtype=torch.bfloat16)) for _ in range(64)]
+    drawn = [[torch.randn_like(p) for p in parameters] for _ in range(3)]
+    earlier: dict[Any, Any] = {}
+    for number, gradients in enumerate(drawn):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        if number < 2:
+            hostgradients.put_away(parameters, earlier)
+    hostgradients.bring_back(earlier)
+    for parameter, one, two, three in zip(parameters, *drawn, strict=True):
+        assert torch.equal(parameter.grad, (one + two) + three)
