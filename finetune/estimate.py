@@ -143,7 +143,7 @@ def estimate(
     logits = logit_bytes(dims, config, tokens, compute)
     update = gradients if config.train.optimizer == "adamw" else 0
     # Of the micro-batches before this one: an adapter's wait in host memory under a paged optimizer.
-    on_host = config.train.optimizer.startswith("paged") and not config.adapter.full
+    on_host = config.train.optimizer.startswith("paged") and not config.adapter.full and config.model.device != "cpu"
     earlier = gradients if config.train.accumulation > 1 and not on_host else 0
     moments = {
         "loss": (earlier, saved, logits, workspace // 2),
