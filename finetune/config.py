@@ -95,8 +95,8 @@ class TrainConfig:
     """Rows in one forward and backward pass."""
     accumulation: int = 16
     """Micro-batches in one optimizer step; gradients are exactly those of the whole window.
-    The second and all later ones add the gradients' own bytes to the peak at most, once; an adapter's none under a paged
-    optimizer."""
+    The second and all later ones add the gradients' own bytes to the peak at most, once;
+    an adapter's none under a paged optimizer."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     schedule: ScheduleName = "cosine"
@@ -109,8 +109,8 @@ class TrainConfig:
     """Largest global gradient norm, once a window; 0 turns clipping off."""
     optimizer: OptimizerName = "paged-adamw"
     """adamw is torch's, in the weights' own dtype; the others are bitsandbytes', and update a bf16 adapter in fp32.
-    Paged state lives in managed memory on a GPU and is ordinary on a CPU; an adapter's gradients then wait in host memory
-    for the window's next micro-batch."""
+    Paged state lives in managed memory on a GPU and is ordinary on a CPU.
+    With it an adapter's gradients wait in host memory for the window's next micro-batch."""
     checkpointing: bool = True
     """Recompute activations in backward (non-reentrant): one layer's activations instead of all layers'."""
     offload_activations: bool = False
