@@ -23,8 +23,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROW = re.compile(r"^\| (\S+)/(lora|qlora)\.yaml +\|.*\| 1xA10G +\|.*\| +([0-9.]+) GB +\|", re.MULTILINE)
-
-
 RENAMED = {"gemma2b": "gemma2-2b"}
 """A row's model where it is not its folder's name."""
 

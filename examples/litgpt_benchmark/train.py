@@ -1,4 +1,4 @@
-"""One configuration of LitGPT's hub, as LitGPT runs it: three steps and an evaluation.
+"""One LoRA or QLoRA configuration of LitGPT's hub, as LitGPT runs it: three steps and an evaluation.
 
     python train.py config_hub/finetune/mistral-7b/lora.yaml
 
@@ -7,7 +7,6 @@ copied into them), all rows are cut at the configuration's 512 tokens, and nothi
 """
 
 import dataclasses
-import importlib
 import inspect
 import json
 import os
@@ -19,6 +18,7 @@ import yaml
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.config import Config
 from litgpt.data import JSON
+from litgpt.finetune import lora
 from litgpt.utils import save_config
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -44,20 +44,17 @@ def checkpoint(name, folder):
 
 
 def main():
-    recipe = Path(sys.argv[1]).resolve()
-    config = yaml.safe_load(recipe.read_text())
-    module = importlib.import_module("litgpt.finetune.full" if recipe.stem == "full" else "litgpt.finetune.lora")
+    config = yaml.safe_load(Path(sys.argv[1]).read_text())
     for name in ("load_checkpoint", "save_hyperparameters", "merge_lora"):  # of a checkpoint, of a command line
-        if hasattr(module, name):
-            setattr(module, name, lambda *_, **__: None)
+        setattr(lora, name, lambda *_, **__: None)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         rows = [{"instruction": "word " * 300, "input": "", "output": "word " * 300}] * 100
         Path("rows.json").write_text(json.dumps(rows))
         Path("checkpoint").mkdir()
-        settings = config.keys() & inspect.signature(module.setup).parameters.keys()
-        module.setup(
-            **{name: config[name] for name in settings - {"resume"}}
+        settings = config.keys() & inspect.signature(lora.setup).parameters.keys()
+        lora.setup(
+            **{name: config[name] for name in settings}
             | {
                 "checkpoint_dir": checkpoint(Path(config["checkpoint_dir"]).name, Path("checkpoint")),
                 "out_dir": Path("out"),
