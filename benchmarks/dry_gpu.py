@@ -152,7 +152,7 @@ def start():
 def build():
     with tempfile.TemporaryDirectory() as cache:
         code = (
-            "import json, time; from pytest_vram.drygpu.build import ensure_built; began = time.perf_counter();"
+            "import json, time; from pytest_vram.drygpu.stub.library import ensure_built; began = time.perf_counter();"
             "ensure_built(); print(json.dumps(time.perf_counter() - began))"
         )
         took = python(code, {**os.environ, "PYTEST_VRAM_CACHE": cache})

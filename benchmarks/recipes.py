@@ -102,7 +102,7 @@ def trl(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
 def ours(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     """finetune's own step."""
     model, optimizer, config = adapted(base, arguments)
-    from finetune.step import train_step
+    from finetune.training.step import train_step
 
     window = batches(arguments, int(model.config.vocab_size))
     for step in range(arguments.steps):
@@ -116,9 +116,9 @@ def floor(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     set of one layer's forward and backward, measured by running one.
     """
     model, optimizer, config = adapted(base, arguments)
-    from finetune.forward import base_model
-    from finetune.step import train_step
-    from finetune.trial import held
+    from finetune.dryrun.trial import held
+    from finetune.model.forward import base_model
+    from finetune.training.step import train_step
 
     train_step(model, batches(arguments, int(model.config.vocab_size))[:1], optimizer, config, step=0, total_steps=1)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -145,9 +145,9 @@ def floor(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
 def adapted(
     base: torch.nn.Module, arguments: argparse.Namespace
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer, object]:
-    from finetune.config import AdapterConfig, TrainConfig
-    from finetune.model import attach_adapter
-    from finetune.optim import make_optimizer
+    from finetune.config.settings import AdapterConfig, TrainConfig
+    from finetune.model.load import attach_adapter
+    from finetune.training.optim import make_optimizer
 
     config = TrainConfig(
         micro_batch=arguments.micro_batch, accumulation=arguments.accumulation, optimizer="paged-adamw"
@@ -158,14 +158,14 @@ def adapted(
 
 def loaded(path: str) -> torch.nn.Module:
     """The base, as finetune loads it."""
-    from finetune.config import ModelConfig
-    from finetune.model import load_base
+    from finetune.config.settings import ModelConfig
+    from finetune.model.load import load_base
 
     return load_base(ModelConfig(model=path, precision="nf4", double_quant=True))
 
 
 def batches(arguments: argparse.Namespace, vocabulary: int) -> list[object]:
-    from finetune.data import Batch
+    from finetune.data.batches import Batch
 
     ids = torch.tensor([row["input_ids"] for row in rows(vocabulary, arguments.seq, arguments.micro_batch)])
     return [Batch(input_ids=ids, labels=ids.clone()) for _ in range(arguments.accumulation)]

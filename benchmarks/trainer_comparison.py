@@ -38,8 +38,8 @@ class Clock:
 
 
 def config_of(arguments: argparse.Namespace) -> Any:
-    from finetune import configfile
-    from finetune.config import DEMO
+    from finetune.config import yaml_file
+    from finetune.config.settings import DEMO
 
     settings = {
         "max_steps": arguments.steps,
@@ -49,17 +49,17 @@ def config_of(arguments: argparse.Namespace) -> Any:
         "compute_dtype": "fp32",
         "threads": arguments.threads,
     }
-    return configfile.replace(DEMO, settings)
+    return yaml_file.replace(DEMO, settings)
 
 
 def ours(config: Any) -> dict[str, Any]:
     import torch
 
-    from finetune.data import load_examples, total_steps, windows
-    from finetune.hostmemory import peak_resident_bytes
-    from finetune.model import attach_adapter, load_base, load_tokenizer
-    from finetune.optim import make_optimizer
-    from finetune.step import train_step
+    from finetune.data.batches import load_examples, total_steps, windows
+    from finetune.disk.host_memory import peak_resident_bytes
+    from finetune.model.load import attach_adapter, load_base, load_tokenizer
+    from finetune.training.optim import make_optimizer
+    from finetune.training.step import train_step
 
     torch.set_num_threads(config.train.threads)
     tokenizer = load_tokenizer(config.model)
@@ -87,10 +87,10 @@ def trainer(config: Any) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 
-    from finetune.data import load_examples, windows
-    from finetune.hostmemory import peak_resident_bytes
-    from finetune.model import load_tokenizer, resolve_path
-    from finetune.optim import BETAS, EPS, learning_rate
+    from finetune.data.batches import load_examples, windows
+    from finetune.disk.host_memory import peak_resident_bytes
+    from finetune.model.load import load_tokenizer, resolve_path
+    from finetune.training.optim import BETAS, EPS, learning_rate
 
     torch.set_num_threads(config.train.threads)
     tokenizer = load_tokenizer(config.model)

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from finetune import configfile
-from finetune.config import DEMO, RunConfig
+from finetune.config import yaml_file
+from finetune.config.settings import DEMO, RunConfig
+from finetune.config.validate import validate
+from finetune.disk.run_folder import RunFolder
 from finetune.errors import ConfigError, ExitCode, Problem
-from finetune.validate import validate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROG = "python -m finetune.qlora"
-CONFIG_FILE = "config.yaml"
-"""The settings of a run, kept in its output folder."""
 
 _DESCRIPTION = """\
 Fine-tune a causal language model with QLoRA: the base frozen and quantized, an adapter trained, gradients exact.
@@ -44,17 +43,17 @@ def parse(argv: Sequence[str]) -> RunConfig:
     flags = list(argv)
     settings: dict[str, Any] = {}
     if flags and not flags[0].startswith("-"):
-        settings = configfile.load(Path(flags.pop(0)))
-    config = _parse_flags(flags, configfile.replace(RunConfig(), settings))
+        settings = yaml_file.load(Path(flags.pop(0)))
+    config = _parse_flags(flags, yaml_file.replace(RunConfig(), settings))
     if config.embedded:
         own_folder = config.output.output != RunConfig().output.output  # only the demo's own is its to overwrite
-        preset = configfile.replace(DEMO, {"overwrite": DEMO.output.overwrite and not own_folder})
-        config = _parse_flags(flags, configfile.replace(preset, settings))
-    recorded = config.output.output / CONFIG_FILE
+        preset = yaml_file.replace(DEMO, {"overwrite": DEMO.output.overwrite and not own_folder})
+        config = _parse_flags(flags, yaml_file.replace(preset, settings))
+    recorded = RunFolder(config.output.output).config
     if config.output.resume and recorded.is_file():
-        before = configfile.replace(RunConfig(), configfile.load(recorded))
+        before = yaml_file.replace(RunConfig(), yaml_file.load(recorded))
         here = {"output": config.output.output, "resume": True}
-        config = _parse_flags(flags, configfile.replace(before, settings | here))
+        config = _parse_flags(flags, yaml_file.replace(before, settings | here))
     validate(config)
     return config
 
@@ -85,9 +84,7 @@ def _parse_flags(flags: list[str], default: RunConfig) -> RunConfig:
 
 
 def _refuse_late_file(flags: list[str]) -> None:
-    takes_text = {
-        "--" + name.replace("_", "-") for name, (_, kind) in configfile.field_types().items() if kind in _TEXT
-    }
+    takes_text = {"--" + name.replace("_", "-") for name, (_, kind) in yaml_file.field_types().items() if kind in _TEXT}
     for before, this in itertools.pairwise(["", *flags]):
         if this.endswith((".yaml", ".yml")) and not this.startswith("-") and before.replace("_", "-") not in takes_text:
             remedy = f"{PROG} {this} --field value ..."
@@ -98,7 +95,7 @@ _TEXT = (str, Path, str | None)
 
 
 def _epilog() -> str:
-    ordinary, demo = configfile.flatten(RunConfig()), configfile.flatten(DEMO)
+    ordinary, demo = yaml_file.flatten(RunConfig()), yaml_file.flatten(DEMO)
     changed = [f"--{name.replace('_', '-')} {value}" for name, value in demo.items() if value != ordinary[name]]
     codes = "\n".join(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)
     return f"""\

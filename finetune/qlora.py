@@ -14,15 +14,16 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from finetune import cli, configfile
+from finetune import cli
+from finetune.config import yaml_file
+from finetune.config.validate import validate
 from finetune.errors import ConfigError, ExitCode, FinetuneError, RunInterruptedError
-from finetune.validate import validate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune.card import Summary
-    from finetune.config import RunConfig
+    from finetune.config.settings import RunConfig
+    from finetune.training.card import Summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = cli.parse(sys.argv[1:] if argv is None else argv)
         if config.dry.print_config:
-            sys.stdout.write(configfile.dump(config))
+            sys.stdout.write(yaml_file.dump(config))
         elif config.dry.dry_run or config.dry.fit:
-            return int(importlib.import_module("finetune.dryrun").main(config))
+            return int(importlib.import_module("finetune.dryrun.command").main(config))
         else:
             _settle_libraries()
             summary = run(config)
-            from finetune.result import report
+            from finetune.training.result import report
 
             print(report(summary))
     except ConfigError as error:
@@ -67,12 +68,12 @@ def run(config: RunConfig) -> Summary:
         FinetuneError: one of its kinds, each with the remedy in its message; what was saved is sound.
     """
     validate(config)
-    from finetune.durable import run_lock
-    from finetune.loop import fit
-    from finetune.oom import Holdings, explained
-    from finetune.prepare import prepare
-    from finetune.result import write_result
-    from finetune.stop import Stop, StopRequested
+    from finetune.disk.durable import run_lock
+    from finetune.training.loop import fit
+    from finetune.training.oom import Holdings, explained
+    from finetune.training.prepare import prepare
+    from finetune.training.result import write_result
+    from finetune.training.stop import Stop, StopRequested
 
     holdings = Holdings()
     try:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Report
 
 COMMANDS = (
-    "pytest_vram.drygpu.run",
-    "pytest_vram.report.show",
-    "pytest_vram.report.changes",
-    "pytest_vram.drygpu.table",
-    "pytest_vram.doctor",
+    "pytest_vram.commands.run",
+    "pytest_vram.commands.report",
+    "pytest_vram.commands.compare",
+    "pytest_vram.commands.cards",
+    "pytest_vram.commands.doctor",
 )
 USAGE_ERROR = 2
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 if TYPE_CHECKING:
     import pytest
+
+# The reference codec, which several folders of tests hold the packages against: `from reference import nf4`.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children after them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

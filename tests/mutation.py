@@ -39,7 +39,7 @@ sys.dont_write_bytecode = True
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="*", help="modules of finetune; all by default")
+    parser.add_argument("modules", nargs="*", help="modules such as finetune/model/load; all by default")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))
     from mutants import MUTANTS
@@ -59,19 +59,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy = Path(folder) / "tree"
         copy_tree(copy)
-        print(f"{'module':<16} {'caught':<8} seconds  survivors")
+        print(f"{'module':<32} {'caught':<8} seconds  survivors")
         for module, numbers in chosen.items():
             tests, bugs = MUTANTS[module]
             began = time.monotonic()
             if unsound := [test for test in tests if failing_without_a_bug(copy, test, sound)]:
-                print(f"{module:<16} fail without a bug: {' '.join(unsound)}", flush=True)
+                print(f"{module:<32} fail without a bug: {' '.join(unsound)}", flush=True)
                 survivors += 1
                 continue
             alive = [number for number in numbers if not caught(copy, module, *bugs[number - 1], tests)]
             planted, survivors = planted + len(numbers), survivors + len(alive)
             told = "; ".join(f"{number}: {bugs[number - 1][0]!r} -> {bugs[number - 1][1]!r}" for number in alive)
             score = f"{len(numbers) - len(alive)}/{len(numbers)}"
-            print(f"{module:<16} {score:<8} {time.monotonic() - began:7.0f}  {told}".rstrip(), flush=True)
+            print(f"{module:<32} {score:<8} {time.monotonic() - began:7.0f}  {told}".rstrip(), flush=True)
         print(f"{planted} bugs in {len(chosen)} modules, {survivors} survived")
     return 1 if survivors else 0
 
@@ -113,7 +113,7 @@ def caught(copy: Path, module: str, old: str, new: str, tests: list[str]) -> boo
     Raises:
         SystemExit: the text to replace is not there exactly once: the list is out of date.
     """
-    path = copy / "finetune" / f"{module}.py"
+    path = copy / f"{module}.py"
     source = path.read_text()
     if source.count(old) != 1:
         raise SystemExit(f"{module}.py holds {old!r} {source.count(old)} times, not once: bring mutants/ up to date")

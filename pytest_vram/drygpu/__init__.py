@@ -1,9 +1,9 @@
 """A GPU that allocates and does not compute."""
 
-from pytest_vram.drygpu.activate import activate, environment, real_gpu_present
 from pytest_vram.drygpu.cards import CARDS, Card, find_card
 from pytest_vram.drygpu.checkpoint import empty_checkpoint
 from pytest_vram.drygpu.driver import is_active
+from pytest_vram.drygpu.process.activate import activate, environment, real_gpu_present
 
 __all__ = [
     "CARDS",

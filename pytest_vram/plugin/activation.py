@@ -96,9 +96,9 @@ def _go_dry(config: pytest.Config, card: str, *, chosen: bool) -> None:
             raise pytest.UsageError(f"--vram-gpu=dry: {error}") from error
         config.stash[_NOTICE] = f"no GPU, and no dry GPU either ({error}); CPU tensors are traced"
     else:
-        from pytest_vram.plugin import dryness
+        from pytest_vram.plugin import uncomputed
 
-        config.pluginmanager.register(dryness.Dryness(), dryness.NAME)
+        config.pluginmanager.register(uncomputed.Dryness(), uncomputed.NAME)
         how = "chosen" if chosen else "no GPU here; --vram-gpu chooses otherwise"
         config.stash[_NOTICE] = f"dry GPU {card}: allocates as the card would, computes nothing ({how})"
 

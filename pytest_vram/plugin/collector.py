@@ -76,10 +76,10 @@ class Collector:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The table, what was not measured, and what was written."""
-        from pytest_vram.plugin import summary
+        from pytest_vram.plugin import session_end
 
         notes = [*self._written, *self._problems]
-        summary.write(terminalreporter, self.report(), self.settings, self._peaks, notes)
+        session_end.write(terminalreporter, self.report(), self.settings, self._peaks, notes)
 
 
 def _read_baseline(settings: Settings) -> Peaks:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_vram.probe.history import BACKWARD
-from pytest_vram.probe.timeline import HELD_BEFORE
+from pytest_vram.probe.replay import HELD_BEFORE
 from pytest_vram.report.chart import curve
 from pytest_vram.units import format_bytes
 

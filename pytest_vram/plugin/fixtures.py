@@ -11,7 +11,7 @@ import pytest
 from pytest_vram import units
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory.scaling import Scaling, fit
-from pytest_vram.plugin.marks import limit_bytes
+from pytest_vram.plugin.markers import limit_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -13,7 +13,7 @@ from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, Unmea
 from pytest_vram.plugin.failure import budget_message
 from pytest_vram.plugin.figures import PhasePeak
 from pytest_vram.probe.intervals import larger
-from pytest_vram.probe.timeline import HELD_BEFORE
+from pytest_vram.probe.replay import HELD_BEFORE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_vram.errors import ProbeUnavailable, VramError, VramUsageError
 from pytest_vram.memory import Budget
-from pytest_vram.plugin import marks
+from pytest_vram.plugin import markers
 from pytest_vram.plugin.examples import measuring_examples
 from pytest_vram.plugin.fixtures import Gpu, Vram
 from pytest_vram.plugin.judge import PROPERTY, Judge
@@ -68,12 +68,12 @@ class Runner:
             raise pytest.UsageError("\n".join(problems))
 
     def _declared(self, item: pytest.Item) -> Budget | None:
-        mark = item.get_closest_marker(marks.MARK)
+        mark = item.get_closest_marker(markers.MARK)
         path, line, _ = item.location
         where = f"{path}:{(line or 0) + 1}"
         limit = self.settings.max_bytes
         if mark is not None:
-            return marks.parse(mark, default_max_bytes=limit, where=where)
+            return markers.parse(mark, default_max_bytes=limit, where=where)
         if limit is None:
             return None
         return Budget(limit_bytes=limit, metric=self.settings.metric, origin="ini", where="vram_max_gb")  # type: ignore[arg-type]
@@ -220,12 +220,12 @@ class Runner:
         return Vram(meter)
 
     def _concerns(self, item: pytest.Item, budget: Budget | None) -> bool:
-        if budget is not None or self.settings.measures_all or marks.uses_fixtures(item):
+        if budget is not None or self.settings.measures_all or markers.uses_fixtures(item):
             return True
-        return item.get_closest_marker(marks.VALUES_MARK) is not None
+        return item.get_closest_marker(markers.VALUES_MARK) is not None
 
     def _skip_where_useless(self, item: pytest.Item, probe: Probe, budget: Budget | None) -> None:
-        if probe.kind == "dry" and item.get_closest_marker(marks.VALUES_MARK):
+        if probe.kind == "dry" and item.get_closest_marker(markers.VALUES_MARK):
             name = probe.devices()[0].name
             reason = f"needs values computed on the device (vram_values), and {name} is a dry GPU"
             raise pytest.skip.Exception(reason, _use_item_location=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vram import units
 from pytest_vram.errors import VramUsageError
-from pytest_vram.plugin.marks import METRICS, limit_bytes
+from pytest_vram.plugin.markers import METRICS, limit_bytes
 from pytest_vram.plugin.options import OPTIONS, value
 from pytest_vram.probe.select import Choice, parse_choice
 

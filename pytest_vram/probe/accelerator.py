@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_vram.memory import Device, Peak
-from pytest_vram.probe.plain import PlainProbe
+from pytest_vram.probe.base import PlainProbe
 from pytest_vram.probe.protocol import Counters
 
 if TYPE_CHECKING:

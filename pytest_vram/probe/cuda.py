@@ -7,7 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_vram.drygpu import driver, hostreads
+from pytest_vram.drygpu import driver
+from pytest_vram.drygpu.values import host_reads
 from pytest_vram.memory import Device, Peak
 from pytest_vram.probe import history, recorder
 from pytest_vram.probe.protocol import Counters
@@ -101,7 +102,7 @@ class CudaProbe:
 
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
         """Record allocations from now on, if asked to."""
-        self._reads_before = hostreads.collect() if self.dry else ()
+        self._reads_before = host_reads.collect() if self.dry else ()
         if (record or timeline) and "torch" in sys.modules:
             self._history = history.History()
             self._history.start()
@@ -133,7 +134,7 @@ class CudaProbe:
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """Values read from a dry GPU since the test began."""
-        return hostreads.since(self._reads_before) if self.dry else ()
+        return host_reads.since(self._reads_before) if self.dry else ()
 
     def settle(self) -> None:
         """Free the cuBLAS workspaces.

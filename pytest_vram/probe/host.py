@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_vram.memory import Device, Peak
+from pytest_vram.probe.base import PlainProbe
 from pytest_vram.probe.history import MAX_EVENTS, is_users
-from pytest_vram.probe.plain import PlainProbe
 from pytest_vram.probe.recorder import Recorder
 
 if TYPE_CHECKING:

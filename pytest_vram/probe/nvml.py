@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vram.errors import ProbeUnavailable
 from pytest_vram.memory import Device, Peak
-from pytest_vram.probe.plain import PlainProbe
+from pytest_vram.probe.base import PlainProbe
 
 if TYPE_CHECKING:
     from pytest_vram.memory import Kind

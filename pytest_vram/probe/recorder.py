@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_vram.memory import Holder
-from pytest_vram.probe import timeline
+from pytest_vram.probe import replay
 from pytest_vram.probe.history import MAX_EVENTS
-from pytest_vram.probe.layout import layout
-from pytest_vram.probe.marks import Notes, on_card
+from pytest_vram.probe.program_events import Notes, on_card
+from pytest_vram.probe.segment_layout import layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pytest_vram.memory import Timeline
-    from pytest_vram.probe.timeline import Block, Replay
+    from pytest_vram.probe.replay import Block, Replay
 
 
 _EVER = ("allocated", "freed")  # counts that only grow: the same ones mean that nothing happened
@@ -37,7 +37,7 @@ class Source(Protocol):
         """What device ``index`` recorded, as in the snapshot's ``"device_traces"``; and the allocator's settings."""
 
     def address(self, tensor: Tensor) -> tuple[int, int] | None:
-        """See :class:`pytest_vram.probe.marks.Notes`."""
+        """See :class:`pytest_vram.probe.program_events.Notes`."""
 
 
 class Recorder:
@@ -74,7 +74,7 @@ class Recorder:
         played, cut = self._replay(index)
         segments = self._segments(index)
         before = sum(segment["total_size"] for segment in segments)
-        found = timeline.timeline(played, start_us=self._start_us, reserved_before=before, cut=cut)
+        found = replay.timeline(played, start_us=self._start_us, reserved_before=before, cut=cut)
         if not self._marks:
             found = replace(found, categories=(), modules=())
         if not self._source.reserves:
@@ -85,19 +85,19 @@ class Recorder:
         """The ``top`` places that held most at the recorded peak, with category and module; with ``left``, what was
         allocated since the start and is there now."""
         played, _ = self._replay(index)
-        found = timeline.holders(played, top if self._marks else len(played.blocks), left=left)
+        found = replay.holders(played, top if self._marks else len(played.blocks), left=left)
         return found if self._marks else _by_line(found, top)
 
     def _tell(self, block: Block) -> tuple[str, str | None]:
         """Line and category; without marks the category is a guess."""
-        return timeline.place(block), (block.category or "other") if self._marks else None
+        return replay.place(block), (block.category or "other") if self._marks else None
 
     def _replay(self, index: int) -> tuple[Replay, bool]:
         recorded, settings = self._source.events(index)
         known = self._read.get(index)
         events = [event for event in recorded if event["time_us"] >= self._start_us]
         if known is None or len(known[0].events) != len(events):
-            played = timeline.replay(events, self._segments(index), self._notes.marks, index, settings)
+            played = replay.replay(events, self._segments(index), self._notes.marks, index, settings)
             self._read[index] = known = (played, len(recorded) >= MAX_EVENTS)
         return known
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vram.drygpu import driver
-from pytest_vram.drygpu.activate import activate, real_gpu_present
+from pytest_vram.drygpu.process.activate import activate, real_gpu_present
 from pytest_vram.errors import DryGpuError, ProbeUnavailable, VramUsageError
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def go_dry(card: str) -> None:
     """Put a dry GPU beneath this process and those it starts.
 
     Raises:
-        DryGpuError: see :func:`pytest_vram.drygpu.activate`.
+        DryGpuError: see :func:`pytest_vram.drygpu.process.activate`.
     """
     import os
 
-    from pytest_vram.drygpu import startup
+    from pytest_vram.drygpu.process import startup
 
     activate(card)
     os.environ.update(startup.inherited(os.environ))

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from finetune import configfile
-from finetune.config import RunConfig
-from finetune.dryrun import trials
-from finetune.estimate import estimate
+from finetune.config import yaml_file
+from finetune.config.settings import RunConfig
+from finetune.dryrun.command import trials
+from finetune.estimate.arithmetic import estimate
 from pytest_vram.drygpu import find_card
 
 pytest.importorskip("bitsandbytes")
@@ -42,11 +42,11 @@ def step(card: str, model: str, *changes: dict[str, Any], **base: Any) -> list[d
     settings = QLORA | base | {"model": model}
     key = (card, json.dumps(settings, sort_keys=True), json.dumps(changes or ({},)))
     if key not in TAKEN:
-        config = configfile.replace(RunConfig(), settings | {"device": "cuda"})
+        config = yaml_file.replace(RunConfig(), settings | {"device": "cuda"})
         TAKEN[key] = trials(config, changes or ({},), card)
         for change, trial in zip(changes or ({},), TAKEN[key], strict=True):
             known = find_card(card)
-            expected = estimate(configfile.replace(config, change), capability=known.capability).allocated_bytes
+            expected = estimate(yaml_file.replace(config, change), capability=known.capability).allocated_bytes
             assert expected == pytest.approx(trial["peak_allocated"], rel=0.03), "the arithmetic says otherwise"
     return TAKEN[key]
 
@@ -175,6 +175,6 @@ def test_a_full_fine_tune_of_mistral_7b_in_fp32(optimizer: str, card: str, measu
     """By arithmetic, which every other row here is held to; a base of 29 GB takes half a minute to load."""
     known = find_card(card)
     settings = FULL | {"model": "mistral-7b", "precision": "fp32", "optimizer": optimizer}
-    needed = estimate(configfile.replace(RunConfig(), settings), context_bytes=known.context_bytes).total_bytes
+    needed = estimate(yaml_file.replace(RunConfig(), settings), context_bytes=known.context_bytes).total_bytes
     assert (needed <= known.total_bytes) == fits
     assert 0.94 * measured <= needed / GIB <= measured  # the rest is what the allocator caches

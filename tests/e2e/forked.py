@@ -23,7 +23,9 @@ from typing import Any
 
 import torch
 
-from finetune import loop, prepare, qlora, result  # noqa: F401 - imported before the fork, to be paid for once
+# Imported before the fork, so that each child does not pay for it again.
+from finetune import qlora
+from finetune.training import loop, prepare, result  # noqa: F401
 
 AUDITED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 

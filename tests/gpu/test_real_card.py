@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vram.drygpu.activate import real_gpu_present
+from pytest_vram.drygpu.process.activate import real_gpu_present
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ def test_gradients_that_waited_in_host_memory_are_the_same_bits() -> None:
     """The copies are in order with the card's other work, without a wait in between."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("peft")
-    from finetune import hostgradients
+    from finetune.training import host_gradients
 
     parameters = [torch.nn.Parameter(torch.zeros(1024, 1024, device="cuda", dtype=torch.bfloat16)) for _ in range(64)]
     drawn = [[torch.randn_like(p) for p in parameters] for _ in range(3)]
@@ -92,7 +92,7 @@ def test_gradients_that_waited_in_host_memory_are_the_same_bits() -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.clone()
         if number < 2:
-            hostgradients.put_away(parameters, earlier)
-    hostgradients.bring_back(earlier)
+            host_gradients.put_away(parameters, earlier)
+    host_gradients.bring_back(earlier)
     for parameter, one, two, three in zip(parameters, *drawn, strict=True):
         assert torch.equal(parameter.grad, (one + two) + three)

@@ -15,4 +15,4 @@ MUTANTS: dict[str, Planted] = {
     **settings.BUGS,
     **memory.BUGS,
 }
-"""By the module's path in ``finetune/``, without its suffix."""
+"""By the module's path in the repository, without its suffix."""

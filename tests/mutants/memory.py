@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from mutants import Planted
 
 BUGS: dict[str, Planted] = {
-    "dimensions": (
-        ["tests/unit/test_finetune_estimate.py", "tests/properties/test_dimensions.py"],
+    "finetune/estimate/dimensions": (
+        ["tests/unit/finetune/estimate/test_arithmetic.py", "tests/properties/estimate/test_dimensions.py"],
         [
             ('(fields.get("num_key_value_heads") or heads) * head', "heads * head"),
             ("return queries + 2 * keys + hidden", "return 2 * queries + 2 * keys"),
@@ -23,8 +23,8 @@ BUGS: dict[str, Planted] = {
             ("self.norms * self.layers + 1", "self.norms * self.layers"),
         ],
     ),
-    "estimate": (
-        ["tests/unit/test_finetune_estimate.py"],
+    "finetune/estimate/arithmetic": (
+        ["tests/unit/finetune/estimate/test_arithmetic.py"],
         [
             ('full = weights["fp32"] + 4 * gb + 2 * 4 * gb', 'full = weights["fp32"] + 4 * gb + 4 * gb'),
             ("NESTED_BLOCK = 256", "NESTED_BLOCK = 64"),
@@ -39,8 +39,8 @@ BUGS: dict[str, Planted] = {
             ("2 * layer[0] * compute", "layer[0] * compute"),
         ],
     ),
-    "hostmemory": (
-        ["tests/unit/test_finetune_hostmemory.py"],
+    "finetune/disk/host_memory": (
+        ["tests/unit/finetune/disk/test_host_memory.py"],
         [
             ("ru_maxrss * 1024", "ru_maxrss"),
             ("int(line.split()[1]) * 1024", "int(line.split()[1]) * 1000"),
@@ -51,8 +51,8 @@ BUGS: dict[str, Planted] = {
             (".malloc_trim(0)", ".malloc_trim"),
         ],
     ),
-    "oom": (
-        ["tests/unit/test_finetune_oom.py"],
+    "finetune/training/oom": (
+        ["tests/unit/finetune/training/test_oom.py"],
         [
             ('now["accumulation"] * now["micro_batch"]', 'now["accumulation"]'),
             ("key=lambda s: -s.saved_bytes", "key=lambda s: s.saved_bytes"),
@@ -67,8 +67,8 @@ BUGS: dict[str, Planted] = {
             ("rest = held - sum(parts.values())", "rest = held"),
         ],
     ),
-    "attribution": (
-        ["tests/unit/test_finetune_attribution.py", "tests/unit/test_finetune_ladder.py"],
+    "finetune/dryrun/attribution": (
+        ["tests/unit/finetune/dryrun/test_attribution.py", "tests/unit/finetune/ladder/test_command.py"],
         [
             ('total -= event["size"]', 'total += event["size"]'),
             ("events[: peak + 1]", "events[:peak]"),
@@ -78,8 +78,8 @@ BUGS: dict[str, Planted] = {
             ('any(frame["filename"] == _LOSS_FILE', 'all(frame["filename"] == _LOSS_FILE'),
         ],
     ),
-    "trial": (
-        ["tests/unit/test_finetune_trial.py"],
+    "finetune/dryrun/trial": (
+        ["tests/unit/finetune/dryrun/test_trial.py"],
         [
             ("managed - self.managed_before", "managed"),
             ("-(-storage.nbytes() // 512) * 512", "storage.nbytes() // 512 * 512"),
@@ -92,8 +92,8 @@ BUGS: dict[str, Planted] = {
             ("optimizer.param_groups.clear()", "pass"),
         ],
     ),
-    "fit": (
-        ["tests/unit/test_finetune_fit.py"],
+    "finetune/dryrun/search": (
+        ["tests/unit/finetune/dryrun/test_search.py"],
         [
             ("return trial.fits and trial.peak_device <= limit_bytes", "return trial.fits"),
             (
@@ -101,13 +101,13 @@ BUGS: dict[str, Planted] = {
                 'config.data.seq if name == "seq" else config.train.micro_batch',
             ),
             ("config.adapter.rank <= 4", "config.adapter.rank <= 8"),
-            ('config = configfile.replace(config, {"checkpointing": True})', "pass"),
+            ('config = yaml_file.replace(config, {"checkpointing": True})', "pass"),
             ("(low + 1) * step", "(low + 2) * step"),
             ("low, high = 0, most + 1", "low, high = 0, most"),
         ],
     ),
-    "dryrun": (
-        ["tests/unit/test_finetune_look.py", "tests/unit/test_finetune_dryrun.py"],
+    "finetune/dryrun/command": (
+        ["tests/unit/finetune/dryrun/test_over_time.py", "tests/unit/finetune/dryrun/test_command.py"],
         [
             ("int(total * (1 - MARGIN))", "int(total * (1 + MARGIN))"),
             ('if value == default[name] or sections[name] == "dry":', "if value == default[name]:"),
@@ -119,8 +119,8 @@ BUGS: dict[str, Planted] = {
             ('kept["device"] = "cuda"', "pass"),
         ],
     ),
-    "answer": (
-        ["tests/unit/test_finetune_answer.py", "tests/unit/test_finetune_dryrun.py"],
+    "finetune/dryrun/answer": (
+        ["tests/unit/finetune/dryrun/test_answer.py", "tests/unit/finetune/dryrun/test_command.py"],
         [
             ("self.trial if self.roomy is None else self.roomy", "self.trial"),
             ('"fits": answer.fits', '"fits": answer.whole["fits"]'),
@@ -132,8 +132,8 @@ BUGS: dict[str, Planted] = {
             ("sound=answer.fits", "sound=True"),
         ],
     ),
-    "int8": (
-        ["tests/properties/test_int8_inputs.py"],
+    "finetune/model/int8": (
+        ["tests/properties/model/test_int8_inputs.py"],
         [
             ("type(module) is bnb.nn.Linear8bitLt", "False"),
             ("SCALE = 127", "SCALE = 128"),
@@ -142,8 +142,8 @@ BUGS: dict[str, Planted] = {
             ("return grad.to(ctx.dtype) @ weight, None", "return grad.to(ctx.dtype) @ (2 * weight), None"),
         ],
     ),
-    "overtime": (
-        ["tests/unit/test_finetune_trialprocess.py"],
+    "finetune/dryrun/over_time": (
+        ["tests/unit/finetune/dryrun/test_trial_process.py"],
         [
             ("max(0.0, end - seconds)", "end - seconds"),
             ("start=max(0.0, end - seconds), end=end", "start=end, end=end + seconds"),
@@ -152,20 +152,20 @@ BUGS: dict[str, Planted] = {
             ("self._recorder.start()", "pass"),
         ],
     ),
-    "trialprocess": (
-        ["tests/unit/test_finetune_trialprocess.py", "tests/unit/test_finetune_dryrun.py"],
+    "finetune/dryrun/trial_process": (
+        ["tests/unit/finetune/dryrun/test_trial_process.py", "tests/unit/finetune/dryrun/test_command.py"],
         [
             ("tuple(value) if isinstance(value, list) else", ""),
             ("Path(value) if types[name][1] is Path else", ""),
             ("if bench.refused is not None:", "if False:"),
             ('open_settings=request["open"]', "open_settings=[]"),
             ('if request.get("over_time"):', "if False:"),
-            ("configfile.replace(config, from_plain(change)) for", "config for"),
+            ("yaml_file.replace(config, from_plain(change)) for", "config for"),
             ('limit_bytes=request["limit_bytes"]', 'limit_bytes=2 * request["limit_bytes"]'),
         ],
     ),
-    "rungs": (
-        ["tests/unit/test_finetune_ladder.py"],
+    "finetune/ladder/results": (
+        ["tests/unit/finetune/ladder/test_command.py"],
         [
             ("sum(self.measured.values())", "sum(self.arithmetic.values())"),
             ("sum(self.arithmetic.values())", "sum(self.measured.values())"),
@@ -174,8 +174,8 @@ BUGS: dict[str, Planted] = {
             ("json.loads(text)", "{}"),
         ],
     ),
-    "ladder": (
-        ["tests/unit/test_finetune_ladder.py", "tests/unit/test_finetune_rungs.py"],
+    "finetune/ladder/command": (
+        ["tests/unit/finetune/ladder/test_command.py", "tests/unit/finetune/ladder/test_results.py"],
         [
             ('fits = trial["peak_device"] <= card.total_bytes', 'fits = trial["peak_allocated"] <= card.total_bytes'),
             ('max(0, trial["peak_device"] - sum(measured.values()))', 'trial["peak_device"]'),
@@ -192,8 +192,8 @@ BUGS: dict[str, Planted] = {
             ("card.name, total_bytes=ROOMY_BYTES)", "card.name)"),
         ],
     ),
-    "drawing": (
-        ["tests/unit/test_finetune_ladder.py", "tests/unit/test_finetune_rungs.py"],
+    "finetune/ladder/drawing": (
+        ["tests/unit/finetune/ladder/test_command.py", "tests/unit/finetune/ladder/test_results.py"],
         [
             ("left += size / GIB", "left = size / GIB"),
             ("card = ladder.total_bytes / GIB\n    for", "card = ladder.total_bytes / 1e9\n    for"),

@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from mutants import Planted
 
 BUGS: dict[str, Planted] = {
-    "nf4": (
+    "tests/reference/nf4": (
         [
-            "tests/properties/test_nf4_invariants.py",
-            "tests/properties/test_nf4_bounds.py",
-            "tests/properties/test_nf4_bitsandbytes.py",
-            "tests/properties/test_nf4_cuda_rules.py",
+            "tests/properties/reference/test_nf4_invariants.py",
+            "tests/properties/reference/test_nf4_bounds.py",
+            "tests/properties/reference/test_nf4_bitsandbytes.py",
+            "tests/properties/reference/test_nf4_cuda_rules.py",
         ],
         [
             ("(codes[::2] << 4) | codes[1::2]", "(codes[1::2] << 4) | codes[::2]"),
@@ -24,11 +24,11 @@ BUGS: dict[str, Planted] = {
             ("absmax = row_max(blocks.abs())", "absmax = blocks.amax(dim=1)"),
         ],
     ),
-    "blockwise": (
+    "tests/reference/blockwise": (
         [
-            "tests/properties/test_nf4_bounds.py",
-            "tests/properties/test_nf4_bitsandbytes.py",
-            "tests/properties/test_nf4_cuda_rules.py",
+            "tests/properties/reference/test_nf4_bounds.py",
+            "tests/properties/reference/test_nf4_bitsandbytes.py",
+            "tests/properties/reference/test_nf4_cuda_rules.py",
         ],
         [
             ("* 0.5 * 65535 + 0.5)", "* 0.5 * 65535)"),
@@ -38,12 +38,12 @@ BUGS: dict[str, Planted] = {
             ("NESTED_BLOCKSIZE = 256", "NESTED_BLOCKSIZE = 128"),
         ],
     ),
-    "codebook": (
+    "tests/reference/codebook": (
         [
-            "tests/properties/test_nf4_invariants.py",
-            "tests/properties/test_nf4_bounds.py",
-            "tests/properties/test_nf4_bitsandbytes.py",
-            "tests/properties/test_nf4_cuda_rules.py",
+            "tests/properties/reference/test_nf4_invariants.py",
+            "tests/properties/reference/test_nf4_bounds.py",
+            "tests/properties/reference/test_nf4_bitsandbytes.py",
+            "tests/properties/reference/test_nf4_cuda_rules.py",
         ],
         [
             ("0.07958029955625534", "0.0795804"),
@@ -53,8 +53,8 @@ BUGS: dict[str, Planted] = {
             ("0.00260417, ", "0.0026041667, "),
         ],
     ),
-    "experts": (
-        ["tests/properties/test_qlora_refusals.py", "tests/properties/test_qlora_step.py"],
+    "finetune/model/experts": (
+        ["tests/properties/model/test_qlora_refusals.py", "tests/properties/training/test_qlora_step.py"],
         [
             (".chunk(2, dim=-1)", ".chunk(2, dim=-1)[::-1]"),
             ("self.act_fn(gate) * up", "gate * up"),

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from mutants import Planted
 
 BUGS: dict[str, Planted] = {
-    "rows": (
-        ["tests/properties/test_data_order.py"],
+    "finetune/data/rows": (
+        ["tests/properties/data/test_data_order.py"],
         [
             ("enumerate(lines, start=1)", "enumerate(lines)"),
             ('odd = "" in fields or None in fields.values()', "odd = False"),
@@ -19,8 +19,8 @@ BUGS: dict[str, Planted] = {
             ('number += 1\n                yield Row(source=f"{path}:row', 'yield Row(source=f"{path}:row'),
         ],
     ),
-    "encode": (
-        ["tests/properties/test_data_encoding.py"],
+    "finetune/data/encode": (
+        ["tests/properties/data/test_data_encoding.py"],
         [
             ("learned_up_to[ends] > learned_up_to[offsets[:, 0]]", "learned_up_to[offsets[:, 0] + 0] > 0"),
             ("labels[: config.seq], cut=cut", "labels[-config.seq :], cut=cut"),
@@ -30,8 +30,8 @@ BUGS: dict[str, Planted] = {
             ('completion + (tokenizer.eos_token or "")', "completion"),
         ],
     ),
-    "tokens": (
-        ["tests/properties/test_data_order.py"],
+    "finetune/data/tokens": (
+        ["tests/properties/data/test_data_order.py"],
         [
             ("tally.digest.update(coded.labels.tobytes())", "pass"),
             ("tally.truncated += coded.cut > 0", "tally.truncated += coded.cut"),
@@ -41,8 +41,8 @@ BUGS: dict[str, Planted] = {
             ("if not learned:", "if False:"),
         ],
     ),
-    "packing": (
-        ["tests/properties/test_data_order.py"],
+    "finetune/data/packing": (
+        ["tests/properties/data/test_data_order.py"],
         [
             ("if left >= length", "if left > length"),
             ("free[place] -= length", "free[place] -= length - 1"),
@@ -51,8 +51,8 @@ BUGS: dict[str, Planted] = {
             ("[0, *(len(rows) for rows in packed[:-1])]", "[0, *(len(rows) for rows in packed[1:])]"),
         ],
     ),
-    "data": (
-        ["tests/properties/test_data_order.py"],
+    "finetune/data/batches": (
+        ["tests/properties/data/test_data_order.py"],
         [
             ("labels[line, begin] = IGNORED", "pass"),
             ("positions[line, begin:] = torch.arange(width - begin)\n            begin = end", "begin = end"),
@@ -62,8 +62,8 @@ BUGS: dict[str, Planted] = {
             ("range(start_step, total_steps(train, config))", "range(total_steps(train, config))"),
         ],
     ),
-    "ask": (
-        ["tests/properties/test_question.py"],
+    "finetune/training/sample": (
+        ["tests/properties/training/test_sample.py"],
         [
             ("input_ids[:first]", "input_ids[: first + 1]"),
             ("min(prompts, key=len)", "max(prompts, key=len)"),

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from mutants import Planted
 
 BUGS: dict[str, Planted] = {
-    "config": (
-        ["tests/unit/test_finetune_defaults.py", "tests/unit/test_finetune_cli.py"],
+    "finetune/config/settings": (
+        ["tests/unit/finetune/config/test_defaults.py", "tests/unit/finetune/test_cli.py"],
         [
             ("and self.data.data == EMBEDDED_DATA", "or self.data.data == EMBEDDED_DATA"),
             ('precision: Precision = "nf4"', 'precision: Precision = "fp4"'),
@@ -20,8 +20,8 @@ BUGS: dict[str, Planted] = {
             ("alpha: float = 32.0", "alpha: float = 16.0"),
         ],
     ),
-    "configfile": (
-        ["tests/unit/test_finetune_cli.py", "tests/unit/test_finetune_settings.py"],
+    "finetune/config/yaml_file": (
+        ["tests/unit/finetune/test_cli.py", "tests/unit/finetune/config/test_settings.py"],
         [
             ("problems.append(unknown_setting(str(key), value))", "pass"),
             ("if key in seen:", "if False:"),
@@ -30,18 +30,18 @@ BUGS: dict[str, Planted] = {
             ('if section == "dry":', "if False:"),
         ],
     ),
-    "cli": (
-        ["tests/unit/test_finetune_cli.py", "tests/unit/test_finetune_settings.py"],
+    "finetune/cli": (
+        ["tests/unit/finetune/test_cli.py", "tests/unit/finetune/config/test_settings.py"],
         [
             ("validate(config)\n    return config", "return config"),
             ("if config.embedded:", "if False:"),
             ('here = {"output": config.output.output, "resume": True}', "here = {}"),
-            ("settings = configfile.load(Path(flags.pop(0)))", "flags.pop(0)"),
+            ("settings = yaml_file.load(Path(flags.pop(0)))", "flags.pop(0)"),
             ("_refuse_late_file(flags)\n", "pass\n"),
         ],
     ),
-    "validate": (
-        ["tests/unit/test_finetune_cli.py"],
+    "finetune/config/validate": (
+        ["tests/unit/finetune/test_cli.py"],
         [
             ('yield from _at_least("rank", adapter.rank, 1)', 'yield from _at_least("rank", adapter.rank, 0)'),
             ("if not 0 <= value < 1:", "if not 0 <= value <= 1:"),
@@ -50,8 +50,8 @@ BUGS: dict[str, Planted] = {
             ("if not (value > 0 and math.isfinite(value)):", "if not value > 0:"),
         ],
     ),
-    "errors": (
-        ["tests/unit/test_finetune_errors.py"],
+    "finetune/errors": (
+        ["tests/unit/finetune/test_errors.py"],
         [
             ("OUT_OF_MEMORY = 3\n    CANNOT_WRITE = 4", "OUT_OF_MEMORY = 4\n    CANNOT_WRITE = 3"),
             ("exit_code = ExitCode.NO_LEARNING", "exit_code = ExitCode.BUG"),
@@ -62,8 +62,8 @@ BUGS: dict[str, Planted] = {
             ("INTERRUPTED = 130", "INTERRUPTED = 128"),
         ],
     ),
-    "shapes/__init__": (
-        ["tests/unit/test_finetune_shapes.py"],
+    "finetune/estimate/shapes/__init__": (
+        ["tests/unit/finetune/estimate/test_shapes.py"],
         [
             ('asked.removeprefix("meta-")', "asked"),
             ('found.hub.partition("/")[0].lower()', 'found.hub.partition("/")[0]'),

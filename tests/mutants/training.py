@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from mutants import Planted
 
 BUGS: dict[str, Planted] = {
-    "model": (
+    "finetune/model/load": (
         [
-            "tests/properties/test_base_model.py",
-            "tests/properties/test_qlora_refusals.py",
-            "tests/properties/test_qlora_step.py",
+            "tests/properties/model/test_base_model.py",
+            "tests/properties/model/test_qlora_refusals.py",
+            "tests/properties/training/test_qlora_step.py",
         ],
         [
             ("model.requires_grad_(False)", "pass"),
@@ -22,8 +22,8 @@ BUGS: dict[str, Planted] = {
             ("bnb_4bit_quant_type=config.precision", 'bnb_4bit_quant_type="nf4"'),
         ],
     ),
-    "forward": (
-        ["tests/properties/test_accumulation.py", "tests/properties/test_qlora_step.py"],
+    "finetune/model/forward": (
+        ["tests/properties/training/test_accumulation.py", "tests/properties/training/test_qlora_step.py"],
         [
             ("and not batch.padded_right", "and batch.padded_right"),
             ('arguments["position_ids"] = batch.position_ids', "pass"),
@@ -35,8 +35,8 @@ BUGS: dict[str, Planted] = {
             ),
         ],
     ),
-    "loss": (
-        ["tests/unit/test_finetune_loss.py", "tests/properties/test_accumulation.py"],
+    "finetune/model/loss": (
+        ["tests/unit/finetune/model/test_loss.py", "tests/properties/training/test_accumulation.py"],
         [
             ("shifted = labels[:, 1:]", "shifted = labels[:, :-1]"),
             ("grad[rows, targets] -= 1.0", "pass"),
@@ -45,8 +45,8 @@ BUGS: dict[str, Planted] = {
             ("return torch.stack(losses).sum()", "return torch.stack(losses).mean()"),
         ],
     ),
-    "accumulate": (
-        ["tests/properties/test_accumulation.py", "tests/properties/test_accumulation_processes.py"],
+    "finetune/training/accumulate": (
+        ["tests/properties/training/test_accumulation.py", "tests/properties/training/test_accumulation_processes.py"],
         [
             ("unit = 1.0 if scaled else 1.0 / targets", "unit = 1.0 / window[0].targets if window[0].targets else 1.0"),
             ("loss_sum += loss.detach()", "loss_sum = loss.detach()"),
@@ -55,8 +55,8 @@ BUGS: dict[str, Planted] = {
             ("dist.all_reduce(total)", "pass"),
         ],
     ),
-    "hostgradients": (
-        ["tests/properties/test_host_gradients.py"],
+    "finetune/training/host_gradients": (
+        ["tests/properties/training/test_host_gradients.py"],
         [
             ("earlier[parameter].to(parameter.device, non_blocking=True)", "0"),
             ("earlier[parameter].copy_(parameter.grad, non_blocking=pinned)", "pass"),
@@ -68,8 +68,8 @@ BUGS: dict[str, Planted] = {
             ('device.type != "cpu" and ', ""),
         ],
     ),
-    "assumptions": (
-        ["tests/properties/test_architectures.py", "tests/properties/test_accumulation.py"],
+    "finetune/model/checks": (
+        ["tests/properties/model/test_architectures.py", "tests/properties/training/test_accumulation.py"],
         [
             ("        _check_logits(model)\n", ""),
             ("_mode(model, training=True)", "_mode(model, training=False)"),
@@ -83,8 +83,8 @@ BUGS: dict[str, Planted] = {
             ("> tolerance * float", "> 100 * tolerance * float"),
         ],
     ),
-    "masters": (
-        ["tests/properties/test_masters.py"],
+    "finetune/training/masters": (
+        ["tests/properties/training/test_masters.py"],
         [
             ("bits.add_(left == 2**15)", "pass"),
             ("dropped.copy_(left)", "dropped.zero_()"),
@@ -94,8 +94,8 @@ BUGS: dict[str, Planted] = {
             ("bitwise_left_shift_(16)\n    return", "bitwise_left_shift_(15)\n    return"),
         ],
     ),
-    "dora": (
-        ["tests/properties/test_dora.py"],
+    "finetune/model/dora": (
+        ["tests/properties/model/test_dora.py"],
         [
             ("(quotient - 1).to(", "quotient.to("),
             ("alpha=scaling)", "alpha=1.0)"),
@@ -106,12 +106,12 @@ BUGS: dict[str, Planted] = {
             ("torch.promote_types(layer.weight.dtype, torch.float32)", "torch.bfloat16"),
         ],
     ),
-    "optim": (
+    "finetune/training/optim": (
         [
-            "tests/properties/test_learning_rate.py",
-            "tests/properties/test_one_step.py",
-            "tests/properties/test_optimizer_formulas.py",
-            "tests/properties/test_resume_machine.py",
+            "tests/properties/training/test_learning_rate.py",
+            "tests/properties/training/test_one_step.py",
+            "tests/properties/training/test_optimizer_formulas.py",
+            "tests/properties/disk/test_resume_machine.py",
         ],
         [
             ('"weight_decay": config.weight_decay', '"weight_decay": 0.0'),
@@ -121,8 +121,8 @@ BUGS: dict[str, Planted] = {
             ('group["lr"] = rate', "pass"),
         ],
     ),
-    "step": (
-        ["tests/properties/test_one_step.py"],
+    "finetune/training/step": (
+        ["tests/properties/training/test_one_step.py"],
         [
             ("norm = clip_gradients(parameters, config.clip)", "norm = clip_gradients(parameters, config.clip * 2)"),
             ("if clip > 0:", "if clip > 1:"),
@@ -131,8 +131,8 @@ BUGS: dict[str, Planted] = {
             ("optimizer_step(optimizer)", "pass"),
         ],
     ),
-    "loop": (
-        ["tests/unit/test_finetune_loop.py", "tests/properties/test_resume_machine.py"],
+    "finetune/training/loop": (
+        ["tests/unit/finetune/training/test_loop.py", "tests/properties/disk/test_resume_machine.py"],
         [
             ("restore_random_state(setup.random_state)", "seed_everything(setup.config.train.seed)"),
             ("restore_random_state(self.random)", "pass"),
@@ -141,8 +141,8 @@ BUGS: dict[str, Planted] = {
             ("math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)", "True"),
         ],
     ),
-    "prepare": (
-        ["tests/properties/test_resume_machine.py"],
+    "finetune/training/prepare": (
+        ["tests/properties/disk/test_resume_machine.py"],
         [
             ("parameter.copy_(weights[name])", "pass"),
             ('load_optimizer_state(optimizer, found.state["optimizer"])', "pass"),
@@ -151,8 +151,8 @@ BUGS: dict[str, Planted] = {
             ("seed=config.train.seed)\n    notice", "seed=config.output.save_every)\n    notice"),
         ],
     ),
-    "merge": (
-        ["tests/properties/test_qlora_step.py"],
+    "finetune/model/merge": (
+        ["tests/properties/training/test_qlora_step.py"],
         [
             ('if config.output.merge == "quantized-base":', 'if config.output.merge != "quantized-base":'),
             ('module._parameters.get("weight")', 'getattr(module, "weight", None)'),
@@ -161,8 +161,8 @@ BUGS: dict[str, Planted] = {
             ("merge_and_unload(safe_merge=True)", "unload()"),
         ],
     ),
-    "qlora": (
-        ["tests/unit/test_finetune_qlora.py"],
+    "finetune/qlora": (
+        ["tests/unit/finetune/test_qlora.py"],
         [
             ("sys.argv[1:] if argv is None else argv", "argv or sys.argv[1:]"),
             ("elif config.dry.dry_run or config.dry.fit:", "elif config.dry.dry_run:"),

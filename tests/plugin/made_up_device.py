@@ -4,7 +4,7 @@ import os
 import sys
 
 from pytest_vram.memory import Device, Holder, Peak
-from pytest_vram.probe.plain import PlainProbe
+from pytest_vram.probe.base import PlainProbe
 
 MB = 2**20
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from pytest_vram.report.html.data import page_data
-from pytest_vram.report.html.sides import sides, text
+from pytest_vram.report.html.sections import sides, text
 from pytest_vram.report.rows import Row, change_text, rows
 from pytest_vram.units import format_bytes
 

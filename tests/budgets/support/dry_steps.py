@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from finetune.config import TrainConfig
-    from finetune.data import Batch
+    from finetune.config.settings import TrainConfig
+    from finetune.data.batches import Batch
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {
@@ -148,10 +148,10 @@ def measure(case: Case, folder: Path) -> Figures:
 def _run(case: Case, folder: Path, before: int, reserved_before: int) -> Figures:
     import torch
 
-    from finetune.config import AdapterConfig, ModelConfig, TrainConfig
-    from finetune.model import attach_adapter, load_base
-    from finetune.optim import make_optimizer
-    from finetune.step import evaluate, train_step
+    from finetune.config.settings import AdapterConfig, ModelConfig, TrainConfig
+    from finetune.model.load import attach_adapter, load_base
+    from finetune.training.optim import make_optimizer
+    from finetune.training.step import evaluate, train_step
     from pytest_vram.drygpu.driver import stats
 
     where = {"model": str(_folder(case, folder))}
@@ -218,7 +218,7 @@ def _folder(case: Case, folder: Path) -> Path:
 def _batch(case: Case) -> Batch:
     import torch
 
-    from finetune.data import Batch
+    from finetune.data.batches import Batch
 
     ids = torch.ones((case.micro_batch, case.seq), dtype=torch.int64)
     positions = None
@@ -228,9 +228,9 @@ def _batch(case: Case) -> Batch:
 
 
 def _saved_state(model: Any, optimizer: Any) -> Any:
-    from finetune.optim import optimizer_state
-    from finetune.prepare import trained
-    from finetune.state import pack
+    from finetune.disk.state import pack
+    from finetune.training.optim import optimizer_state
+    from finetune.training.prepare import trained
 
     return pack({"weights": trained(model), "optimizer": optimizer_state(optimizer)})
 
@@ -239,8 +239,8 @@ def _restore(model: Any, optimizer: Any, train: TrainConfig) -> None:
     """What a resumed run does: the state of another run, as a checkpoint holds it, into this one."""
     import torch
 
-    from finetune.optim import load_optimizer_state, make_optimizer, optimizer_state, optimizer_step
-    from finetune.prepare import trained
+    from finetune.training.optim import load_optimizer_state, make_optimizer, optimizer_state, optimizer_step
+    from finetune.training.prepare import trained
 
     twins = [torch.nn.Parameter(torch.zeros_like(p, device="cpu")) for p in trained(model).values()]
     for twin in twins:

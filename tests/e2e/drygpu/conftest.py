@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pytest_vram.drygpu import environment
-from pytest_vram.drygpu.startup import inherited
+from pytest_vram.drygpu.process.startup import inherited
 from pytest_vram.errors import DryGpuError
 
 PROGRAMS = Path(__file__).parent / "programs"

@@ -49,7 +49,7 @@ def test_a_run_that_fits_with_its_page_and_figures(
     assert len(shown["phases"]) == 7  # loading, adapter, two steps of two phases, evaluation
     text = html.read_text(encoding="utf-8")
     assert f"python -m finetune.qlora --model {tiny_llama}" in text
-    assert any("finetune/model.py" in name for name in shown["strings"])
+    assert any("finetune/model/load.py" in name for name in shown["strings"])
     assert {"weights", "adapters", "gradients"} <= set(shown["strings"])
 
 
@@ -88,7 +88,7 @@ from pathlib import Path
 import torch  # and what carries values, as a real card does
 import pytest_vram.drygpu
 pytest_vram.drygpu.driver = types.SimpleNamespace(is_active=lambda: False)
-from finetune.trialprocess import main
+from finetune.dryrun.trial_process import main
 main(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -96,11 +96,11 @@ main(Path(sys.argv[1]), Path(sys.argv[2]))
 def test_a_real_card_is_asked_through_torch_alone_and_says_the_same(
     tiny_llama: Path, dry_python: DryPython, tmp_path: Path
 ) -> None:
-    from finetune import configfile
-    from finetune.config import RunConfig
-    from finetune.dryrun import plain, trials
+    from finetune.config import yaml_file
+    from finetune.config.settings import RunConfig
+    from finetune.dryrun.command import plain, trials
 
-    config = configfile.replace(RunConfig(), {"model": str(tiny_llama), "seq": 128})
+    config = yaml_file.replace(RunConfig(), {"model": str(tiny_llama), "seq": 128})
     request = {"kind": "run", "changes": [{}], "over_time": True, "config": plain(config)}
     files = [tmp_path / "request.json", tmp_path / "result.json"]
     files[0].write_text(json.dumps(request))

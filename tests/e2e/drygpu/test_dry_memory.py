@@ -117,7 +117,7 @@ def test_allocator_settings(dry_python: Callable[..., Any], setting: str) -> Non
 NEUTRAL = """
 import sys, torch
 if sys.argv[1] == "carried":
-    from pytest_vram.drygpu import values
+    from pytest_vram.drygpu.values import carry
     values.install()
 torch.manual_seed(0)
 table = torch.nn.Embedding(512, 64, device="cuda")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tiny_models import make_rows, padded
 
-from finetune.accumulate import window_gradients
-from finetune.config import AdapterConfig, ModelConfig, TrainConfig
-from finetune.model import attach_adapter, load_base
+from finetune.config.settings import AdapterConfig, ModelConfig, TrainConfig
+from finetune.model.load import attach_adapter, load_base
+from finetune.training.accumulate import window_gradients
 
 if TYPE_CHECKING:
     from pathlib import Path

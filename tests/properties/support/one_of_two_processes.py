@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from tiny_models import IGNORED, Row, make_rows, padded, tiny_model
 
-from finetune.accumulate import window_gradients
-from finetune.config import TrainConfig
+from finetune.config.settings import TrainConfig
+from finetune.training.accumulate import window_gradients
 
 NO_TARGETS: list[Row] = [([5, 6, 7], [IGNORED] * 3)]
 WINDOWS: list[tuple[list[list[Row]], list[list[Row]]]] = [

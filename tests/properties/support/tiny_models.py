@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from finetune.data import Batch
+from finetune.data.batches import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import bitsandbytes.functional as bnb
 import torch
 from hypothesis import strategies as st
+from reference import nf4
+from reference.codebook import Rules, codebook, midpoints
 from torch import Tensor
-
-from finetune import nf4
-from finetune.codebook import Rules, codebook, midpoints
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXPONENTS = {torch.float32: (-20.0, 20.0), torch.bfloat16: (-20.0, 20.0), torch.float16: (-4.0, 4.0)}

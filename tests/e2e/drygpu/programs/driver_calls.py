@@ -12,7 +12,7 @@ import pynvml
 import torch
 import torch.nn.functional as functional
 
-from finetune.hostmemory import peak_resident_bytes
+from finetune.disk.host_memory import peak_resident_bytes
 from pytest_vram.drygpu import driver
 
 MIB = 2**20

@@ -11,7 +11,7 @@ import torch
 from checks import Checks
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, MistralConfig
 
-from finetune.hostmemory import peak_resident_bytes
+from finetune.disk.host_memory import peak_resident_bytes
 from pytest_vram.drygpu import empty_checkpoint
 
 check = Checks()

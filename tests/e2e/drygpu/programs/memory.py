@@ -140,7 +140,7 @@ def convolutions() -> Any:
 @check
 def decompositions_and_transforms() -> Any:
     """Libraries that the dry GPU has not got: results are allocated, workspaces are named."""
-    from pytest_vram.drygpu.substitutes import left_out
+    from pytest_vram.drygpu.values.substitutes import left_out
 
     x = torch.randn(4, 16, 16, device="cuda", requires_grad=True)
     singular = torch.linalg.svd(x)[1].sum() + torch.linalg.qr(x)[0].sum() + torch.linalg.inv(x).sum()

@@ -9,7 +9,7 @@ from checks import Checks
 from tiny import batch, model, train
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pytest_vram.drygpu import hostreads
+from pytest_vram.drygpu.values import host_reads
 
 check = Checks()
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -27,13 +27,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def _step(family: str, fields: dict[str, Any]) -> Any:
-    hostreads.reset()
+    host_reads.reset()
     made = model(family, **fields)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-4)
     for padded in (False, True):
         train(made, optimizer, padded=padded)
     gradients = sum(p.numel() for p in made.parameters() if p in optimizer.state)
-    unanswered = [read.location for read in hostreads.collect() if not read.answered]
+    unanswered = [read.location for read in host_reads.collect() if not read.answered]
     return {"trained": gradients == sum(p.numel() for p in made.parameters()), "unanswered": unanswered}
 
 
@@ -47,9 +47,9 @@ for _family, _fields in FAMILIES.items():
 def mixtral_experts_one_by_one() -> Any:
     """The eager experts ask which of them are hit, and by which tokens."""
     made = model("Mixtral", experts_implementation="eager")
-    hostreads.reset()
+    host_reads.reset()
     train(made)
-    return sorted({(read.answered, read.note.split(";")[0]) for read in hostreads.collect()})
+    return sorted({(read.answered, read.note.split(";")[0]) for read in host_reads.collect()})
 
 
 def _attention_peak(mask: torch.Tensor | None, dtype: torch.dtype = torch.bfloat16, heads: int = 4) -> int:

@@ -23,7 +23,7 @@ refused("unknown card", card="rtx-4008")
 refused("no devices", count=0)
 refused("too many devices", count=65)
 refused("context above total", total_bytes=2**20)
-with mock.patch("pytest_vram.drygpu.activate.real_gpu_present", return_value=True):
+with mock.patch("pytest_vram.drygpu.process.activate.real_gpu_present", return_value=True):
     refused("a real GPU", replace_real_gpu=False)
 with mock.patch.dict("sys.modules", {"torch": mock.Mock()}):
     refused("torch first")

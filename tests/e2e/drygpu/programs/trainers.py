@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import batch, model
 from transformers import Trainer, TrainingArguments
 
-from pytest_vram.drygpu import hostreads
+from pytest_vram.drygpu.values import host_reads
 
 check = Checks()
 FOLDER = sys.argv[1]
@@ -42,7 +42,7 @@ def trainer_in_bfloat16() -> Any:
 @check
 def trainer_in_float16_scales_gradients() -> Any:
     """The scaler must not skip a step: the learning rate moves with each."""
-    hostreads.reset()
+    host_reads.reset()
     trainer = Trainer(model(dtype=torch.float32), _arguments(3, fp16=True), train_dataset=Rows())
     trainer.train()
     return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]

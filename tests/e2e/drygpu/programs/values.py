@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pytest_vram.drygpu import hostreads
+from pytest_vram.drygpu.values import host_reads
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
@@ -167,7 +167,7 @@ def random_programs(count: int) -> list[str]:
 def unknown() -> dict[str, Any]:
     """What is read of values that the device would have computed, and how it is labelled."""
     noise = torch.randn(6, 8, device=GPU)
-    hostreads.reset()
+    host_reads.reset()
     answers: dict[str, Any] = {
         "loss": (noise @ noise.t()).sum().item(),
         "finite": bool(torch.isfinite(noise).all()),
@@ -186,7 +186,7 @@ def unknown() -> dict[str, Any]:
     answers["stale"] = fresh.tolist()
     answers["reads"] = [
         [read.operation, read.answered, read.note, read.location.rsplit("/", 1)[-1].partition(":")[0]]
-        for read in hostreads.collect()
+        for read in host_reads.collect()
     ]
     return answers
 
@@ -197,7 +197,7 @@ def main() -> None:
         wanted, got = plain(make(CPU)), plain(make(GPU))
         differ[name] = None if wanted == got else [wanted, got]
     before = torch.cuda.memory_allocated()
-    reads = [[read.answered, read.note] for read in hostreads.collect() if not read.answered or read.note]
+    reads = [[read.answered, read.note] for read in host_reads.collect() if not read.answered or read.note]
     print(
         json.dumps(
             {"differ": differ, "reads": reads, "random": random_programs(400), "unknown": unknown(), "held": before}

@@ -1,0 +1,175 @@
+"""What every setting may be, alone and together: all that is wrong is told at once, each with its remedy."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from finetune.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from finetune.config.settings import RunConfig
+
+QUANTIZED = ("int8", "fp4", "nf4")
+FOUR_BIT = ("fp4", "nf4")
+MAX_SEED = 2**32 - 1  # numpy's legacy generator takes no more
+
+
+def validate(config: RunConfig) -> None:
+    """Check every value and every combination of values.
+
+    Raises:
+        ConfigError: with one problem for each setting that cannot be used.
+    """
+    problems = [*_ranges(config), *_combinations(config), *_dry(config)]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _ranges(config: RunConfig) -> Iterator[Problem]:
+    adapter, data, train, output = config.adapter, config.data, config.train, config.output
+    yield from _at_least("rank", adapter.rank, 1)
+    yield from _above_zero("alpha", adapter.alpha, "twice the rank is usual")
+    yield from _share("dropout", adapter.dropout, usual="0.05 is usual")
+    yield from _filled("model", config.model.model, "name a folder, a hub model or a .gguf file")
+    yield from _filled("data", data.data, "name a file or a hub data set")
+    if not adapter.targets or not all(adapter.targets):
+        yield Problem(
+            field="targets",
+            value=adapter.targets,
+            why="no module would be adapted",
+            remedy="use all-linear, or module names such as q_proj v_proj",
+        )
+    if data.eval_data is not None:
+        yield from _filled("eval_data", data.eval_data, "name a file, or leave it out to hold out --eval-fraction")
+    yield from _share("eval_fraction", data.eval_fraction, usual="0.1 is usual")
+    yield from _at_least("seq", data.seq, 2)
+    if train.max_steps is not None:
+        yield from _at_least("max_steps", train.max_steps, 1)
+    yield from _above_zero("epochs", train.epochs, "1 is one pass over the rows")
+    yield from _at_least("micro_batch", train.micro_batch, 1)
+    yield from _at_least("accumulation", train.accumulation, 1)
+    yield from _above_zero("learning_rate", train.learning_rate, "2e-4 is usual for LoRA")
+    yield from _at_least("warmup_steps", train.warmup_steps, 0)
+    yield from _zero_or_more("weight_decay", train.weight_decay)
+    yield from _zero_or_more("clip", train.clip)
+    yield from _at_least("loss_chunk", train.loss_chunk, 1)
+    yield from _at_least("threads", train.threads, 0)
+    if not 0 <= train.seed <= MAX_SEED:
+        yield Problem(
+            field="seed", value=train.seed, why="seeds are 32 bits wide", remedy=f"use a number from 0 to {MAX_SEED}"
+        )
+    yield from _at_least("save_every", output.save_every, 0)
+    yield from _at_least("keep", output.keep, 1)
+    yield from _at_least("eval_every", output.eval_every, 0)
+    yield from _at_least("answer_tokens", output.answer_tokens, 0)
+    if output.question is not None:
+        yield from _filled("question", output.question, "ask something, or --answer-tokens 0 to ask nothing")
+
+
+def _combinations(config: RunConfig) -> Iterator[Problem]:
+    model, adapter, train, output = config.model, config.adapter, config.train, config.output
+    if adapter.full and model.precision in QUANTIZED:
+        yield Problem(
+            field="full",
+            value=True,
+            why=f"{model.precision} weights cannot be trained",
+            remedy="use --precision bf16 (or fp32), or train an adapter with --no-full",
+        )
+    if adapter.full and output.merge != "none":
+        yield Problem(
+            field="merge",
+            value=output.merge,
+            why="--full trains the weights themselves, there is no adapter to merge",
+            remedy="use --merge none; the written model is whole already",
+        )
+    for name in ("rslora", "dora"):
+        if adapter.full and getattr(adapter, name):
+            yield Problem(
+                field=name, value=True, why="--full trains no adapter", remedy=f"drop --{name}, or use --no-full"
+            )
+    if adapter.init == "orthogonal" and adapter.rank % 2:
+        yield Problem(
+            field="rank",
+            value=adapter.rank,
+            why="--init orthogonal gives half of the rank to A and half to B",
+            remedy=f"use --rank {adapter.rank + 1}, or --init default",
+        )
+    if output.merge == "quantized-base" and model.precision not in QUANTIZED:
+        yield Problem(
+            field="merge",
+            value=output.merge,
+            why=f"the base is not quantized (--precision {model.precision})",
+            remedy="use --merge full-base",
+        )
+    if train.offload_activations and not train.checkpointing:
+        yield Problem(
+            field="offload_activations",
+            value=True,
+            why="what is moved to the host are the inputs that checkpointing keeps",
+            remedy="use --checkpointing, or --no-offload-activations",
+        )
+    if model.device == "cpu" and model.attention == "flash_attention_2":
+        yield Problem(
+            field="attention",
+            value=model.attention,
+            why="flash-attention has no CPU kernels",
+            remedy="use --attention sdpa, or --device cuda",
+        )
+
+
+def _dry(config: RunConfig) -> Iterator[Problem]:
+    dry = config.dry
+    if dry.gpu is not None and not (dry.dry_run or dry.fit):
+        yield Problem(
+            field="gpu",
+            value=dry.gpu,
+            why="it names the card of a dry run, and none is asked for",
+            remedy="add --dry-run or --fit; to choose where to train, use --device",
+        )
+    for name in ("html", "json"):
+        file: Path | None = getattr(dry, name)
+        if file is None:
+            continue
+        if not (dry.dry_run or dry.fit):
+            yield Problem(
+                field=name,
+                value=str(file),
+                why="it names a file for a dry run, and none is asked for",
+                remedy="add --dry-run or --fit",
+            )
+        elif file.suffix != f".{name}":
+            yield Problem(
+                field=name,
+                value=str(file),
+                why=f"is not the name of a .{name} file",
+                remedy=f"use --{name} {file.with_suffix(f'.{name}')}",
+            )
+
+
+def _at_least(field: str, value: int, lowest: int) -> Iterator[Problem]:
+    if value < lowest:
+        yield Problem(field=field, value=value, why="too small", remedy=f"use {lowest} or more")
+
+
+def _above_zero(field: str, value: float, usual: str) -> Iterator[Problem]:
+    if not (value > 0 and math.isfinite(value)):
+        yield Problem(field=field, value=value, why="not a number above 0", remedy=usual)
+
+
+def _zero_or_more(field: str, value: float) -> Iterator[Problem]:
+    if not (value >= 0 and math.isfinite(value)):
+        yield Problem(field=field, value=value, why="not a number from 0 up", remedy="use 0 to turn it off")
+
+
+def _share(field: str, value: float, usual: str) -> Iterator[Problem]:
+    if not 0 <= value < 1:
+        yield Problem(field=field, value=value, why="not a share from 0 to below 1", remedy=usual)
+
+
+def _filled(field: str, value: str, remedy: str) -> Iterator[Problem]:
+    if not value.strip():
+        yield Problem(field=field, value=value, why="empty", remedy=remedy)

@@ -1,0 +1,196 @@
+"""A run's settings as flat YAML: one name for a setting, here, in the flags and in every message."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from finetune.config.settings import RunConfig
+from finetune.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+
+def sections() -> dict[str, type[Any]]:
+    """The sections of a run, by name, in order: ``{"model": ModelConfig, ...}``."""
+    return typing.get_type_hints(RunConfig)
+
+
+def field_types() -> dict[str, tuple[str, Any]]:
+    """Every setting's section and type: ``{"rank": ("adapter", int), ...}``. Names are unique across sections."""
+    return {
+        name: (section, kind)
+        for section, cls in sections().items()
+        for name, kind in typing.get_type_hints(cls).items()
+    }
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its name, sections dissolved."""
+    return {
+        field.name: getattr(getattr(config, section), field.name)
+        for section, cls in sections().items()
+        for field in dataclasses.fields(cls)
+    }
+
+
+def replace(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A copy of ``config`` with the named settings changed, each in its own section."""
+    where = field_types()
+    parts = {
+        section: dataclasses.replace(
+            getattr(config, section), **{name: value for name, value in settings.items() if where[name][0] == section}
+        )
+        for section in sections()
+    }
+    return RunConfig(**parts)
+
+
+def dump(config: RunConfig) -> str:
+    """YAML that :func:`load` turns into the same settings. What only looks (``--dry-run`` and its kin) is left out."""
+    lines = ["# python -m finetune.qlora THIS_FILE.yaml    (flags after the file win over what it says)"]
+    for section, cls in sections().items():
+        if section == "dry":
+            continue
+        lines += ["", f"# {(cls.__doc__ or '').strip()}"]
+        for field in dataclasses.fields(cls):
+            lines.append(_line(field.name, getattr(getattr(config, section), field.name)))
+    return "\n".join(lines) + "\n"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, each checked against its field's type.
+
+    Returns:
+        The settings the file names, by field name; those it leaves out are not there.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, given twice, or its value has the wrong type.
+    """
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(
+            _file_problem(path, error.strerror or str(error), "name a YAML file that can be read")
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(_file_problem(path, f"not YAML: {error}", "write one `name: value` a line")) from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(_file_problem(path, f"holds a {type(document).__name__}", "write one `name: value` a line"))
+    types_of, settings, problems = field_types(), {}, []
+    for key, value in document.items():
+        if isinstance(value, dict) and key in sections():
+            remedy = "write them at the top level, such as " + ", ".join(
+                f"`{k}: {v}`" for k, v in list(value.items())[:2]
+            )
+            problems.append(Problem(field=str(key), value=value, why="settings are not nested", remedy=remedy))
+        elif key not in types_of:
+            problems.append(unknown_setting(str(key), value))
+        else:
+            try:
+                settings[key] = _typed(value, types_of[key][1])
+            except TypeError as error:
+                problems.append(Problem(field=key, value=value, why=f"in {path}, not {error}", remedy=_example(key)))
+    if problems:
+        raise ConfigError(*problems)
+    return settings
+
+
+def unknown_setting(key: str, value: object) -> Problem:
+    """The problem of a name that is no setting, with the names that come near."""
+    near = difflib.get_close_matches(key.replace("-", "_").lower(), field_types(), n=3, cutoff=0.6)
+    remedy = "did you mean " + " or ".join(near) + "?" if near else "--print-config prints every setting there is"
+    return Problem(field=key, value=value, why="no such setting", remedy=remedy)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars (``no`` is text, ``2e-4`` a number), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what :class:`_Loader` would not read back as text."""
+
+
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_FLOAT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$")
+_KEPT = {tag: f"tag:yaml.org,2002:{tag}" for tag in ("bool", "float", "int", "null", "merge")}
+_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+for _first, _pairs in yaml.SafeLoader.yaml_implicit_resolvers.items():
+    _resolvers[_first] = [pair for pair in _pairs if pair[0] in (_KEPT["null"], _KEPT["merge"])]
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {first: list(pairs) for first, pairs in _resolvers.items()}
+    _class.add_implicit_resolver(_KEPT["bool"], _BOOL, list("tTfF"))
+    _class.add_implicit_resolver(_KEPT["float"], _FLOAT, list("-+.0123456789"))
+    _class.add_implicit_resolver(_KEPT["int"], re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``; a ``TypeError`` says in words what was wanted."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _typed(value, next(k for k in typing.get_args(kind) if k is not type(None)))
+    if origin is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            raise TypeError(f"one of {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return value
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise TypeError("a list of names")
+        return tuple(items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if type(value) is not kind:
+        raise TypeError(_IN_WORDS[kind])
+    return value
+
+
+_IN_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text (put it in quotes)",
+    Path: "a path",
+}
+
+
+def _line(name: str, value: Any) -> str:
+    text = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, width=10_000, allow_unicode=True)
+    return f"{name}: {text.removesuffix('...' + chr(10)).rstrip()}"
+
+
+def _example(name: str) -> str:
+    return f"write it such as `{_line(name, flatten(RunConfig())[name])}`"
+
+
+def _file_problem(path: Path, why: str, remedy: str) -> Problem:
+    return Problem(field="CONFIG", value=str(path), why=why, remedy=remedy)

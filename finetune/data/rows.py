@@ -1,0 +1,224 @@
+"""Rows as they are stored: local JSON lines, CSV and Parquet, hub data sets, and the embedded help topics.
+
+Read one at a time, each with the place it came from, so that a file may be larger than memory and a bad row be named.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.settings import EMBEDDED_DATA
+from finetune.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SECTION_CHARACTERS = 700  # of an embedded answer: about 170 tokens
+SHOWN_CHARACTERS = 80
+_SAMPLE_BYTES = 1 << 20
+_CSV_FIELD_BYTES = 1 << 27
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row as it is stored."""
+
+    source: str
+    """Where it is: ``file:line`` (Parquet and hub: row number), counted from 1."""
+    fields: Any
+    """What is there: a mapping of column to value, if the row is sound."""
+    problem: str | None = None
+    """Why it could not be read; None if it could."""
+
+    def beginning(self) -> str:
+        """The row's first characters on one line, for messages."""
+        text = self.fields if isinstance(self.fields, str) else json.dumps(self.fields, ensure_ascii=False, default=str)
+        text = " ".join(text.split())
+        return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
+def read_rows(data: str) -> Iterator[Row]:
+    """Every row of a source, in order, one at a time.
+
+    Args:
+        data: a .jsonl, .json, .csv or .parquet file, a hub data set's name, or ``pydoc``.
+
+    Raises:
+        DataError: there is no such file or data set, or it is not text in UTF-8.
+    """
+    if data == EMBEDDED_DATA:
+        return _help_topics()
+    path = Path(data)
+    if path.is_file():
+        readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+        if path.suffix not in readers:
+            raise DataError(
+                f"data = {data!r}: files ending in {path.suffix!r} are not read; use one of {', '.join(SUFFIXES)}"
+            )
+        return _in_utf8(data, readers[path.suffix](path))
+    if path.suffix in SUFFIXES or path.is_absolute() or data.startswith("."):
+        raise DataError(f"data = {data!r}: there is no such file{_near(path)}")
+    return _hub(data)
+
+
+def source_fingerprint(data: str) -> str | None:
+    """A digest that changes when a local source does: path, size, time of change, first and last mebibyte.
+
+    Returns:
+        None for a hub data set, which is only told apart by reading it.
+    """
+    digest = hashlib.sha256(data.encode())
+    if data == EMBEDDED_DATA:
+        from pydoc_data.topics import topics
+
+        digest.update(json.dumps(topics, sort_keys=True).encode())
+        return digest.hexdigest()
+    path = Path(data)
+    if not path.is_file():
+        return None
+    facts = path.stat()
+    digest.update(f"{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}".encode())
+    with path.open("rb") as stream:
+        digest.update(stream.read(_SAMPLE_BYTES))
+        stream.seek(max(0, facts.st_size - _SAMPLE_BYTES))
+        digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _in_utf8(data: str, rows: Iterator[Row]) -> Iterator[Row]:
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"data = {data!r}: byte {error.start} of what was read is not UTF-8 ({error.reason}); convert the file, "
+            "for example with iconv -t UTF-8"
+        ) from None
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _parsed(line, f"{path}:{number}")
+
+
+def _parsed(text: str, source: str) -> Row:
+    try:
+        return Row(source=source, fields=json.loads(text))
+    except ValueError as error:
+        return Row(source=source, fields=text, problem=f"not JSON: {error}")
+
+
+def _json(path: Path) -> Iterator[Row]:
+    """A list of rows in one JSON document, which is read whole; or JSON lines under this name."""
+    with path.open(encoding="utf-8-sig") as stream:
+        if next((c for c in iter(lambda: stream.read(1), "") if not c.isspace()), "") != "[":
+            yield from _json_lines(path)
+            return
+        stream.seek(0)
+        try:
+            items = json.load(stream)
+        except ValueError as error:
+            raise DataError(f"data = '{path}': not a JSON list of rows: {error}") from None
+    for number, item in enumerate(items, start=1):
+        yield Row(source=f"{path}:row {number}", fields=item)
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(_CSV_FIELD_BYTES)
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, restkey="")
+        line = 2
+        while True:
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Row(source=f"{path}:{line}", fields="", problem=f"not CSV: {error}")
+            else:
+                odd = "" in fields or None in fields.values()
+                problem = f"its number of columns is not the header's {len(reader.fieldnames or ())}" if odd else None
+                yield Row(source=f"{path}:{line}", fields=fields, problem=problem)
+            line = reader.line_num + 1
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(source=f"{path}:row {number}", fields=fields)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"data = '{path}': not a sound Parquet file (after row {number}): {error}") from None
+
+
+def _hub(name: str) -> Iterator[Row]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split="train")
+    except Exception as error:  # the library's kinds are many: not found, offline, no train split, scripts refused
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f"data = {name!r}: no file of that name, and no data set with a 'train' split could be loaded from the "
+            f"hub: {reason[0]}. Give a {', '.join(SUFFIXES)} file, or 'pydoc' for the embedded one"
+        ) from error
+    for number, fields in enumerate(rows, start=1):
+        yield Row(source=f"{name}:row {number}", fields=fields)
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f", nor a folder {path.parent}"
+    names = [other.name for other in path.parent.iterdir() if other.suffix in SUFFIXES]
+    near = difflib.get_close_matches(path.name, names, n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _help_topics() -> Iterator[Row]:
+    """Questions about the Python language, answered from the standard library's own help topics.
+
+    A topic is cut between paragraphs into sections of about 170 tokens; the first is asked for by the topic's title,
+    the others by the words that they begin with.
+    """
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        title, sections = _sections(text)
+        for number, section in enumerate(sections):
+            question = f"What does the Python documentation say about {title or name}?"
+            if number:
+                opening = " ".join(section.split()[:6])
+                question = f'{question[:-1]}, from "{opening}" on?'
+            yield Row(source=f"{EMBEDDED_DATA}:{name}:{number + 1}", fields={"prompt": question, "completion": section})
+
+
+def _sections(text: str) -> tuple[str, list[str]]:
+    lines = text.strip().splitlines()
+    title = ""
+    if len(lines) > 1 and re.fullmatch(r"[*=]{3,}", lines[1]):
+        title, lines = lines[0].strip(), lines[2:]
+    title = title[:1].lower() + title[1:] if title.startswith(("The ", "A ", "An ")) else title
+    sections, held = [], ""
+    for paragraph in re.split(r"\n\s*\n", "\n".join(lines)):
+        paragraph = paragraph.strip("\n")
+        if held and len(held) + len(paragraph) > SECTION_CHARACTERS:
+            sections.append(held.strip())
+            held = ""
+        held += ("\n\n" if held else "") + paragraph
+    if held.strip():
+        sections.append(held.strip())
+    return title, sections

@@ -1,0 +1,177 @@
+"""A data set as tokens in one Arrow file, read through memory mapping: the set may be larger than memory.
+
+Made once for a source, a tokenizer and the settings that shape tokens, kept in the user's cache, and moved there whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.encode import BadRowError, encode, targets
+from finetune.data.rows import read_rows, source_fingerprint
+from finetune.disk.cache import cache_folder
+from finetune.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import datasets
+
+    from finetune.config.settings import DataConfig
+
+FORMAT = 1
+"""Counts up when the same row becomes other tokens, so that an old cache is not read."""
+LISTED = 100
+"""Bad rows that are told one by one; the others are counted."""
+_TOKENS, _COUNTS = "tokens.arrow", "counts.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What came of a source's rows."""
+
+    rows: int
+    """Rows read."""
+    bad: int
+    """Rows that could not be used and were skipped."""
+    listed: tuple[str, ...]
+    """The first of them, each as place, what is wrong, and its beginning."""
+    truncated: int
+    """Rows cut to the longest sequence."""
+    tokens_cut: int
+    """Tokens that were cut off."""
+    without_target: int
+    """Rows left out because, once cut, nothing is left to learn."""
+    fingerprint: str
+    """Digest of every token and label kept, in order."""
+
+
+def tokenized(data: str, config: DataConfig, tokenizer: Any) -> tuple[datasets.Dataset, Counts]:
+    """The rows of a source as tokens.
+
+    Args:
+        data: a file, a hub name, or ``pydoc``.
+        config: ``seq``, ``train_on_prompt`` and ``skip_bad_rows`` are used.
+        tokenizer: the model's.
+
+    Returns:
+        A memory-mapped set with the columns input_ids, labels, length, targets and source; and the counts.
+
+    Raises:
+        DataError: a row cannot be used (and is not to be skipped), or no row is left.
+    """
+    import datasets
+
+    folder = cache_folder() / "data" / _key(data, config, tokenizer)
+    if not (folder / _COUNTS).is_file():
+        _write(folder, data, config, tokenizer)
+    counts = json.loads((folder / _COUNTS).read_text())
+    return datasets.Dataset.from_file(str(folder / _TOKENS)), Counts(**counts | {"listed": tuple(counts["listed"])})
+
+
+def _write(folder: Path, data: str, config: DataConfig, tokenizer: Any) -> None:
+    """Tokenize a source into a folder beside ``folder``, and rename it when it is whole."""
+    from datasets import Features, Sequence, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    features = Features(
+        {
+            "input_ids": Sequence(Value("int32")),
+            "labels": Sequence(Value("int32")),
+            "length": Value("int32"),
+            "targets": Value("int32"),
+            "source": Value("string"),
+        }
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        tally = _Tally()
+        with ArrowWriter(features=features, path=str(aside / _TOKENS), writer_batch_size=256) as writer:
+            for example in _examples(data, config, tokenizer, tally):
+                writer.write(example)
+            if not tally.kept:
+                raise DataError(f"data = {data!r}: no row to train on. {tally.counts()}")
+            writer.finalize()
+        (aside / _COUNTS).write_text(json.dumps(asdict(tally.counts())))
+        try:
+            aside.rename(folder)
+        except OSError:  # another run finished the same set first
+            if not (folder / _COUNTS).is_file():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+class _Tally:
+    """Counts while rows go by."""
+
+    def __init__(self) -> None:
+        self.rows = self.bad = self.truncated = self.tokens_cut = self.without_target = self.kept = 0
+        self.listed: list[str] = []
+        self.digest = hashlib.sha256()
+
+    def counts(self) -> Counts:
+        return Counts(
+            rows=self.rows,
+            bad=self.bad,
+            listed=tuple(self.listed),
+            truncated=self.truncated,
+            tokens_cut=self.tokens_cut,
+            without_target=self.without_target,
+            fingerprint=self.digest.hexdigest()[:16],
+        )
+
+
+def _examples(data: str, config: DataConfig, tokenizer: Any, tally: _Tally) -> Iterator[dict[str, Any]]:
+    for row in read_rows(data):
+        tally.rows += 1
+        try:
+            coded = encode(row, tokenizer, config)
+        except BadRowError as error:
+            told = f"{row.source}: {error}. The row begins: {row.beginning()}"
+            if not config.skip_bad_rows:
+                raise DataError(f"{told}\nMend the row, or count and list such rows with --skip-bad-rows") from None
+            tally.bad += 1
+            if len(tally.listed) < LISTED:
+                tally.listed.append(told)
+            continue
+        tally.truncated += coded.cut > 0
+        tally.tokens_cut += coded.cut
+        learned = targets(coded.labels)
+        if not learned:
+            tally.without_target += 1
+            continue
+        tally.kept += 1
+        tally.digest.update(coded.input_ids.tobytes())
+        tally.digest.update(coded.labels.tobytes())
+        yield {
+            "input_ids": coded.input_ids,
+            "labels": coded.labels,
+            "length": len(coded.input_ids),
+            "targets": learned,
+            "source": row.source,
+        }
+
+
+def _key(data: str, config: DataConfig, tokenizer: Any) -> str:
+    source = source_fingerprint(data) or os.urandom(16).hex()  # a hub set may have changed: made anew for each run
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    shape = [
+        FORMAT,
+        source,
+        config.seq,
+        config.train_on_prompt,
+        config.skip_bad_rows,
+        tokenizer.chat_template,
+        [tokenizer.bos_token, tokenizer.eos_token, type(tokenizer).__name__],
+        backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items()),
+    ]
+    return hashlib.sha256(json.dumps(shape, default=str).encode()).hexdigest()[:32]

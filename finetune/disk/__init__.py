@@ -1,0 +1,1 @@
+"""What a run keeps on disk: files that survive a crash, checkpoints, logs, and what a resumed run must match."""

@@ -1,0 +1,292 @@
+"""``--dry-run`` and ``--fit``.
+
+Would this run fit that card, and what would fit it best. No weights, no data, no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config import yaml_file
+from finetune.config.settings import EMBEDDED_MODEL, RunConfig
+from finetune.config.validate import validate
+from finetune.dryrun.answer import Answer, as_json, gib, render, save_page
+from finetune.errors import ConfigError, ExitCode, FinetuneError, Problem, WriteError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+OPEN = ("micro_batch", "seq", "checkpointing", "rank")
+"""What ``--fit`` may change, where the user left it at its default."""
+MARGIN = 0.03
+"""Share of the card that ``--fit`` leaves free: drivers differ, and desktops live on the same card."""
+ROOMY_BYTES = 2**40
+"""Memory of the card that shows what a run needs that does not fit the one it was meant for."""
+
+
+class DryRunError(FinetuneError):
+    """The process that takes the steps failed."""
+
+
+def main(config: RunConfig) -> int:
+    """Answer ``--dry-run`` or ``--fit`` on the terminal.
+
+    Returns:
+        0 if the run fits (``--fit``: if any setting does), 3 if not.
+
+    Raises:
+        ConfigError: no card is named and there is no GPU, or the model cannot be found.
+        DryRunError: the trial failed for another reason than memory.
+    """
+    validate(config)
+    card = _card(config)
+    _refuse_misspelt(config.model.model)
+    if config.dry.fit:
+        return _fit(config, card)
+    answer = measure(config, card, over_time=config.dry.html is not None)
+    print(render(config, card, answer))
+    _write(config, card, answer)
+    return ExitCode.OK if answer.fits else ExitCode.OUT_OF_MEMORY
+
+
+def measure(config: RunConfig, card: str | None, *, over_time: bool = False) -> Answer:
+    """Take the run's steps on a card (``None``: on this machine's GPU), and again on a roomy one if they do not fit."""
+    (trial,) = trials(config, [{}], card, over_time=over_time)
+    if trial["fits"] or card is None:
+        return Answer(trial=trial)
+    (roomy,) = trials(config, [{}], card, total_bytes=ROOMY_BYTES, over_time=over_time)
+    return Answer(trial=trial, roomy=roomy)
+
+
+def trials(
+    config: RunConfig,
+    changes: Sequence[dict[str, Any]],
+    card: str | None,
+    *,
+    total_bytes: int | None = None,
+    over_time: bool = False,
+) -> list[dict[str, Any]]:
+    """Take the steps of several variants of a run, one after the other, over one loaded base.
+
+    Args:
+        config: the run.
+        changes: settings by name, for each variant; none of the model's, which is loaded once.
+        card: of the dry GPU; ``None`` for this machine's own.
+        total_bytes: the card's memory, in place of its own.
+        over_time: record memory over time too; for one variant.
+    """
+    request = {"kind": "run", "changes": list(changes), "over_time": over_time}
+    found = ask(request, config, card, total_bytes=total_bytes)
+    results: list[dict[str, Any]] = found * len(changes) if len(found) < len(changes) else found
+    return results
+
+
+def ask(request: dict[str, Any], config: RunConfig, card: str | None, *, total_bytes: int | None = None) -> Any:
+    """Send a request to :mod:`finetune.dryrun.trial_process`, in a process of its own, and return its result.
+
+    Raises:
+        DryRunError: it failed; the message has the end of what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="finetune-") as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(json.dumps(request | {"config": plain(config)}))
+        files = [str(folder / "request.json"), str(folder / "result.json")]
+        with _waiting():
+            done = subprocess.run(
+                [sys.executable, "-m", "finetune.dryrun.trial_process", *files],
+                env=_environment(card, total_bytes),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if done.returncode or not (folder / "result.json").exists():
+            said = "\n".join(done.stderr.strip().splitlines()[-12:])
+            if ".ModelError: " in said:
+                raise _no_such_model(config.model.model, said.rpartition("Error: ")[2])
+            raise DryRunError(f"the trial of {config.model.model} ended with exit code {done.returncode}:\n{said}")
+        return json.loads((folder / "result.json").read_text())
+
+
+def _refuse_misspelt(name: str) -> None:
+    """Before a hub that may not be there is asked, and asked again: a bare name that nearly is a shape's."""
+    from finetune.estimate.shapes import find_shape, near_shapes
+
+    local = Path(name).expanduser().exists() or "/" in name or name == EMBEDDED_MODEL
+    if not local and find_shape(name) is None and near_shapes(name, cutoff=0.75):
+        raise _no_such_model(name, "")
+
+
+def _no_such_model(name: str, said: str) -> ConfigError:
+    from finetune.estimate.shapes import SHAPES, near_shapes
+
+    near = near_shapes(name)
+    return ConfigError(
+        Problem(
+            field="model",
+            value=name,
+            why=f"did you mean {' or '.join(near)}?" if near else said.strip().splitlines()[0],
+            remedy=f"name a folder with a config.json, a hub model, or a shape: {', '.join(SHAPES)}",
+        )
+    )
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The settings that matter to a trial, as JSON keeps them."""
+    settings = yaml_file.flatten(config)
+    left_out = set(yaml_file.flatten(RunConfig())) - {
+        name for name, (section, _) in yaml_file.field_types().items() if section not in ("dry", "output")
+    }
+    kept = {name: value for name, value in settings.items() if name not in left_out}
+    kept["device"] = "cuda"
+    return {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in kept.items()}
+
+
+def _write(config: RunConfig, card: str | None, answer: Answer) -> None:
+    """The files that were asked for, after the answer is on the terminal.
+
+    Raises:
+        WriteError: one cannot be written.
+    """
+    if config.dry.html is None and config.dry.json is None:
+        return
+    try:
+        if config.dry.json is not None:
+            config.dry.json.write_text(as_json(command(config), card, answer))
+        if config.dry.html is not None:
+            save_page(command(config), answer, config.dry.html)
+    except OSError as error:
+        raise WriteError(f"{error.filename} cannot be written: {error.strerror}") from error
+
+
+def _fit(config: RunConfig, card: str | None) -> int:
+    """Search, confirm in fresh processes, and print the command."""
+    begin = time.perf_counter()
+    total = _total(config, card)
+    limit = int(total * (1 - MARGIN))
+    default = yaml_file.flatten(RunConfig())
+    opened = [name for name in OPEN if yaml_file.flatten(config)[name] == default[name]]
+    found = ask({"kind": "fit", "open": opened, "limit_bytes": limit}, config, card)
+    if isinstance(found, list) or found["best"] is None:
+        print(f"no setting of {', '.join(opened) or 'those left open'} fits {card or 'this GPU'}")
+        answer = measure(config, card, over_time=config.dry.html is not None)
+        print(render(config, card, answer))
+        _write(config, card, answer)
+        return ExitCode.OUT_OF_MEMORY
+    chosen, confirmed, beyond = _confirmed(config, card, found, limit)
+    answer = Answer(trial=confirmed)
+    print(render(chosen, card, answer))
+    if beyond is not None:
+        larger, trial = beyond
+        setting = f"{found['name'].replace('_', '-')} {yaml_file.flatten(larger)[found['name']]}"
+        needs = f"needs {gib(trial['peak_device'])}" if trial["fits"] else "is out of memory"
+        print(f"the next larger setting, {setting}, {needs}; the limit is {gib(limit)} ({MARGIN:.0%} are left free)")
+    print(f"{found['trials']} settings tried in {time.perf_counter() - begin:.0f} s. Train with:")
+    print(f"  {command(chosen)}")
+    _write(chosen, card, answer)
+    return ExitCode.OK if confirmed["fits"] and confirmed["peak_device"] <= limit else ExitCode.OUT_OF_MEMORY
+
+
+def _confirmed(
+    config: RunConfig, card: str | None, found: dict[str, Any], limit: int
+) -> tuple[RunConfig, dict[str, Any], tuple[RunConfig, dict[str, Any]] | None]:
+    """What the search found, tried in fresh processes: the best setting, and the next, which is too large.
+
+    The search tries many settings over one loaded base, and may be off by a step: the allocator's segments lie
+    differently after a trial than after loading.
+
+    Returns:
+        The best setting with its trial, and the next one with its own; ``None`` where there is no larger one.
+    """
+    over_time = config.dry.html is not None
+    chosen = yaml_file.replace(config, found["best"]["settings"])
+    (confirmed,) = trials(chosen, [{}], card, over_time=over_time)
+    name = found.get("name")
+    while name is not None and yaml_file.flatten(chosen)[name] < found["most"]:
+        larger = yaml_file.replace(chosen, {name: yaml_file.flatten(chosen)[name] + found["step"]})
+        (trial,) = trials(larger, [{}], card, over_time=over_time)
+        if not trial["fits"] or trial["peak_device"] > limit:
+            return chosen, confirmed, (larger, trial)
+        chosen, confirmed = larger, trial
+    return chosen, confirmed, None
+
+
+def command(config: RunConfig) -> str:
+    """The command line of a run: what differs from the defaults."""
+    default = yaml_file.flatten(RunConfig())
+    sections = {name: section for name, (section, _) in yaml_file.field_types().items()}
+    parts = ["python -m finetune.qlora"]
+    for name, value in yaml_file.flatten(config).items():
+        if value == default[name] or sections[name] == "dry":
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words = value if isinstance(value, tuple) else (str(value),)
+            parts.append(" ".join([flag, *map(shlex.quote, words)]))
+    return " ".join(parts)
+
+
+def _card(config: RunConfig) -> str | None:
+    """The card's own name; ``None`` for the GPU that this process sees, a real one or one it runs on top of."""
+    from pytest_vram.drygpu import find_card, is_active, real_gpu_present
+    from pytest_vram.errors import VramError
+
+    if config.dry.gpu is None:
+        if is_active() or real_gpu_present():
+            return None
+        raise ConfigError(
+            Problem(
+                field="gpu",
+                value=None,
+                why="there is no GPU here to measure on",
+                remedy="name a card: --gpu rtx-4080 (`python -m pytest_vram cards` lists them)",
+            )
+        )
+    try:
+        return find_card(config.dry.gpu).name
+    except VramError as error:
+        remedy = "`python -m pytest_vram cards` lists them"
+        raise ConfigError(Problem(field="gpu", value=config.dry.gpu, why=str(error), remedy=remedy)) from error
+
+
+def _total(config: RunConfig, card: str | None) -> int:
+    if card is not None:
+        from pytest_vram.drygpu import find_card
+
+        return find_card(card).total_bytes
+    (trial,) = trials(config, [{}], None)
+    return int(trial["total"])
+
+
+def _environment(card: str | None, total_bytes: int | None) -> dict[str, str]:
+    if card is None:
+        return dict(os.environ)
+    from pytest_vram.drygpu import environment
+    from pytest_vram.drygpu.process.startup import inherited
+    from pytest_vram.errors import VramError
+
+    try:
+        env = environment(card, total_bytes=total_bytes, replace_real_gpu=True)
+    except VramError as error:
+        raise DryRunError(f"the dry GPU cannot be had: {error}") from error
+    return {**env, **inherited(env), "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    """Say that something happens, where somebody looks."""
+    if sys.stderr.isatty():
+        print("taking the steps on a dry GPU ...", end="\r", file=sys.stderr, flush=True)
+    yield
+    if sys.stderr.isatty():
+        print(" " * 40, end="\r", file=sys.stderr, flush=True)

@@ -1,0 +1,318 @@
+"""Training steps at full size, measured on the device that torch sees: a dry GPU, or a real one.
+
+The model's weights are never needed: a checkpoint of zeros that takes no disk goes through the real loading code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from finetune.config.settings import RunConfig
+    from finetune.data.batches import Batch
+    from finetune.dryrun.over_time import OverTime
+    from pytest_vram.memory import HostRead
+
+MOST_MICRO_BATCHES = 2
+"""Micro-batches run of a window: the third and later ones add nothing to the peak, a test holds that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What a run's steps needed. Sizes in bytes."""
+
+    fits: bool
+    """No allocation was refused."""
+    message: str
+    """The allocator's own, when one was."""
+    phases: dict[str, int]
+    """Peak allocated bytes of loading, adapter, forward and backward, update, evaluation."""
+    categories: dict[str, int]
+    """Allocated bytes at the peak of the second step.
+
+    Weights, constants, adapters, gradients, optimizer, activations.
+    """
+    peak_allocated: int
+    peak_reserved: int
+    peak_device: int
+    """Reserved, the context and whatever else the driver counts."""
+    context: int
+    total: int
+    """Memory of the card."""
+    managed: int
+    """Paged optimizer state, which moves to the host when the card is full; not part of ``peak_device``."""
+    seconds: float
+    device: str = ""
+    """What the driver calls the card."""
+    dry: bool = False
+    """A dry GPU: allocations alone are real."""
+    host_reads: tuple[HostRead, ...] = ()
+    """Where a dry GPU was asked for values; some answers are guesses that the figures rest on."""
+    recorded: dict[str, Any] | None = None
+    """Memory over time, where it was asked for: see :class:`finetune.dryrun.over_time.Recorded`."""
+
+
+class Bench:
+    """One base model, loaded once, on which several settings are tried.
+
+    Attributes:
+        refused: the trial of a base that was too large to be loaded; nothing can be tried then.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, over_time: OverTime | None = None) -> None:
+        import torch
+
+        from finetune.model.load import load_base
+        from pytest_vram.drygpu import empty_checkpoint
+
+        self.torch, self.over_time = torch, over_time
+        self.begin = time.perf_counter()
+        self.phases: dict[str, int] = {}
+        self.managed_before = 0
+        shape = model_config(config.model.model)
+        shape.dtype = "bfloat16"
+        checkpoint = empty_checkpoint(shape, folder)
+        self.vocabulary = int(shape.get_text_config().vocab_size)
+        self.capability = torch.cuda.get_device_capability()
+        self.refused: Trial | None = None
+        try:
+            with self._phase("loading"):
+                self.base = load_base(dataclasses.replace(config.model, model=str(checkpoint)))
+        except torch.OutOfMemoryError as error:
+            self.refused = self._result(str(error), {})
+        self.context_bytes = _driver_figures(torch)[1]
+
+    def run(self, config: RunConfig, *, steps: int = 2, attributed: bool = True) -> Trial:
+        """Attach the adapter, and take steps; an allocation that is refused ends the trial, not the program.
+
+        Args:
+            config: the settings; those of the model must be the ones that the base was loaded with.
+            steps: how many; the second is the first that finds optimizer state.
+            attributed: keep a history of the last step, to tell what the bytes at its peak are for.
+        """
+        torch = self.torch
+        message = ""
+        model, optimizer, categories = None, None, {}
+        try:
+            model, optimizer = self._prepare(config)
+            for step in range(steps):
+                history = attributed and step == steps - 1
+                categories = self._step(config, model, optimizer, step, attributed=history)
+        except torch.OutOfMemoryError as error:
+            message = str(error)
+        result = self._result(message, categories)
+        self._clean(model, optimizer)
+        return result
+
+    def _prepare(self, config: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
+        from finetune.model.load import attach_adapter
+        from finetune.training.optim import make_optimizer
+
+        with self._phase("adapter"):
+            model = attach_adapter(self.base, config.adapter, seed=config.train.seed)
+            optimizer = make_optimizer(model.parameters(), config.train)
+        return model, optimizer
+
+    def _step(
+        self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, attributed: bool
+    ) -> dict[str, int]:
+        from finetune.dryrun import attribution
+        from finetune.training.accumulate import window_gradients
+        from finetune.training.optim import optimizer_step
+        from finetune.training.step import clip_gradients, evaluate
+
+        window = list(self._window(config))
+        before = self.torch.cuda.memory_allocated()
+        recorded: AbstractContextManager[Any] = attribution.recorded(model) if attributed else contextlib.nullcontext()
+        with recorded as history, self._phase("forward and backward"):
+            window_gradients(model, window, config.train)
+        peak = self.torch.cuda.max_memory_allocated()
+        categories = held(model, optimizer)
+        if attributed:
+            meanwhile = attribution.at_peak(history)
+            kept = sum(size for name, size in categories.items() if name != "gradients")
+            meanwhile["workspace"] = max(0, before - kept)
+            # What the history rounds off, and the allocator does not split, goes to the many small ones.
+            meanwhile["activations"] += max(0, peak - kept - sum(meanwhile.values()))
+        with self._phase("update"):
+            clip_gradients([p for p in model.parameters() if p.grad is not None], config.train.clip)
+            optimizer_step(optimizer)
+            update = self.torch.cuda.max_memory_allocated()
+            optimizer.zero_grad(set_to_none=True)
+        if attributed:
+            if update > peak:  # gradients are all there, and all that is more is the update's own
+                meanwhile = {"activations": 0, "logits": 0, "workspace": max(0, update - sum(categories.values()))}
+            categories |= meanwhile
+        if step:
+            with self._phase("evaluation"):
+                evaluate(model, window[:1], config.train)
+        return categories
+
+    def _window(self, config: RunConfig) -> Iterator[Batch]:
+        """The longest rows that the settings allow, every token a target."""
+        from finetune.data.batches import Batch
+
+        torch = self.torch
+        shape = (config.train.micro_batch, config.data.seq)
+        ids = (torch.arange(shape[0] * shape[1]) % self.vocabulary).view(shape)
+        for _ in range(min(config.train.accumulation, MOST_MICRO_BATCHES)):
+            yield Batch(input_ids=ids, labels=ids.clone())
+
+    def _phase(self, name: str) -> _Phase:
+        return _Phase(self.torch, self.phases, name, self.over_time)
+
+    def _result(self, message: str, categories: dict[str, int]) -> Trial:
+        from pytest_vram.drygpu import driver
+        from pytest_vram.drygpu.values import host_reads
+
+        device, context, managed, total = _driver_figures(self.torch)
+        return Trial(
+            fits=not message,
+            message=message,
+            phases=dict(self.phases),
+            categories=categories,
+            peak_allocated=max([*self.phases.values(), 0]),
+            peak_reserved=self.torch.cuda.max_memory_reserved(),
+            peak_device=device,
+            context=context,
+            total=total,
+            managed=managed - self.managed_before,
+            seconds=round(time.perf_counter() - self.begin, 2),
+            device=self.torch.cuda.get_device_name(),
+            dry=driver.is_active(),
+            host_reads=host_reads.collect() if driver.is_active() else (),
+            recorded=None if self.over_time is None else self.over_time.read(),
+        )
+
+    def _clean(self, model: Any, optimizer: Any) -> None:
+        """Back to the bare base, with fresh peaks."""
+        from pytest_vram.drygpu import driver
+        from pytest_vram.drygpu.values import host_reads
+
+        if optimizer is not None:
+            optimizer.state.clear()
+            optimizer.param_groups.clear()  # the caller still holds it, and it the adapter
+        if model is not None and model is not self.base:
+            self.base = model.unload()
+        self.base.requires_grad_(False)
+        for parameter in self.base.parameters():
+            parameter.grad = None
+        del model, optimizer
+        gc.collect()
+        self.torch.cuda.empty_cache()
+        self.torch.cuda.reset_peak_memory_stats()
+        if driver.is_active():
+            driver.reset_peaks()
+            host_reads.reset()
+            # bitsandbytes frees no managed memory before the process ends: what is there by now is not the next
+            # trial's.
+            self.managed_before = driver.stats(0).managed_bytes
+        self.phases = {key: value for key, value in self.phases.items() if key == "loading"}
+        self.begin = time.perf_counter()
+
+
+class _Phase:
+    """Keeps a phase's peak; a phase that comes again keeps the larger."""
+
+    def __init__(self, torch: Any, phases: dict[str, int], name: str, over_time: OverTime | None) -> None:
+        self.torch, self.phases, self.name, self.over_time = torch, phases, name, over_time
+        self.begin = 0.0
+
+    def __enter__(self) -> None:
+        self.begin = time.perf_counter()
+        if self.torch.cuda.is_initialized():
+            self.torch._C._cuda_resetPeakMemoryStats(0)
+
+    def __exit__(self, *_: object) -> None:
+        peak = self.torch.cuda.max_memory_allocated() if self.torch.cuda.is_initialized() else 0
+        self.phases[self.name] = max(self.phases.get(self.name, 0), peak)
+        if self.over_time is not None:
+            self.over_time.phase(self.name, time.perf_counter() - self.begin, peak)
+
+
+def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes that outlive a step, by what they are: weights, constants, adapters, gradients, optimizer state.
+
+    Each storage counts once, as the allocator's block; managed (paged) memory is not counted, as it is not the
+    allocator's.
+    """
+    import torch
+
+    from finetune.model.experts import QuantizedExperts
+
+    seen: set[int] = set()
+
+    def size(tensor: Any) -> int:
+        if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cuda" or getattr(tensor, "is_paged", False):
+            return 0
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0
+        seen.add(storage.data_ptr())
+        return -(-storage.nbytes() // 512) * 512
+
+    def constants(state: Any) -> int:
+        inner = getattr(state, "state2", None)
+        parts = [getattr(state, name, None) for name in ("absmax", "code", "offset")]
+        return sum(size(part) for part in parts) + (constants(inner) if inner is not None else 0)
+
+    sizes = dict.fromkeys(("weights", "constants", "adapters", "gradients", "optimizer"), 0)
+    adapted = any(not parameter.requires_grad for parameter in model.parameters())
+    for parameter in model.parameters():
+        sizes["adapters" if adapted and parameter.requires_grad else "weights"] += size(parameter)
+        sizes["gradients"] += size(parameter.grad)
+        state = getattr(parameter, "quant_state", None)
+        sizes["constants"] += constants(state) if state is not None else size(getattr(parameter, "SCB", None))
+    for module in model.modules():
+        if isinstance(module, QuantizedExperts):
+            sizes["constants"] += sum(constants(s) for states in module.quant_states.values() for s in states)
+        # Where bitsandbytes keeps the scales of an int8 weight from its first use on.
+        sizes["constants"] += size(getattr(getattr(module, "state", None), "SCB", None))
+    for buffer in model.buffers():
+        sizes["weights"] += size(buffer)
+    for state in optimizer.state.values():
+        sizes["optimizer"] += sum(size(value) for value in state.values())
+    return sizes
+
+
+def model_config(name: str) -> Any:
+    """The configuration of a shape, a folder or a hub model; no weight is read.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from finetune.config.settings import EMBEDDED_MODEL, ModelConfig
+    from finetune.estimate.shapes import find_shape, load_shape
+    from finetune.model.load import load_config
+
+    if find_shape(name) is not None or name == EMBEDDED_MODEL:
+        return load_shape(name)
+    return load_config(ModelConfig(model=name))
+
+
+def _driver_figures(torch: Any) -> tuple[int, int, int, int]:
+    """Device peak, context, managed peak and total.
+
+    On a real card the context is all that the allocator does not hold, other processes' memory included: there is as
+    much less of the card.
+    """
+    from pytest_vram.drygpu import driver
+
+    if driver.is_active():
+        stats = driver.stats(0)
+        return stats.peak_bytes, stats.context_bytes, stats.managed_peak_bytes, stats.total_bytes
+    free, total = torch.cuda.mem_get_info()
+    context = max(0, total - free - torch.cuda.memory_reserved())
+    return torch.cuda.max_memory_reserved() + context, context, 0, total

@@ -1,0 +1,1 @@
+"""The model: loaded, quantized, run forward, adapted, checked and merged."""

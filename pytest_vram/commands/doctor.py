@@ -1,0 +1,159 @@
+"""``python -m pytest_vram doctor``: what is on this machine, which probes work, and why the others do not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from pytest_vram import __version__
+from pytest_vram.errors import DryGpuError
+
+if TYPE_CHECKING:
+    import argparse
+
+_PACKAGES = ("pytest", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "triton", "nvidia-ml-py")
+_TRIAL_CARD = "rtx-4080"
+_TRIAL = "import torch; torch.ones(1000, device='cuda'); print(torch.cuda.max_memory_allocated())"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing looked at: ``works`` is ``None`` for mere information."""
+
+    subject: str
+    works: bool | None
+    text: str
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``doctor`` to the command line."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="say what is on this machine and which probes work",
+        description="Say what is on this machine, which probes work, and why the others do not.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the findings; 1 if no probe works."""
+    findings = examine()
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        marks = {True: "yes", False: "no", None: ""}
+        for finding in findings:
+            print(f"{finding.subject:<18} {marks[finding.works]:<4} {finding.text}")
+    return 0 if any(finding.works for finding in findings if finding.subject.startswith("probe ")) else 1
+
+
+def examine() -> list[Finding]:
+    """Look at everything. Takes some seconds: each probe that might work is tried in a process of its own."""
+    installed = {name: _version(name) for name in _PACKAGES}
+    there = ", ".join(f"{name} {version}" for name, version in installed.items() if version is not None)
+    missing = ", ".join(name for name, version in installed.items() if version is None)
+    return [
+        Finding(subject="python", works=None, text=f"{sys.version.split()[0]}, {platform.platform()}"),
+        Finding(subject="pytest-vram", works=None, text=__version__),
+        Finding(subject="packages", works=None, text=there + (f"; not installed: {missing}" if missing else "")),
+        *_dry_gpu_parts(),
+        _try_cuda(installed["torch"]),
+        _try_dry(),
+        _try_nvml(installed["nvidia-ml-py"]),
+        _try_host(installed["torch"]),
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _dry_gpu_parts() -> list[Finding]:
+    from pytest_vram.drygpu.stub.library import cache_folder, find_compiler
+    from pytest_vram.drygpu.stub.toolkit import find_toolkit
+
+    findings = []
+    try:
+        toolkit = find_toolkit()
+        text = f"torch {toolkit.torch_version}, CUDA {toolkit.cuda_version}"
+        findings.append(Finding(subject="CUDA build", works=True, text=text))
+    except DryGpuError as error:
+        findings.append(Finding(subject="CUDA build", works=False, text=str(error)))
+    try:
+        findings.append(Finding(subject="C compiler", works=True, text=" ".join(find_compiler())))
+    except DryGpuError as error:
+        findings.append(Finding(subject="C compiler", works=False, text=str(error)))
+    folder = cache_folder() / "drygpu"
+    builds = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    built = f"{len(builds)} build{'s' if len(builds) != 1 else ''} of the stub libraries in {folder}"
+    return [*findings, Finding(subject="stub cache", works=bool(builds), text=built)]
+
+
+def _python(code: str, *, environment: dict[str, str] | None = None) -> tuple[bool, str]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, "no answer within 300 s"
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else f"exit code {done.returncode}"
+
+
+def _try_cuda(torch: str | None) -> Finding:
+    from pytest_vram.drygpu.driver import is_active
+    from pytest_vram.drygpu.process.activate import real_gpu_present
+
+    subject = "probe cuda"
+    if torch is None:
+        return Finding(subject=subject, works=False, text="torch is not installed: pip install torch")
+    if is_active():
+        return Finding(subject=subject, works=False, text="this process has dry GPUs; ask in one that has none")
+    if not real_gpu_present():
+        return Finding(subject=subject, works=False, text="this machine has no NVIDIA GPU")
+    works, text = _python("import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else exit(1))")
+    return Finding(
+        subject=subject, works=works, text=text if works else f"there is a GPU that torch cannot use: {text}"
+    )
+
+
+def _try_dry() -> Finding:
+    from pytest_vram.drygpu.process.activate import environment
+
+    subject = "probe dry"
+    began = time.monotonic()
+    try:
+        variables = environment(_TRIAL_CARD, replace_real_gpu=True)
+    except DryGpuError as error:
+        return Finding(subject=subject, works=False, text=str(error))
+    works, text = _python(_TRIAL, environment=variables)
+    if works:
+        text = f"pytest --vram-gpu=dry:{_TRIAL_CARD} and `run` work; tried in {time.monotonic() - began:.1f} s"
+    return Finding(subject=subject, works=works, text=text)
+
+
+def _try_nvml(installed: str | None) -> Finding:
+    subject = "probe nvml"
+    if installed is None and importlib.util.find_spec("pynvml") is None:
+        return Finding(subject=subject, works=False, text="pynvml is not installed: pip install pytest-vram[nvml]")
+    works, text = _python("import pynvml; pynvml.nvmlInit(); print(pynvml.nvmlDeviceGetCount(), 'device(s)')")
+    return Finding(subject=subject, works=works, text=text)
+
+
+def _try_host(torch: str | None) -> Finding:
+    if torch is None:
+        return Finding(subject="probe host", works=False, text="torch is not installed: pip install torch")
+    return Finding(
+        subject="probe host", works=True, text="CPU tensors are traced: figures are tensor bytes, not reserved"
+    )

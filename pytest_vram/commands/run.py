@@ -1,0 +1,181 @@
+"""``python -m pytest_vram run``: any PyTorch program on a dry GPU, and what it needed.
+
+The program runs in a Python of its own, started as it would be without us, with the dry GPU in its environment. So
+its arguments, exit code, traceback, signals and children are its own. Each process leaves its figures when it ends;
+here they are put together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vram.commands.run_page import as_report
+from pytest_vram.commands.run_summary import RunReport, combine, render
+from pytest_vram.drygpu.cards import find_card
+from pytest_vram.drygpu.process.activate import environment
+from pytest_vram.drygpu.process.startup import inherited
+from pytest_vram.drygpu.process.variables import RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
+from pytest_vram.errors import DryGpuError, VramUsageError
+from pytest_vram.units import gb_to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``run`` to the command line."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a PyTorch program on a dry GPU and say what memory it needed",
+        description="Run an unmodified PyTorch program on a GPU that allocates and does not compute, and say what "
+        "memory a real card would have needed.",
+        epilog="example: python -m pytest_vram run --gpu rtx-4080 -- train.py --batch-size 4",
+    )
+    parser.add_argument("--gpu", required=True, metavar="CARD", help="a card of `python -m pytest_vram cards`")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="how many of them (default 1)")
+    parser.add_argument("--alloc-conf", metavar="CONF", help="the allocator's settings, as in PYTORCH_CUDA_ALLOC_CONF")
+    parser.add_argument("--total-gb", type=float, metavar="X", help="device memory in GiB, in place of the card's")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
+    parser.add_argument("--snapshot", type=Path, metavar="OUT", help="write torch's memory history, for memory_viz")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page: memory over time, who held the peak")
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="-- SCRIPT.py ARGS | -- -m MODULE ARGS | -- COMMAND ARGS",
+        help="the program: a Python script, a module, or a command such as torchrun",
+    )
+    parser.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the program that ``args`` names, print the summary to stderr, and return the program's exit code."""
+    try:
+        command = args.command[1:] if args.command[:1] == ["--"] else args.command
+        report = run(
+            command,
+            gpu=args.gpu,
+            count=args.count,
+            alloc_conf=args.alloc_conf,
+            total_bytes=None if args.total_gb is None else gb_to_bytes(args.total_gb),
+            snapshot=args.snapshot,
+            over_time=args.html is not None,
+        )
+        if args.json is not None:
+            args.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+        if args.html is not None:
+            args.save(as_report(report, command), args.html)
+    except (DryGpuError, VramUsageError) as error:
+        print(f"pytest-vram: {error}", file=sys.stderr)
+        return 2
+    print(render(report), file=sys.stderr)
+    return report.exit_code
+
+
+def run(
+    command: Sequence[str],
+    *,
+    gpu: str,
+    count: int = 1,
+    alloc_conf: str | None = None,
+    total_bytes: int | None = None,
+    snapshot: Path | None = None,
+    over_time: bool = False,
+) -> RunReport:
+    """Run ``command`` (a script, ``-m`` and a module, or a program, each with its arguments) on dry GPUs.
+
+    Returns:
+        What it needed, all its processes together. The program's output goes where ours goes.
+
+    Raises:
+        DryGpuError: the dry GPU cannot be put in place.
+        VramUsageError: there is no such card, or nothing to run.
+    """
+    card = find_card(gpu)
+    program = _program(command)
+    variables = environment(card, count=count, total_bytes=total_bytes, replace_real_gpu=True)
+    variables.update(inherited(variables))
+    if variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        del variables[
+            "CUDA_VISIBLE_DEVICES"
+        ]  # hides the real GPUs, of which there are none; a card was asked for by name
+    if alloc_conf is not None:
+        variables["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
+    if snapshot is not None:
+        variables[SNAPSHOT_VARIABLE] = str(snapshot.absolute())
+    if over_time:
+        variables[TIMELINE_VARIABLE] = "1"
+    with tempfile.TemporaryDirectory(prefix="pytest-vram-") as folder:
+        variables[RECORD_VARIABLE] = folder
+        began = time.monotonic()
+        try:
+            process = subprocess.Popen(program, env=variables)
+        except OSError as error:
+            raise VramUsageError(f"{program[0]} cannot be started: {error.strerror}") from error
+        with _signals_go_to(process):
+            code = process.wait()
+        seconds = time.monotonic() - began
+        records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("[0-9]*.json"))]
+    return combine(
+        records, card=card, count=count, total_bytes=total_bytes, code=code, seconds=seconds, conf=alloc_conf
+    )
+
+
+def _program(command: Sequence[str]) -> list[str]:
+    if not command:
+        raise VramUsageError("there is nothing to run: write for example `run --gpu rtx-4080 -- train.py --epochs 1`")
+    python = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+    first = command[0]
+    if first == "-m":
+        if len(command) == 1:
+            raise VramUsageError("-m needs the name of a module")
+        return [*python, *command]
+    if first == "-c" or first.endswith(".py") or Path(first).is_dir():
+        if first.endswith(".py") and not Path(first).exists():
+            raise VramUsageError(f"there is no file {first!r} to run in {os.getcwd()}")
+        return [*python, *command]
+    found = shutil.which(first) or shutil.which(first, path=os.path.dirname(sys.executable))
+    if found is None:
+        if Path(first).is_file():
+            return [*python, *command]
+        raise VramUsageError(f"{first!r} is neither a Python script, nor -m and a module, nor a command")
+    return [found, *command[1:]]
+
+
+@contextlib.contextmanager
+def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let the program answer signals, so that its figures survive, and wait for it instead of dying."""
+
+    def forward(number: int, _frame: object) -> None:
+        # The terminal sends Ctrl-C to the whole foreground group: the program has had that one already.
+        if number in (signal.SIGINT, signal.SIGQUIT) and _is_foreground():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_foreground() -> bool:
+    try:
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""Compiles the stub libraries for the installed PyTorch."""

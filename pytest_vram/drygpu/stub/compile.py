@@ -1,0 +1,96 @@
+"""Compiles the stub libraries beneath the dry GPU: C files, and one function for every name that has none in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_vram.drygpu.stub.elf import read_dynamic_symbols
+from pytest_vram.drygpu.stub.fallback import write_fallbacks
+from pytest_vram.drygpu.stub.toolkit import Toolkit, read_surface
+from pytest_vram.errors import DryGpuError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+# zig turns undefined behaviour into calls of a runtime, which a shared library has not got, unless told not to.
+_FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-fPIC", "-w", "-fno-sanitize=undefined")
+_LINK = ("-shared", "-fPIC", "-Wl,-Bsymbolic", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed")
+_LIBRARIES = ("-ldl", "-lpthread")
+
+
+def compile_stubs(toolkit: Toolkit, compiler: Sequence[str], *, native: Path, core: str, folder: Path) -> None:
+    """Compile the C files of ``native`` for one PyTorch into ``folder``, which appears whole or not at all.
+
+    Args:
+        core: name of the library that holds everything; loading it puts all the other names in place.
+
+    Raises:
+        DryGpuError: the compiler cannot be run, or fails; the message quotes it.
+    """
+    surface = read_surface(toolkit)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _Compiler(toolkit, compiler, native, work).build(core, surface.names, surface.functions)
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Compiler:
+    def __init__(self, toolkit: Toolkit, command: Sequence[str], native: Path, work: Path) -> None:
+        self.toolkit = toolkit
+        self.command = command
+        self.native = native
+        self.work = work
+        versions = (f"-DDRY_CUDNN_VERSION={toolkit.cudnn_version}", f"-DDRY_NCCL_VERSION={toolkit.nccl_version}")
+        include = (native, native / "shim", *toolkit.include)
+        self.flags = (*_FLAGS, *versions, *(f"-I{path}" for path in include))
+
+    def build(self, core: str, names: Sequence[str], functions: frozenset[str]) -> None:
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            objects = list(pool.map(self.compile, sorted(self.native.glob("*.c"))))
+        real = self.link("real.so", core, objects)
+
+        # What is defined by now is real; everything else that may be asked for says that it is not here.
+        fallbacks = self.work / "fallbacks.c"
+        write_fallbacks(fallbacks, functions - read_dynamic_symbols(real).functions, header=self.native / "dry.h")
+        objects.append(self.compile(fallbacks))
+
+        # Each name is an empty library that leads to the core, and the core leads to them: loading it brings them all.
+        without_names = self.link(core, core, objects)
+        empty = self.work / "empty.c"
+        empty.write_text("")
+        doors = [self.link(name, name, [empty, without_names]) for name in names]
+        complete = self.link("complete.so", core, [*objects, *doors])
+        os.replace(complete, self.work / core)
+        for path in (*objects, empty, fallbacks, real):
+            path.unlink()
+
+    def compile(self, source: Path) -> Path:
+        target = self.work / f"{source.stem}.o"
+        self.run([*self.command, *self.flags, "-c", str(source), "-o", str(target)])
+        return target
+
+    def link(self, file: str, soname: str, inputs: Iterable[Path]) -> Path:
+        target = self.work / file
+        self.run([*self.command, *_LINK, f"-Wl,-soname,{soname}", *map(str, inputs), "-o", str(target), *_LIBRARIES])
+        return target
+
+    def run(self, command: Sequence[str]) -> None:
+        # A compiler must not itself run on top of stubs.
+        variables = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+        except OSError as error:
+            raise DryGpuError(f"the dry GPU could not run its compiler {command[0]}: {error}") from error
+        if done.returncode != 0:
+            raise DryGpuError(
+                f"the dry GPU could not be compiled for torch {self.toolkit.torch_version} "
+                f"(CUDA {self.toolkit.cuda_version}):\n$ {' '.join(command)}\n{done.stderr.strip()}"
+            )

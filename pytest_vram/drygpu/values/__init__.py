@@ -1,0 +1,1 @@
+"""The few values that a dry GPU carries, and what it assumes of the others."""

@@ -1,0 +1,282 @@
+"""Carries the values of small tensors through the operators of a dry GPU.
+
+The operators listed in ``CARRIED`` get a Python kernel in front of their CUDA kernel. The CUDA kernel runs first and
+makes every allocation that a real card would see; then, if all inputs are known and the result is small, the same
+operator runs on CPU views of the same memory. Nothing is allocated on the device for it. Operators not listed (matrix
+products, attention, normalizations, ...) are untouched, and what they produce is unknown.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_vram.drygpu import driver
+from pytest_vram.drygpu.values import collectives, guesses, host_reads, known_values, substitutes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch._ops import OpOverload
+
+# fmt: off
+CARRIED = (
+    "abs", "add", "all", "aminmax", "any", "arange", "argmax", "argmin", "bincount", "bitwise_and",
+    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bucketize", "cat",
+    "ceil", "clamp", "clamp_max", "clamp_min", "copy_", "count_nonzero", "cummax", "cummin", "cumprod", "cumsum",
+    "div", "eq", "equal", "eye", "fill_", "flip", "floor", "floor_divide", "fmod", "gather", "ge", "gt", "histc",
+    "index",
+    "index_add", "index_copy", "index_fill", "_index_put_impl_", "index_select", "isin", "isinf", "isnan",
+    "isneginf", "isposinf", "le", "linspace", "log2", "logical_and", "logical_not", "logical_or", "logical_xor",
+    "lt", "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum",
+    "median", "min", "minimum", "mode", "mul", "multinomial", "nan_to_num", "ne", "neg", "nonzero", "pow", "prod",
+    "put_", "random_", "randperm", "range", "reciprocal", "remainder", "repeat_interleave", "roll", "round", "rsub",
+    "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk",
+    "trace", "tril", "tril_indices", "triu", "triu_indices", "trunc", "_unique2", "unique_consecutive",
+    "unique_dim", "where", "xlogy", "zero_", "_local_scalar_dense", "_amp_foreach_non_finite_check_and_unscale_",
+)
+# fmt: on
+
+
+_WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "random_", "randperm"}
+_SIZED_BY_DATA = {"nonzero", "_unique2", "unique_consecutive", "unique_dim"}
+
+_NUMBER_ON_DEVICE = frozenset({"aten::pow.Tensor_Tensor_out"})
+"""Called from within torch with a number kept on the device, which the dispatcher cannot hand to Python."""
+
+_NUMBERS = frozenset({int, float, bool, complex})
+
+_library: torch.library.Library | None = None
+_collectives: torch.library.Library | None = None
+_scalars: dict[tuple[object, torch.dtype], torch.Tensor] = {}
+
+
+def install() -> None:
+    """Put the kernels in place, and list reads from now on. A second call does nothing."""
+    global _library, _collectives
+    if _library is not None:
+        return
+    driver.set_read_hook(host_reads.on_read)
+    if not hasattr(torch.library, "get_kernel"):
+        print(
+            f"pytest-vram: torch {torch.__version__} lacks torch.library.get_kernel, so this dry GPU carries no "
+            "values: what is read back from it counts as unknown",
+            file=sys.stderr,
+        )
+        return
+    _library = torch.library.Library("aten", "IMPL")
+    for overload in _overloads():
+        label = f"{overload._schema.name}.{overload._schema.overload_name}".rstrip(".")
+        kernel = torch.library.get_kernel(label, "CUDA")
+        wrapper = _Operator(overload, kernel.call_boxed).kernel()
+        name = label.removeprefix("aten::")
+        _library.impl(name, wrapper, "CUDA", with_keyset=True, allow_override=True)
+    substitutes.install(_library)
+    if torch.distributed.is_available():
+        _collectives = torch.library.Library("c10d", "IMPL")
+        collectives.install(_collectives)
+
+
+def _overloads() -> Iterator[OpOverload]:
+    """The overloads of ``CARRIED`` and of their in-place forms that have a CUDA kernel of their own."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    for base in CARRIED:
+        for name in (base, f"{base}_"):
+            packet = getattr(torch.ops.aten, name, None)
+            for overload_name in packet.overloads() if packet is not None else ():
+                label = f"aten::{name}.{overload_name}".removesuffix(".default")
+                # Overloads for TorchScript's scalars are not the dispatcher's; copy_ has one kernel for all devices.
+                if label in _NUMBER_ON_DEVICE or not torch._C._dispatch_has_kernel(label):
+                    continue
+                if has_kernel(label, "CUDA") or label == "aten::copy_":
+                    yield getattr(packet, overload_name)
+
+
+def _scalar(value: complex, like: torch.Tensor | None) -> torch.Tensor:
+    """A number as the operator would see it. The dispatcher hands wrapped numbers over as plain ones."""
+    if like is not None:
+        dtype = torch.result_type(like, value)
+    elif isinstance(value, bool):
+        dtype = torch.bool
+    else:
+        dtype = torch.int64 if isinstance(value, int) else torch.get_default_dtype()
+    key = (value, dtype)
+    if key not in _scalars:
+        if len(_scalars) >= 512:
+            _scalars.clear()
+        _scalars[key] = torch.tensor(value, dtype=dtype)
+    return _scalars[key]
+
+
+class _Operator:
+    """One overload: its CUDA kernel, and what its schema says."""
+
+    def __init__(self, overload: OpOverload, call: Callable[..., Any]) -> None:
+        schema = overload._schema
+        self.overload, self.call = overload, call
+        self.name = schema.name.removeprefix("aten::")
+        arguments = schema.arguments
+        self.numbers = tuple(i for i, a in enumerate(arguments) if str(a.type) == "Tensor" and not a.kwarg_only)
+        writes = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+        self.mutates = bool(writes)
+        self.written_keys = tuple(arguments[i].name for i in writes if arguments[i].kwarg_only)
+        self.written = tuple(i for i in writes if not arguments[i].kwarg_only)
+        self.keeps_nothing = self.name in _WRITE_ONLY
+        self.guess = guesses.HANDLERS.get(self.name)
+
+    def kernel(self) -> Callable[..., Any]:
+        """The function for the dispatcher."""
+        if self.name == "_local_scalar_dense":
+            return self._read_scalar
+        if self.name == "copy_":
+            return self._copy
+        if self.name == "equal":
+            return self._compare
+        if self.name in _SIZED_BY_DATA:
+            return self._run_sized
+        if self.mutates:
+            return self._run_mutating
+        return self._run
+
+    # -- kinds of operators ------------------------------------------------------------------------------------------
+
+    def _run(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        args = self._with_numbers(args)
+        result = self.call(keyset, *args, **kwargs)
+        first = result[0] if type(result) in (tuple, list) else result
+        if isinstance(first, torch.Tensor) and (known_values.is_carried(first) or self.guess is not None):
+            self._carry(result, args, kwargs)
+        return result
+
+    def _run_mutating(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        args = self._with_numbers(args)
+        result = self.call(keyset, *args, **kwargs)
+        outputs = self._outputs(args, kwargs)
+        if all(known_values.is_carried(output) for output in outputs):
+            known, guess = known_values.vouch(self._inputs(args, kwargs))
+            if known and self._on_cpu(args, kwargs) is not None:
+                for output in outputs:
+                    known_values.learn(output, guess)
+                return result
+        for output in outputs:
+            known_values.forget(output)
+        if self.guess is not None:
+            self.guess(outputs, args, kwargs)
+        return result
+
+    def _run_sized(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        known, guess = known_values.vouch(args)
+        if known and all(known_values.is_carried(a) for a in args if isinstance(a, torch.Tensor)):
+            answer = self._on_cpu(args, {key: value for key, value in kwargs.items() if key not in self.written_keys})
+        else:
+            answer = None
+        if answer is not None:
+            count = _length(answer)
+        else:
+            count, guess = guesses.size(self.name, args)
+        with host_reads.reading(host_reads.Announced(operation=self.name, count=count, whole=True)):
+            result = self.call(keyset, *args, **kwargs)
+        host_reads.note(self.name, answered=True, remark=guess)
+        if answer is not None:
+            _store(result, answer, guess)
+        elif self.guess is not None:
+            self.guess((result,), args, kwargs)
+        return result
+
+    def _read_scalar(self, keyset: Any, tensor: torch.Tensor) -> Any:
+        entry = known_values.find(tensor)
+        announced = host_reads.Announced(operation="item", known=entry is not None, guess=entry.guess if entry else "")
+        with host_reads.reading(announced):
+            return self.call(keyset, tensor)
+
+    def _compare(self, keyset: Any, left: torch.Tensor, right: torch.Tensor) -> Any:
+        known, guess = known_values.vouch((left, right))
+        with host_reads.reading(host_reads.Announced(operation="equal", known=known, guess=guess, whole=True)):
+            answer = self.call(keyset, left, right)
+        return torch.equal(known_values.on_cpu(left), known_values.on_cpu(right)) if known else answer
+
+    def _copy(self, keyset: Any, destination: torch.Tensor, source: Any, non_blocking: bool = False) -> torch.Tensor:
+        if not isinstance(source, torch.Tensor):
+            source = _scalar(source, destination)
+        on_device, from_device = destination.device.type == "cuda", source.device.type == "cuda"
+        known, guess = known_values.vouch((source,))
+        if from_device and not on_device:
+            with host_reads.reading(host_reads.Announced(operation="copy to host", known=known, guess=guess)):
+                result: torch.Tensor = self.call(keyset, destination, source, non_blocking)
+            if known:  # a strided source went through a buffer that no kernel filled
+                destination.detach().copy_(known_values.on_cpu(source))
+            return result
+        result = self.call(keyset, destination, source, non_blocking)
+        if known and known_values.is_carried(destination):
+            known_values.on_cpu(destination).copy_(known_values.on_cpu(source))
+            known_values.learn(destination, guess)
+        else:
+            known_values.forget(destination)
+        return result
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def _with_numbers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``args`` with a tensor wherever the schema wants one and the dispatcher handed over a plain number."""
+        if not any(type(args[i]) in _NUMBERS for i in self.numbers if i < len(args)):
+            return args
+        skip = 1 if self.name.startswith("where") else 0  # the condition takes no part in type promotion
+        like = next((a for a in args[skip:] if isinstance(a, torch.Tensor)), None)
+        return tuple(_scalar(a, like) if i in self.numbers and type(a) in _NUMBERS else a for i, a in enumerate(args))
+
+    def _on_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operator's result on the CPU; ``None`` where the CPU has no such kernel, or must not run it."""
+        if self.name in guesses.NOT_ON_CPU:
+            return None
+        try:
+            return self.overload(*_to_cpu(args), **_to_cpu(kwargs))
+        except (RuntimeError, IndexError):  # a type the CPU kernel does not take, an index that a GPU would assert on
+            return None
+
+    def _outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        for value in (*(args[i] for i in self.written if i < len(args)), *(kwargs.get(k) for k in self.written_keys)):
+            found.extend(value if isinstance(value, list | tuple) else [value] if value is not None else [])
+        return found
+
+    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        inputs = [a for i, a in enumerate(args) if not (self.keeps_nothing and i in self.written)]
+        return inputs + [value for key, value in kwargs.items() if key not in self.written_keys]
+
+    def _carry(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        known, guess = known_values.vouch((*args, *kwargs.values()))
+        answer = self._on_cpu(args, kwargs) if known else None
+        if answer is not None:
+            _store(result, answer, guess)
+        elif self.guess is not None:
+            self.guess(result if isinstance(result, tuple | list) else (result,), args, kwargs)
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return known_values.on_cpu(value)
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to_cpu(item) for item in value)
+    return value
+
+
+def _store(result: Any, answer: Any, guess: str) -> None:
+    """Write what the CPU worked out where the device's result is."""
+    if isinstance(result, torch.Tensor):
+        if result.shape == answer.shape and known_values.is_carried(result):
+            known_values.on_cpu(result).copy_(answer)
+            known_values.learn(result, guess)
+    elif isinstance(result, tuple | list):
+        for part, part_answer in zip(result, answer, strict=True):
+            _store(part, part_answer, guess)
+
+
+def _length(answer: Any) -> int:
+    first = answer[0] if isinstance(answer, tuple | list) else answer
+    return int(first.shape[0])

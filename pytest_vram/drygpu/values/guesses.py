@@ -1,0 +1,164 @@
+"""What a dry GPU assumes of values it cannot know, where an assumption keeps a program on the path a real card would
+take.
+
+Each assumption carries a label, which follows every value made from it into the list of host reads. None of them
+changes what is allocated by the operator itself; they decide what the program does next.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_vram.drygpu.values import known_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SPREAD = "indices taken as spread evenly (a router's experts, sampled tokens)"
+"""A router's choice and a sampler's come from the same operators (topk, argmax): the label must be true of both."""
+FINITE = "values taken as finite"
+ALL_TRUE = "unknown mask taken as all true"
+ALL_DISTINCT = "unknown values taken as all distinct"
+IN_ORDER = "unknown values taken as sorted"
+SMALLEST = "random numbers taken as the smallest"
+
+NOT_ON_CPU = frozenset({"random_", "randperm", "multinomial", "_amp_foreach_non_finite_check_and_unscale_"})
+"""Running these on the CPU would move the CPU's generator of random numbers; the last has no CPU kernel."""
+
+
+def size(name: str, args: Sequence[Any]) -> tuple[int, str]:
+    """The size of a result that depends on unknown data: the largest it can be, and the label that says so."""
+    return args[0].numel(), ALL_TRUE if name == "nonzero" else ALL_DISTINCT
+
+
+def _set(tensor: torch.Tensor, values: torch.Tensor, guess: str) -> None:
+    if known_values.is_carried(tensor):
+        known_values.on_cpu(tensor).copy_(values)
+        known_values.learn(tensor, guess)
+
+
+def _integers(outputs: Sequence[Any]) -> list[torch.Tensor]:
+    return [part for part in outputs if isinstance(part, torch.Tensor) and part.dtype in known_values.WHOLE_NUMBERS]
+
+
+def _dimension(args: Sequence[Any], kwargs: dict[str, Any], position: int, default: int | None) -> int | None:
+    found = args[position] if len(args) > position else kwargs.get("dim", default)
+    return found if isinstance(found, int) else default
+
+
+def _top(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """topk: row r takes the columns r*k, r*k + 1, ... around and around, so that each is taken equally often."""
+    dim = _dimension(args, kwargs, 2, -1)
+    for indices in _integers(outputs):
+        _round_robin(indices, args[0].shape[dim] if args[0].dim() else 1, -1 if dim is None else dim)
+
+
+def _extreme(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """argmax and max along a dimension: a different column for each row."""
+    dim = _dimension(args, kwargs, 1, None)
+    columns = args[0].numel() if dim is None else args[0].shape[dim]
+    for indices in _integers(outputs):
+        if indices.dtype == torch.int64 and args[0].dtype not in known_values.WHOLE_NUMBERS:
+            positions = torch.arange(indices.numel()).remainder_(max(columns, 1)).view(indices.shape)
+            _set(indices, positions, SPREAD)
+
+
+def _round_robin(indices: torch.Tensor, columns: int, dim: int) -> None:
+    if indices.numel() == 0 or not known_values.is_carried(indices):
+        return
+    if indices.dim() == 0:
+        _set(indices, torch.zeros((), dtype=indices.dtype), SPREAD)
+        return
+    last = indices.transpose(dim, -1)
+    positions = torch.arange(indices.numel()).remainder_(columns).view(last.shape).transpose(dim, -1)
+    _set(indices, positions, SPREAD)
+
+
+def _sorted(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """sort: the values lie in order already."""
+    dim = kwargs.get("dim", -1)
+    for indices in _integers(outputs[1:]):
+        if indices.dim():
+            shape = [1] * indices.dim()
+            shape[dim] = indices.shape[dim]
+            _set(indices, torch.arange(indices.shape[dim]).view(shape).expand(indices.shape), IN_ORDER)
+
+
+def _drawn(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """multinomial draws tokens or rows: a different one for each row."""
+    for indices in _integers(outputs):
+        _round_robin(indices, args[0].shape[-1], -1)
+
+
+def _smallest(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """random_(low, high): the smallest number allowed."""
+    low = args[1] if len(args) > 2 and isinstance(args[1], int) else 0
+    for drawn in _integers(outputs):
+        _set(drawn, torch.full((), low, dtype=drawn.dtype), SMALLEST)
+
+
+def _permutation(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    for drawn in _integers(outputs):
+        _set(drawn, torch.arange(drawn.numel()), IN_ORDER)
+
+
+def _false(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """isnan and isinf."""
+    for answer in outputs:
+        _set(answer, torch.zeros((), dtype=torch.bool), FINITE)
+
+
+def _equal(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """``x == x`` and ``x == inf``, as ``isfinite`` asks them."""
+    _same_or_infinite(outputs, args, same=True)
+
+
+def _unequal(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """``x != x`` and ``x != inf``."""
+    _same_or_infinite(outputs, args, same=False)
+
+
+def _same_or_infinite(outputs: Sequence[Any], args: Sequence[Any], *, same: bool) -> None:
+    left, right = args[0], args[1]
+    if isinstance(right, torch.Tensor) and right.dim() == 0 and right.device.type == "cpu":
+        right = right.item()
+    if isinstance(right, float) and math.isinf(right):
+        same = not same
+    elif not (isinstance(right, torch.Tensor) and right.data_ptr() == left.data_ptr() and right.shape == left.shape):
+        return
+    for answer in outputs:
+        _set(answer, torch.full((), same, dtype=torch.bool), FINITE)
+
+
+def _nothing_infinite(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """The gradient scaler's question: was any gradient infinite?"""
+    _set(args[1], torch.zeros((), dtype=args[1].dtype), FINITE)
+
+
+def _every_element(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """nonzero of an unknown mask: the coordinates of all elements."""
+    (coordinates,) = outputs
+    if known_values.is_carried(coordinates) and coordinates.numel():
+        _set(coordinates, torch.ones(args[0].shape, dtype=torch.bool).nonzero(), ALL_TRUE)
+
+
+HANDLERS: dict[str, Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], None]] = {
+    "_amp_foreach_non_finite_check_and_unscale_": _nothing_infinite,
+    "argmax": _extreme,
+    "argmin": _extreme,
+    "eq": _equal,
+    "isinf": _false,
+    "isnan": _false,
+    "max": _extreme,
+    "min": _extreme,
+    "multinomial": _drawn,
+    "ne": _unequal,
+    "nonzero": _every_element,
+    "random_": _smallest,
+    "randperm": _permutation,
+    "sort": _sorted,
+    "topk": _top,
+}

@@ -1,0 +1,165 @@
+"""Where a program reads values back from a dry GPU, and whether the answer can be believed.
+
+The stub calls ``_on_read`` for every copy from the device to the host, before it is made. Operators that are about to
+read say so with ``reading``; a read that nobody announced is looked up by its address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+import sysconfig
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pytest_vram.memory.measurement import HostRead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+UNKNOWN_NOTE = "computed on the device: read as zero"
+
+_LIBRARIES = tuple(
+    {os.path.realpath(path) + os.sep for path in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))}
+)
+_STANDARD = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
+_TORCH = f"torch{os.sep}"
+_OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))) + os.sep
+_TYPED_IN = ("<string>", "<stdin>", "<ipython-input", "<python-input")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """A read that an operator is about to make.
+
+    Attributes:
+        operation: the operator's name.
+        known: the value that will be read is the program's own.
+        guess: what the value rests on otherwise.
+        count: answer every read with this number: the size of a result that depends on the data.
+        whole: operators inside this one read on its behalf.
+    """
+
+    operation: str
+    known: bool = True
+    guess: str = ""
+    count: int | None = None
+    whole: bool = False
+
+
+class _Current(threading.local):
+    announced: Announced | None = None
+
+
+_current = _Current()
+_lock = threading.Lock()
+_reads: dict[tuple[str, str, bool, str], int] = {}
+
+
+@contextlib.contextmanager
+def reading(announced: Announced) -> Iterator[None]:
+    """Announce the reads made inside."""
+    outer = _current.announced
+    if outer is None or not outer.whole:
+        _current.announced = announced
+    try:
+        yield
+    finally:
+        _current.announced = outer
+
+
+def note(operation: str, *, answered: bool, remark: str = "") -> None:
+    """List one read, made by the code that now runs."""
+    location, inner = _where(sys._getframe(1))
+    remark = "; ".join(part for part in (remark, inner) if part)
+    key = (location, operation, answered, remark)
+    with _lock:
+        _reads[key] = _reads.get(key, 0) + 1
+
+
+def collect() -> tuple[HostRead, ...]:
+    """Every place that read since the last ``reset``: the unanswered first, then by how often."""
+    with _lock:
+        reads = [
+            HostRead(location=location, operation=operation, count=count, answered=answered, note=remark)
+            for (location, operation, answered, remark), count in _reads.items()
+        ]
+    return tuple(sorted(reads, key=lambda read: (read.answered, -read.count, read.location)))
+
+
+def since(earlier: tuple[HostRead, ...]) -> tuple[HostRead, ...]:
+    """What ``collect`` lists beyond ``earlier``, with the counts of the interval alone."""
+    before = {(read.location, read.operation, read.answered, read.note): read.count for read in earlier}
+    grown = (
+        replace(read, count=read.count - before.get((read.location, read.operation, read.answered, read.note), 0))
+        for read in collect()
+    )
+    return tuple(read for read in grown if read.count > 0)
+
+
+def reset() -> None:
+    """Forget the list."""
+    with _lock:
+        _reads.clear()
+
+
+def on_read(address: int, size: int, marked: bool, destination: int) -> bool:
+    """Called by the stub before ``size`` bytes at ``address`` are copied to ``destination``; true: the answer is
+    there."""
+    try:
+        return _answer(address, size, marked, destination)
+    except Exception as error:  # an exception cannot pass through C
+        print(f"pytest-vram: a host read of {size} bytes could not be listed: {error!r}", file=sys.stderr)
+        return False
+
+
+def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
+    announced = _current.announced
+    if announced is None:
+        from pytest_vram.drygpu.values import known_values
+
+        entry = known_values.find_address(address)
+        known = entry is not None and marked
+        announced = Announced(operation="copy to host", known=known, guess=entry.guess if entry is not None else "")
+    if announced.count is not None:
+        ctypes.memset(destination, 0, size)
+        ctypes.memmove(destination, announced.count.to_bytes(8, sys.byteorder), min(size, 8))
+        return True
+    note(announced.operation, answered=announced.known, remark=announced.guess if announced.known else UNKNOWN_NOTE)
+    if announced.known or not marked:
+        return False
+    # What an earlier owner of these addresses left there is not this tensor's value.
+    ctypes.memset(destination, 0, size)
+    return True
+
+
+def _where(frame: FrameType | None) -> tuple[str, str]:
+    """The user's line, and the library's line inside which the read happened (``""`` when it is the same)."""
+    inner: str | None = None
+    while frame is not None:
+        owner, path = _classify(frame.f_code.co_filename)
+        if owner == "user":
+            return f"{path}:{frame.f_lineno}", f"in {inner}" if inner else ""
+        if owner == "library" and inner is None:
+            inner = f"{path}:{frame.f_lineno}"
+        frame = frame.f_back
+    return (inner or "torch, outside of Python code (backward pass or a thread)"), ""
+
+
+@functools.cache
+def _classify(filename: str) -> tuple[str, str]:
+    """Whose code a file is (``user``, ``library`` or ``plumbing``), and its path as a report shows it."""
+    if filename.startswith("<"):  # code without a file: typed in by the user, or made by a program
+        return ("user" if filename.startswith(_TYPED_IN) else "plumbing"), filename
+    path = os.path.realpath(filename)
+    for root in _LIBRARIES:
+        if path.startswith(root):
+            return ("plumbing" if path.startswith(root + _TORCH) else "library"), path.removeprefix(root)
+    if path.startswith((_OWN, _STANDARD)):
+        return "plumbing", path
+    return "user", path.removeprefix(os.getcwd() + os.sep)

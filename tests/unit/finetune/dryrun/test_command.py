@@ -1,0 +1,209 @@
+"""What --dry-run and --fit say, and what they refuse before anything runs."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune import cli
+from finetune.config import yaml_file
+from finetune.config.settings import RunConfig
+from finetune.dryrun import command
+from finetune.dryrun.answer import Answer, render
+from finetune.errors import ConfigError
+from finetune.qlora import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB = 2**30
+TRIAL: dict[str, Any] = {
+    "fits": True,
+    "message": "",
+    "phases": {"loading": 4 * GIB, "forward and backward": 5 * GIB},
+    "categories": {"weights": 4 * GIB, "activations": GIB},
+    "peak_allocated": 5 * GIB,
+    "peak_reserved": 6 * GIB,
+    "peak_device": 6 * GIB + GIB // 2,
+    "context": GIB // 2,
+    "total": 16 * GIB,
+    "managed": GIB // 4,
+    "seconds": 7.0,
+    "device": "NVIDIA GeForce RTX 4080",
+    "dry": True,
+    "host_reads": [],
+    "recorded": None,
+}
+
+
+def config(**settings: Any) -> RunConfig:
+    return yaml_file.replace(RunConfig(), {"model": "mistral-7b"} | settings)
+
+
+def test_a_run_that_fits_is_told_with_its_headroom() -> None:
+    text = render(config(), "rtx-4080", Answer(trial=TRIAL))
+    assert "fits rtx-4080" in text
+    assert "needs     6.50 GiB of 16.00 GiB (41%)" in text
+    assert "headroom  9.50 GiB" in text
+    assert "0.25 GiB in managed memory" in text
+    assert "dry GPU" in text
+
+
+def test_a_run_that_does_not_fit_is_told_what_is_missing() -> None:
+    refused = {"fits": False, "message": "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore", "categories": {}}
+    trial = TRIAL | refused
+    text = render(config(), "rtx-4060", Answer(trial=trial, roomy=TRIAL | {"peak_device": 20 * GIB}))
+    assert "does NOT fit rtx-4060" in text
+    assert "missing   4.00 GiB" in text
+    assert "Tried to allocate 2.00 GiB" in text
+    assert "    weights               4.00 GiB" in text  # of the steps that came to their end
+
+
+def test_a_real_gpu_is_not_called_dry() -> None:
+    text = render(config(), None, Answer(trial=TRIAL | {"dry": False}))
+    assert "fits NVIDIA GeForce RTX 4080" in text
+    assert "measured on the GPU" in text
+    assert "dry" not in text
+
+
+def test_what_was_assumed_is_told_and_what_changes_nothing_is_not() -> None:
+    reads = [
+        {"note": "indices taken as spread evenly (experts); in modeling_mixtral.py:100"},
+        {"note": "indices taken as spread evenly (experts); in modeling_mixtral.py:104"},
+        {"note": "computed on the device: read as zero"},
+    ]
+    text = render(config(), "rtx-4080", Answer(trial=TRIAL | {"host_reads": reads}))
+    assert text.count("rests on  indices taken as spread evenly (experts)\n") == 1
+    assert "modeling_mixtral" not in text
+    assert "read as zero" not in text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"micro_batch": 38},
+        {"checkpointing": False, "double_quant": False},
+        {"targets": ("q_proj", "v_proj"), "rank": 8, "rslora": True},
+        {"data": "my rows.jsonl", "question": "What is it?"},
+    ],
+)
+def test_the_command_that_is_printed_gives_the_same_run(settings: dict[str, Any]) -> None:
+    asked = config(**settings)
+    words = shlex.split(command.command(asked))
+    assert words[:3] == ["python", "-m", "finetune.qlora"]
+    assert cli.parse(words[3:]) == asked
+
+
+def test_the_settings_go_through_json_and_back() -> None:
+    from finetune.dryrun.trial_process import from_plain
+
+    asked = config(targets=("q_proj",), seq=77)
+    again = yaml_file.replace(RunConfig(), from_plain(command.plain(asked)))
+    assert (again.adapter, again.data, again.train) == (asked.adapter, asked.data, asked.train)
+
+
+def test_a_card_that_is_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4800"]) == 2
+    assert "did you mean rtx-4090 or rtx-4080" in capsys.readouterr().err
+
+
+def test_no_card_and_no_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import pytest_vram.drygpu
+
+    monkeypatch.setattr(pytest_vram.drygpu, "real_gpu_present", lambda: False)
+    assert main(["--model", "mistral-7b", "--dry-run"]) == 2
+    assert "--gpu rtx-4080" in capsys.readouterr().err
+
+
+def test_no_card_where_there_is_a_gpu_measures_on_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pytest_vram.drygpu
+
+    cards: list[str | None] = []
+
+    def answer(request: dict[str, Any], config: RunConfig, card: str | None, **_: Any) -> Any:
+        cards.append(card)
+        return [TRIAL | {"dry": False}]
+
+    monkeypatch.setattr(pytest_vram.drygpu, "real_gpu_present", lambda: True)
+    monkeypatch.setattr(command, "ask", answer)
+    assert main(["--model", "mistral-7b", "--dry-run"]) == 0
+    assert cards == [None]
+    assert "measured on the GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--html", "run.html"], "add --dry-run or --fit"),
+        (["--dry-run", "--gpu", "rtx-4080", "--html", "run.pdf"], "use --html run.html"),
+        (["--fit", "--gpu", "rtx-4080", "--json", "run"], "use --json run.json"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", "mistral-7b", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_told_after_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "ask", lambda *_, **__: [TRIAL])
+    file = tmp_path / "missing" / "run.json"
+    assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080", "--json", str(file)]) == 4
+    told = capsys.readouterr()
+    assert "fits rtx-4080" in told.out
+    assert f"{file} cannot be written: No such file" in told.err
+
+
+def test_a_model_that_is_misspelt_is_told_its_neighbours_without_asking_a_hub() -> None:
+    with pytest.raises(ConfigError, match="did you mean mistral-7b"):
+        command.main(yaml_file.replace(config(model="mistrl-7b"), {"dry_run": True, "gpu": "rtx-4080"}))
+
+
+def test_fit_searches_what_was_left_open_and_prints_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[RunConfig] = []
+    opened: list[str] = []
+
+    def answer(request: dict[str, Any], config: RunConfig, *_: Any, **__: Any) -> Any:
+        if request["kind"] == "fit":
+            opened.extend(request["open"])
+            settings = {"micro_batch": 9, "seq": 1024, "checkpointing": True, "rank": 16}
+            larger = settings | {"micro_batch": 10}
+            return {
+                "best": {"settings": settings, "tokens": 9216, "trial": TRIAL},
+                "next": {"settings": larger, "tokens": 10240, "trial": TRIAL | {"fits": False}},
+                "trials": 5,
+                "name": "micro_batch",
+                "step": 1,
+                "most": 4096,
+            }
+        tried.append(config)
+        return [TRIAL | {"fits": config.train.micro_batch < 11}]
+
+    monkeypatch.setattr(command, "ask", answer)
+    assert main(["--model", "mistral-7b", "--seq", "1024", "--fit", "--gpu", "rtx-4080"]) == 0
+    text = capsys.readouterr().out
+    assert opened == ["micro_batch", "checkpointing", "rank"]
+    # In a process of its own one row more fits than the search thought.
+    assert [config.train.micro_batch for config in tried] == [9, 10, 11]
+    assert "the next larger setting, micro-batch 11, is out of memory" in text
+    assert "python -m finetune.qlora --model mistral-7b --seq 1024 --micro-batch 10" in text
+
+
+def test_fit_with_nothing_open_but_the_checkpointing_confirms_and_looks_no_further(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"micro_batch": 2, "seq": 1024, "checkpointing": True, "rank": 16}
+    found = {"best": {"settings": settings, "tokens": 2048, "trial": TRIAL}, "next": None, "trials": 1}
+    monkeypatch.setattr(command, "ask", lambda request, *_, **__: found if request["kind"] == "fit" else [TRIAL])
+    flags = ["--seq", "1024", "--micro-batch", "2", "--rank", "8", "--fit", "--gpu", "rtx-4080"]
+    assert main(["--model", "mistral-7b", *flags]) == 0
+    assert "next larger" not in capsys.readouterr().out

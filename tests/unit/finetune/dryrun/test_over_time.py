@@ -1,0 +1,127 @@
+"""A dry run and a search as a user runs them, the trials made up: what is asked, of which card, and what it means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import pytest_vram.drygpu
+from finetune import cli
+from finetune.config import yaml_file
+from finetune.config.settings import RunConfig
+from finetune.dryrun import command
+from finetune.qlora import main
+from pytest_vram.drygpu import find_card
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GIB = 2**30
+TOTAL = find_card("rtx-4080").total_bytes
+SETTINGS = {"micro_batch": 9, "seq": 512, "checkpointing": True, "rank": 16}
+
+
+def trial(*, fits: bool = True, needs: int = 4 * GIB) -> dict[str, Any]:
+    return {
+        "fits": fits,
+        "message": "" if fits else "CUDA out of memory.",
+        "phases": {"loading": 3 * GIB},
+        "categories": {"weights": 3 * GIB},
+        "peak_allocated": needs,
+        "peak_reserved": needs,
+        "peak_device": needs,
+        "context": GIB // 2,
+        "total": TOTAL,
+        "managed": 0,
+        "seconds": 1.0,
+        "device": "NVIDIA GeForce RTX 4080",
+        "dry": True,
+        "host_reads": [],
+        "recorded": None,
+    }
+
+
+class Asked:
+    """Takes :func:`finetune.dryrun.command.ask`'s place."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.cards: list[str | None] = []
+        self.totals: list[int | None] = []
+        self.answer = answer
+        monkeypatch.setattr(command, "ask", self)
+
+    def __call__(
+        self, request: dict[str, Any], config: RunConfig, card: str | None, *, total_bytes: int | None = None
+    ) -> Any:
+        self.requests.append(request)
+        self.cards.append(card)
+        self.totals.append(total_bytes)
+        return self.answer(request, total_bytes)
+
+
+def test_a_run_that_fits_is_asked_once_and_exits_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(monkeypatch, lambda *_: [trial()])
+    assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080"]) == 0
+    assert (asked.cards, asked.totals) == (["rtx-4080"], [None])
+
+
+def test_a_run_that_does_not_fit_is_taken_again_where_there_is_room_and_exits_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = Asked(
+        monkeypatch, lambda _, total: [trial(fits=total is not None, needs=TOTAL + 2 * GIB if total else TOTAL)]
+    )
+    assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080"]) == 3
+    assert asked.totals == [None, command.ROOMY_BYTES]
+    assert "missing   2.00 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_gpu_that_this_process_sees_needs_no_name_and_has_no_larger_twin(
+    monkeypatch: pytest.MonkeyPatch, dry: bool
+) -> None:
+    monkeypatch.setattr(pytest_vram.drygpu, "is_active", lambda: dry)
+    monkeypatch.setattr(pytest_vram.drygpu, "real_gpu_present", lambda: not dry)
+    asked = Asked(monkeypatch, lambda *_: [trial(fits=False)])
+    assert main(["--model", "mistral-7b", "--dry-run"]) == 3
+    assert (asked.cards, asked.totals) == ([None], [None])
+
+
+def test_a_search_leaves_a_little_of_the_card_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"best": {"settings": SETTINGS, "tokens": 1, "trial": trial()}, "next": None, "trials": 1}
+    asked = Asked(monkeypatch, lambda request, _: found if request["kind"] == "fit" else [trial()])
+    assert main(["--model", "mistral-7b", "--fit", "--gpu", "rtx-4080"]) == 0
+    assert asked.requests[0]["limit_bytes"] == int(0.97 * TOTAL)
+
+
+def test_a_search_that_finds_nothing_shows_what_the_run_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = {"best": None, "next": None, "trials": 4}
+    Asked(
+        monkeypatch,
+        lambda request, total: (
+            nothing
+            if request["kind"] == "fit"
+            else [trial(fits=total is not None, needs=TOTAL + 2 * GIB if total else TOTAL)]
+        ),
+    )
+    assert main(["--model", "mistral-7b", "--fit", "--gpu", "rtx-4080"]) == 3
+    text = capsys.readouterr().out
+    assert "no setting of micro_batch, seq, checkpointing, rank fits rtx-4080" in text
+    assert "missing   2.00 GiB" in text
+
+
+def test_a_printed_command_trains_and_does_not_look() -> None:
+    looked = cli.parse(["--model", "mistral-7b", "--rank", "8", "--dry-run", "--gpu", "rtx-4080"])
+    assert command.command(looked) == "python -m finetune.qlora --model mistral-7b --rank 8"
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
+def test_a_trial_is_taken_on_the_gpu_wherever_the_run_would_train(device: str) -> None:
+    asked = yaml_file.replace(RunConfig(), {"device": device, "output": "here", "gpu": "rtx-4080"})
+    plain = command.plain(asked)
+    assert plain["device"] == "cuda"
+    assert not {"output", "gpu", "dry_run", "resume"} & set(plain)

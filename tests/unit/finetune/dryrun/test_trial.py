@@ -1,0 +1,111 @@
+"""What a trial finds is what its tensors take, to the byte, and nothing of the trials before it over the same base."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune.config import yaml_file
+from finetune.config.settings import RunConfig
+from finetune.dryrun.command import trials
+from finetune.estimate.arithmetic import estimate
+
+pytest.importorskip("bitsandbytes")
+
+# Every size a multiple of the allocator's blocks of 512 bytes, so that the arithmetic is exact.
+FIELDS = {
+    "model_type": "llama",
+    "vocab_size": 1024,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "first": {},
+    "long": {"seq": 2048},
+    "too long": {"seq": 32768, "micro_batch": 512, "checkpointing": False},
+    "again": {},
+    "16 micro-batches, paged": {"accumulation": 16},
+    "adamw": {"optimizer": "adamw"},
+    "2 micro-batches": {"optimizer": "adamw", "accumulation": 2},
+    "16 micro-batches": {"optimizer": "adamw", "accumulation": 16},
+    "adamw-8bit": {"optimizer": "adamw-8bit"},
+}
+SETTINGS = {"seq": 256, "accumulation": 1, "optimizer": "paged-adamw", "rank": 16, "device": "cuda"}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("shape")
+    (folder / "config.json").write_text(json.dumps(FIELDS))
+    return yaml_file.replace(RunConfig(), SETTINGS | {"model": str(folder)})
+
+
+@pytest.fixture(scope="module")
+def found(config: RunConfig) -> dict[str, dict[str, Any]]:
+    return dict(zip(CHANGES, trials(config, list(CHANGES.values()), "rtx-4080"), strict=True))
+
+
+@pytest.mark.parametrize(("name", "paged"), [("first", True), ("adamw", False)])
+def test_what_outlives_a_step_is_what_the_arithmetic_says(
+    config: RunConfig, found: dict[str, dict[str, Any]], name: str, paged: bool
+) -> None:
+    expected = estimate(yaml_file.replace(config, CHANGES[name]), FIELDS)
+    categories = found[name]["categories"]
+    frequencies = 2 * 512  # the rotary embedding's, and a copy
+    assert categories["weights"] == expected.weights + frequencies
+    for category in ("constants", "adapters", "optimizer"):
+        assert categories[category] == getattr(expected, category), category
+    assert found[name]["managed"] == expected.managed
+    assert (expected.managed > 0) == paged
+
+
+def test_a_table_that_all_states_share_counts_once(config: RunConfig, found: dict[str, dict[str, Any]]) -> None:
+    expected = estimate(yaml_file.replace(config, CHANGES["adamw-8bit"]), FIELDS).optimizer
+    # Small scales are rounded up to blocks of 512 bytes; the two tables are 1,024 bytes each.
+    assert expected < found["adamw-8bit"]["categories"]["optimizer"] < 1.05 * expected
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name != "too long"])
+def test_the_categories_come_to_the_peak(found: dict[str, dict[str, Any]], name: str) -> None:
+    trial = found[name]
+    assert trial["fits"]
+    assert sum(trial["categories"].values()) == trial["peak_allocated"]
+    assert trial["peak_allocated"] == max(size for phase, size in trial["phases"].items() if phase != "loading")
+    assert trial["peak_allocated"] <= trial["peak_reserved"] <= trial["peak_device"] - trial["context"]
+
+
+def test_a_trial_knows_nothing_of_those_before_it(found: dict[str, dict[str, Any]]) -> None:
+    first, again = (dict(found[name]) for name in ("first", "again"))
+    for trial in (first, again):
+        del trial["seconds"]
+        del trial["phases"]["adapter"]  # cuBLAS' workspace is there from the first product on
+    assert again == first
+
+
+def test_more_tokens_need_more_and_too_many_are_refused(found: dict[str, dict[str, Any]]) -> None:
+    assert found["long"]["peak_allocated"] > found["first"]["peak_allocated"]
+    assert not found["too long"]["fits"]
+    assert "out of memory" in found["too long"]["message"]
+    assert found["too long"]["peak_device"] <= found["too long"]["total"]
+
+
+def test_a_second_micro_batch_adds_the_gradients_of_the_first_and_later_ones_nothing(
+    found: dict[str, dict[str, Any]],
+) -> None:
+    one, two, many = (
+        found[name]["phases"]["forward and backward"] for name in ("adamw", "2 micro-batches", "16 micro-batches")
+    )
+    assert 0 < two - one <= found["first"]["categories"]["adapters"]
+    assert many == two
+
+
+def test_under_a_paged_optimizer_accumulation_needs_nothing(found: dict[str, dict[str, Any]]) -> None:
+    many, one = found["16 micro-batches, paged"], found["first"]
+    assert many["peak_allocated"] == one["peak_allocated"]
+    assert many["categories"] == one["categories"]

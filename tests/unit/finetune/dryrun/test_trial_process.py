@@ -1,0 +1,114 @@
+"""The process behind --dry-run: requests in, results out, with a bench that answers by heart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from finetune.dryrun import over_time, trial_process
+from finetune.dryrun.trial import Trial
+
+if TYPE_CHECKING:
+    from finetune.config.settings import RunConfig
+
+TRIAL = Trial(
+    fits=True,
+    message="",
+    phases={},
+    categories={},
+    peak_allocated=1,
+    peak_reserved=2,
+    peak_device=3,
+    context=1,
+    total=16,
+    managed=0,
+    seconds=0.5,
+)
+
+
+class FakeBench:
+    """Keeps what it is asked."""
+
+    refused: Trial | None = None
+    made: list[FakeBench]
+
+    def __init__(self, config: RunConfig, folder: Path, over_time: Any) -> None:
+        assert folder.is_dir()
+        self.config, self.over_time = config, over_time
+        self.ran: list[RunConfig] = []
+        self.made.append(self)
+
+    def run(self, config: RunConfig) -> Trial:
+        self.ran.append(config)
+        return TRIAL
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> type[FakeBench]:
+    kind = type("Bench", (FakeBench,), {"made": []})
+    monkeypatch.setattr(trial_process, "Bench", kind)
+    return kind
+
+
+def answered(folder: Path, request: dict[str, Any]) -> Any:
+    files = [folder / "request.json", folder / "result.json"]
+    files[0].write_text(json.dumps(request))
+    trial_process.main(*files)
+    return json.loads(files[1].read_text())
+
+
+def test_one_base_for_all_changes(bench: type[FakeBench], tmp_path: Path) -> None:
+    changes = [{"rank": 4}, {"rank": 8, "targets": ["q_proj"]}]
+    found = answered(tmp_path, {"kind": "run", "changes": changes, "config": {"model": "m", "output": "there"}})
+    assert [trial["peak_device"] for trial in found] == [3, 3]
+    (made,) = bench.made
+    assert made.over_time is None
+    assert made.config.output.output == Path("there")
+    assert [config.adapter.rank for config in made.ran] == [4, 8]
+    assert made.ran[1].adapter.targets == ("q_proj",)
+    assert made.ran[1].model.model == "m"
+
+
+def test_a_base_that_is_refused_ends_it(bench: type[FakeBench], tmp_path: Path) -> None:
+    bench.refused = TRIAL
+    assert len(answered(tmp_path, {"kind": "run", "changes": [{}, {}], "config": {}})) == 1
+    assert bench.made[0].ran == []
+
+
+def test_a_search_gets_what_is_open_and_the_limit(
+    bench: type[FakeBench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import finetune.dryrun.search
+
+    monkeypatch.setattr(finetune.dryrun.search, "search", lambda *_, **settings: settings)
+    asked = {"kind": "fit", "open": ["seq"], "limit_bytes": 5, "config": {}}
+    assert answered(tmp_path, asked) == {"open_settings": ["seq"], "limit_bytes": 5}
+
+
+class Silent:
+    """A history, or a recorder, of nothing."""
+
+    started = 0
+
+    def start(self) -> None:
+        Silent.started += 1
+
+
+def test_phases_over_time(bench: type[FakeBench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_vram.probe.history.History", Silent)
+    monkeypatch.setattr("pytest_vram.probe.recorder.Recorder", Silent)
+    monkeypatch.setattr(Silent, "started", 0)
+    answered(tmp_path, {"kind": "run", "changes": [{}], "over_time": True, "config": {}})
+    watch = bench.made[0].over_time
+    assert isinstance(watch, over_time.OverTime)
+    assert Silent.started == 2
+    watch.phase("loading", 0.0, 10)
+    watch.phase("forward and backward", 1e6, 20)
+    first, second = watch.phases
+    assert (first.name, first.peak.allocated_bytes) == ("loading", 10)
+    assert first.start == pytest.approx(first.end)
+    assert second.start == 0.0  # it cannot have begun before the record
+    assert second.end >= first.end

@@ -1,0 +1,87 @@
+"""The ladder's figures: attributed, told, kept and drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from finetune.estimate.arithmetic import CATEGORIES
+from finetune.ladder import command
+from finetune.ladder.results import CACHED, Ladder, Rung, as_json, from_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB = 2**30
+SIZES = dict.fromkeys(CATEGORIES, GIB)
+
+
+def rung(name: str, *, fits: bool, cached: int = GIB) -> Rung:
+    return Rung(
+        name=name,
+        arithmetic=SIZES,
+        measured=SIZES | {CACHED: cached},
+        managed=0 if fits else GIB,
+        fits=fits,
+        seconds=1.0,
+    )
+
+
+LADDER = Ladder(
+    model="mistral-7b",
+    card="rtx-4080",
+    total_bytes=16 * GIB,
+    seq=512,
+    micro_batch=1,
+    rank=16,
+    rungs=(rung("full", fits=False, cached=20 * GIB), rung("LoRA", fits=True)),
+)
+
+
+def test_sums() -> None:
+    assert LADDER.rungs[1].expected == len(CATEGORIES) * GIB
+    assert LADDER.rungs[1].needed == (len(CATEGORIES) + 1) * GIB
+
+
+def test_the_table_names_what_fits_and_by_how_much() -> None:
+    text = command.render(LADDER)
+    assert "rtx-4080 has 16.00 GiB" in text
+    assert "does not fit: 1.8x the card" in text
+    assert "fits, 62% of the card" in text
+    assert len({len(line) for line in text.splitlines()[2:7]}) == 1  # columns line up
+
+
+def test_json_gives_the_same_ladder_back() -> None:
+    assert from_json(as_json(LADDER)) == LADDER
+
+
+def test_each_rung_changes_what_its_name_says() -> None:
+    rungs = list(command.RUNGS.values())
+    for before, after, name in zip(rungs[4:], rungs[5:], list(command.RUNGS)[5:], strict=False):
+        changed = {key for key in after if before.get(key) != after[key]}
+        assert len(changed) == 1, name
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_picture_is_the_same_for_the_same_figures(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    from finetune.ladder.drawing import draw
+
+    files = [tmp_path / f"{i}{suffix}" for i in (1, 2)]
+    for file in files:
+        draw(LADDER, file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("argument", [["--seq", "0"], ["--rank", "x"], ["--micro-batch", "-1"]])
+def test_numbers_that_cannot_be(argument: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(argument)
+    assert argument[1] in capsys.readouterr().err
+
+
+def test_a_card_or_a_model_that_is_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--gpu", "rtx-4800"]) == 2
+    assert "rtx-4080" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""What is noted of a program's modules, with tensors on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_vram.probe.program_events import Notes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.q_proj(x)
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = Attention(), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Any) -> Any:
+        return self.mlp(self.self_attn(x))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.lm_head = nn.ModuleList([Layer(), Layer()]), nn.Linear(4, 8)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(x)
+
+
+@pytest.fixture
+def notes() -> Iterator[Notes]:
+    made = Notes(lambda tensor: (0, tensor.untyped_storage().data_ptr()))
+    made.start()
+    yield made
+    made.stop()
+
+
+def calls(notes: Notes) -> list[tuple[str, bool]]:
+    return [(name, head) for _, kind, name, head in notes.marks.steps if kind == "enter"]
+
+
+def test_a_part_of_a_layer_is_noted_and_what_is_in_it_counts_as_it(notes: Notes) -> None:
+    Model()(torch.zeros(1, 4))
+    assert calls(notes) == [
+        ("Model", False),
+        *((f"layers.{i}{part}", False) for i in range(2) for part in ("", ".self_attn", ".mlp")),
+        ("lm_head", True),
+    ]
+    kinds = [kind for _, kind, _, _ in notes.marks.steps]
+    assert kinds.count("enter") == kinds.count("leave") == 8
+
+
+def test_a_part_that_is_called_by_itself_is_noted(notes: Notes) -> None:
+    model = Model()
+    model(torch.zeros(1, 4))
+    before = len(calls(notes))
+    model.layers[0].self_attn.q_proj(torch.zeros(1, 4))  # type: ignore[union-attr, operator]
+    assert calls(notes)[before:] == [("Linear", False)]
+
+
+def test_a_module_that_raises_is_left(notes: Notes) -> None:
+    with pytest.raises(RuntimeError):
+        Model()(torch.zeros(1, 5))
+    kinds = [kind for _, kind, _, _ in notes.marks.steps]
+    assert kinds.count("enter") == kinds.count("leave") > 0
+    nn.Linear(4, 4)(torch.zeros(1, 4))
+    assert calls(notes)[-1] == ("Linear", False)
+
+
+def test_an_id_that_is_given_again_is_another_module(notes: Notes) -> None:
+    for width in (3, 4, 5):
+        nn.Linear(width, width)(torch.zeros(1, width))
+    weights = [label for label in notes.marks.labels if label[3] == "weights"]
+    assert len(weights) == 6
+
+
+def test_parameters_gradients_and_states_are_labelled(notes: Notes) -> None:
+    model = Model()
+    model.layers.requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.lm_head.parameters())
+    model(torch.zeros(1, 4)).sum().backward()
+    optimizer.step()
+    found = {(category, module) for _, _, _, category, module in notes.marks.labels}
+    assert ("weights", "layers.0.mlp") in found
+    assert ("adapters", "lm_head") in found  # trained beside frozen ones
+    assert ("gradients", "lm_head") in found
+    assert ("optimizer", "") in found
+    assert {device for _, device, *_ in notes.marks.labels} == {0}
+
+
+def test_whoever_patches_on_top_keeps_a_patch_that_only_passes_on() -> None:
+    original = nn.Module.__call__
+    notes = Notes(lambda tensor: None)
+    notes.start()
+    ours = nn.Module.__call__
+    theirs = nn.Module.__call__ = lambda self, *args: ours(self, *args)  # type: ignore[method-assign]
+    try:
+        notes.stop()
+        assert nn.Module.__call__ is theirs
+        Model()(torch.zeros(1, 4))
+        assert notes.marks.steps == []
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def test_a_compiled_model_stays_in_one_graph(notes: Notes) -> None:
+    compiled = torch.compile(Model(), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1, 4)).shape == (1, 8)
+    assert [name for name, _ in calls(notes)] == ["OptimizedModule"]
