@@ -14,13 +14,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune.config import yaml_file
 from finetune.config.settings import EMBEDDED_MODEL, RunConfig
 from finetune.config.validate import validate
-from finetune.dryrun.answer import Answer, as_json, gib, render, save_page
+from finetune.dryrun.messages import Candidate, Found, Request, Result, Settings, Trial
+from finetune.dryrun.report import Outcome, as_json, gib, render, save_page
 from finetune.errors import ConfigError, ExitCode, FinetuneError, Problem, WriteError
+from pytest_vram.memory.codec import decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,29 +54,29 @@ def main(config: RunConfig) -> int:
     _refuse_misspelt(config.model.model)
     if config.dry.fit:
         return _fit(config, card)
-    answer = measure(config, card, over_time=config.dry.html is not None)
-    print(render(config, card, answer))
-    _write(config, card, answer)
-    return ExitCode.OK if answer.fits else ExitCode.OUT_OF_MEMORY
+    outcome = measure(config, card, over_time=config.dry.html is not None)
+    print(render(config, card, outcome))
+    _write(config, card, outcome)
+    return ExitCode.OK if outcome.fits else ExitCode.OUT_OF_MEMORY
 
 
-def measure(config: RunConfig, card: str | None, *, over_time: bool = False) -> Answer:
+def measure(config: RunConfig, card: str | None, *, over_time: bool = False) -> Outcome:
     """Take the run's steps on a card (``None``: on this machine's GPU), and again on a roomy one if they do not fit."""
     (trial,) = trials(config, [{}], card, over_time=over_time)
-    if trial["fits"] or card is None:
-        return Answer(trial=trial)
+    if trial.fits or card is None:
+        return Outcome(trial=trial)
     (roomy,) = trials(config, [{}], card, total_bytes=ROOMY_BYTES, over_time=over_time)
-    return Answer(trial=trial, roomy=roomy)
+    return Outcome(trial=trial, roomy=roomy)
 
 
 def trials(
     config: RunConfig,
-    changes: Sequence[dict[str, Any]],
+    changes: Sequence[Settings],
     card: str | None,
     *,
     total_bytes: int | None = None,
     over_time: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[Trial]:
     """Take the steps of several variants of a run, one after the other, over one loaded base.
 
     Args:
@@ -84,21 +86,25 @@ def trials(
         total_bytes: the card's memory, in place of its own.
         over_time: record memory over time too; for one variant.
     """
-    request = {"kind": "run", "changes": list(changes), "over_time": over_time}
-    found = ask(request, config, card, total_bytes=total_bytes)
-    results: list[dict[str, Any]] = found * len(changes) if len(found) < len(changes) else found
-    return results
+    request = Request(kind="run", settings=trial_settings(config), changes=tuple(changes), over_time=over_time)
+    found = in_trial_process(request, card, total_bytes=total_bytes).trials
+    return [*found] * len(changes) if len(found) < len(changes) else [*found]
 
 
-def ask(request: dict[str, Any], config: RunConfig, card: str | None, *, total_bytes: int | None = None) -> Any:
-    """Send a request to :mod:`finetune.dryrun.trial_process`, in a process of its own, and return its result.
+def in_trial_process(request: Request, card: str | None, *, total_bytes: int | None = None) -> Result:
+    """Start :mod:`finetune.dryrun.trial_process`, let it do what a request asks for, and return its result.
+
+    Args:
+        request: what to do.
+        card: of the dry GPU; None for this machine's own.
+        total_bytes: the card's memory, in place of its own.
 
     Raises:
         DryRunError: it failed; the message has the end of what it said.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
-        (folder / "request.json").write_text(json.dumps(request | {"config": plain(config)}))
+        (folder / "request.json").write_text(json.dumps(encode(request)))
         files = [str(folder / "request.json"), str(folder / "result.json")]
         with _waiting():
             done = subprocess.run(
@@ -110,14 +116,19 @@ def ask(request: dict[str, Any], config: RunConfig, card: str | None, *, total_b
             )
         if done.returncode or not (folder / "result.json").exists():
             said = "\n".join(done.stderr.strip().splitlines()[-12:])
+            model = request.settings["model"]
             if ".ModelError: " in said:
-                raise _no_such_model(config.model.model, said.rpartition("Error: ")[2])
-            raise DryRunError(f"the trial of {config.model.model} ended with exit code {done.returncode}:\n{said}")
-        return json.loads((folder / "result.json").read_text())
+                raise _no_such_model(model, said.rpartition("Error: ")[2])
+            raise DryRunError(f"the trial of {model} ended with exit code {done.returncode}:\n{said}")
+        return decode(Result, json.loads((folder / "result.json").read_text()))
 
 
 def _refuse_misspelt(name: str) -> None:
-    """Before a hub that may not be there is asked, and asked again: a bare name that nearly is a shape's."""
+    """Reject a misspelt shape name at once: transformers would ask the hub for it, several times.
+
+    Raises:
+        ConfigError: the name is no path, and one letter or two from a shape's.
+    """
     from finetune.estimate.shapes import find_shape, near_shapes
 
     local = Path(name).expanduser().exists() or "/" in name or name == EMBEDDED_MODEL
@@ -139,8 +150,8 @@ def _no_such_model(name: str, said: str) -> ConfigError:
     )
 
 
-def plain(config: RunConfig) -> dict[str, Any]:
-    """The settings that matter to a trial, as JSON keeps them."""
+def trial_settings(config: RunConfig) -> Settings:
+    """Return the settings that matter to a trial, as JSON keeps them."""
     settings = yaml_file.flatten(config)
     left_out = set(yaml_file.flatten(RunConfig())) - {
         name for name, (section, _) in yaml_file.field_types().items() if section not in ("dry", "output")
@@ -150,19 +161,19 @@ def plain(config: RunConfig) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in kept.items()}
 
 
-def _write(config: RunConfig, card: str | None, answer: Answer) -> None:
-    """The files that were asked for, after the answer is on the terminal.
+def _write(config: RunConfig, card: str | None, outcome: Outcome) -> None:
+    """Write the files that were asked for, once the terminal shows what was found.
 
     Raises:
-        WriteError: one cannot be written.
+        WriteError: a file cannot be written.
     """
     if config.dry.html is None and config.dry.json is None:
         return
     try:
         if config.dry.json is not None:
-            config.dry.json.write_text(as_json(command(config), card, answer))
+            config.dry.json.write_text(as_json(command(config), card, outcome))
         if config.dry.html is not None:
-            save_page(command(config), answer, config.dry.html)
+            save_page(command(config), outcome, config.dry.html)
     except OSError as error:
         raise WriteError(f"{error.filename} cannot be written: {error.strerror}") from error
 
@@ -174,31 +185,33 @@ def _fit(config: RunConfig, card: str | None) -> int:
     limit = int(total * (1 - MARGIN))
     default = yaml_file.flatten(RunConfig())
     opened = [name for name in OPEN if yaml_file.flatten(config)[name] == default[name]]
-    found = ask({"kind": "fit", "open": opened, "limit_bytes": limit}, config, card)
-    if isinstance(found, list) or found["best"] is None:
+    settings = trial_settings(config)
+    request = Request(kind="search", settings=settings, open_settings=tuple(opened), limit_bytes=limit)
+    found = in_trial_process(request, card).found
+    if found is None or found.best is None:
         print(f"no setting of {', '.join(opened) or 'those left open'} fits {card or 'this GPU'}")
-        answer = measure(config, card, over_time=config.dry.html is not None)
-        print(render(config, card, answer))
-        _write(config, card, answer)
+        outcome = measure(config, card, over_time=config.dry.html is not None)
+        print(render(config, card, outcome))
+        _write(config, card, outcome)
         return ExitCode.OUT_OF_MEMORY
-    chosen, confirmed, beyond = _confirmed(config, card, found, limit)
-    answer = Answer(trial=confirmed)
-    print(render(chosen, card, answer))
-    if beyond is not None:
+    chosen, confirmed, beyond = _confirmed(config, card, found, found.best, limit)
+    outcome = Outcome(trial=confirmed)
+    print(render(chosen, card, outcome))
+    if beyond is not None and found.direction is not None:
         larger, trial = beyond
-        setting = f"{found['name'].replace('_', '-')} {yaml_file.flatten(larger)[found['name']]}"
-        needs = f"needs {gib(trial['peak_device'])}" if trial["fits"] else "is out of memory"
+        setting = f"{found.direction.replace('_', '-')} {yaml_file.flatten(larger)[found.direction]}"
+        needs = f"needs {gib(trial.peak_device)}" if trial.fits else "is out of memory"
         print(f"the next larger setting, {setting}, {needs}; the limit is {gib(limit)} ({MARGIN:.0%} are left free)")
-    print(f"{found['trials']} settings tried in {time.perf_counter() - begin:.0f} s. Train with:")
+    print(f"{found.trials} settings tried in {time.perf_counter() - begin:.0f} s. Train with:")
     print(f"  {command(chosen)}")
-    _write(chosen, card, answer)
-    return ExitCode.OK if confirmed["fits"] and confirmed["peak_device"] <= limit else ExitCode.OUT_OF_MEMORY
+    _write(chosen, card, outcome)
+    return ExitCode.OK if confirmed.fits and confirmed.peak_device <= limit else ExitCode.OUT_OF_MEMORY
 
 
 def _confirmed(
-    config: RunConfig, card: str | None, found: dict[str, Any], limit: int
-) -> tuple[RunConfig, dict[str, Any], tuple[RunConfig, dict[str, Any]] | None]:
-    """What the search found, tried in fresh processes: the best setting, and the next, which is too large.
+    config: RunConfig, card: str | None, found: Found, best: Candidate, limit: int
+) -> tuple[RunConfig, Trial, tuple[RunConfig, Trial] | None]:
+    """Try what the search found in fresh processes: the best setting, and the next, which is too large.
 
     The search tries many settings over one loaded base, and may be off by a step: the allocator's segments lie
     differently after a trial than after loading.
@@ -207,13 +220,13 @@ def _confirmed(
         The best setting with its trial, and the next one with its own; ``None`` where there is no larger one.
     """
     over_time = config.dry.html is not None
-    chosen = yaml_file.replace(config, found["best"]["settings"])
+    chosen = yaml_file.replace(config, best.settings)
     (confirmed,) = trials(chosen, [{}], card, over_time=over_time)
-    name = found.get("name")
-    while name is not None and yaml_file.flatten(chosen)[name] < found["most"]:
-        larger = yaml_file.replace(chosen, {name: yaml_file.flatten(chosen)[name] + found["step"]})
+    name = found.direction
+    while name is not None and yaml_file.flatten(chosen)[name] < found.most:
+        larger = yaml_file.replace(chosen, {name: yaml_file.flatten(chosen)[name] + found.step})
         (trial,) = trials(larger, [{}], card, over_time=over_time)
-        if not trial["fits"] or trial["peak_device"] > limit:
+        if not trial.fits or trial.peak_device > limit:
             return chosen, confirmed, (larger, trial)
         chosen, confirmed = larger, trial
     return chosen, confirmed, None
@@ -265,7 +278,7 @@ def _total(config: RunConfig, card: str | None) -> int:
 
         return find_card(card).total_bytes
     (trial,) = trials(config, [{}], None)
-    return int(trial["total"])
+    return trial.total
 
 
 def _environment(card: str | None, total_bytes: int | None) -> dict[str, str]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from finetune.config import yaml_file
+from finetune.dryrun.messages import Candidate, Found
 from finetune.errors import ConfigError
 from finetune.estimate.arithmetic import estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from finetune.config.settings import RunConfig
-    from finetune.dryrun.trial import Bench, Trial
+    from finetune.dryrun.messages import Trial
+    from finetune.dryrun.trial import Bench
 
 SEQ_STEP = 256
 """Sequence lengths are searched in steps of so many tokens."""
@@ -22,7 +24,29 @@ MOST_ROWS = 4096
 _MOST_TRIALS = 8
 
 
-def search(bench: Bench, config: RunConfig, *, open_settings: list[str], limit_bytes: int) -> dict[str, Any]:
+@dataclass(slots=True)
+class _Progress:
+    """What a search has found so far."""
+
+    best: Candidate | None = None
+    next: Candidate | None = None
+    trials: int = 0
+    direction: str | None = None
+    step: int = 1
+    most: int = 0
+
+    def found(self) -> Found:
+        return Found(
+            best=self.best,
+            next=self.next,
+            trials=self.trials,
+            direction=self.direction,
+            step=self.step,
+            most=self.most,
+        )
+
+
+def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], limit_bytes: int) -> Found:
     """Find the largest setting that fits, and the next larger one, which does not.
 
     With both ``micro_batch`` and ``seq`` open, both directions are searched from the defaults, and the one with more
@@ -35,29 +59,28 @@ def search(bench: Bench, config: RunConfig, *, open_settings: list[str], limit_b
         limit_bytes: what the peak on the device must not pass.
 
     Returns:
-        ``best`` (settings that differ from ``config``, and the trial) and ``next``; ``best`` is ``None`` where
-        nothing fits. Where micro-batch or seq was searched, ``name`` says which won, in steps of ``step`` and up to
-        ``most``. A trial after others may need a little more than one in a fresh process, for the allocator's segments
-        lie differently: who must be exact looks there, from here on up.
+        The best setting and the next larger one. A trial that follows others over one base may need a little more
+        than the same trial in a fresh process, because the allocator's segments lie differently: confirm the result
+        there, and try larger settings from it on.
     """
     if "checkpointing" in open_settings:
         config = yaml_file.replace(config, {"checkpointing": True})
-    found: dict[str, Any] = {"best": None, "next": None, "trials": 0}
+    progress = _Progress()
     while True:
         for direction in ("micro_batch", "seq"):
             if direction in open_settings:
-                _climb(bench, config, direction, limit_bytes, found)
+                _climb(bench, config, direction, limit_bytes, progress)
         if not {"micro_batch", "seq"} & set(open_settings):
             trial = bench.run(config, attributed=False)
             if _fits(trial, limit_bytes):
-                found["best"] = _entry(config, trial)
-        if found["best"] is not None or "rank" not in open_settings or config.adapter.rank <= 4:
-            return found
+                progress.best = _candidate(config, trial)
+        if progress.best is not None or "rank" not in open_settings or config.adapter.rank <= 4:
+            return progress.found()
         config = yaml_file.replace(config, {"rank": config.adapter.rank // 2})
 
 
-def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, found: dict[str, Any]) -> None:
-    """The largest value of one setting."""
+def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, progress: _Progress) -> None:
+    """Find the largest value of one setting, and keep it if it takes more tokens than what was found before."""
     step = SEQ_STEP if name == "seq" else 1
     most = _longest(bench) // step if name == "seq" else MOST_ROWS
     trials: dict[int, Trial] = {}
@@ -65,7 +88,7 @@ def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, found: 
     def trial(units: int) -> Trial:
         if units not in trials:
             trials[units] = bench.run(yaml_file.replace(config, {name: units * step}), attributed=False)
-            found["trials"] += 1
+            progress.trials += 1
         return trials[units]
 
     low, high = 0, most + 1  # low fits, high does not
@@ -76,13 +99,13 @@ def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, found: 
             low = guess
         else:
             high = guess
-    if low and (found["best"] is None or low * step * _other(config, name) > found["best"]["tokens"]):
-        found["best"] = _entry(yaml_file.replace(config, {name: low * step}), trial(low))
-        found["next"] = None
-        found["name"], found["step"], found["most"] = name, step, most * step
+    if low and (progress.best is None or low * step * _other(config, name) > progress.best.tokens):
+        progress.best = _candidate(yaml_file.replace(config, {name: low * step}), trial(low))
+        progress.next = None
+        progress.direction, progress.step, progress.most = name, step, most * step
         if low < most:
             larger = yaml_file.replace(config, {name: (low + 1) * step})
-            found["next"] = _entry(larger, trial(low + 1))
+            progress.next = _candidate(larger, trial(low + 1))
 
 
 def _forecast(bench: Bench, config: RunConfig, name: str, step: int) -> Callable[[int], int] | None:
@@ -151,14 +174,11 @@ def _longest(bench: Bench) -> int:
     return int(bench.base.config.get_text_config().max_position_embeddings)
 
 
-def _entry(config: RunConfig, trial: Trial) -> dict[str, Any]:
-    return {
-        "settings": {
-            "micro_batch": config.train.micro_batch,
-            "seq": config.data.seq,
-            "checkpointing": config.train.checkpointing,
-            "rank": config.adapter.rank,
-        },
-        "tokens": config.train.micro_batch * config.data.seq,
-        "trial": dataclasses.asdict(trial),
-    }
+def _candidate(config: RunConfig, trial: Trial) -> Candidate:
+    return Candidate(
+        micro_batch=config.train.micro_batch,
+        seq=config.data.seq,
+        checkpointing=config.train.checkpointing,
+        rank=config.adapter.rank,
+        trial=trial,
+    )

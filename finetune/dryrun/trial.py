@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import gc
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from finetune.dryrun.messages import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,46 +23,10 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import RunConfig
     from finetune.data.batches import Batch
-    from finetune.dryrun.over_time import OverTime
-    from pytest_vram.memory import HostRead
+    from finetune.dryrun.recording import TrialRecorder
 
 MOST_MICRO_BATCHES = 2
-"""Micro-batches run of a window: the third and later ones add nothing to the peak, a test holds that."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """What a run's steps needed. Sizes in bytes."""
-
-    fits: bool
-    """No allocation was refused."""
-    message: str
-    """The allocator's own, when one was."""
-    phases: dict[str, int]
-    """Peak allocated bytes of loading, adapter, forward and backward, update, evaluation."""
-    categories: dict[str, int]
-    """Allocated bytes at the peak of the second step.
-
-    Weights, constants, adapters, gradients, optimizer, activations.
-    """
-    peak_allocated: int
-    peak_reserved: int
-    peak_device: int
-    """Reserved, the context and whatever else the driver counts."""
-    context: int
-    total: int
-    """Memory of the card."""
-    managed: int
-    """Paged optimizer state, which moves to the host when the card is full; not part of ``peak_device``."""
-    seconds: float
-    device: str = ""
-    """What the driver calls the card."""
-    dry: bool = False
-    """A dry GPU: allocations alone are real."""
-    host_reads: tuple[HostRead, ...] = ()
-    """Where a dry GPU was asked for values; some answers are guesses that the figures rest on."""
-    recorded: dict[str, Any] | None = None
-    """Memory over time, where it was asked for: see :class:`finetune.dryrun.over_time.Recorded`."""
+"""How many micro-batches of a window are run: the third and later ones add nothing to the peak, as a test shows."""
 
 
 class Bench:
@@ -71,13 +36,13 @@ class Bench:
         refused: the trial of a base that was too large to be loaded; nothing can be tried then.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, over_time: OverTime | None = None) -> None:
+    def __init__(self, config: RunConfig, folder: Path, recorder: TrialRecorder | None = None) -> None:
         import torch
 
         from finetune.model.load import load_base
         from pytest_vram.drygpu import empty_checkpoint
 
-        self.torch, self.over_time = torch, over_time
+        self.torch, self.recorder = torch, recorder
         self.begin = time.perf_counter()
         self.phases: dict[str, int] = {}
         self.managed_before = 0
@@ -171,7 +136,7 @@ class Bench:
             yield Batch(input_ids=ids, labels=ids.clone())
 
     def _phase(self, name: str) -> _Phase:
-        return _Phase(self.torch, self.phases, name, self.over_time)
+        return _Phase(self.torch, self.phases, name, self.recorder)
 
     def _result(self, message: str, categories: dict[str, int]) -> Trial:
         from pytest_vram.drygpu import driver
@@ -193,7 +158,7 @@ class Bench:
             device=self.torch.cuda.get_device_name(),
             dry=driver.is_active(),
             host_reads=host_reads.collect() if driver.is_active() else (),
-            recorded=None if self.over_time is None else self.over_time.read(),
+            recording=None if self.recorder is None else self.recorder.read(),
         )
 
     def _clean(self, model: Any, optimizer: Any) -> None:
@@ -226,8 +191,8 @@ class Bench:
 class _Phase:
     """Keeps a phase's peak; a phase that comes again keeps the larger."""
 
-    def __init__(self, torch: Any, phases: dict[str, int], name: str, over_time: OverTime | None) -> None:
-        self.torch, self.phases, self.name, self.over_time = torch, phases, name, over_time
+    def __init__(self, torch: Any, phases: dict[str, int], name: str, recorder: TrialRecorder | None) -> None:
+        self.torch, self.phases, self.name, self.recorder = torch, phases, name, recorder
         self.begin = 0.0
 
     def __enter__(self) -> None:
@@ -238,8 +203,8 @@ class _Phase:
     def __exit__(self, *_: object) -> None:
         peak = self.torch.cuda.max_memory_allocated() if self.torch.cuda.is_initialized() else 0
         self.phases[self.name] = max(self.phases.get(self.name, 0), peak)
-        if self.over_time is not None:
-            self.over_time.phase(self.name, time.perf_counter() - self.begin, peak)
+        if self.recorder is not None:
+            self.recorder.phase(self.name, time.perf_counter() - self.begin, peak)
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:

@@ -1,34 +1,33 @@
-"""The process behind ``--dry-run``, ``--fit`` and the ladder: a request in, what the steps needed out.
+"""The process behind ``--dry-run``, ``--fit`` and the ladder: it reads a request, takes the steps, writes the result.
 
-Started as ``python -m finetune.dryrun.trial_process REQUEST.json RESULT.json``, with a dry GPU beneath torch or on a
-real one.
+It is started as ``python -m finetune.dryrun.trial_process REQUEST.json RESULT.json``, with a dry GPU beneath torch or
+on a real one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
+from finetune.dryrun.messages import Request, Result, Settings
 from finetune.dryrun.trial import Bench
+from pytest_vram.memory.codec import decode, encode
 
 
 def main(request_file: Path, result_file: Path) -> None:
-    """Run what the request asks for, and write the results, one for each."""
-    request = json.loads(request_file.read_text())
-    config = yaml_file.replace(RunConfig(), from_plain(request["config"]))
+    """Do what the request asks for, and write the :class:`Result`."""
+    request = decode(Request, json.loads(request_file.read_text()))
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-        results = _answer(request, config, Path(folder))
-    result_file.write_text(json.dumps(results))
+        result = _answer(request, Path(folder))
+    result_file.write_text(json.dumps(encode(result)))
 
 
-def from_plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON keeps them, back in their own types."""
+def from_plain(settings: Settings) -> Settings:
+    """Turn settings that JSON kept back into their own types: tuples, paths."""
     types = yaml_file.field_types()
     return {
         name: tuple(value) if isinstance(value, list) else Path(value) if types[name][1] is Path else value
@@ -36,21 +35,22 @@ def from_plain(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer(request: dict[str, Any], config: RunConfig, folder: Path) -> Any:
-    over_time = None
-    if request.get("over_time"):
-        from finetune.dryrun.over_time import OverTime
+def _answer(request: Request, folder: Path) -> Result:
+    config = yaml_file.replace(RunConfig(), from_plain(request.settings))
+    recorder = None
+    if request.over_time:
+        from finetune.dryrun.recording import TrialRecorder
 
-        over_time = OverTime()
-    bench = Bench(config, folder, over_time)
+        recorder = TrialRecorder()
+    bench = Bench(config, folder, recorder)
     if bench.refused is not None:
-        return [dataclasses.asdict(bench.refused)]
-    if request["kind"] == "fit":
+        return Result(trials=(bench.refused,))
+    if request.kind == "search":
         from finetune.dryrun.search import search
 
-        return search(bench, config, open_settings=request["open"], limit_bytes=request["limit_bytes"])
-    changes = [yaml_file.replace(config, from_plain(change)) for change in request["changes"]]
-    return [dataclasses.asdict(bench.run(changed)) for changed in changes]
+        return Result(found=search(bench, config, open_settings=request.open_settings, limit_bytes=request.limit_bytes))
+    changed = [yaml_file.replace(config, from_plain(change)) for change in request.changes]
+    return Result(trials=tuple(bench.run(variant) for variant in changed))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from finetune.ladder.results import CACHED, GIB, Ladder, Rung, as_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from finetune.dryrun.messages import Trial
     from pytest_vram.drygpu import Card
 
 _PLAIN = {"optimizer": "adamw", "checkpointing": False, "accumulation": 1}
@@ -61,7 +62,7 @@ def measure(base: RunConfig, card: Card, told: Callable[[str], None] = lambda _:
         name: estimate(config, shape, capability=card.capability, context_bytes=card.context_bytes)
         for name, config in configs.items()
     }
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Trial] = {}
     for names in _same_base(configs):
         told(", ".join(names))
         changes = [_step_settings(configs[name]) for name in names]
@@ -69,11 +70,11 @@ def measure(base: RunConfig, card: Card, told: Callable[[str], None] = lambda _:
         found |= dict(zip(names, results, strict=True))
     rungs = []
     for name, trial in found.items():
-        fits = trial["peak_device"] <= card.total_bytes
-        if not fits and trial["peak_allocated"] + trial["context"] <= card.total_bytes:
+        fits = trial.peak_device <= card.total_bytes
+        if not fits and trial.peak_allocated + trial.context <= card.total_bytes:
             # The allocator gives back what it caches before it gives up: only the card itself can tell.
             told(f"{name}, on the card itself")
-            fits = trials(configs[name], [{}], card.name)[0]["fits"]
+            fits = trials(configs[name], [{}], card.name)[0].fits
         rungs.append(_rung(name, expected[name], trial, fits=fits))
     return Ladder(
         model=base.model.model,
@@ -100,17 +101,17 @@ def _step_settings(config: RunConfig) -> dict[str, Any]:
     return {name: settings[name] for name in ("full", "optimizer", "checkpointing", "accumulation")}
 
 
-def _rung(name: str, expected: Estimate, trial: dict[str, Any], *, fits: bool) -> Rung:
-    measured = {category: trial["categories"].get(category, 0) for category in CATEGORIES}
-    measured["context"] = trial["context"]
-    measured[CACHED] = max(0, trial["peak_device"] - sum(measured.values()))
+def _rung(name: str, expected: Estimate, trial: Trial, *, fits: bool) -> Rung:
+    measured = {category: trial.categories.get(category, 0) for category in CATEGORIES}
+    measured["context"] = trial.context
+    measured[CACHED] = max(0, trial.peak_device - sum(measured.values()))
     return Rung(
         name=name,
         arithmetic=expected.by_category(),
         measured=measured,
-        managed=trial["managed"],
+        managed=trial.managed,
         fits=fits,
-        seconds=trial["seconds"],
+        seconds=trial.seconds,
     )
 
 

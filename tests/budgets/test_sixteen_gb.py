@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +20,9 @@ from finetune.config.settings import RunConfig
 from finetune.dryrun.command import trials
 from finetune.estimate.arithmetic import estimate
 from pytest_vram.drygpu import find_card
+
+if TYPE_CHECKING:
+    from finetune.dryrun.messages import Trial
 
 pytest.importorskip("bitsandbytes")
 
@@ -34,7 +37,7 @@ TAKEN: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
 """Trials by card, base and changes."""
 
 
-def step(card: str, model: str, *changes: dict[str, Any], **base: Any) -> list[dict[str, Any]]:
+def step(card: str, model: str, *changes: dict[str, Any], **base: Any) -> list[Trial]:
     """Trials of one base, loaded once for all ``changes`` and for every test that asks the same.
 
     Each is within 3% of what the arithmetic says of it.
@@ -47,22 +50,22 @@ def step(card: str, model: str, *changes: dict[str, Any], **base: Any) -> list[d
         for change, trial in zip(changes or ({},), TAKEN[key], strict=True):
             known = find_card(card)
             expected = estimate(yaml_file.replace(config, change), capability=known.capability).allocated_bytes
-            assert expected == pytest.approx(trial["peak_allocated"], rel=0.03), "the arithmetic says otherwise"
+            assert expected == pytest.approx(trial.peak_allocated, rel=0.03), "the arithmetic says otherwise"
     return TAKEN[key]
 
 
-def needs(trial: dict[str, Any]) -> float:
+def needs(trial: Trial) -> float:
     """GiB on the card."""
-    return float(trial["peak_device"] / GIB)
+    return trial.peak_device / GIB
 
 
-def on(card: str, trial: dict[str, Any]) -> float:
+def on(card: str, trial: Trial) -> float:
     """GiB of the same step on another card, whose context has another size; at most what that card has."""
     other = find_card(card)
-    needed = (trial["peak_reserved"] + other.context_bytes) / GIB
-    assert trial["fits"]
+    needed = (trial.peak_reserved + other.context_bytes) / GIB
+    assert trial.fits
     assert needed <= other.total_bytes / GIB
-    return float(needed)
+    return needed
 
 
 def figure(gib: float) -> Any:
@@ -70,7 +73,7 @@ def figure(gib: float) -> Any:
     return pytest.approx(gib, rel=0.02)
 
 
-def mistral_on_4080() -> dict[str, dict[str, Any]]:
+def mistral_on_4080() -> dict[str, Trial]:
     """Every row of Mistral-7B over NF4."""
     rows: dict[str, dict[str, Any]] = {
         "2048": {},
@@ -85,8 +88,8 @@ def mistral_on_4080() -> dict[str, dict[str, Any]]:
 
 def test_mistral_7b_in_16_gb_with_half_the_card_to_spare() -> None:
     trial = mistral_on_4080()["2048"]
-    assert trial["fits"]
-    assert trial["peak_device"] < trial["total"] / 2
+    assert trial.fits
+    assert trial.peak_device < trial.total / 2
     assert needs(trial) == figure(5.59)
 
 
@@ -98,10 +101,10 @@ def test_mistral_7b_in_8_gb() -> None:
 def test_the_largest_micro_batch_and_the_longest_sequence_in_16_gb(most: str, more: str) -> None:
     """In a process of its own the larger of the two takes up to 1% less than here, after other trials."""
     rows = mistral_on_4080()
-    limit = (1 - MARGIN) * rows[most]["total"]
-    assert rows[most]["fits"]
-    assert rows[most]["peak_device"] <= 1.01 * limit
-    assert rows[more]["peak_device"] > limit
+    limit = (1 - MARGIN) * rows[most].total
+    assert rows[most].fits
+    assert rows[most].peak_device <= 1.01 * limit
+    assert rows[more].peak_device > limit
     assert needs(rows[most]) == figure(15.20)
 
 
@@ -113,29 +116,29 @@ def test_layer_inputs_on_the_host_take_their_bytes_off_the_card() -> None:
     kept = mistral_on_4080()["8192"]
     (offloaded,) = step("rtx-4080", "mistral-7b", {"seq": 8192, "offload_activations": True})
     inputs, gradients = 31 * 8192 * 4096 * 2, 41_943_040 * 2  # the layer's own input is back on the card
-    assert kept["peak_allocated"] - offloaded["peak_allocated"] == pytest.approx(inputs - gradients, rel=0.01)
+    assert kept.peak_allocated - offloaded.peak_allocated == pytest.approx(inputs - gradients, rel=0.01)
     assert needs(kept) == figure(9.13)
     assert needs(offloaded) == figure(7.26)
 
 
 def test_llama_31_8b_with_its_128_thousand_words_in_16_gb() -> None:
     (trial,) = step("rtx-4060ti-16", "llama-3.1-8b")
-    assert trial["fits"]
+    assert trial.fits
     assert needs(trial) == figure(6.95)
     # The logits of one chunk of tokens, not of the row.
-    assert trial["categories"]["logits"] < 2048 * 128256 * 4
+    assert trial.categories["logits"] < 2048 * 128256 * 4
 
 
 def test_llama_2_70b_on_one_48_gb_card() -> None:
     (trial,) = step("l40s", "llama-2-70b")
-    assert trial["fits"]
+    assert trial.fits
     assert needs(trial) == figure(39.48)
     assert on("a100-80", trial) == figure(39.38)
 
 
 def test_mixtral_8x7b_with_its_experts_in_4_bits_on_one_32_gb_card() -> None:
     (trial,) = step("rtx-5090", "mixtral-8x7b")
-    assert trial["fits"]
+    assert trial.fits
     assert needs(trial) == figure(28.25)
     assert on("l40s", trial) == figure(28.18)
 
@@ -160,11 +163,11 @@ def test_mixtral_8x7b_in_half_precision_takes_two_80_gb_cards(tmp_path: Path) ->
 def test_a_full_fine_tune_of_mistral_7b_in_bf16_on_one_80_gb_card() -> None:
     changes = ({"optimizer": "adamw"}, {"optimizer": "adamw-8bit"})
     plain, eight = step("a100-80", "mistral-7b", *changes, precision="bf16", **FULL)
-    assert plain["fits"]
-    assert eight["fits"]
+    assert plain.fits
+    assert eight.fits
     assert needs(plain) == figure(69.47)
     assert needs(eight) == figure(43.16)
-    assert plain["peak_allocated"] > find_card("l40s").total_bytes
+    assert plain.peak_allocated > find_card("l40s").total_bytes
 
 
 @pytest.mark.parametrize(

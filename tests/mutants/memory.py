@@ -107,29 +107,29 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "finetune/dryrun/command": (
-        ["tests/unit/finetune/dryrun/test_over_time.py", "tests/unit/finetune/dryrun/test_command.py"],
+        ["tests/unit/finetune/dryrun/test_main.py", "tests/unit/finetune/dryrun/test_command.py"],
         [
             ("int(total * (1 - MARGIN))", "int(total * (1 + MARGIN))"),
             ('if value == default[name] or sections[name] == "dry":', "if value == default[name]:"),
-            ("return ExitCode.OK if answer.fits else ExitCode.OUT_OF_MEMORY", "return ExitCode.OK"),
+            ("return ExitCode.OK if outcome.fits else ExitCode.OUT_OF_MEMORY", "return ExitCode.OK"),
             ("map(shlex.quote, words)", "words"),
             ("if is_active() or real_gpu_present():", "if real_gpu_present():"),
-            ('isinstance(found, list) or found["best"] is None', "isinstance(found, list)"),
-            ('if trial["fits"] or card is None:', 'if trial["fits"] or card is not None:'),
+            ("found is None or found.best is None", "found is None"),
+            ("if trial.fits or card is None:", "if trial.fits or card is not None:"),
             ('kept["device"] = "cuda"', "pass"),
         ],
     ),
-    "finetune/dryrun/answer": (
-        ["tests/unit/finetune/dryrun/test_answer.py", "tests/unit/finetune/dryrun/test_command.py"],
+    "finetune/dryrun/report": (
+        ["tests/unit/finetune/dryrun/test_report.py", "tests/unit/finetune/dryrun/test_command.py"],
         [
             ("self.trial if self.roomy is None else self.roomy", "self.trial"),
-            ('"fits": answer.fits', '"fits": answer.whole["fits"]'),
-            ('"total_bytes": answer.trial["total"]', '"total_bytes": whole["total"]'),
-            ("gib(total - answer.needed)", "gib(answer.needed - total)"),
-            ("ooms=int(not answer.fits)", "ooms=0"),
-            ('return "dry" if trial["dry"] else "cuda"', 'return "cuda" if trial["dry"] else "dry"'),
+            ('"fits": outcome.fits', '"fits": whole.fits'),
+            ('"total_bytes": outcome.trial.total', '"total_bytes": whole.total'),
+            ("gib(total - outcome.needed)", "gib(outcome.needed - total)"),
+            ("ooms=int(not outcome.fits)", "ooms=0"),
+            ('return "dry" if trial.dry else "cuda"', 'return "cuda" if trial.dry else "dry"'),
             ("list(dict.fromkeys(note for note in notes", "list(list(note for note in notes"),
-            ("sound=answer.fits", "sound=True"),
+            ("sound=outcome.fits", "sound=True"),
         ],
     ),
     "finetune/model/int8": (
@@ -142,7 +142,7 @@ BUGS: dict[str, Planted] = {
             ("return grad.to(ctx.dtype) @ weight, None", "return grad.to(ctx.dtype) @ (2 * weight), None"),
         ],
     ),
-    "finetune/dryrun/over_time": (
+    "finetune/dryrun/recording": (
         ["tests/unit/finetune/dryrun/test_trial_process.py"],
         [
             ("max(0.0, end - seconds)", "end - seconds"),
@@ -158,10 +158,20 @@ BUGS: dict[str, Planted] = {
             ("tuple(value) if isinstance(value, list) else", ""),
             ("Path(value) if types[name][1] is Path else", ""),
             ("if bench.refused is not None:", "if False:"),
-            ('open_settings=request["open"]', "open_settings=[]"),
-            ('if request.get("over_time"):', "if False:"),
-            ("yaml_file.replace(config, from_plain(change)) for", "config for"),
-            ('limit_bytes=request["limit_bytes"]', 'limit_bytes=2 * request["limit_bytes"]'),
+            ("open_settings=request.open_settings", "open_settings=()"),
+            ("if request.over_time:", "if False:"),
+            ("[yaml_file.replace(config, from_plain(change)) for", "[config for"),
+            ("limit_bytes=request.limit_bytes", "limit_bytes=2 * request.limit_bytes"),
+        ],
+    ),
+    "finetune/dryrun/messages": (
+        ["tests/unit/finetune/dryrun/test_messages.py", "tests/unit/finetune/dryrun/test_search.py"],
+        [
+            ("return self.micro_batch * self.seq", "return self.micro_batch"),
+            ('("micro_batch", "seq", "checkpointing", "rank")', '("micro_batch", "seq", "rank")'),
+            ("host_reads: tuple[HostRead, ...] = ()", "host_reads: Any = ()"),
+            ("recording: Recording | None = None", "recording: Any = None"),
+            ("next: Candidate | None = None", "next: Any = None"),
         ],
     ),
     "finetune/ladder/results": (
@@ -177,9 +187,9 @@ BUGS: dict[str, Planted] = {
     "finetune/ladder/command": (
         ["tests/unit/finetune/ladder/test_command.py", "tests/unit/finetune/ladder/test_results.py"],
         [
-            ('fits = trial["peak_device"] <= card.total_bytes', 'fits = trial["peak_allocated"] <= card.total_bytes'),
-            ('max(0, trial["peak_device"] - sum(measured.values()))', 'trial["peak_device"]'),
-            ('measured["context"] = trial["context"]', "pass"),
+            ("fits = trial.peak_device <= card.total_bytes", "fits = trial.peak_allocated <= card.total_bytes"),
+            ("max(0, trial.peak_device - sum(measured.values()))", "trial.peak_device"),
+            ('measured["context"] = trial.context', "pass"),
             (
                 '"+ double quantization": _NF4 | {"double_quant": True}',
                 '"+ double quantization": _NF4 | {"double_quant": False}',

@@ -98,20 +98,22 @@ def test_a_real_card_is_asked_through_torch_alone_and_says_the_same(
 ) -> None:
     from finetune.config import yaml_file
     from finetune.config.settings import RunConfig
-    from finetune.dryrun.command import plain, trials
+    from finetune.dryrun.command import trial_settings, trials
+    from finetune.dryrun.messages import Request, Result
+    from pytest_vram.memory.codec import decode, encode
 
     config = yaml_file.replace(RunConfig(), {"model": str(tiny_llama), "seq": 128})
-    request = {"kind": "run", "changes": [{}], "over_time": True, "config": plain(config)}
+    request = Request(kind="run", over_time=True, settings=trial_settings(config))
     files = [tmp_path / "request.json", tmp_path / "result.json"]
-    files[0].write_text(json.dumps(request))
+    files[0].write_text(json.dumps(encode(request)))
     done = dry_python("-c", POSING, *map(str, files), gpu="rtx-4060")
     assert done.returncode == 0, done.stderr
-    (real,) = json.loads(files[1].read_text())
+    (real,) = decode(Result, json.loads(files[1].read_text())).trials
     (dry,) = trials(config, [{}], "rtx-4060")
-    assert not real["dry"]
-    assert dry["dry"]
+    assert not real.dry
+    assert dry.dry
     for name in ("fits", "phases", "categories", "peak_allocated", "peak_reserved", "total", "device"):
-        assert real[name] == dry[name], name
+        assert getattr(real, name) == getattr(dry, name), name
     # The driver's count of a real card has no managed memory apart, which lies on it while there is room.
-    assert real["context"] == dry["context"] + dry["managed"]
-    assert real["recorded"]["timeline"]["allocated"]
+    assert real.context == dry.context + dry.managed
+    assert real.recording is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,31 +12,31 @@ from finetune import cli
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun import command
-from finetune.dryrun.answer import Answer, render
+from finetune.dryrun.messages import Candidate, Found, Request, Result, Trial
+from finetune.dryrun.report import Outcome, render
 from finetune.errors import ConfigError
 from finetune.qlora import main
+from pytest_vram.memory import HostRead
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 GIB = 2**30
-TRIAL: dict[str, Any] = {
-    "fits": True,
-    "message": "",
-    "phases": {"loading": 4 * GIB, "forward and backward": 5 * GIB},
-    "categories": {"weights": 4 * GIB, "activations": GIB},
-    "peak_allocated": 5 * GIB,
-    "peak_reserved": 6 * GIB,
-    "peak_device": 6 * GIB + GIB // 2,
-    "context": GIB // 2,
-    "total": 16 * GIB,
-    "managed": GIB // 4,
-    "seconds": 7.0,
-    "device": "NVIDIA GeForce RTX 4080",
-    "dry": True,
-    "host_reads": [],
-    "recorded": None,
-}
+TRIAL = Trial(
+    fits=True,
+    message="",
+    phases={"loading": 4 * GIB, "forward and backward": 5 * GIB},
+    categories={"weights": 4 * GIB, "activations": GIB},
+    peak_allocated=5 * GIB,
+    peak_reserved=6 * GIB,
+    peak_device=6 * GIB + GIB // 2,
+    context=GIB // 2,
+    total=16 * GIB,
+    managed=GIB // 4,
+    seconds=7.0,
+    device="NVIDIA GeForce RTX 4080",
+    dry=True,
+)
 
 
 def config(**settings: Any) -> RunConfig:
@@ -43,7 +44,7 @@ def config(**settings: Any) -> RunConfig:
 
 
 def test_a_run_that_fits_is_told_with_its_headroom() -> None:
-    text = render(config(), "rtx-4080", Answer(trial=TRIAL))
+    text = render(config(), "rtx-4080", Outcome(trial=TRIAL))
     assert "fits rtx-4080" in text
     assert "needs     6.50 GiB of 16.00 GiB (41%)" in text
     assert "headroom  9.50 GiB" in text
@@ -52,9 +53,9 @@ def test_a_run_that_fits_is_told_with_its_headroom() -> None:
 
 
 def test_a_run_that_does_not_fit_is_told_what_is_missing() -> None:
-    refused = {"fits": False, "message": "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore", "categories": {}}
-    trial = TRIAL | refused
-    text = render(config(), "rtx-4060", Answer(trial=trial, roomy=TRIAL | {"peak_device": 20 * GIB}))
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"
+    trial = replace(TRIAL, fits=False, message=said, categories={})
+    text = render(config(), "rtx-4060", Outcome(trial=trial, roomy=replace(TRIAL, peak_device=20 * GIB)))
     assert "does NOT fit rtx-4060" in text
     assert "missing   4.00 GiB" in text
     assert "Tried to allocate 2.00 GiB" in text
@@ -62,19 +63,20 @@ def test_a_run_that_does_not_fit_is_told_what_is_missing() -> None:
 
 
 def test_a_real_gpu_is_not_called_dry() -> None:
-    text = render(config(), None, Answer(trial=TRIAL | {"dry": False}))
+    text = render(config(), None, Outcome(trial=replace(TRIAL, dry=False)))
     assert "fits NVIDIA GeForce RTX 4080" in text
     assert "measured on the GPU" in text
     assert "dry" not in text
 
 
 def test_what_was_assumed_is_told_and_what_changes_nothing_is_not() -> None:
-    reads = [
-        {"note": "indices taken as spread evenly (experts); in modeling_mixtral.py:100"},
-        {"note": "indices taken as spread evenly (experts); in modeling_mixtral.py:104"},
-        {"note": "computed on the device: read as zero"},
-    ]
-    text = render(config(), "rtx-4080", Answer(trial=TRIAL | {"host_reads": reads}))
+    notes = (
+        "indices taken as spread evenly (experts); in modeling_mixtral.py:100",
+        "indices taken as spread evenly (experts); in modeling_mixtral.py:104",
+        "computed on the device: read as zero",
+    )
+    reads = tuple(HostRead(location="x.py:1", operation="item", count=1, answered=False, note=note) for note in notes)
+    text = render(config(), "rtx-4080", Outcome(trial=replace(TRIAL, host_reads=reads)))
     assert text.count("rests on  indices taken as spread evenly (experts)\n") == 1
     assert "modeling_mixtral" not in text
     assert "read as zero" not in text
@@ -100,7 +102,7 @@ def test_the_settings_go_through_json_and_back() -> None:
     from finetune.dryrun.trial_process import from_plain
 
     asked = config(targets=("q_proj",), seq=77)
-    again = yaml_file.replace(RunConfig(), from_plain(command.plain(asked)))
+    again = yaml_file.replace(RunConfig(), from_plain(command.trial_settings(asked)))
     assert (again.adapter, again.data, again.train) == (asked.adapter, asked.data, asked.train)
 
 
@@ -124,12 +126,12 @@ def test_no_card_where_there_is_a_gpu_measures_on_it(
 
     cards: list[str | None] = []
 
-    def answer(request: dict[str, Any], config: RunConfig, card: str | None, **_: Any) -> Any:
+    def answer(request: Request, card: str | None, **_: Any) -> Result:
         cards.append(card)
-        return [TRIAL | {"dry": False}]
+        return Result(trials=(replace(TRIAL, dry=False),))
 
     monkeypatch.setattr(pytest_vram.drygpu, "real_gpu_present", lambda: True)
-    monkeypatch.setattr(command, "ask", answer)
+    monkeypatch.setattr(command, "in_trial_process", answer)
     assert main(["--model", "mistral-7b", "--dry-run"]) == 0
     assert cards == [None]
     assert "measured on the GPU" in capsys.readouterr().out
@@ -153,7 +155,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(
 def test_a_folder_that_is_not_there_is_told_after_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "ask", lambda *_, **__: [TRIAL])
+    monkeypatch.setattr(command, "in_trial_process", lambda *_, **__: Result(trials=(TRIAL,)))
     file = tmp_path / "missing" / "run.json"
     assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080", "--json", str(file)]) == 4
     told = capsys.readouterr()
@@ -169,31 +171,25 @@ def test_a_model_that_is_misspelt_is_told_its_neighbours_without_asking_a_hub() 
 def test_fit_searches_what_was_left_open_and_prints_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tried: list[RunConfig] = []
+    tried: list[int] = []
     opened: list[str] = []
 
-    def answer(request: dict[str, Any], config: RunConfig, *_: Any, **__: Any) -> Any:
-        if request["kind"] == "fit":
-            opened.extend(request["open"])
-            settings = {"micro_batch": 9, "seq": 1024, "checkpointing": True, "rank": 16}
-            larger = settings | {"micro_batch": 10}
-            return {
-                "best": {"settings": settings, "tokens": 9216, "trial": TRIAL},
-                "next": {"settings": larger, "tokens": 10240, "trial": TRIAL | {"fits": False}},
-                "trials": 5,
-                "name": "micro_batch",
-                "step": 1,
-                "most": 4096,
-            }
-        tried.append(config)
-        return [TRIAL | {"fits": config.train.micro_batch < 11}]
+    def answer(request: Request, *_: Any, **__: Any) -> Result:
+        if request.kind == "search":
+            opened.extend(request.open_settings)
+            best = Candidate(micro_batch=9, seq=1024, checkpointing=True, rank=16, trial=TRIAL)
+            larger = replace(best, micro_batch=10, trial=replace(TRIAL, fits=False))
+            found = Found(best=best, next=larger, trials=5, direction="micro_batch", step=1, most=4096)
+            return Result(found=found)
+        tried.append(request.settings["micro_batch"])
+        return Result(trials=(replace(TRIAL, fits=tried[-1] < 11),))
 
-    monkeypatch.setattr(command, "ask", answer)
+    monkeypatch.setattr(command, "in_trial_process", answer)
     assert main(["--model", "mistral-7b", "--seq", "1024", "--fit", "--gpu", "rtx-4080"]) == 0
     text = capsys.readouterr().out
     assert opened == ["micro_batch", "checkpointing", "rank"]
     # In a process of its own one row more fits than the search thought.
-    assert [config.train.micro_batch for config in tried] == [9, 10, 11]
+    assert tried == [9, 10, 11]
     assert "the next larger setting, micro-batch 11, is out of memory" in text
     assert "python -m finetune.qlora --model mistral-7b --seq 1024 --micro-batch 10" in text
 
@@ -201,9 +197,9 @@ def test_fit_searches_what_was_left_open_and_prints_the_command(
 def test_fit_with_nothing_open_but_the_checkpointing_confirms_and_looks_no_further(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"micro_batch": 2, "seq": 1024, "checkpointing": True, "rank": 16}
-    found = {"best": {"settings": settings, "tokens": 2048, "trial": TRIAL}, "next": None, "trials": 1}
-    monkeypatch.setattr(command, "ask", lambda request, *_, **__: found if request["kind"] == "fit" else [TRIAL])
+    best = Candidate(micro_batch=2, seq=1024, checkpointing=True, rank=16, trial=TRIAL)
+    result = Result(trials=(TRIAL,), found=Found(best=best, trials=1))
+    monkeypatch.setattr(command, "in_trial_process", lambda *_, **__: result)
     flags = ["--seq", "1024", "--micro-batch", "2", "--rank", "8", "--fit", "--gpu", "rtx-4080"]
     assert main(["--model", "mistral-7b", *flags]) == 0
     assert "next larger" not in capsys.readouterr().out

@@ -9,8 +9,8 @@ import pytest
 
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
+from finetune.dryrun.messages import Found, Trial
 from finetune.dryrun.search import search
-from finetune.dryrun.trial import Trial
 from finetune.estimate.shapes import SHAPES
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def needs(config: RunConfig, *, fixed: int = 4 * GIB, token: int = 500_000) -> i
     return fixed + config.train.micro_batch * config.data.seq * token + config.adapter.rank * 2**20
 
 
-def found(bench: FakeBench, opened: list[str], **settings: Any) -> dict[str, Any]:
+def found(bench: FakeBench, opened: list[str], **settings: Any) -> Found:
     config = yaml_file.replace(RunConfig(), {"model": "mistral-7b"} | settings)
     return search(bench, config, open_settings=opened, limit_bytes=LIMIT)  # type: ignore[arg-type]
 
@@ -69,37 +69,41 @@ def found(bench: FakeBench, opened: list[str], **settings: Any) -> dict[str, Any
 def test_the_largest_that_fits_and_the_next_that_does_not(opened: str, token: int, family: str) -> None:
     bench = FakeBench(lambda config: needs(config, token=token), family)
     result = found(bench, [opened])
-    best, larger = result["best"]["settings"], result["next"]
+    assert result.best is not None
+    best, larger = result.best.settings, result.next
     changed = yaml_file.replace(RunConfig(), best)
     assert needs(changed, token=token) <= LIMIT
     if larger is None:  # the model's own longest sequence
         assert best["seq"] == 32768
         return
-    step = larger["settings"][opened] - best[opened]
-    assert (result["name"], result["step"]) == (opened, step)
+    step = larger.settings[opened] - best[opened]
+    assert (result.direction, result.step) == (opened, step)
     assert step == (256 if opened == "seq" else 1)
-    assert needs(yaml_file.replace(RunConfig(), larger["settings"]), token=token) > LIMIT
-    assert len(bench.tried) == len(set(bench.tried)) == result["trials"]
-    assert result["trials"] <= 12
+    assert needs(yaml_file.replace(RunConfig(), larger.settings), token=token) > LIMIT
+    assert len(bench.tried) == len(set(bench.tried)) == result.trials
+    assert result.trials <= 12
 
 
 def test_more_tokens_win() -> None:
     # Attention that is quadratic: many short rows go further than one long one.
     bench = FakeBench(lambda c: needs(c) + c.train.micro_batch * c.data.seq**2 * 30)
     result = found(bench, ["micro_batch", "seq"])
-    best = result["best"]
-    assert best["tokens"] == best["settings"]["micro_batch"] * best["settings"]["seq"]
-    assert best["settings"]["seq"] == 512
+    best = result.best
+    assert best is not None
+    assert best.tokens == best.micro_batch * best.seq
+    assert best.seq == 512
 
 
 def test_a_rank_that_is_open_is_halved_where_nothing_fits() -> None:
     bench = FakeBench(lambda c: 14 * GIB + c.adapter.rank * GIB // 4)
-    assert found(bench, ["rank"])["best"]["settings"]["rank"] == 4
+    best = found(bench, ["rank"]).best
+    assert best is not None
+    assert best.rank == 4
 
 
 def test_nothing_fits() -> None:
     bench = FakeBench(lambda _: 40 * GIB)
-    assert found(bench, ["micro_batch", "rank"])["best"] is None
+    assert found(bench, ["micro_batch", "rank"]).best is None
 
 
 def test_what_the_user_set_stays() -> None:
@@ -110,4 +114,6 @@ def test_what_the_user_set_stays() -> None:
 
 def test_checkpointing_is_turned_on_where_it_is_open() -> None:
     bench = FakeBench(needs)
-    assert found(bench, ["checkpointing"], checkpointing=False)["best"]["settings"]["checkpointing"] is True
+    best = found(bench, ["checkpointing"], checkpointing=False).best
+    assert best is not None
+    assert best.checkpointing is True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,6 +11,9 @@ from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun.command import trials
 from finetune.estimate.arithmetic import estimate
+
+if TYPE_CHECKING:
+    from finetune.dryrun.messages import Trial
 
 pytest.importorskip("bitsandbytes")
 
@@ -47,65 +50,65 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def found(config: RunConfig) -> dict[str, dict[str, Any]]:
+def found(config: RunConfig) -> dict[str, Trial]:
     return dict(zip(CHANGES, trials(config, list(CHANGES.values()), "rtx-4080"), strict=True))
 
 
 @pytest.mark.parametrize(("name", "paged"), [("first", True), ("adamw", False)])
 def test_what_outlives_a_step_is_what_the_arithmetic_says(
-    config: RunConfig, found: dict[str, dict[str, Any]], name: str, paged: bool
+    config: RunConfig, found: dict[str, Trial], name: str, paged: bool
 ) -> None:
     expected = estimate(yaml_file.replace(config, CHANGES[name]), FIELDS)
-    categories = found[name]["categories"]
+    categories = found[name].categories
     frequencies = 2 * 512  # the rotary embedding's, and a copy
     assert categories["weights"] == expected.weights + frequencies
     for category in ("constants", "adapters", "optimizer"):
         assert categories[category] == getattr(expected, category), category
-    assert found[name]["managed"] == expected.managed
+    assert found[name].managed == expected.managed
     assert (expected.managed > 0) == paged
 
 
-def test_a_table_that_all_states_share_counts_once(config: RunConfig, found: dict[str, dict[str, Any]]) -> None:
+def test_a_table_that_all_states_share_counts_once(config: RunConfig, found: dict[str, Trial]) -> None:
     expected = estimate(yaml_file.replace(config, CHANGES["adamw-8bit"]), FIELDS).optimizer
     # Small scales are rounded up to blocks of 512 bytes; the two tables are 1,024 bytes each.
-    assert expected < found["adamw-8bit"]["categories"]["optimizer"] < 1.05 * expected
+    assert expected < found["adamw-8bit"].categories["optimizer"] < 1.05 * expected
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name != "too long"])
-def test_the_categories_come_to_the_peak(found: dict[str, dict[str, Any]], name: str) -> None:
+def test_the_categories_come_to_the_peak(found: dict[str, Trial], name: str) -> None:
     trial = found[name]
-    assert trial["fits"]
-    assert sum(trial["categories"].values()) == trial["peak_allocated"]
-    assert trial["peak_allocated"] == max(size for phase, size in trial["phases"].items() if phase != "loading")
-    assert trial["peak_allocated"] <= trial["peak_reserved"] <= trial["peak_device"] - trial["context"]
+    assert trial.fits
+    assert sum(trial.categories.values()) == trial.peak_allocated
+    assert trial.peak_allocated == max(size for phase, size in trial.phases.items() if phase != "loading")
+    assert trial.peak_allocated <= trial.peak_reserved <= trial.peak_device - trial.context
 
 
-def test_a_trial_knows_nothing_of_those_before_it(found: dict[str, dict[str, Any]]) -> None:
+def test_a_trial_knows_nothing_of_those_before_it(found: dict[str, Trial]) -> None:
     first, again = (dict(found[name]) for name in ("first", "again"))
     for trial in (first, again):
         del trial["seconds"]
-        del trial["phases"]["adapter"]  # cuBLAS' workspace is there from the first product on
+        del trial.phases["adapter"]  # cuBLAS' workspace is there from the first product on
     assert again == first
 
 
-def test_more_tokens_need_more_and_too_many_are_refused(found: dict[str, dict[str, Any]]) -> None:
-    assert found["long"]["peak_allocated"] > found["first"]["peak_allocated"]
-    assert not found["too long"]["fits"]
-    assert "out of memory" in found["too long"]["message"]
-    assert found["too long"]["peak_device"] <= found["too long"]["total"]
+def test_more_tokens_need_more_and_too_many_are_refused(found: dict[str, Trial]) -> None:
+    assert found["long"].peak_allocated > found["first"].peak_allocated
+    assert not found["too long"].fits
+    assert "out of memory" in found["too long"].message
+    assert found["too long"].peak_device <= found["too long"].total
 
 
 def test_a_second_micro_batch_adds_the_gradients_of_the_first_and_later_ones_nothing(
-    found: dict[str, dict[str, Any]],
+    found: dict[str, Trial],
 ) -> None:
     one, two, many = (
-        found[name]["phases"]["forward and backward"] for name in ("adamw", "2 micro-batches", "16 micro-batches")
+        found[name].phases["forward and backward"] for name in ("adamw", "2 micro-batches", "16 micro-batches")
     )
-    assert 0 < two - one <= found["first"]["categories"]["adapters"]
+    assert 0 < two - one <= found["first"].categories["adapters"]
     assert many == two
 
 
-def test_under_a_paged_optimizer_accumulation_needs_nothing(found: dict[str, dict[str, Any]]) -> None:
+def test_under_a_paged_optimizer_accumulation_needs_nothing(found: dict[str, Trial]) -> None:
     many, one = found["16 micro-batches, paged"], found["first"]
-    assert many["peak_allocated"] == one["peak_allocated"]
-    assert many["categories"] == one["categories"]
+    assert many.peak_allocated == one.peak_allocated
+    assert many.categories == one.categories

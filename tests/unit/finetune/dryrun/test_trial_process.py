@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from finetune.dryrun import over_time, trial_process
-from finetune.dryrun.trial import Trial
+from finetune.dryrun import trial_process
+from finetune.dryrun.messages import Found, Request, Result, Trial
+from finetune.dryrun.recording import TrialRecorder
+from pytest_vram.memory.codec import decode, encode
 
 if TYPE_CHECKING:
     from finetune.config.settings import RunConfig
@@ -35,9 +37,9 @@ class FakeBench:
     refused: Trial | None = None
     made: list[FakeBench]
 
-    def __init__(self, config: RunConfig, folder: Path, over_time: Any) -> None:
+    def __init__(self, config: RunConfig, folder: Path, recorder: TrialRecorder | None) -> None:
         assert folder.is_dir()
-        self.config, self.over_time = config, over_time
+        self.config, self.recorder = config, recorder
         self.ran: list[RunConfig] = []
         self.made.append(self)
 
@@ -53,19 +55,19 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> type[FakeBench]:
     return kind
 
 
-def answered(folder: Path, request: dict[str, Any]) -> Any:
+def answered(folder: Path, request: Request) -> Result:
     files = [folder / "request.json", folder / "result.json"]
-    files[0].write_text(json.dumps(request))
+    files[0].write_text(json.dumps(encode(request)))
     trial_process.main(*files)
-    return json.loads(files[1].read_text())
+    return decode(Result, json.loads(files[1].read_text()))
 
 
 def test_one_base_for_all_changes(bench: type[FakeBench], tmp_path: Path) -> None:
-    changes = [{"rank": 4}, {"rank": 8, "targets": ["q_proj"]}]
-    found = answered(tmp_path, {"kind": "run", "changes": changes, "config": {"model": "m", "output": "there"}})
-    assert [trial["peak_device"] for trial in found] == [3, 3]
+    changes = ({"rank": 4}, {"rank": 8, "targets": ["q_proj"]})
+    result = answered(tmp_path, Request(kind="run", changes=changes, settings={"model": "m", "output": "there"}))
+    assert result.trials == (TRIAL, TRIAL)
     (made,) = bench.made
-    assert made.over_time is None
+    assert made.recorder is None
     assert made.config.output.output == Path("there")
     assert [config.adapter.rank for config in made.ran] == [4, 8]
     assert made.ran[1].adapter.targets == ("q_proj",)
@@ -74,7 +76,7 @@ def test_one_base_for_all_changes(bench: type[FakeBench], tmp_path: Path) -> Non
 
 def test_a_base_that_is_refused_ends_it(bench: type[FakeBench], tmp_path: Path) -> None:
     bench.refused = TRIAL
-    assert len(answered(tmp_path, {"kind": "run", "changes": [{}, {}], "config": {}})) == 1
+    assert answered(tmp_path, Request(kind="run", changes=({}, {}), settings={})).trials == (TRIAL,)
     assert bench.made[0].ran == []
 
 
@@ -83,9 +85,12 @@ def test_a_search_gets_what_is_open_and_the_limit(
 ) -> None:
     import finetune.dryrun.search
 
-    monkeypatch.setattr(finetune.dryrun.search, "search", lambda *_, **settings: settings)
-    asked = {"kind": "fit", "open": ["seq"], "limit_bytes": 5, "config": {}}
-    assert answered(tmp_path, asked) == {"open_settings": ["seq"], "limit_bytes": 5}
+    asked: list[dict[str, Any]] = []
+    nothing = Found(best=None, trials=0)
+    monkeypatch.setattr(finetune.dryrun.search, "search", lambda *_, **settings: asked.append(settings) or nothing)
+    request = Request(kind="search", open_settings=("seq",), limit_bytes=5, settings={})
+    assert answered(tmp_path, request).found == nothing
+    assert asked == [{"open_settings": ("seq",), "limit_bytes": 5}]
 
 
 class Silent:
@@ -101,9 +106,9 @@ def test_phases_over_time(bench: type[FakeBench], tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("pytest_vram.probe.history.History", Silent)
     monkeypatch.setattr("pytest_vram.probe.recorder.Recorder", Silent)
     monkeypatch.setattr(Silent, "started", 0)
-    answered(tmp_path, {"kind": "run", "changes": [{}], "over_time": True, "config": {}})
-    watch = bench.made[0].over_time
-    assert isinstance(watch, over_time.OverTime)
+    answered(tmp_path, Request(kind="run", over_time=True, settings={}))
+    watch = bench.made[0].recorder
+    assert isinstance(watch, TrialRecorder)
     assert Silent.started == 2
     watch.phase("loading", 0.0, 10)
     watch.phase("forward and backward", 1e6, 20)

@@ -10,6 +10,7 @@ import pytest
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun.command import ROOMY_BYTES
+from finetune.dryrun.messages import Trial
 from finetune.estimate.arithmetic import CATEGORIES
 from finetune.ladder import command
 from pytest_vram.drygpu import find_card
@@ -31,18 +32,22 @@ class Trials:
 
     def __call__(
         self, config: RunConfig, changes: list[dict[str, Any]], card: str, *, total_bytes: int | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[Trial]:
         assert card == CARD.name
         self.asked.append((config, changes, total_bytes))
-        trial = {
-            "fits": self.fits or total_bytes is not None,
-            "categories": {"weights": self.allocated},
-            "context": CONTEXT,
-            "peak_allocated": self.allocated,
-            "peak_device": self.allocated + self.cached + CONTEXT,
-            "managed": 0,
-            "seconds": 1.0,
-        }
+        trial = Trial(
+            fits=self.fits or total_bytes is not None,
+            message="",
+            phases={},
+            categories={"weights": self.allocated},
+            peak_allocated=self.allocated,
+            peak_reserved=self.allocated + self.cached,
+            peak_device=self.allocated + self.cached + CONTEXT,
+            context=CONTEXT,
+            total=CARD.total_bytes,
+            managed=0,
+            seconds=1.0,
+        )
         return [trial] * len(changes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +11,7 @@ from finetune import cli
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun import command
+from finetune.dryrun.messages import Candidate, Found, Request, Result, Trial
 from finetune.qlora import main
 from pytest_vram.drygpu import find_card
 
@@ -19,50 +20,51 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 TOTAL = find_card("rtx-4080").total_bytes
-SETTINGS = {"micro_batch": 9, "seq": 512, "checkpointing": True, "rank": 16}
 
 
-def trial(*, fits: bool = True, needs: int = 4 * GIB) -> dict[str, Any]:
-    return {
-        "fits": fits,
-        "message": "" if fits else "CUDA out of memory.",
-        "phases": {"loading": 3 * GIB},
-        "categories": {"weights": 3 * GIB},
-        "peak_allocated": needs,
-        "peak_reserved": needs,
-        "peak_device": needs,
-        "context": GIB // 2,
-        "total": TOTAL,
-        "managed": 0,
-        "seconds": 1.0,
-        "device": "NVIDIA GeForce RTX 4080",
-        "dry": True,
-        "host_reads": [],
-        "recorded": None,
-    }
+def trial(*, fits: bool = True, needs: int = 4 * GIB) -> Trial:
+    return Trial(
+        fits=fits,
+        message="" if fits else "CUDA out of memory.",
+        phases={"loading": 3 * GIB},
+        categories={"weights": 3 * GIB},
+        peak_allocated=needs,
+        peak_reserved=needs,
+        peak_device=needs,
+        context=GIB // 2,
+        total=TOTAL,
+        managed=0,
+        seconds=1.0,
+        device="NVIDIA GeForce RTX 4080",
+        dry=True,
+    )
 
 
 class Asked:
-    """Takes :func:`finetune.dryrun.command.ask`'s place."""
+    """Takes the place of :func:`finetune.dryrun.command.in_trial_process`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> None:
-        self.requests: list[dict[str, Any]] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: Callable[[Request, int | None], Result]) -> None:
+        self.requests: list[Request] = []
         self.cards: list[str | None] = []
         self.totals: list[int | None] = []
         self.answer = answer
-        monkeypatch.setattr(command, "ask", self)
+        monkeypatch.setattr(command, "in_trial_process", self)
 
-    def __call__(
-        self, request: dict[str, Any], config: RunConfig, card: str | None, *, total_bytes: int | None = None
-    ) -> Any:
+    def __call__(self, request: Request, card: str | None, *, total_bytes: int | None = None) -> Result:
         self.requests.append(request)
         self.cards.append(card)
         self.totals.append(total_bytes)
         return self.answer(request, total_bytes)
 
 
+def too_large(total_bytes: int | None) -> Result:
+    """Refused by the card, and 2 GiB more than it has on one that is roomy."""
+    roomy = total_bytes is not None
+    return Result(trials=(trial(fits=roomy, needs=TOTAL + 2 * GIB if roomy else TOTAL),))
+
+
 def test_a_run_that_fits_is_asked_once_and_exits_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Asked(monkeypatch, lambda *_: [trial()])
+    asked = Asked(monkeypatch, lambda *_: Result(trials=(trial(),)))
     assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080"]) == 0
     assert (asked.cards, asked.totals) == (["rtx-4080"], [None])
 
@@ -70,9 +72,7 @@ def test_a_run_that_fits_is_asked_once_and_exits_0(monkeypatch: pytest.MonkeyPat
 def test_a_run_that_does_not_fit_is_taken_again_where_there_is_room_and_exits_3(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = Asked(
-        monkeypatch, lambda _, total: [trial(fits=total is not None, needs=TOTAL + 2 * GIB if total else TOTAL)]
-    )
+    asked = Asked(monkeypatch, lambda _, total: too_large(total))
     assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080"]) == 3
     assert asked.totals == [None, command.ROOMY_BYTES]
     assert "missing   2.00 GiB" in capsys.readouterr().out
@@ -84,30 +84,23 @@ def test_a_gpu_that_this_process_sees_needs_no_name_and_has_no_larger_twin(
 ) -> None:
     monkeypatch.setattr(pytest_vram.drygpu, "is_active", lambda: dry)
     monkeypatch.setattr(pytest_vram.drygpu, "real_gpu_present", lambda: not dry)
-    asked = Asked(monkeypatch, lambda *_: [trial(fits=False)])
+    asked = Asked(monkeypatch, lambda *_: Result(trials=(trial(fits=False),)))
     assert main(["--model", "mistral-7b", "--dry-run"]) == 3
     assert (asked.cards, asked.totals) == ([None], [None])
 
 
 def test_a_search_leaves_a_little_of_the_card_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"best": {"settings": SETTINGS, "tokens": 1, "trial": trial()}, "next": None, "trials": 1}
-    asked = Asked(monkeypatch, lambda request, _: found if request["kind"] == "fit" else [trial()])
+    best = Candidate(micro_batch=9, seq=512, checkpointing=True, rank=16, trial=trial())
+    asked = Asked(monkeypatch, lambda *_: Result(trials=(trial(),), found=Found(best=best, trials=1)))
     assert main(["--model", "mistral-7b", "--fit", "--gpu", "rtx-4080"]) == 0
-    assert asked.requests[0]["limit_bytes"] == int(0.97 * TOTAL)
+    assert asked.requests[0].limit_bytes == int(0.97 * TOTAL)
 
 
 def test_a_search_that_finds_nothing_shows_what_the_run_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nothing = {"best": None, "next": None, "trials": 4}
-    Asked(
-        monkeypatch,
-        lambda request, total: (
-            nothing
-            if request["kind"] == "fit"
-            else [trial(fits=total is not None, needs=TOTAL + 2 * GIB if total else TOTAL)]
-        ),
-    )
+    nothing = Result(found=Found(best=None, trials=4))
+    Asked(monkeypatch, lambda request, total: nothing if request.kind == "search" else too_large(total))
     assert main(["--model", "mistral-7b", "--fit", "--gpu", "rtx-4080"]) == 3
     text = capsys.readouterr().out
     assert "no setting of micro_batch, seq, checkpointing, rank fits rtx-4080" in text
@@ -122,6 +115,6 @@ def test_a_printed_command_trains_and_does_not_look() -> None:
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda"])
 def test_a_trial_is_taken_on_the_gpu_wherever_the_run_would_train(device: str) -> None:
     asked = yaml_file.replace(RunConfig(), {"device": device, "output": "here", "gpu": "rtx-4080"})
-    plain = command.plain(asked)
-    assert plain["device"] == "cuda"
-    assert not {"output", "gpu", "dry_run", "resume"} & set(plain)
+    settings = command.trial_settings(asked)
+    assert settings["device"] == "cuda"
+    assert not {"output", "gpu", "dry_run", "resume"} & set(settings)

@@ -1,0 +1,165 @@
+"""What ``--dry-run`` and ``--fit`` found, as text, as JSON, and as a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_vram.commands.run_page import held_against_card
+from pytest_vram.memory import Device, Measurement, Peak, Report
+from pytest_vram.report import files
+from pytest_vram.report.environment import environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.config.settings import RunConfig
+    from finetune.dryrun.messages import Trial
+    from pytest_vram.memory.device import Kind
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one trial showed."""
+
+    trial: Trial
+    """On the card itself."""
+    roomy: Trial | None = None
+    """The same steps on a card of the same kind with enough memory, taken when the card itself has too little."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether it ran on the card itself."""
+        return self.trial.fits
+
+    @property
+    def whole(self) -> Trial:
+        """The trial that came to its end, if any did."""
+        return self.trial if self.roomy is None else self.roomy
+
+    @property
+    def needed(self) -> int:
+        """Peak bytes on the device."""
+        return self.whole.peak_device
+
+
+def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
+    """The answer for people: fits or not, by how much, and where the memory goes."""
+    trial, whole = outcome.trial, outcome.whole
+    name = card or trial.device
+    total, verdict = trial.total, "fits" if outcome.fits else "does NOT fit"
+    lines = [
+        (
+            f"{config.model.model} ({config.model.precision}), seq {config.data.seq}, micro-batch"
+            f" {config.train.micro_batch}, accumulation {config.train.accumulation}, {config.train.optimizer}:"
+            f" {verdict} {name}"
+        ),
+        (
+            f"  needs     {gib(outcome.needed)} of {gib(total)} ({outcome.needed / total:.0%}), the context's"
+            f" {gib(trial.context)} included"
+        ),
+    ]
+    if outcome.fits:
+        lines.append(f"  headroom  {gib(total - outcome.needed)}")
+    else:
+        lines.append(
+            f"  missing   {gib(outcome.needed - total)}" if outcome.needed > total else "  refused   by fragmentation"
+        )
+        lines.append(f"  allocator {trial.message.splitlines()[0] if trial.message else ''}")
+    if whole.categories:
+        lines.append(
+            f"  peak      {gib(whole.peak_allocated)} allocated, {gib(whole.peak_reserved)} reserved; in a"
+            " step, at its peak:"
+        )
+        lines += [f"    {size_name:<22}{gib(size)}" for size_name, size in whole.categories.items()]
+    if whole.managed:
+        lines.append(f"    {'paged optimizer state':<22}{gib(whole.managed)} in managed memory, beside the card's")
+    lines.append("  by phase  " + ", ".join(f"{phase} {gib(size)}" for phase, size in whole.phases.items()))
+    lines += [f"  rests on  {note}" for note in _guesses(whole)]
+    kind = "dry GPU: PyTorch's own allocator, no kernel ran" if trial.dry else "measured on the GPU"
+    lines.append(f"  {kind}; {trial.seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def _guesses(trial: Trial) -> list[str]:
+    """What was assumed where a value decides that a dry GPU has not computed: a mixture's router, for example."""
+    notes = (read.note.partition("; ")[0] for read in trial.host_reads)
+    return list(dict.fromkeys(note for note in notes if " taken as " in note))
+
+
+def as_json(command: str, card: str | None, outcome: Outcome) -> str:
+    """The figures of the steps that came to their end, in bytes; ``fits`` is about the card itself.
+
+    Args:
+        command: that trains with the settings that were tried.
+        card: of the dry GPU; ``None`` for this machine's own.
+        outcome: what was found.
+    """
+    whole = outcome.whole
+    figures = {
+        "command": command,
+        "kind": _kind(whole),
+        "gpu": card,
+        "product": whole.device,
+        "fits": outcome.fits,
+        "total_bytes": outcome.trial.total,
+        "peak_device_bytes": whole.peak_device,
+        "peak_allocated_bytes": whole.peak_allocated,
+        "peak_reserved_bytes": whole.peak_reserved,
+        "context_bytes": whole.context,
+        "managed_bytes": whole.managed,
+        "categories": whole.categories,
+        "phases": whole.phases,
+        "out_of_memory": outcome.trial.message or None,
+        "host_reads": [dataclasses.asdict(read) for read in whole.host_reads],
+        "seconds": whole.seconds,
+    }
+    return json.dumps(figures, indent=2) + "\n"
+
+
+def save_page(command: str, outcome: Outcome, path: Path) -> None:
+    """Write the page: memory over time, its parts and phases, the lines that held the peak, and the card's limit.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    files.save(as_report(command, outcome), path)
+
+
+def as_report(command: str, outcome: Outcome) -> Report:
+    """The answer as a report with one test, named by its command; its budget is the card's memory."""
+    whole = outcome.whole
+    device = Device(kind=_kind(whole), index=0, name=whole.device, total_bytes=outcome.trial.total)
+    where = dataclasses.replace(environment(), devices=(device,))
+    return held_against_card(command, [_measurement(outcome, device)], where, sound=outcome.fits)
+
+
+def _kind(trial: Trial) -> Kind:
+    return "dry" if trial.dry else "cuda"
+
+
+def _measurement(outcome: Outcome, device: Device) -> Measurement:
+    whole = outcome.whole
+    recording = whole.recording
+    return Measurement(
+        device=device,
+        peak=Peak(
+            allocated_bytes=whole.peak_allocated,
+            reserved_bytes=whole.peak_reserved,
+            device_bytes=whole.peak_device,
+        ),
+        phases=recording.phases if recording else (),
+        holders=recording.holders if recording else (),
+        timeline=recording.timeline if recording else None,
+        ooms=int(not outcome.fits),
+        host_reads=whole.host_reads,
+    )
+
+
+def gib(size: int) -> str:
+    """Bytes as text, in GiB."""
+    return f"{size / GIB:.2f} GiB"

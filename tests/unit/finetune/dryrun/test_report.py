@@ -1,0 +1,102 @@
+"""What a dry run's answer looks like as figures and as a report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from finetune.dryrun.messages import Recording, Trial
+from finetune.dryrun.report import Outcome, as_json, as_report
+from pytest_vram.memory import Exceeded, Holder, HostRead, Peak, Phase, Series, Timeline, Within
+
+GIB = 2**30
+RECORDING = Recording(
+    timeline=Timeline(
+        times=(0.0, 1.0),
+        allocated=(GIB, 5 * GIB),
+        reserved=(GIB, 6 * GIB),
+        categories=(Series(name="weights", sizes=(GIB, 5 * GIB)),),
+        modules=(),
+        peak_index=1,
+        events=2,
+    ),
+    holders=(Holder(size_bytes=5 * GIB, count=2, location="model.py:1", category="weights"),),
+    phases=(Phase(name="loading", start=0.0, end=1.0, peak=Peak(allocated_bytes=5 * GIB)),),
+)
+READ = HostRead(location="step.py:3", operation="item", count=2, answered=False, note="read as zero")
+TRIAL = Trial(
+    fits=True,
+    message="",
+    phases={"loading": 5 * GIB},
+    categories={"weights": 5 * GIB},
+    peak_allocated=5 * GIB,
+    peak_reserved=6 * GIB,
+    peak_device=7 * GIB,
+    context=GIB,
+    total=16 * GIB,
+    managed=3,
+    seconds=7.0,
+    device="NVIDIA GeForce RTX 4080",
+    dry=True,
+    host_reads=(READ,),
+    recording=RECORDING,
+)
+FITS = Outcome(trial=TRIAL)
+REFUSED = Outcome(
+    trial=replace(TRIAL, fits=False, message="CUDA out of memory.", peak_device=16 * GIB, recording=None),
+    roomy=replace(TRIAL, peak_device=20 * GIB, total=1024 * GIB),
+)
+
+
+def test_the_figures_of_a_run_that_fits() -> None:
+    found = json.loads(as_json("python -m finetune.qlora", "rtx-4080", FITS))
+    assert found["fits"] is True
+    assert found["kind"] == "dry"
+    assert found["gpu"] == "rtx-4080"
+    assert found["out_of_memory"] is None
+    names = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "total_bytes", "context_bytes")
+    assert [found[name] / GIB for name in names] == [5, 6, 7, 16, 1]
+    assert found["managed_bytes"] == 3
+    assert found["host_reads"] == [asdict(READ)]
+
+
+def test_the_figures_of_a_run_that_does_not_fit_are_what_it_would_need_of_the_card_that_was_named() -> None:
+    found = json.loads(as_json("python -m finetune.qlora", "rtx-4080", REFUSED))
+    assert found["fits"] is False
+    assert found["peak_device_bytes"] == 20 * GIB
+    assert found["total_bytes"] == 16 * GIB
+    assert found["out_of_memory"] == "CUDA out of memory."
+
+
+def test_a_report_holds_the_run_against_the_card() -> None:
+    (test,) = as_report("python -m finetune.qlora", FITS).tests
+    assert test.nodeid == "python -m finetune.qlora"
+    assert test.outcome == "passed"
+    assert test.verdict == Within(headroom_bytes=9 * GIB)
+    (measured,) = test.measurements
+    assert (measured.device.kind, measured.device.name) == ("dry", "NVIDIA GeForce RTX 4080")
+    assert measured.figure("device") == 7 * GIB
+    assert measured.figure("allocated") == 5 * GIB
+    assert measured.figure("reserved") == 6 * GIB
+    assert measured.phases[0].peak.allocated_bytes == 5 * GIB
+    assert measured.holders[0].location == "model.py:1"
+    assert measured.timeline is not None
+    assert measured.timeline.peak_bytes == 5 * GIB
+    assert measured.host_reads[0].count == 2
+    assert measured.ooms == 0
+
+
+def test_a_report_of_a_run_that_does_not_fit() -> None:
+    (test,) = as_report("python -m finetune.qlora", REFUSED).tests
+    assert test.outcome == "failed"
+    assert test.verdict == Exceeded(over_bytes=4 * GIB)
+    assert test.measurements[0].ooms == 1
+
+
+@pytest.mark.parametrize(("dry", "kind"), [(True, "dry"), (False, "cuda")])
+def test_a_card_that_was_measured_is_told_from_a_dry_one(dry: bool, kind: str) -> None:
+    outcome = Outcome(trial=replace(TRIAL, dry=dry))
+    assert as_report("x", outcome).environment.devices[0].kind == kind
+    assert json.loads(as_json("x", None, outcome))["kind"] == kind
