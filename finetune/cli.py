@@ -84,7 +84,7 @@ def _parse_flags(flags: list[str], default: RunConfig) -> RunConfig:
 
 
 def _refuse_late_file(flags: list[str]) -> None:
-    takes_text = {"--" + name.replace("_", "-") for name, (_, kind) in yaml_file.field_types().items() if kind in _TEXT}
+    takes_text = {yaml_file.flag(name) for name, (_, kind) in yaml_file.field_types().items() if kind in _TEXT}
     for before, this in itertools.pairwise(["", *flags]):
         if this.endswith((".yaml", ".yml")) and not this.startswith("-") and before.replace("_", "-") not in takes_text:
             remedy = f"{PROG} {this} --field value ..."
@@ -96,7 +96,7 @@ _TEXT = (str, Path, str | None)
 
 def _epilog() -> str:
     ordinary, demo = yaml_file.flatten(RunConfig()), yaml_file.flatten(DEMO)
-    changed = [f"--{name.replace('_', '-')} {value}" for name, value in demo.items() if value != ordinary[name]]
+    changed = [f"{yaml_file.flag(name)} {value}" for name, value in demo.items() if value != ordinary[name]]
     codes = "\n".join(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)
     return f"""\
 The demo, which is what runs when neither --model nor --data is given, starts from these instead of the defaults:

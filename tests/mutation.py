@@ -19,6 +19,9 @@ import time
 import traceback
 from pathlib import Path
 
+from mutants import MUTANTS
+from mutants.anchor import Bug, plant
+
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("finetune", "pytest_vram", "tests", "examples", "pyproject.toml", "README.md")
 HEAVY = (
@@ -41,9 +44,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="modules such as finetune/model/load; all by default")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "tests"))
-    from mutants import MUTANTS
-
     chosen: dict[str, list[int]] = {}
     for word in arguments.modules or MUTANTS:
         module, _, number = word.partition(":")
@@ -67,9 +67,9 @@ def main() -> int:
                 print(f"{module:<32} fail without a bug: {' '.join(unsound)}", flush=True)
                 survivors += 1
                 continue
-            alive = [number for number in numbers if not caught(copy, module, *bugs[number - 1], tests)]
+            alive = [number for number in numbers if not caught(copy, module, bugs[number - 1], tests)]
             planted, survivors = planted + len(numbers), survivors + len(alive)
-            told = "; ".join(f"{number}: {bugs[number - 1][0]!r} -> {bugs[number - 1][1]!r}" for number in alive)
+            told = "; ".join(f"{number}: {bugs[number - 1]}" for number in alive)
             score = f"{len(numbers) - len(alive)}/{len(numbers)}"
             print(f"{module:<32} {score:<8} {time.monotonic() - began:7.0f}  {told}".rstrip(), flush=True)
         print(f"{planted} bugs in {len(chosen)} modules, {survivors} survived")
@@ -107,17 +107,15 @@ def failing_without_a_bug(copy: Path, test: str, sound: dict[str, int | str]) ->
     return sound[test] != 0
 
 
-def caught(copy: Path, module: str, old: str, new: str, tests: list[str]) -> bool:
-    """Whether the tests fail once ``old`` is ``new``.
+def caught(copy: Path, module: str, bug: Bug, tests: list[str]) -> bool:
+    """Whether the tests fail once the bug is planted.
 
     Raises:
-        SystemExit: the text to replace is not there exactly once: the list is out of date.
+        LostAnchorError: the code to replace is not there exactly once: the list is out of date.
     """
     path = copy / f"{module}.py"
     source = path.read_text()
-    if source.count(old) != 1:
-        raise SystemExit(f"{module}.py holds {old!r} {source.count(old)} times, not once: bring mutants/ up to date")
-    path.write_text(source.replace(old, new))
+    path.write_text(plant(source, bug))
     try:
         outcome = run_tests(copy, tests)
         return outcome in (1, 2, "timeout") or (isinstance(outcome, int) and outcome < 0)  # a signal ended it

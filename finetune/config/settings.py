@@ -17,6 +17,8 @@ MergeBase = Literal["none", "quantized-base", "full-base"]
 
 EMBEDDED_MODEL = "smollm2-135m"
 EMBEDDED_DATA = "pydoc"
+QUANTIZED = ("int8", "fp4", "nf4")
+"""The precisions that bitsandbytes stores weights in; torch has the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

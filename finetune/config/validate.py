@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from finetune.config.settings import QUANTIZED
 from finetune.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import RunConfig
 
-QUANTIZED = ("int8", "fp4", "nf4")
 FOUR_BIT = ("fp4", "nf4")
 MAX_SEED = 2**32 - 1  # numpy's legacy generator takes no more
 

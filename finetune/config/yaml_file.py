@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
 import types
 import typing
 from pathlib import Path
@@ -40,6 +41,28 @@ def flatten(config: RunConfig) -> dict[str, Any]:
         for section, cls in sections().items()
         for field in dataclasses.fields(cls)
     }
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its name, as JSON keeps it: lists for tuples, text for paths."""
+    return {name: _plain(value) for name, value in flatten(config).items()}
+
+
+def flag(name: str) -> str:
+    """Return a setting's flag: ``--micro-batch`` for ``micro_batch``."""
+    return "--" + name.replace("_", "-")
+
+
+def as_flags(settings: Mapping[str, Any]) -> str:
+    """Return settings as they are typed on a command line, quoted for a shell."""
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            words.append(flag(name) if value else f"--no-{flag(name)[2:]}")
+        else:
+            values = value if isinstance(value, (tuple, list)) else (str(value),)
+            words.append(" ".join([flag(name), *map(shlex.quote, values)]))
+    return " ".join(words)
 
 
 def replace(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

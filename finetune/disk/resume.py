@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune.config import yaml_file
 from finetune.config.settings import DryRunConfig, OutputConfig
 from finetune.errors import ConfigError, Problem
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from finetune.config.settings import RunConfig
 
 _FINGERPRINTED = {"model", "data", "eval_data"}
 """Names of folders and files: they may move, what is in them is compared instead."""
@@ -55,18 +53,6 @@ class RunFacts:
     """Fingerprint of the training rows as tokens."""
     versions: Mapping[str, str]
     """Versions of the packages that compute."""
-
-
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Every setting by name, as plain JSON."""
-    return {
-        name: list(value)
-        if isinstance(value, tuple)
-        else value
-        if isinstance(value, (int, float))
-        else value and str(value)
-        for name, value in yaml_file.flatten(config).items()
-    }
 
 
 def package_versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from finetune.disk import host_memory
 from finetune.disk.durable import Lines, read_lines
 from finetune.errors import ConfigError, Problem
+from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from finetune.training.step import StepStats
 
 _LINES_WITHOUT_TERMINAL = 20
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

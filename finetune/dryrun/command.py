@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from finetune.config import yaml_file
 from finetune.config.settings import EMBEDDED_MODEL, RunConfig
 from finetune.config.validate import validate
+from finetune.dryrun.card import named_card
 from finetune.dryrun.messages import Candidate, Found, Request, Result, Settings, Trial
 from finetune.dryrun.report import Outcome, as_json, gib, render, save_page
 from finetune.errors import ConfigError, ExitCode, FinetuneError, Problem, WriteError
@@ -151,14 +151,10 @@ def _no_such_model(name: str, said: str) -> ConfigError:
 
 
 def trial_settings(config: RunConfig) -> Settings:
-    """Return the settings that matter to a trial, as JSON keeps them."""
-    settings = yaml_file.flatten(config)
-    left_out = set(yaml_file.flatten(RunConfig())) - {
-        name for name, (section, _) in yaml_file.field_types().items() if section not in ("dry", "output")
-    }
-    kept = {name: value for name, value in settings.items() if name not in left_out}
-    kept["device"] = "cuda"
-    return {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in kept.items()}
+    """Return the settings that matter to a trial, as JSON keeps them. A trial always runs on a GPU."""
+    sections = {name: section for name, (section, _) in yaml_file.field_types().items()}
+    kept = {n: value for n, value in yaml_file.plain(config).items() if sections[n] not in ("dry", "output")}
+    return kept | {"device": "cuda"}
 
 
 def _write(config: RunConfig, card: str | None, outcome: Outcome) -> None:
@@ -233,26 +229,20 @@ def _confirmed(
 
 
 def command(config: RunConfig) -> str:
-    """The command line of a run: what differs from the defaults."""
+    """Return the command line of a run: the settings that differ from the defaults."""
     default = yaml_file.flatten(RunConfig())
     sections = {name: section for name, (section, _) in yaml_file.field_types().items()}
-    parts = ["python -m finetune.qlora"]
-    for name, value in yaml_file.flatten(config).items():
-        if value == default[name] or sections[name] == "dry":
-            continue
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            parts.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            words = value if isinstance(value, tuple) else (str(value),)
-            parts.append(" ".join([flag, *map(shlex.quote, words)]))
-    return " ".join(parts)
+    changed = {
+        name: value
+        for name, value in yaml_file.flatten(config).items()
+        if value != default[name] and sections[name] != "dry"
+    }
+    return " ".join(["python -m finetune.qlora", yaml_file.as_flags(changed)]).rstrip()
 
 
 def _card(config: RunConfig) -> str | None:
-    """The card's own name; ``None`` for the GPU that this process sees, a real one or one it runs on top of."""
-    from pytest_vram.drygpu import find_card, is_active, real_gpu_present
-    from pytest_vram.errors import VramError
+    """Return the card's own name; None for the GPU that this process sees, a real one or a dry one."""
+    from pytest_vram.drygpu import is_active, real_gpu_present
 
     if config.dry.gpu is None:
         if is_active() or real_gpu_present():
@@ -265,11 +255,7 @@ def _card(config: RunConfig) -> str | None:
                 remedy="name a card: --gpu rtx-4080 (`python -m pytest_vram cards` lists them)",
             )
         )
-    try:
-        return find_card(config.dry.gpu).name
-    except VramError as error:
-        remedy = "`python -m pytest_vram cards` lists them"
-        raise ConfigError(Problem(field="gpu", value=config.dry.gpu, why=str(error), remedy=remedy)) from error
+    return named_card(config.dry.gpu).name
 
 
 def _total(config: RunConfig, card: str | None) -> int:

@@ -11,6 +11,7 @@ from pytest_vram.commands.run_page import held_against_card
 from pytest_vram.memory import Device, Measurement, Peak, Report
 from pytest_vram.report import files
 from pytest_vram.report.environment import environment
+from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from finetune.config.settings import RunConfig
     from finetune.dryrun.messages import Trial
     from pytest_vram.memory.device import Kind
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

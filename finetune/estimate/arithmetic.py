@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.config.settings import QUANTIZED
 from finetune.estimate.dimensions import Dimensions, Linear
 from finetune.estimate.shapes import find_shape
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from finetune.config.settings import RunConfig
 
 FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-QUANTIZED = ("int8", "fp4", "nf4")
 BLOCK = 64
 """Weights that share one scale in 4 bits (https://arxiv.org/abs/2305.14314, section 2)."""
 NESTED_BLOCK = 256
@@ -37,7 +37,10 @@ WORKSPACE = {7: 8_519_680, 8: 8_519_680, 9: 33_554_432}
 """cuBLAS workspace of one thread by the capability's first number: ``getChosenWorkspaceSize`` in PyTorch's
 ``aten/src/ATen/cuda/CublasHandlePool.cpp``."""
 PAGED_FROM = 4096
-"""Elements from which a state is paged, as in ``optim.py``, which imports torch; bitsandbytes does from 1e5 on."""
+"""Elements from which a paged optimizer's state is paged.
+
+bitsandbytes does so from 100,000 on, which leaves on the card half the states of a rank-16 adapter on a 7B model.
+"""
 QUANTIZING = 7
 """Bytes an element that bitsandbytes takes to quantize an 8-bit layer's input: in fp16, its size, int8, outliers."""
 _READERS = (

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
+from finetune.dryrun.card import named_card
 from finetune.dryrun.command import ROOMY_BYTES, trials
-from finetune.errors import ConfigError, FinetuneError, Problem
+from finetune.errors import FinetuneError
 from finetune.estimate.arithmetic import CATEGORIES, Estimate, estimate, model_fields
-from finetune.ladder.results import CACHED, GIB, Ladder, Rung, as_json
+from finetune.ladder.results import CACHED, Ladder, Rung, as_json
+from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -153,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     begin = time.perf_counter()
     try:
-        card = _card(arguments.gpu)
+        card = named_card(arguments.gpu)
         settings = {name: getattr(arguments, name) for name in ("model", "seq", "micro_batch", "rank")}
         base = yaml_file.replace(RunConfig(), settings | {"device": "cuda"})
         ladder = measure(base, card, told=lambda text: print(f"measuring {text} ...", file=sys.stderr))
@@ -190,18 +192,3 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
     return int(text)
-
-
-def _card(name: str) -> Card:
-    from pytest_vram.drygpu import find_card
-    from pytest_vram.errors import VramError
-
-    try:
-        return find_card(name)
-    except VramError as error:
-        remedy = "`python -m pytest_vram cards` lists them"
-        raise ConfigError(Problem(field="gpu", value=name, why=str(error), remedy=remedy)) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from finetune.estimate.arithmetic import CATEGORIES
-from finetune.ladder.results import CACHED, GIB
+from finetune.ladder.results import CACHED
+from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-GIB = 2**30
 CACHED = "cached"
 """What the allocator holds and has not handed out at the peak; the arithmetic has none of it."""
 

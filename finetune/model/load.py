@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from finetune.config.settings import EMBEDDED_MODEL
+from finetune.config.settings import EMBEDDED_MODEL, QUANTIZED
 from finetune.disk.host_memory import give_back_freed
 from finetune.errors import ConfigError, ModelError, Problem
 from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from finetune.config.settings import AdapterConfig, ModelConfig
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-QUANTIZED = ("int8", "fp4", "nf4")
 
 
 def resolve_device(config: ModelConfig) -> torch.device:

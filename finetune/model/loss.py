@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from finetune.data.encode import IGNORED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PretrainedConfig
-
-IGNORED = -100
-"""Label of a token that the loss is not taken on, as in torch and transformers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

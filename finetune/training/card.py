@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.config import yaml_file
-from finetune.config.validate import QUANTIZED
+from finetune.config.settings import QUANTIZED
 from finetune.disk.run_log import clock
 
 if TYPE_CHECKING:

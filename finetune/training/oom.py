@@ -12,9 +12,10 @@ import torch
 
 from finetune.config import yaml_file
 from finetune.disk import host_memory
-from finetune.disk.resume import check_settings, settings_of
+from finetune.disk.resume import check_settings
 from finetune.errors import ConfigError, FinetuneError, OutOfMemoryError
 from finetune.estimate.arithmetic import estimate
+from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import RunConfig
 
-GIB = 2**30
 _HOST_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory", "(os error 12)")
 
 
@@ -146,7 +146,9 @@ def largest_savings(config: RunConfig, *, on_device: bool, count: int = 3) -> li
         for settings in _alternatives(yaml_file.flatten(config)):
             changed = yaml_file.replace(config, settings)
             saved = now - _estimated(changed, on_device=on_device)
-            savings.append(Saving(flags=_as_flags(settings), saved_bytes=saved, resumes=_resumes(config, changed)))
+            savings.append(
+                Saving(flags=yaml_file.as_flags(settings), saved_bytes=saved, resumes=_resumes(config, changed))
+            )
     except FinetuneError:
         return []
     return sorted((s for s in savings if s.saved_bytes > 0), key=lambda s: -s.saved_bytes)[:count]
@@ -159,7 +161,7 @@ def _estimated(config: RunConfig, *, on_device: bool) -> int:
 
 def _resumes(config: RunConfig, changed: RunConfig) -> bool:
     try:
-        check_settings(settings_of(config), settings_of(changed))
+        check_settings(yaml_file.plain(config), yaml_file.plain(changed))
     except ConfigError:
         return False
     return True
@@ -186,11 +188,3 @@ def _alternatives(now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"rank": 8}
     if not now["optimizer"].endswith("8bit"):
         yield {"optimizer": "paged-adamw-8bit"}
-
-
-def _as_flags(settings: Mapping[str, Any]) -> str:
-    words = []
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        words.append(f"--{flag} {value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}")
-    return " ".join(words)

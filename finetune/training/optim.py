@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from finetune.errors import CheckpointError, ConfigError, Problem
+from finetune.estimate.arithmetic import PAGED_FROM
 from finetune.training.masters import keep_masters
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
-PAGED_FROM = 4096
-"""Elements from which a paged optimizer's state is paged.
-
-bitsandbytes does so from 100,000 on, which leaves on the card half the states of a rank-16 adapter on a 7B model.
-"""
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:

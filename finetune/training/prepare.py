@@ -10,7 +10,7 @@ import torch
 from finetune.config import yaml_file
 from finetune.data.batches import load_examples, total_steps
 from finetune.disk import checkpoint, durable
-from finetune.disk.resume import RunFacts, check_settings, compare, fingerprint, package_versions, settings_of
+from finetune.disk.resume import RunFacts, check_settings, compare, fingerprint, package_versions
 from finetune.disk.run_folder import RunFolder
 from finetune.disk.run_log import notice
 from finetune.disk.state import Tree, seed_everything
@@ -86,7 +86,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer
     facts = RunFacts(
-        settings=settings_of(config),
+        settings=yaml_file.plain(config),
         threads=torch.get_num_threads(),
         device=next(model.parameters()).device.type,
         base=base_fingerprint,
@@ -140,7 +140,7 @@ def _checkpoint(config: RunConfig, earlier: list[Path]) -> Checkpoint | None:
         return None
     found, refused = checkpoint.newest(RunFolder(output).checkpoints)
     if found is not None:
-        check_settings(found.facts["settings"], settings_of(config))
+        check_settings(found.facts["settings"], yaml_file.plain(config))
     for refusal in refused:
         notice(f"{refusal}; going on from the one before")
     notice(f"resuming {output} after step {found.step}" if found else f"no checkpoint in {output}: starting at step 0")

@@ -6,13 +6,14 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from finetune.config import yaml_file
 from finetune.disk import durable
-from finetune.disk.resume import settings_of
 from finetune.disk.run_folder import RunFolder
-from finetune.disk.run_log import GIB, clock, memory_now
+from finetune.disk.run_log import clock, memory_now
 from finetune.model.merge import merge
 from finetune.training.card import Summary, model_card, one_line
 from finetune.training.prepare import trained
+from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +109,7 @@ def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: in
         device=setup.facts.device,
         threads=setup.facts.threads,
         versions=dict(setup.facts.versions),
-        settings=settings_of(setup.config),
+        settings=yaml_file.plain(setup.config),
     )
 
 

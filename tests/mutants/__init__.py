@@ -1,11 +1,12 @@
-"""The bugs that ``mutation.py`` plants, five or more in each module of finetune."""
+"""The bugs that ``mutation.py`` plants: five or more in each module of finetune that has room for them."""
 
 from __future__ import annotations
 
 from mutants import memory, quantization, rows, saving, settings, training
+from mutants.anchor import Bug
 
-Planted = tuple[list[str], list[tuple[str, str]]]
-"""The tests that are to notice, the likeliest first; and pairs of the right text and the wrong one."""
+Planted = tuple[list[str], list[Bug]]
+"""The tests that are to notice, the likeliest first; and the bugs."""
 
 MUTANTS: dict[str, Planted] = {
     **quantization.BUGS,

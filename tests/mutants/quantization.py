@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mutants.anchor import Bug
+
 if TYPE_CHECKING:
     from mutants import Planted
 
@@ -16,12 +18,16 @@ BUGS: dict[str, Planted] = {
             "tests/properties/reference/test_nf4_cuda_rules.py",
         ],
         [
-            ("(codes[::2] << 4) | codes[1::2]", "(codes[1::2] << 4) | codes[::2]"),
-            ("scaled[-1] = (blocks[-1] / absmax[-1]).clamp(-1, 1)", "pass"),
-            ("* per_scale + quantized.offset", "* per_scale"),
-            ("codes = codes.masked_fill(scaled.isnan(), 0)", "pass"),
-            ('"nested_offset"] = quantized.offset.item()', '"nested_offset"] = 0.0'),
-            ("absmax = row_max(blocks.abs())", "absmax = blocks.amax(dim=1)"),
+            Bug("pack", "codes[::2] << 4 | codes[1::2]", "codes[1::2] << 4 | codes[::2]"),
+            Bug("_scale_blocks", "scaled[-1] = (blocks[-1] / absmax[-1]).clamp(-1, 1)", "pass"),
+            Bug(
+                "scales",
+                "state2.code[quantized.absmax.long()] * per_scale + quantized.offset",
+                "state2.code[quantized.absmax.long()] * per_scale",
+            ),
+            Bug("encode", "codes = codes.masked_fill(scaled.isnan(), 0)", "pass"),
+            Bug("state_dict", "quantized.offset.item()", "0.0"),
+            Bug("_scale_blocks", "row_max(blocks.abs())", "blocks.amax(dim=1)"),
         ],
     ),
     "tests/reference/blockwise": (
@@ -31,11 +37,15 @@ BUGS: dict[str, Planted] = {
             "tests/properties/reference/test_nf4_cuda_rules.py",
         ],
         [
-            ("* 0.5 * 65535 + 0.5)", "* 0.5 * 65535)"),
-            ("(below % 2 == 1)", "(below % 2 == 0)"),
-            ("codes = codes.masked_fill((absmax == 0)[:, None], 0)", "pass"),
-            ("absmax.repeat_interleave(blocksize)", "absmax.repeat(blocksize)"),
-            ("NESTED_BLOCKSIZE = 256", "NESTED_BLOCKSIZE = 128"),
+            Bug(
+                "quantize_blockwise",
+                "(scaled.nan_to_num(0.0).clamp(-1, 1) + 1.0) * 0.5 * 65535 + 0.5",
+                "(scaled.nan_to_num(0.0).clamp(-1, 1) + 1.0) * 0.5 * 65535",
+            ),
+            Bug("quantize_blockwise", "below % 2 == 1", "below % 2 == 0"),
+            Bug("quantize_blockwise", "codes = codes.masked_fill((absmax == 0)[:, None], 0)", "pass"),
+            Bug("dequantize_blockwise", "absmax.repeat_interleave", "absmax.repeat"),
+            Bug("", "256", "128"),
         ],
     ),
     "tests/reference/codebook": (
@@ -46,21 +56,29 @@ BUGS: dict[str, Planted] = {
             "tests/properties/reference/test_nf4_cuda_rules.py",
         ],
         [
-            ("0.07958029955625534", "0.0795804"),
-            ("return (values[:-1] + values[1:]) / 2", "return values[1:]"),
-            ("(10 ** (decade - 6))", "(10 ** (decade - 7))"),
-            ("2.0 / 65535", "2.0 / 65536"),
-            ("0.00260417, ", "0.0026041667, "),
+            Bug("", "0.07958029955625534", "0.0795804"),
+            Bug("midpoints", "(values[:-1] + values[1:]) / 2", "values[1:]"),
+            Bug("dynamic_map", "decade - 6", "decade - 7"),
+            Bug(
+                "snapped_lookup",
+                "torch.arange(65536, dtype=torch.float32) * 2.0 / 65535",
+                "torch.arange(65536, dtype=torch.float32) * 2.0 / 65536",
+            ),
+            Bug("", "0.00260417", "0.0026041667"),
         ],
     ),
     "finetune/model/experts": (
         ["tests/properties/model/test_qlora_refusals.py", "tests/properties/training/test_qlora_step.py"],
         [
-            (".chunk(2, dim=-1)", ".chunk(2, dim=-1)[::-1]"),
-            ("self.act_fn(gate) * up", "gate * up"),
-            ("top_k_weights.flatten()[slots, None]", "top_k_weights.flatten()[0]"),
-            ("if wrong:", "if False:"),
-            ("quant_type=self.quant_type", 'quant_type="nf4"'),
+            Bug(
+                "QuantizedExperts.forward",
+                "self._linear('gate_up_proj', expert, hidden_states[tokens]).chunk(2, dim=-1)",
+                "self._linear('gate_up_proj', expert, hidden_states[tokens]).chunk(2, dim=-1)[::-1]",
+            ),
+            Bug("QuantizedExperts.forward", "self.act_fn(gate)", "gate"),
+            Bug("QuantizedExperts.forward", "(slots, None)", "0"),
+            Bug("_refuse_misread_layers", "if wrong:", "if False:"),
+            Bug("QuantizedExperts.quantize", "self.quant_type", "'nf4'"),
         ],
     ),
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mutants.anchor import Bug
+
 if TYPE_CHECKING:
     from mutants import Planted
 
@@ -11,69 +13,85 @@ BUGS: dict[str, Planted] = {
     "finetune/data/rows": (
         ["tests/properties/data/test_data_order.py"],
         [
-            ("enumerate(lines, start=1)", "enumerate(lines)"),
-            ('odd = "" in fields or None in fields.values()', "odd = False"),
-            ("line = reader.line_num + 1", "line = line + 1"),
-            ("{facts.st_size}:{facts.st_mtime_ns}", ""),
-            ('return f"; did you mean', 'return f"; perhaps'),
-            ('number += 1\n                yield Row(source=f"{path}:row', 'yield Row(source=f"{path}:row'),
+            Bug("_json_lines", "enumerate(lines, start=1)", "enumerate(lines)"),
+            Bug("_csv", "'' in fields or None in fields.values()", "False"),
+            Bug("_csv", "reader.line_num", "line"),
+            Bug(
+                "source_fingerprint", "f'{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}'", "f'{path.resolve()}:'"
+            ),
+            Bug("_near", "'; did you mean '", "'; perhaps '"),
+            Bug("_parquet", "number += 1", "pass"),
         ],
     ),
     "finetune/data/encode": (
         ["tests/properties/data/test_data_encoding.py"],
         [
-            ("learned_up_to[ends] > learned_up_to[offsets[:, 0]]", "learned_up_to[offsets[:, 0] + 0] > 0"),
-            ("labels[: config.seq], cut=cut", "labels[-config.seq :], cut=cut"),
-            ("cut = max(0, len(ids) - config.seq)", "cut = int(len(ids) > config.seq)"),
-            ("(labels[1:] != IGNORED)", "(labels != IGNORED)"),
-            ("yield Part(text=whole[place:], learned=False)", "yield Part(text=whole[place:], learned=True)"),
-            ('completion + (tokenizer.eos_token or "")', "completion"),
+            Bug(
+                "tokenize", "learned_up_to[ends] > learned_up_to[offsets[:, 0]]", "learned_up_to[offsets[:, 0] + 0] > 0"
+            ),
+            Bug("encode", "labels[:config.seq]", "labels[-config.seq:]"),
+            Bug("encode", "max(0, len(ids) - config.seq)", "int(len(ids) > config.seq)"),
+            Bug("targets", "labels[1:]", "labels"),
+            Bug("_conversation", "Part(text=whole[place:], learned=False)", "Part(text=whole[place:], learned=True)"),
+            Bug("_answer", "completion + (tokenizer.eos_token or '')", "completion"),
         ],
     ),
     "finetune/data/tokens": (
         ["tests/properties/data/test_data_order.py"],
         [
-            ("tally.digest.update(coded.labels.tobytes())", "pass"),
-            ("tally.truncated += coded.cut > 0", "tally.truncated += coded.cut"),
-            ("        source,\n        config.seq,", "        config.seq,"),
-            ("if not config.skip_bad_rows:", "if config.skip_bad_rows:"),
-            ("shutil.rmtree(aside, ignore_errors=True)", "pass"),
-            ("if not learned:", "if False:"),
+            Bug("_examples", "tally.digest.update(coded.labels.tobytes())", "pass"),
+            Bug("_examples", "coded.cut > 0", "coded.cut"),
+            Bug(
+                "_key",
+                "[FORMAT, source, config.seq, config.train_on_prompt, config.skip_bad_rows, tokenizer.chat_"
+                "template, [tokenizer.bos_token, tokenizer.eos_token, type(tokenizer).__name__], backend.to"
+                "_str() if backend is not None else sorted(tokenizer.get_vocab().items())]",
+                "[FORMAT, config.seq, config.train_on_prompt, config.skip_bad_rows, tokenizer.chat_template"
+                ", [tokenizer.bos_token, tokenizer.eos_token, type(tokenizer).__name__], backend.to_str() i"
+                "f backend is not None else sorted(tokenizer.get_vocab().items())]",
+            ),
+            Bug("_examples", "not config.skip_bad_rows", "config.skip_bad_rows"),
+            Bug("_write", "shutil.rmtree(aside, ignore_errors=True)", "pass"),
+            Bug("_examples", "not learned", "False"),
         ],
     ),
     "finetune/data/packing": (
         ["tests/properties/data/test_data_order.py"],
         [
-            ("if left >= length", "if left > length"),
-            ("free[place] -= length", "free[place] -= length - 1"),
-            ("done.append(held.pop(fullest))", "held.pop(fullest)"),
-            ("default_rng([_PACKING, seed])", "default_rng()"),
-            ("[0, *(len(rows) for rows in packed[:-1])]", "[0, *(len(rows) for rows in packed[1:])]"),
+            Bug("pack", "left >= length", "left > length"),
+            Bug("pack", "free[place] -= length", "free[place] -= length - 1"),
+            Bug("pack", "done.append(held.pop(fullest))", "held.pop(fullest)"),
+            Bug("pack", "np.random.default_rng([_PACKING, seed])", "np.random.default_rng()"),
+            Bug("pack", "packed[:-1]", "packed[1:]"),
         ],
     ),
     "finetune/data/batches": (
         ["tests/properties/data/test_data_order.py"],
         [
-            ("labels[line, begin] = IGNORED", "pass"),
-            ("positions[line, begin:] = torch.arange(width - begin)\n            begin = end", "begin = end"),
-            ("order[number * size : (number + 1) * size]", "order[number * size : (number + 1) * size - 1]"),
-            ("default_rng([_ORDER, config.seed, epoch])", "default_rng([_ORDER, config.seed])"),
-            ("np.setdiff1d(index, held)", "index"),
-            ("range(start_step, total_steps(train, config))", "range(total_steps(train, config))"),
+            Bug("collate", "labels[line, begin] = IGNORED", "pass"),
+            Bug("collate", "begin = end", "begin = 0"),
+            Bug("window_sequences", "(number + 1) * size", "(number + 1) * size - 1"),
+            Bug("window_sequences", "[_ORDER, config.seed, epoch]", "[_ORDER, config.seed]"),
+            Bug("_split", "np.setdiff1d(index, held)", "index"),
+            Bug("windows", "range(start_step, total_steps(train, config))", "range(total_steps(train, config))"),
         ],
     ),
     "finetune/training/sample": (
         ["tests/properties/training/test_sample.py"],
         [
-            ("input_ids[:first]", "input_ids[: first + 1]"),
-            ("min(prompts, key=len)", "max(prompts, key=len)"),
-            ("add_generation_prompt=True", "add_generation_prompt=False"),
-            ("add_special_tokens=False", "add_special_tokens=True"),
-            ("out[0, ids.shape[1] :]", "out[0]"),
-            ("model.train(was_training)", "model.train()"),
-            ("do_sample=False", "do_sample=True"),
-            ("if config.answer_tokens == 0:", "if False:"),
-            ("[-_SHOWN:]", "[:_SHOWN]"),
+            Bug("_prompt", "example.input_ids[:first]", "example.input_ids[:first + 1]"),
+            Bug("choose_question", "min(prompts, key=len)", "max(prompts, key=len)"),
+            Bug("_templated", "add_generation_prompt=True", "add_generation_prompt=False"),
+            Bug("_chat", "add_special_tokens=False", "add_special_tokens=True"),
+            Bug("answer", "(0, ids.shape[1]:)", "0"),
+            Bug("answer", "model.train(was_training)", "model.train()"),
+            Bug("answer", "do_sample=False", "do_sample=True"),
+            Bug("choose_question", "config.answer_tokens == 0", "False"),
+            Bug(
+                "choose_question",
+                "_question_in(tokenizer, shortest)[-_SHOWN:]",
+                "_question_in(tokenizer, shortest)[:_SHOWN]",
+            ),
         ],
     ),
 }

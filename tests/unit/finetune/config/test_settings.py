@@ -11,7 +11,7 @@ import pytest
 from finetune import cli
 from finetune.config import yaml_file
 from finetune.config.settings import DryRunConfig, RunConfig
-from finetune.disk.resume import check_settings, settings_of
+from finetune.disk.resume import check_settings
 from finetune.disk.run_folder import RunFolder
 from finetune.errors import ConfigError
 from finetune.training.stop import Stop
@@ -42,10 +42,10 @@ def test_a_moved_run_is_resumed_where_it_is_now(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_longer_run_with_a_constant_rate_may_change_nothing_else() -> None:
-    before = settings_of(cli.parse(["--schedule", "constant", "--max-steps", "5"]))
-    longer = settings_of(cli.parse(["--schedule", "constant", "--max-steps", "9"]))
+    before = yaml_file.plain(cli.parse(["--schedule", "constant", "--max-steps", "5"]))
+    longer = yaml_file.plain(cli.parse(["--schedule", "constant", "--max-steps", "9"]))
     assert check_settings(before, longer) == []
-    another = settings_of(cli.parse(["--schedule", "constant", "--max-steps", "9", "--rank", "3"]))
+    another = yaml_file.plain(cli.parse(["--schedule", "constant", "--max-steps", "9", "--rank", "3"]))
     with pytest.raises(ConfigError, match="rank = 3"):
         check_settings(before, another)
 

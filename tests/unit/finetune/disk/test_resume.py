@@ -10,10 +10,10 @@ import torch
 
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
-from finetune.disk.resume import FREE, RunFacts, check_settings, compare, fingerprint, settings_of
+from finetune.disk.resume import FREE, RunFacts, check_settings, compare, fingerprint
 from finetune.errors import ConfigError
 
-SETTINGS = settings_of(RunConfig())
+SETTINGS = yaml_file.plain(RunConfig())
 
 
 def facts(**changes: Any) -> RunFacts:
@@ -22,7 +22,7 @@ def facts(**changes: Any) -> RunFacts:
 
 
 def with_settings(**changes: Any) -> dict[str, Any]:
-    return settings_of(yaml_file.replace(RunConfig(), changes))
+    return yaml_file.plain(yaml_file.replace(RunConfig(), changes))
 
 
 OTHER_VALUES: dict[str, Any] = {
