@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vram.commands.run_page import as_report
-from pytest_vram.commands.run_summary import RunReport, combine, render
+from pytest_vram.commands.run_processes import read
+from pytest_vram.commands.run_summary import RunReport, combine
+from pytest_vram.commands.run_text import render
 from pytest_vram.drygpu.cards import find_card
 from pytest_vram.drygpu.process.activate import environment
 from pytest_vram.drygpu.process.startup import inherited
@@ -119,17 +121,24 @@ def run(
         variables[TIMELINE_VARIABLE] = "1"
     with tempfile.TemporaryDirectory(prefix="pytest-vram-") as folder:
         variables[RECORD_VARIABLE] = folder
-        began = time.monotonic()
+        began = time.monotonic_ns()
         try:
             process = subprocess.Popen(program, env=variables)
         except OSError as error:
             raise VramUsageError(f"{program[0]} cannot be started: {error.strerror}") from error
         with _signals_go_to(process):
             code = process.wait()
-        seconds = time.monotonic() - began
-        records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("[0-9]*.json"))]
+        seconds = (time.monotonic_ns() - began) / 1e9
+        processes, records = read(Path(folder), began)
     return combine(
-        records, card=card, count=count, total_bytes=total_bytes, code=code, seconds=seconds, conf=alloc_conf
+        processes,
+        records,
+        card=card,
+        count=count,
+        total_bytes=total_bytes,
+        code=code,
+        seconds=seconds,
+        conf=alloc_conf,
     )
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import platform
 import shlex
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from pytest_vram.commands.run_processes import concerned
+from pytest_vram.commands.run_summary import ADDED_UP
 from pytest_vram.memory import (
     Budget,
     Device,
@@ -13,7 +16,9 @@ from pytest_vram.memory import (
     Exceeded,
     Holder,
     Measurement,
+    Note,
     Peak,
+    ProcessPeak,
     Report,
     TestRecord,
     Timeline,
@@ -23,8 +28,9 @@ from pytest_vram.memory import (
 from pytest_vram.memory.codec import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from pytest_vram.commands.run_processes import Process
     from pytest_vram.commands.run_summary import DeviceFigures, RunReport
 
 
@@ -43,7 +49,7 @@ def as_report(run: RunReport, command: Sequence[str]) -> Report:
         allocator_conf=run.alloc_conf,
         devices=devices,
     )
-    sound = run.exit_code == 0 and run.fits is not False
+    sound = run.exit_code == 0 and run.outcome in ("fits", "no GPU used")
     return held_against_card(shlex.join(command), measurements, environment, sound=sound)
 
 
@@ -79,14 +85,47 @@ def _measurement(figures: DeviceFigures, device: Device, run: RunReport) -> Meas
     recorded = run.recorded.get(figures.index, {})
     return Measurement(
         device=device,
-        peak=Peak(
-            allocated_bytes=figures.peak_allocated_bytes,
-            reserved_bytes=figures.peak_reserved_bytes,
-            device_bytes=figures.peak_device_bytes,
-        ),
+        peak=_peak(asdict(figures)),
         holders=tuple(decode(Holder, holder) for holder in recorded.get("holders", ())),
         timeline=decode(Timeline, recorded["timeline"]) if recorded else None,
         retries=figures.num_alloc_retries,
         ooms=figures.num_ooms,
         host_reads=run.host_reads if figures.index == run.devices[0].index else (),
+        notes=(*run.notes, *_notes(figures, run)),
+        processes=tuple(found for process in run.processes if (found := _process(process, figures.index))),
+    )
+
+
+def _peak(figures: Mapping[str, int]) -> Peak:
+    return Peak(
+        allocated_bytes=figures["peak_allocated_bytes"],
+        reserved_bytes=figures["peak_reserved_bytes"],
+        device_bytes=figures["peak_device_bytes"],
+    )
+
+
+def _notes(figures: DeviceFigures, run: RunReport) -> list[Note]:
+    """What the run's own arithmetic rests on: sums of peaks, and processes that failed or left no figures."""
+    found = [Note(name="processes", text=fault, source="run") for fault in run.faults]
+    if figures.at_once > 1:
+        found.append(Note(name=f"GPU {figures.index}", text=ADDED_UP, source="run"))
+    if run.missing_functions:
+        text = f"the dry GPU has not got {', '.join(run.missing_functions)}"
+        found.append(Note(name="CUDA functions", text=text, source="driver"))
+    return found
+
+
+def _process(process: Process, index: int) -> ProcessPeak | None:
+    """A process on one card; one that left no figures is shown with every card, for its card is not known."""
+    figures = next((device for device in process.devices or () if device["index"] == index), None)
+    unknown = process.devices is None and bool(process.fault) and process in concerned([process])
+    if figures is None and not unknown:
+        return None
+    return ProcessPeak(
+        pid=process.pid,
+        rank=process.rank,
+        peak=_peak(figures) if figures is not None else Peak(),
+        start=process.used_seconds,
+        end=process.ended_seconds,
+        ended=process.ended,
     )

@@ -1,13 +1,15 @@
-"""The figures of a dry run: put together from its processes, then written for people and for programs."""
+"""The figures of a dry run, put together from its processes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_vram.commands.run_processes import FIGURES, Process, absent, at_once, concerned
+from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
-from pytest_vram.units import format_bytes
+from pytest_vram.memory.note import Note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,17 +17,22 @@ if TYPE_CHECKING:
     from pytest_vram.drygpu.cards import Card
 
 Record = dict[str, Any]
+Outcome = Literal["fits", "does not fit", "unknown", "no GPU used"]
 
-_MOST_READS = 12
+ADDED_UP = "an upper bound: the peaks of processes that lived at the same time are added"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFigures:
-    """One card of a dry run. Sizes in bytes; with several processes on the card, the sum of their peaks.
+    """One card of a dry run. Sizes in bytes.
+
+    The peaks of processes that lived at the same time are added, and the largest such sum is the card's figure: an
+    upper bound, for their peaks need not fall on the same moment. Processes that ran one after another are not added.
 
     Attributes:
         index: the card's number.
         processes: how many processes used it.
+        at_once: the most of them that lived at the same time.
         peak_allocated_bytes: peak of live blocks.
         peak_reserved_bytes: peak of what the allocator held.
         peak_device_bytes: peak of everything on the card, contexts included.
@@ -33,11 +40,12 @@ class DeviceFigures:
         managed_bytes: peak of managed (paged) memory, which is not counted in ``peak_device_bytes``.
         total_bytes: what the card has.
         num_alloc_retries: how often the cache was flushed to satisfy an allocation.
-        num_ooms: how often the allocator raised OutOfMemoryError.
+        num_ooms: how often the allocator refused a request with OutOfMemoryError.
     """
 
     index: int
     processes: int
+    at_once: int
     peak_allocated_bytes: int
     peak_reserved_bytes: int
     peak_device_bytes: int
@@ -48,17 +56,18 @@ class DeviceFigures:
     num_ooms: int
 
     @property
-    def fits(self) -> bool:
-        """The card has room for it, and the allocator never refused."""
-        return self.peak_device_bytes <= self.total_bytes and self.num_ooms == 0
+    def has_room(self) -> bool:
+        """Whether the card has room for the peak."""
+        return self.peak_device_bytes <= self.total_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A dry run.
 
-    ``devices`` is empty when the program used no GPU; ``signal`` is set when one ended it; ``missing_functions`` are
-    CUDA functions that the program asked for in vain, ``not_counted`` the libraries whose workspaces are left out.
+    ``devices`` is empty when no process left figures of a GPU; ``signal`` is set when one ended the program;
+    ``missing_functions`` are CUDA functions that the program asked for in vain; ``notes`` are the assumptions behind
+    the figures; ``absent`` names ranks that a launcher announced and that never came as far as torch.
     """
 
     gpu: str
@@ -66,10 +75,11 @@ class RunReport:
     count: int
     alloc_conf: str | None
     devices: tuple[DeviceFigures, ...]
+    processes: tuple[Process, ...] = ()
+    absent: tuple[str, ...] = ()
     host_reads: tuple[HostRead, ...]
     missing_functions: tuple[str, ...]
-    not_counted: tuple[str, ...]
-    out_of_memory: str
+    notes: tuple[Note, ...]
     exit_code: int
     signal: int | None
     seconds: float
@@ -83,9 +93,52 @@ class RunReport:
         return max(self.devices, key=lambda device: device.peak_device_bytes, default=None)
 
     @property
+    def out_of_memory(self) -> str:
+        """The message of the first out-of-memory error that nothing caught; ``""`` without one."""
+        return next((process.out_of_memory for process in self.processes if process.out_of_memory), "")
+
+    @property
+    def ended(self) -> str:
+        """``signal 9`` or ``exit code 0``."""
+        return f"signal {self.signal}" if self.signal is not None else f"exit code {self.exit_code}"
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why the figures may be too small: processes that left none or did not get to their end."""
+        found = [f"{process.name} {process.fault}" for process in concerned(self.processes) if process.fault]
+        found += self.absent
+        if not found and self.exit_code:
+            found.append(f"the program ended with {self.ended}")
+        return tuple(found)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Whether the cards have room for the program.
+
+        ``does not fit``: a peak is above its card, an out-of-memory error was caught by nothing, or one occurred in a
+        process that did not end well. ``unknown``: nothing of that, but a process failed or left no figures.
+        ``fits``: every process ended well; a program may have caught out-of-memory errors and gone on with less.
+        """
+        failed = bool(self.exit_code) or any(process.fault for process in self.processes if process.refusals)
+        refused = any(device.num_ooms for device in self.devices)
+        if self.out_of_memory or (refused and failed) or not all(device.has_room for device in self.devices):
+            return "does not fit"
+        if not self.devices and not any(p.used_seconds is not None or p.rank is not None for p in self.processes):
+            return "no GPU used"
+        return "unknown" if self.faults else "fits"
+
+    @property
     def fits(self) -> bool | None:
-        """Every card had room; ``None`` when no GPU was used."""
-        return all(device.fits for device in self.devices) if self.devices else None
+        """Every card had room; ``None`` when that is unknown or no GPU was used."""
+        return {"fits": True, "does not fit": False}.get(self.outcome)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every figure is what PyTorch's allocator decided, without an assumption or a sum of peaks."""
+        assumed = any(note.figures for note in self.notes) or bool(self.missing_functions)
+        guessed = any(is_guess(read) for read in self.host_reads)
+        summed = any(device.at_once > 1 for device in self.devices)
+        return not (assumed or guessed or summed or self.faults)
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain data. The figures at the top are those of the card that held the most."""
@@ -101,19 +154,42 @@ class RunReport:
             "num_alloc_retries": sum(device.num_alloc_retries for device in self.devices),
             "num_ooms": sum(device.num_ooms for device in self.devices),
             "fits": self.fits,
+            "verdict": self.outcome,
+            "faults": list(self.faults),
+            "exact": self.exact,
             "out_of_memory": self.out_of_memory or None,
             "exit_code": self.exit_code,
             "signal": self.signal,
             "seconds": round(self.seconds, 3),
             "devices": [asdict(device) for device in self.devices],
+            "processes": [_process_json(process) for process in self.processes],
             "host_reads": [asdict(read) for read in self.host_reads],
             "missing_functions": list(self.missing_functions),
-            "not_counted": list(self.not_counted),
+            "notes": [asdict(note) for note in self.notes],
             "versions": dict(self.versions),
         }
 
 
+def is_guess(read: HostRead) -> bool:
+    """Whether a host read was answered with something that is not the program's own value."""
+    return not read.answered or " taken as " in read.note
+
+
+def _process_json(process: Process) -> dict[str, Any]:
+    plain = asdict(process)
+    keep = ("pid", "rank", "local_rank", "argv", "started_seconds", "used_seconds", "ended_seconds", "exit_code")
+    devices = [{k: v for k, v in device.items() if k != "recorded"} for device in process.devices or ()]
+    return {
+        **{name: plain[name] for name in keep},
+        "raised": process.raised or None,
+        "ended": process.ended,
+        "left_figures": process.devices is not None,
+        "devices": devices,
+    }
+
+
 def combine(
+    processes: Sequence[Process],
     records: Sequence[Record],
     *,
     card: Card,
@@ -123,117 +199,66 @@ def combine(
     seconds: float,
     conf: str | None,
 ) -> RunReport:
-    """Put the records of a run's processes together. ``code`` is ``Popen.returncode``: negative for a signal."""
-    by_card: dict[int, list[Record]] = defaultdict(list)
+    """Put a run's processes together.
+
+    Args:
+        processes: every process that imported torch.
+        records: what those that used a card left.
+        card: what stood in for each card.
+        count: how many there were.
+        total_bytes: memory of each in place of the card's own; ``None`` for the card's own.
+        code: ``Popen.returncode`` of the program: negative for a signal.
+        seconds: how long it ran.
+        conf: the allocator's settings.
+    """
+    by_card: dict[int, list[tuple[Process, Record]]] = defaultdict(list)
+    for process in processes:
+        for device in process.devices or ():
+            by_card[device["index"]].append((process, device))
     reads: dict[tuple[str, str, bool, str], int] = defaultdict(int)
     missing: dict[str, None] = {}
-    not_counted: dict[str, None] = {}
+    notes: dict[Note, None] = {}
     for record in records:
-        for device in record["devices"]:
-            by_card[device["index"]].append(device)
         for read in record["host_reads"]:
             reads[(read["location"], read["operation"], read["answered"], read["note"])] += read["count"]
         missing.update(dict.fromkeys(record["missing_functions"]))
-        not_counted.update(dict.fromkeys(record["not_counted"]))
+        notes.update(dict.fromkeys(decode(Note, note) for note in record["notes"]))
     return RunReport(
         gpu=card.name,
         product=card.product,
         count=count,
         alloc_conf=conf,
         devices=tuple(_figures(index, by_card[index], total_bytes or card.total_bytes) for index in sorted(by_card)),
+        processes=tuple(processes),
+        absent=tuple(absent(processes)),
         host_reads=tuple(
             HostRead(location=where, operation=what, answered=answered, note=note, count=times)
             for (where, what, answered, note), times in sorted(reads.items(), key=lambda item: (item[0][2], -item[1]))
         ),
         missing_functions=tuple(missing),
-        not_counted=tuple(not_counted),
-        out_of_memory=next((record["out_of_memory"] for record in records if record["out_of_memory"]), ""),
+        notes=tuple(notes),
         exit_code=code if code >= 0 else 128 - code,
         signal=-code if code < 0 else None,
         seconds=seconds,
         versions=records[0]["versions"] if records else {},
-        recorded={index: found for index, devices in by_card.items() if (found := _recorded(devices))},
+        recorded={index: found for index, shares in by_card.items() if (found := _recorded(shares))},
     )
 
 
-def _recorded(records: Sequence[Record]) -> Record | None:
-    largest = max(records, key=lambda record: int(record["peak_allocated_bytes"]))
+def _recorded(shares: Sequence[tuple[Process, Record]]) -> Record | None:
+    _, largest = max(shares, key=lambda share: int(share[1]["peak_allocated_bytes"]))
     found: Record | None = largest.get("recorded")
     return found
 
 
-def _figures(index: int, records: Sequence[Record], total_bytes: int) -> DeviceFigures:
-    def total(name: str) -> int:
-        return sum(record[name] for record in records)
-
+def _figures(index: int, shares: Sequence[tuple[Process, Record]], total_bytes: int) -> DeviceFigures:
+    sums, most = at_once(shares)
     return DeviceFigures(
         index=index,
-        processes=len(records),
-        peak_allocated_bytes=total("peak_allocated_bytes"),
-        peak_reserved_bytes=total("peak_reserved_bytes"),
-        peak_device_bytes=total("peak_device_bytes"),
-        context_bytes=total("context_bytes"),
-        managed_bytes=total("managed_bytes"),
+        processes=len(shares),
+        at_once=most,
+        **{name: sums[name] for name in FIGURES},
         total_bytes=total_bytes,
-        num_alloc_retries=total("num_alloc_retries"),
-        num_ooms=total("num_ooms"),
+        num_alloc_retries=sum(record["num_alloc_retries"] for _, record in shares),
+        num_ooms=sum(record["num_ooms"] for _, record in shares),
     )
-
-
-def render(report: RunReport) -> str:
-    """The report as text for a terminal."""
-    lines = ["", f"=== dry run on {report.count} x {report.product}: allocator-exact, nothing was computed ==="]
-    if not report.devices:
-        lines.append("no process used the GPU (or it was killed before it could leave its figures)")
-    for device in report.devices:
-        lines += _render_device(device, several=len(report.devices) > 1)
-    if report.out_of_memory:
-        lines.append(f"OUT OF MEMORY: {report.out_of_memory}")
-    lines += _render_reads(report.host_reads)
-    if report.missing_functions:
-        lines.append(f"CUDA functions that the dry GPU has not got: {', '.join(report.missing_functions)}")
-    if report.not_counted:
-        lines.append(f"not counted: workspace of {', '.join(report.not_counted)}")
-    ended = f"signal {report.signal}" if report.signal is not None else f"exit code {report.exit_code}"
-    lines.append(f"{'ended with':<18} {ended} after {report.seconds:.1f} s")
-    return "\n".join(lines)
-
-
-def _render_device(device: DeviceFigures, *, several: bool) -> list[str]:
-    spare = device.total_bytes - device.peak_device_bytes
-    if device.num_ooms:
-        verdict = f"DID NOT FIT: {device.num_ooms} out-of-memory error{'s' if device.num_ooms > 1 else ''}"
-    elif spare >= 0:
-        verdict = f"fits {format_bytes(device.total_bytes)} with {format_bytes(spare)} to spare"
-    else:
-        verdict = f"DOES NOT FIT {format_bytes(device.total_bytes)}: {format_bytes(-spare)} too much"
-    shared = f", {device.processes} processes: the sum of their peaks" if device.processes > 1 else ""
-    lines = [f"GPU {device.index}{shared}"] if several or shared else []
-    lines += [
-        f"{'peak allocated':<18} {format_bytes(device.peak_allocated_bytes)}",
-        f"{'peak reserved':<18} {format_bytes(device.peak_reserved_bytes)}",
-        f"{'peak on device':<18} {format_bytes(device.peak_device_bytes)}"
-        f" (with {format_bytes(device.context_bytes)} of CUDA context): {verdict}",
-    ]
-    if device.managed_bytes:
-        lines.append(f"{'managed (paged)':<18} {format_bytes(device.managed_bytes)}, not counted above")
-    if device.num_alloc_retries:
-        lines.append(f"{'cache flushes':<18} {device.num_alloc_retries} (allocations that succeeded only after one)")
-    return lines
-
-
-def _render_reads(reads: Sequence[HostRead]) -> list[str]:
-    """Reads whose answer is the program's own value need no attention: they are only counted."""
-    guessed = [read for read in reads if not read.answered or _is_guess(read)]
-    right = sum(read.count for read in reads) - sum(read.count for read in guessed)
-    if not guessed:
-        return [f"{'host reads':<18} {right}, all answered with the program's own values"] if reads else []
-    lines = [f"{'host reads':<18} {right} answered with the program's own values; the figures rest on these guesses:"]
-    lines += [f"  {read.count:>6} x {read.operation}, {read.location}: {read.note}" for read in guessed[:_MOST_READS]]
-    if len(guessed) > _MOST_READS:
-        lines.append(f"  and {len(guessed) - _MOST_READS} more places (--json lists all)")
-    return lines
-
-
-def _is_guess(read: HostRead) -> bool:
-    return " taken as " in read.note

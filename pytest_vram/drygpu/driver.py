@@ -180,20 +180,37 @@ def launches() -> int:
 
 def missing_functions() -> tuple[str, ...]:
     """Return the CUDA functions that the program called and the dry GPU has not got, in the order of first calls."""
-    return _texts("pytest_vram_dry_missing")
+    function = _library().pytest_vram_dry_missing
+    names: list[str] = []
+    while (name := function(ctypes.c_int(len(names)))) is not None:
+        names.append(name.decode())
+    return tuple(names)
 
 
 def notes() -> tuple[str, ...]:
-    """Return the assumptions that this program's figures rest on, beyond those of every dry run."""
-    return _texts("pytest_vram_dry_note")
+    """Return the assumptions of the stub libraries that this program's figures rest on, as ``name: text``."""
+    return tuple(note_counts())
 
 
-def _texts(name: str) -> tuple[str, ...]:
-    function = getattr(_library(), name)
-    texts: list[str] = []
-    while (text := function(ctypes.c_int(len(texts)))) is not None:
-        texts.append(text.decode())
-    return tuple(texts)
+def note_counts() -> dict[str, int]:
+    """Return the assumptions of :func:`notes`, in the order of first occurrence, and how often each was made."""
+    function, count = _library().pytest_vram_dry_note, ctypes.c_uint64()
+    found: dict[str, int] = {}
+    while (text := function(ctypes.c_int(len(found)), ctypes.byref(count))) is not None:
+        found[text.decode()] = count.value
+    return found
+
+
+def write_exit(path: str) -> None:
+    """Let this process write its exit code and the time (nanoseconds of the monotonic clock) to ``path`` at its end.
+
+    A process that a signal or ``os._exit`` ends writes nothing.
+
+    Raises:
+        DryGpuError: the path is longer than 4,095 bytes.
+    """
+    if not _library().pytest_vram_dry_write_exit(path.encode()):
+        raise DryGpuError(f"the exit code cannot be written to {path}")
 
 
 def journal(first: int = 0) -> tuple[int, list[JournalEntry]]:

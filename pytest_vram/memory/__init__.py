@@ -3,7 +3,10 @@
 from pytest_vram.memory.budget import Budget, Metric, Scope
 from pytest_vram.memory.device import Device, Environment, Kind
 from pytest_vram.memory.layout import Layout, Run, Segment
-from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Peak, Phase
+from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Phase
+from pytest_vram.memory.note import Note, note_lines
+from pytest_vram.memory.peak import Peak
+from pytest_vram.memory.process import ProcessPeak
 from pytest_vram.memory.report import Baseline, Report, TestRecord
 from pytest_vram.memory.timeline import Series, Timeline
 from pytest_vram.memory.verdict import Exceeded, Unmeasured, Verdict, Within
@@ -21,8 +24,10 @@ __all__ = [
     "Layout",
     "Measurement",
     "Metric",
+    "Note",
     "Peak",
     "Phase",
+    "ProcessPeak",
     "Report",
     "Run",
     "Scope",
@@ -33,4 +38,5 @@ __all__ = [
     "Unmeasured",
     "Verdict",
     "Within",
+    "note_lines",
 ]

@@ -5,17 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_vram.memory.device import Device
+from pytest_vram.memory.note import Note
+from pytest_vram.memory.peak import Peak
+from pytest_vram.memory.process import ProcessPeak
 from pytest_vram.memory.timeline import Timeline
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peak:
-    """The maximum of each metric over one interval. The maxima need not fall on the same moment."""
-
-    requested_bytes: int | None = None
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    device_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +64,13 @@ class Measurement:
             the peak, and not of what is held against a budget or a baseline.
         leaked_bytes: allocated bytes left over after teardown; ``None`` when not checked.
         retries: cudaMalloc retries (cache flushed to satisfy an allocation).
-        ooms: OutOfMemory raised by the allocator.
+        ooms: requests that the allocator refused with OutOfMemoryError. A program may catch the error and go on.
         contaminated: another process's memory moved in the interval: the figure must not fail a budget.
         timeline: memory over time, where it was asked for.
         baseline_bytes: the same test's own allocated peak on such a card in the report's baseline; ``None`` where that
             has no entry.
+        notes: assumptions that the measurement rests on; empty where there are none.
+        processes: the processes that used the device, where several processes were measured apart.
     """
 
     device: Device
@@ -92,6 +87,8 @@ class Measurement:
     contaminated: bool = False
     timeline: Timeline | None = None
     baseline_bytes: int | None = None
+    notes: tuple[Note, ...] = ()
+    processes: tuple[ProcessPeak, ...] = ()
 
     def figure(self, metric: str) -> int | None:
         """The test's own peak in ``metric`` (``allocated``, ``reserved``, ``device``, ``requested``), in bytes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_vram.memory import note_lines
 from pytest_vram.probe.history import BACKWARD
 from pytest_vram.probe.replay import HELD_BEFORE
 from pytest_vram.report.chart import curve
@@ -13,7 +14,7 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement, Phase, Timeline
+    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement, Note, Phase, Timeline
 
 _KINDS = {
     "cuda": "measured on the GPU",
@@ -56,6 +57,7 @@ def budget_message(
     lines += _bill(measurement.fixtures)
     if holders:
         lines += ["  held at the peak, by the line that allocated it:", *_held(holders, measurement)]
+    lines += _noted(measurement.notes)
     if measurement.timeline is not None:
         counted = _counted(measurement.timeline, measurement.uncounted_bytes)
         shown = curve(counted, limit=limit if budget.metric == "allocated" else None, phases=measurement.phases)
@@ -112,7 +114,7 @@ def _by_category(measurement: Measurement, holders: Sequence[Holder]) -> str | N
     return f"try: {_SPOKEN.get(name, name)} hold {share}{where}: {_REMEDIES[name]}"
 
 
-def leak_message(leaked: int, limit: int, holders: Sequence[Holder]) -> str:
+def leak_message(leaked: int, limit: int, holders: Sequence[Holder], notes: Sequence[Note] = ()) -> str:
     """For a test that left too much behind: how much, and the lines that allocated what is still there."""
     lines = [
         f"the test left {format_bytes(leaked)} ({leaked:,} bytes) behind, allowed are {format_bytes(limit)}"
@@ -120,6 +122,7 @@ def leak_message(leaked: int, limit: int, holders: Sequence[Holder]) -> str:
     ]
     if holders:
         lines += ["  still there, by the line that allocated it:", *_by_line(holders)]
+    lines += _noted(notes)
     lines.append("  try: see what outlives the test: a global, a cache, a closure, or an optimizer's state")
     return "\n".join(lines)
 
@@ -139,7 +142,7 @@ def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
     ]
     if measurement.uncounted_bytes:
         lines.append(f"{format_bytes(measurement.uncounted_bytes)} of it other tests and their fixtures had left there")
-    lines += [line.strip() for line in _bill(measurement.fixtures)]
+    lines += [line.strip() for line in (*_bill(measurement.fixtures), *_noted(measurement.notes))]
     lines += [line.removeprefix("    ") for line in _by_line(holders)]
     return "\n".join(lines)
 
@@ -147,6 +150,10 @@ def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
 def _counted(timeline: Timeline, uncounted: int) -> Timeline:
     """The curve of what counts against the test."""
     return replace(timeline, allocated=tuple(max(0, size - uncounted) for size in timeline.allocated))
+
+
+def _noted(notes: Sequence[Note]) -> list[str]:
+    return [f"  note    {line}" for line in note_lines(notes)]
 
 
 def _bill(fixtures: Sequence[FixtureShare]) -> list[str]:

@@ -135,7 +135,7 @@ class Ledger:
         if limit is not None and leaked > limit and not _failed(item):
             raise judged(
                 VramLeak(
-                    leak_message(leaked, limit, self._lines(probe, left.index(leaked))),
+                    leak_message(leaked, limit, self._lines(probe, left.index(leaked)), probe.notes()),
                     limit_bytes=limit,
                     leaked_bytes=leaked,
                 )

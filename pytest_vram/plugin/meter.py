@@ -18,7 +18,7 @@ from pytest_vram.probe.replay import HELD_BEFORE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_vram.memory import Holder
+    from pytest_vram.memory import Holder, Note
     from pytest_vram.plugin.figures import Share
     from pytest_vram.probe.intervals import Interval, Intervals
     from pytest_vram.probe.protocol import Probe
@@ -61,6 +61,7 @@ class Meter:
         self.counters = probe.counters()
         self.phases: list[tuple[Phase, tuple[Peak, ...], tuple[int, ...]]] = []
         self._open: list[str] = []
+        self._notes: dict[Note, None] = {}
         self.fixtures: tuple[Share, ...] = ()
         self.others: tuple[int, ...] = ()
 
@@ -125,6 +126,7 @@ class Meter:
         """
         if self.probe.allocated() > self.call_start:
             gc.collect()  # what an earlier example left in a cycle is not this one's
+        self._noted()
         # A history of its own: who held memory at the peak of another example is not the question.
         self.probe.end_test()
         self.probe.begin_test(record=self.budget is not None, timeline=self.timeline)
@@ -177,6 +179,7 @@ class Meter:
                     ooms=(now.ooms if now else 0) - (earlier.ooms if earlier else 0),
                     host_reads=self.probe.host_reads() if index == 0 else (),
                     contaminated=contaminated[index],
+                    notes=self._noted(),
                 )
             )
         return tuple(result)
@@ -191,6 +194,11 @@ class Meter:
             )
             for m in measurements
         )
+
+    def _noted(self) -> tuple[Note, ...]:
+        """Every assumption since the test began: the probe forgets them with each example."""
+        self._notes.update(dict.fromkeys(self.probe.notes()))
+        return tuple(self._notes)
 
     def verdict(self, measurements: tuple[Measurement, ...]) -> Verdict | None:
         """What the budget says; ``None`` without one."""

@@ -9,7 +9,7 @@ from pytest_vram.probe.protocol import Counters
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_vram.memory import Device, Holder, HostRead, Timeline
+    from pytest_vram.memory import Device, Holder, HostRead, Note, Timeline
 
 
 class PlainProbe:
@@ -57,6 +57,10 @@ class PlainProbe:
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """The device computes."""
+        return ()
+
+    def notes(self) -> tuple[Note, ...]:
+        """No assumption is made."""
         return ()
 
     def settle(self) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_vram.drygpu import driver
+from pytest_vram.drygpu import driver, notes
 from pytest_vram.drygpu.values import host_reads
 from pytest_vram.memory import Device, Peak
 from pytest_vram.probe import history, recorder
@@ -16,7 +16,7 @@ from pytest_vram.probe.protocol import Counters
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_vram.memory import Holder, HostRead, Kind, Timeline
+    from pytest_vram.memory import Holder, HostRead, Kind, Note, Timeline
 
 
 class CudaProbe:
@@ -31,6 +31,7 @@ class CudaProbe:
         self._history: history.History | None = None
         self._recorder: recorder.Recorder | None = None
         self._reads_before: tuple[HostRead, ...] = ()
+        self._notes_before: dict[Note, int] = {}
         self._resetting = False
         self._fractions: dict[int, float] = {}
         self._beside: dict[int, tuple[int, float, int | None]] = {}
@@ -103,6 +104,7 @@ class CudaProbe:
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
         """Record allocations from now on, if asked to."""
         self._reads_before = host_reads.collect() if self.dry else ()
+        self._notes_before = notes.collect() if self.dry else {}
         if (record or timeline) and "torch" in sys.modules:
             self._history = history.History()
             self._history.start()
@@ -118,19 +120,30 @@ class CudaProbe:
             self._history.stop()
             self._history = None
 
+    def notes(self) -> tuple[Note, ...]:
+        """Assumptions of the dry GPU since the test began, and gaps of the recording."""
+        of_recording = self._history.notes() if self._history is not None else ()
+        return (*(notes.since(self._notes_before) if self.dry else ()), *of_recording)
+
+    def _recorded(self) -> recorder.Recorder | None:
+        """The recording, where there is one without gaps."""
+        lost = self._history is not None and self._history.lost()
+        return self._recorder if _initialized() and not lost else None
+
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
         """Who held what at the peak."""
-        return self._recorder.holders(index, top) if self._recorder is not None and _initialized() else ()
+        recorded = self._recorded()
+        return recorded.holders(index, top) if recorded is not None else ()
 
     def left(self, index: int, top: int) -> tuple[Holder, ...]:
         """What the test allocated and did not free."""
-        if self._recorder is None or not _initialized():
-            return ()
-        return self._recorder.holders(index, top, left=True)
+        recorded = self._recorded()
+        return recorded.holders(index, top, left=True) if recorded is not None else ()
 
     def timeline(self, index: int) -> Timeline | None:
         """Memory over time, as far as it was recorded."""
-        return self._recorder.timeline(index) if self._recorder is not None and _initialized() else None
+        recorded = self._recorded()
+        return recorded.timeline(index) if recorded is not None else None
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """Values read from a dry GPU since the test began."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sysconfig
+import weakref
 from typing import TYPE_CHECKING, Any
 
+from pytest_vram.memory import Note
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 MAX_EVENTS = 1_000_000
 BACKWARD = "backward pass"
@@ -28,13 +33,15 @@ class History:
     """
 
     def __init__(self) -> None:
-        self._mine = self._wanted = False
+        self._mine = self._wanted = self._lost = False
 
     def start(self) -> None:
         """Begin to record."""
         import torch
 
         self._wanted = True
+        _watch()
+        _started.add(self)
         if torch.cuda.is_initialized() or hasattr(torch.cuda._tls, "is_initializing"):
             self._begin()
         else:  # a context takes hundreds of megabytes of a card: the program under test makes it, or nobody
@@ -47,18 +54,88 @@ class History:
         if not self._wanted or torch._C._cuda_isHistoryEnabled():
             return
         self._mine = True
-        torch.cuda.memory._record_memory_history(
-            enabled="all", context="alloc", stacks="python", max_entries=MAX_EVENTS
-        )
+        with _by_us():
+            torch.cuda.memory._record_memory_history(
+                enabled="all", context="alloc", stacks="python", max_entries=MAX_EVENTS
+            )
 
     def stop(self) -> None:
         """Stop recording, and forget what was recorded."""
         self._wanted = False
-        if self._mine:
+        _started.discard(self)
+        if self._mine and not self._lost:
             import torch
 
-            torch.cuda.memory._record_memory_history(enabled=None)
-            self._mine = False
+            with _by_us():
+                torch.cuda.memory._record_memory_history(enabled=None)
+        self._mine = False
+
+    def lose(self) -> None:
+        """The program under test has stopped or cleared torch's history, of which there is one."""
+        self._lost = True
+
+    def lost(self) -> bool:
+        """Whether the program under test has stopped or cleared torch's history since ``start``."""
+        return self._lost
+
+    def notes(self) -> tuple[Note, ...]:
+        """What to tell of the record: nothing where it is whole."""
+        return (LOST,) if self._lost else ()
+
+
+LOST = Note(
+    name="memory history",
+    text="the program called torch.cuda.memory._record_memory_history itself, which ended the recording of allocations;"
+    " who held the peak and memory over time are left out",
+    source="recorder",
+    figures=False,
+)
+_started: weakref.WeakSet[History] = weakref.WeakSet()
+_ours = [0]  # calls of ours that are under way
+_SETTERS = ("_cuda_record_memory_history", "_cuda_record_memory_history_legacy")
+"""Where torch.cuda.memory._record_memory_history ends, in torch 2.6 to 2.15."""
+
+
+@contextlib.contextmanager
+def _by_us() -> Iterator[None]:
+    _ours[0] += 1
+    try:
+        yield
+    finally:
+        _ours[0] -= 1
+
+
+@functools.cache
+def _watch() -> None:
+    """Hear of everybody who sets torch's history, from now on."""
+    import torch
+
+    for name in _SETTERS:
+        original = getattr(torch._C, name, None)
+        if original is not None:
+            setattr(torch._C, name, functools.partial(_set, original))
+
+
+def _set(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if _ours[0] or not _started:
+        return original(*args, **kwargs)
+    before = _recorded_events()
+    result = original(*args, **kwargs)
+    after = _recorded_events()
+    if after is None or (before is not None and after < before):
+        for history in tuple(_started):
+            history.lose()
+    return result
+
+
+def _recorded_events() -> int | None:
+    """How many events torch's history holds; ``None`` where it does not record."""
+    import torch
+
+    # Before there is an allocator, the question ends the process.
+    if not torch.cuda.is_initialized() or not torch._C._cuda_isHistoryEnabled():
+        return None
+    return sum(len(trace) for trace in torch._C._cuda_memorySnapshot(None)["device_traces"])
 
 
 def user_line(frames: Iterable[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_vram.memory import Device, Holder, HostRead, Kind, Peak, Timeline
+    from pytest_vram.memory import Device, Holder, HostRead, Kind, Note, Peak, Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,9 @@ class Probe(Protocol):
 
     def host_reads(self) -> tuple[HostRead, ...]:
         """Reads since ``begin_test`` of values that nothing computed; empty on devices that compute."""
+
+    def notes(self) -> tuple[Note, ...]:
+        """Assumptions made since ``begin_test`` that the figures or the record of holders rest on."""
 
     def settle(self) -> None:
         """Give back what libraries keep for later (BLAS workspaces): it is whose who asks for it next."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_vram.report.rows import Row, change_text, rows
+from pytest_vram.memory import note_lines
+from pytest_vram.report.rows import Row, change_text, refusals_text, rows
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -36,12 +38,24 @@ def render(report: Report) -> str:
     ]
     if len(table) > _MOST_ROWS:
         lines.append(f"\n{len(table) - _MOST_ROWS} more tests, all with smaller peaks.")
+    lines += _notes(table)
     failed = [row for row in table if row.outcome == "failed" or row.verdict == "exceeded"]
     for row in failed[:_MOST_DETAILS]:
         lines += ["", *_details(row)]
     if len(failed) > _MOST_DETAILS:
         lines.append(f"\n{len(failed) - _MOST_DETAILS} more tests failed.")
     return "\n".join(lines) + "\n"
+
+
+def _notes(table: list[Row]) -> list[str]:
+    """What figures rest on, and tests that met a full card: for passed tests too, which have no section below."""
+    tests = Counter(note for row in table for note in row.notes)
+    lines = [
+        f"- {escape(f'{note.name}: {note.text}')} ({count} test{'s' * (count > 1)})" for note, count in tests.items()
+    ]
+    found = ["", "Notes on these figures:", "", *lines] if lines else []
+    refused = [f"- {escape(row.nodeid)}: {refusals_text(row)}" for row in table if row.ooms]
+    return [*found, *(["", "The card was full:", "", *refused[:_MOST_DETAILS]] if refused else [])]
 
 
 def escape(text: str) -> str:
@@ -81,6 +95,9 @@ def _details(row: Row) -> list[str]:
         f"- {share.scope} fixture {escape(share.name)}: {format_bytes(share.size_bytes)}" for share in row.fixtures
     ]
     lines += [f"- phase {escape(p.name)}: {format_bytes(p.peak.allocated_bytes)}" for p in row.phases]
+    lines += [f"- note: {escape(line)}" for line in note_lines(row.notes)]
+    if row.ooms:
+        lines.append(f"- {refusals_text(row)}")
     if row.worst_example:
         lines.append(f"- worst example: {escape(row.worst_example)}")
     if row.holders:

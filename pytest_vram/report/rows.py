@@ -10,7 +10,7 @@ from pytest_vram.memory.report import grew
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Measurement, Phase, Report, TestRecord
+    from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Measurement, Note, Phase, Report, TestRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,10 @@ class Row:
             as for the next two.
         fragmented_bytes: the part of it that lies free between blocks in use.
         largest_free_bytes: the largest free block of it.
+        ooms: requests that the allocator refused with OutOfMemoryError, on any device.
+        recovered: whether the test passed all the same: it caught the errors and went on with less.
+        assumptions: names of the notes, in one text.
+        notes: assumptions that the figures rest on, of every device.
     """
 
     nodeid: str
@@ -48,16 +52,19 @@ class Row:
     leaked_bytes: int | None
     retries: int
     ooms: int
+    recovered: bool
     baseline_bytes: int | None
     change_bytes: int | None
     regressed: bool
     unused_bytes: int | None
     fragmented_bytes: int | None
     largest_free_bytes: int | None
+    assumptions: str
     fixtures: tuple[FixtureShare, ...]
     phases: tuple[Phase, ...]
     holders: tuple[Holder, ...]
     host_reads: tuple[HostRead, ...]
+    notes: tuple[Note, ...]
     worst_example: str | None
 
 
@@ -92,6 +99,8 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
     before = measurement.baseline_bytes if measurement else None
     now = measurement.figure("allocated") if measurement else None
     layout = measurement.timeline.layout if measurement and measurement.timeline else None
+    notes = tuple(dict.fromkeys(note for m in test.measurements for note in m.notes))
+    ooms = sum(m.ooms for m in test.measurements)
     return Row(
         nodeid=test.nodeid,
         outcome=test.outcome,
@@ -109,19 +118,30 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
         reason=test.verdict.reason if isinstance(test.verdict, Unmeasured) else "",
         leaked_bytes=measurement.leaked_bytes if measurement else None,
         retries=measurement.retries if measurement else 0,
-        ooms=measurement.ooms if measurement else 0,
+        ooms=ooms,
+        recovered=ooms > 0 and test.outcome == "passed",
         baseline_bytes=before,
         change_bytes=None if before is None or now is None else now - before,
         regressed=before is not None and now is not None and grew(before, now, tolerance_percent),
         unused_bytes=layout.unused_bytes if layout else None,
         fragmented_bytes=layout.fragmented_bytes if layout else None,
         largest_free_bytes=layout.largest_free_bytes if layout else None,
+        assumptions="; ".join(note.name for note in notes),
         fixtures=fixtures,
         phases=measurement.phases if measurement else (),
         holders=measurement.holders if measurement else (),
-        host_reads=measurement.host_reads if measurement else (),
+        host_reads=tuple(read for m in test.measurements for read in m.host_reads),
+        notes=notes,
         worst_example=test.worst_example,
     )
+
+
+def refusals_text(row: Row) -> str:
+    """What the allocator refused the test, in words; ``""`` where it refused nothing."""
+    if not row.ooms:
+        return ""
+    errors = f"{row.ooms} out-of-memory error{'s' if row.ooms > 1 else ''}"
+    return f"{errors}, caught by the test, which went on with less" if row.recovered else errors
 
 
 def change_text(size: int | None) -> str:

@@ -6,11 +6,11 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_vram.report.rows import Row, change_text, rows
+from pytest_vram.report.rows import Row, change_text, refusals_text, rows
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import Report
+    from pytest_vram.memory import Note, Report
 
 _BAR = 10
 _COLORS = {"exceeded": "31", "unmeasured": "33", "within": "32", "none": "0"}
@@ -26,7 +26,7 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbosity: i
         width: of the terminal, in columns; names are cut in the middle so that a row is never wider.
         color: whether to use terminal colours.
         verbosity: pytest's: below 0 the ten worst rows only, from 1 on with phases.
-        top: host reads shown.
+        top: host reads shown, and tests named with an assumption.
     """
     table = rows(report)
     hidden = max(0, len(table) - _QUIET_ROWS) if verbosity < 0 else 0
@@ -35,7 +35,9 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbosity: i
     lines = [*_header(report), *_table(shown, width, color, phases=verbosity >= 1, changes=changes)]
     if hidden:
         lines.append(f"and {hidden} more")
+    lines += _refusals(table, top)
     lines += _host_reads(table, top)
+    lines += _notes(table, top)
     return "\n".join(lines)
 
 
@@ -116,6 +118,30 @@ def _host_reads(table: list[Row], top: int) -> list[str]:
     lines = ["values read back that nothing computed (figures after them rest on a guess):"]
     lines += [f"  {count:>5} x {place}" for place, count in counts.most_common(top)]
     return lines + ([f"  and {len(counts) - top} more places"] if len(counts) > top else [])
+
+
+def _refusals(table: list[Row], top: int) -> list[str]:
+    """Tests that met a full card, and whether they got over it."""
+    found = [f"  {row.nodeid}: {refusals_text(row)}" for row in table if row.ooms]
+    if not found:
+        return []
+    lines = ["the card was full:", *found[:top]]
+    return lines + ([f"  and {len(found) - top} more tests"] if len(found) > top else [])
+
+
+def _notes(table: list[Row], top: int) -> list[str]:
+    """Each assumption, and how many tests rest on it. None is left out, and of the tests the worst are named."""
+    tests: dict[Note, list[str]] = {}
+    for row in table:
+        for note in row.notes:
+            tests.setdefault(note, []).append(row.nodeid)
+    if not tests:
+        return []
+    lines = ["notes on these figures:"]
+    for note, names in tests.items():
+        more = f" and {len(names) - top} more" if len(names) > top else ""
+        lines += [f"  {note.name}: {note.text}", f"    in {', '.join(names[:top])}{more}"]
+    return lines
 
 
 def _size(size: int | None) -> str:

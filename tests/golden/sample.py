@@ -12,8 +12,10 @@ from pytest_vram.memory import (
     HostRead,
     Layout,
     Measurement,
+    Note,
     Peak,
     Phase,
+    ProcessPeak,
     Report,
     Run,
     Segment,
@@ -26,6 +28,8 @@ from pytest_vram.memory import (
 from pytest_vram.units import GIB, MIB
 
 DRY = Device(kind="dry", index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 * GIB, capability=(8, 9))
+PLANS = Note(name="cuDNN | plans", text="their workspace is not known <b>", source="driver")
+LOST = Note(name="memory history", text="the program stopped it", source="recorder", figures=False)
 CPU = Device(kind="host", index=0, name="CPU", total_bytes=24 * GIB)
 
 
@@ -134,6 +138,11 @@ def _over() -> TestRecord:
             HostRead(location="masking.py:9", operation="all", count=1, answered=True),
         ),
         timeline=timeline(),
+        notes=(PLANS, LOST),
+        processes=(
+            ProcessPeak(pid=4711, rank=0, peak=_peak(14 * GIB), start=1.5, end=9.25, ended="exit code 0"),
+            ProcessPeak(pid=4712, rank=1, peak=Peak(), start=1.5, ended="left no figures"),
+        ),
     )
     return TestRecord(
         nodeid="tests/test_train.py::test_step[a|b-<script>alert(1)</script>-`x`-*y*_z_]",
@@ -150,7 +159,7 @@ def _within() -> TestRecord:
         nodeid="tests/test_文字化け.py::TestClass::test_幅の広い名前[параметр-🙂]",
         outcome="passed",
         budget=Budget(limit_bytes=8 * GIB),
-        measurements=(Measurement(device=DRY, peak=_peak(6 * GIB + 123 * MIB)),),
+        measurements=(Measurement(device=DRY, peak=_peak(6 * GIB + 123 * MIB), ooms=2, notes=(PLANS,)),),
         verdict=Within(headroom_bytes=2 * GIB - 123 * MIB),
     )
 

@@ -132,6 +132,6 @@ const char *dry_error_name(int error);
 const char *dry_error_text(int error);
 int dry_not_implemented(const char *name, int status);
 const char *dry_not_implemented_text(const char *name);
-void dry_note(const char *text); /* an assumption that the figure rests on */
+void dry_note(const char *text); /* "name: sentence", a literal: an assumption that the figures rest on, each time */
 
 #endif

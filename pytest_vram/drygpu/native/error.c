@@ -103,15 +103,32 @@ const char *dry_not_implemented_text(const char *name) {
 /* Name number `index` of the missing functions that were called, or NULL: read by drygpu/driver.py. */
 const char *pytest_vram_dry_missing(int index) { return index >= 0 && index < reported_count ? reported[index] : NULL; }
 
-/* ---- what the figure rests on: read by drygpu/driver.py ---- */
+/* ---- what the figures rest on: read by drygpu/driver.py ---- */
 #define NOTES 32
-static const char *notes[NOTES];
+static struct {
+    const char *text;
+    uint64_t count;
+} notes[NOTES];
 static int note_count;
 
+/* Counts each time that an assumption is made: a test that makes it again is told apart from one that does not. */
 void dry_note(const char *text) {
     dry_lock();
-    if (note_count < NOTES) notes[note_count++] = text;
+    int i = 0;
+    while (i < note_count && notes[i].text != text) i++;
+    if (i < NOTES) {
+        notes[i].text = text;
+        notes[i].count++;
+        if (i == note_count) note_count++;
+    }
     dry_unlock();
 }
 
-const char *pytest_vram_dry_note(int index) { return index >= 0 && index < note_count ? notes[index] : NULL; }
+/* Note number `index`, and how often it was made; NULL past the last one. */
+const char *pytest_vram_dry_note(int index, uint64_t *count) {
+    dry_lock();
+    const char *text = index >= 0 && index < note_count ? notes[index].text : NULL;
+    if (text && count) *count = notes[index].count;
+    dry_unlock();
+    return text;
+}

@@ -207,23 +207,9 @@ int nvmlDeviceGetGraphicsRunningProcesses_v2(device_t device, unsigned *count, p
     return (void)device, (void)out, *count = 0, SUCCESS;
 }
 
-/* ---- what a card that computes nothing can say of its work ---- */
-typedef struct {
-    unsigned gpu, memory;
-} utilization;
-
-int nvmlDeviceGetUtilizationRates(device_t device, utilization *out) {
-    return (void)device, *out = (utilization){0, 0}, SUCCESS;
-}
+/* ---- modes and links ---- */
 int nvmlDeviceGetComputeMode(device_t device, int *mode) { return (void)device, *mode = 0, SUCCESS; }
 int nvmlDeviceGetPersistenceMode(device_t device, int *mode) { return (void)device, *mode = 1, SUCCESS; }
-int nvmlDeviceGetTemperature(device_t device, int sensor, unsigned *value) {
-    return (void)device, (void)sensor, (void)value, NOT_SUPPORTED;
-}
-int nvmlDeviceGetPowerUsage(device_t device, unsigned *value) { return (void)device, (void)value, NOT_SUPPORTED; }
-int nvmlDeviceGetClockInfo(device_t device, int type, unsigned *value) {
-    return (void)device, (void)type, (void)value, NOT_SUPPORTED;
-}
 int nvmlDeviceGetP2PStatus(device_t a, device_t b, int index, int *status) {
     return (void)a, (void)b, (void)index, *status = 0, SUCCESS;
 }

@@ -68,10 +68,7 @@ cudaError_t cudaMallocFromPoolAsync(void **pointer, size_t bytes, cudaMemPool_t 
         return dry_fail(dry_not_implemented("cudaMallocAsync inside a stream capture", cudaErrorNotSupported));
     if (bytes == 0) return cudaSuccess;
     if (bytes > dry_the_card()->total_bytes) return dry_fail(cudaErrorMemoryAllocation);
-    static int said;
-    if (!__atomic_exchange_n(&said, 1, __ATOMIC_RELAXED))
-        dry_note("cudaMallocAsync: the driver's pool is taken to have no fragmentation, so reserved bytes are a lower "
-                 "bound");
+    dry_note("cudaMallocAsync: the driver's pool is taken to have no fragmentation, so reserved bytes are a lower bound");
     uintptr_t address;
     dry_lock();
     int error = take(pool, bytes, &address);

@@ -1,33 +1,50 @@
 """The figures of one process of ``python -m pytest_vram run``: kept while it runs, left in a folder when it ends.
 
-A program may reset torch's peaks as often as it likes: what they were before is kept.
+A program may reset torch's peaks as often as it likes: what they were before is kept. Each process has one file. It is
+written when torch is imported, again at the first use of a device, and with the figures when the process ends; so a
+process that was killed has a file without figures. Times are those of the monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
+import multiprocessing.process
 import multiprocessing.util
 import os
 import sys
+import threading
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_vram.drygpu import driver
-from pytest_vram.drygpu.process.variables import SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
-from pytest_vram.drygpu.values import host_reads, substitutes
+from pytest_vram.drygpu import driver, notes
+from pytest_vram.drygpu.process.variables import EXIT_SUFFIX, RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
+from pytest_vram.drygpu.values import host_reads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
+    from pytest_vram.memory import Note
+
 _HISTORY_ENTRIES = 1_000_000
 _HOLDERS = 30
-_running: list[Any] = []
+_LONGEST = 200  # characters of an error's first line
+_running: list[tuple[Any, Any]] = []
 _PEAKS = {"peak_allocated_bytes": "allocated_bytes.all.peak", "peak_reserved_bytes": "reserved_bytes.all.peak"}
+_PLACES = {
+    "rank": "RANK",
+    "world_size": "WORLD_SIZE",
+    "local_rank": "LOCAL_RANK",
+    "local_world_size": "LOCAL_WORLD_SIZE",
+    "restart": "TORCHELASTIC_RESTART_COUNT",
+}
+Record = dict[str, Any]
 _COUNTS = ("num_alloc_retries", "num_ooms")
 
 
@@ -36,19 +53,67 @@ class Recorder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.forked = False
+        self._reset()
+        self.save()
+        driver.write_exit(str(self.path.with_suffix(EXIT_SUFFIX)))
+
+    def _reset(self) -> None:
         self.process = os.getpid()
+        self.path = self.folder / f"{self.process}-{time.monotonic_ns()}.json"
         self.peaks: dict[int, dict[str, int]] = {}
         self.counts: dict[int, dict[str, int]] = {}
         self.message = ""
         self.written = False
+        self.record: Record = {
+            "pid": self.process,
+            "parent": os.getppid(),
+            "argv": [str(argument) for argument in getattr(sys, "argv", ())],
+            "started_ns": time.monotonic_ns(),
+            "used_ns": None,
+            "ended_ns": None,
+            "exit_code": None,
+            "raised": "",
+            "devices": None,
+        }
 
     def start_again(self) -> None:
-        """In a forked child: figures of its own."""
-        self.process, self.written = os.getpid(), False
-        self.peaks.clear()
-        self.counts.clear()
+        """Begin a record of its own in a forked child; it is left if the child uses a device or fails."""
+        self._reset()
         host_reads.reset()
+        notes.reset()
+        self.forked = True
+
+    def end_with_multiprocessing(self) -> None:
+        """In a child of multiprocessing, which may end without running atexit's functions."""
         multiprocessing.util.Finalize(None, self.write, exitpriority=0)
+
+    def save(self) -> None:
+        """Write what is known by now; a reader finds the file whole.
+
+        A folder that cannot be written to must not stop the program; its figures are then missed.
+        """
+        self.record.update(_group())
+        partial = self.folder / f".{self.path.name}"
+        with contextlib.suppress(OSError):
+            partial.write_text(json.dumps(self.record))
+            partial.rename(self.path)
+
+    def use(self) -> None:
+        """A device is used from now on."""
+        if self.record["used_ns"] is None:
+            self.record["used_ns"] = time.monotonic_ns()
+            self.save()
+
+    def ended(self, code: int) -> None:
+        """The process, a child of multiprocessing's, is about to end with this exit code."""
+        if os.getpid() == self.process and (code or not self._left_out()):
+            self.record.update(exit_code=code, ended_ns=time.monotonic_ns())
+            self.save()
+
+    def _left_out(self) -> bool:
+        """Whether this is a forked helper without a device, such as a data loader's worker."""
+        return self.forked and self.record["used_ns"] is None
 
     def keep_peaks(self) -> None:
         """Read the peaks, before they are reset or for the record."""
@@ -67,8 +132,8 @@ class Recorder:
                 kept[name] += statistics.get(name, 0)
 
     def write(self) -> None:
-        """Leave the record. Nothing is left by a process that never used a device."""
-        if self.written or os.getpid() != self.process or not _used_devices():
+        """Leave the record, with the figures of the devices that were used."""
+        if self.written or os.getpid() != self.process or self._left_out():
             return
         self.written = True
         self.keep_peaks()
@@ -83,21 +148,18 @@ class Recorder:
             }
             for device in _used_devices()
         ]
-        record = {
-            "pid": os.getpid(),
-            "rank": int(os.environ.get("RANK", "0")),
-            "argv": sys.argv,
-            "devices": devices,
-            "host_reads": [asdict(read) for read in host_reads.collect()],
-            "missing_functions": driver.missing_functions(),
-            "not_counted": substitutes.left_out(),
-            "out_of_memory": self.message,
-            "versions": _versions(),
-        }
-        partial = self.folder / f".{os.getpid()}.json"
-        partial.write_text(json.dumps(record))
-        partial.rename(self.folder / f"{os.getpid()}.json")
-        _write_snapshot(self.process, len(list(self.folder.glob("*.json"))) == 1)
+        self.record.update(
+            devices=devices,
+            ended_ns=time.monotonic_ns(),
+            host_reads=[asdict(read) for read in host_reads.collect()],
+            missing_functions=driver.missing_functions(),
+            notes=[asdict(note) for note in (*notes.collect(), *_of_recording())],
+            out_of_memory=self.message,
+            versions=_versions(),
+        )
+        self.save()
+        if devices:
+            _write_snapshot(self.process)
 
 
 def begin(folder: Path) -> None:
@@ -107,30 +169,34 @@ def begin(folder: Path) -> None:
     _before("_cuda_resetAccumulatedMemoryStats", recorder.keep_counts)
     _before("_accelerator_resetPeakStats", recorder.keep_peaks)
     _before("_accelerator_resetAccumulatedStats", recorder.keep_counts)
-    _listen_for_out_of_memory(recorder)
+    _listen_for_errors(recorder)
     if os.environ.get(SNAPSHOT_VARIABLE):
         # A context must not exist before the program wants one: it could not fork any more.
         torch.cuda._lazy_call(_record_history)
     if os.environ.get(TIMELINE_VARIABLE):
         torch.cuda._lazy_call(_record_over_time)
+    torch.cuda._lazy_call(recorder.use)
     atexit.register(recorder.write)
-    # A child that multiprocessing forks ends without running atexit's functions, but runs these.
-    multiprocessing.util.register_after_fork(recorder, Recorder.start_again)
+    os.register_at_fork(after_in_child=recorder.start_again)
+    multiprocessing.util.register_after_fork(recorder, Recorder.end_with_multiprocessing)
+    _listen_for_exit_codes(recorder)
 
 
 def _record_over_time() -> None:
     from pytest_vram.probe.history import History
     from pytest_vram.probe.recorder import Recorder as OverTime
 
-    History().start()
-    _running.append(OverTime())
-    _running[0].start()
+    history, recorder = History(), OverTime()
+    history.start()
+    recorder.start()
+    _running.append((history, recorder))
 
 
 def _over_time(device: int) -> dict[str, Any]:
-    if not _running:
+    if not _running or _running[0][0].lost():
         return {}
-    timeline, holders = _running[0].timeline(device), _running[0].holders(device, _HOLDERS)
+    recorder = _running[0][1]
+    timeline, holders = recorder.timeline(device), recorder.holders(device, _HOLDERS)
     return {"recorded": {"timeline": asdict(timeline), "holders": [asdict(holder) for holder in holders]}}
 
 
@@ -150,18 +216,63 @@ def _before(name: str, action: Callable[[], None]) -> None:
     setattr(torch._C, name, first)
 
 
-def _listen_for_out_of_memory(recorder: Recorder) -> None:
-    before = sys.excepthook
+def _listen_for_errors(recorder: Recorder) -> None:
+    """Note an error that ends the program, and an out-of-memory error that ends a thread."""
+    before, before_thread = sys.excepthook, threading.excepthook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause: BaseException | None = error
+    def note(error: BaseException | None, *, ends_program: bool) -> None:
+        cause = error
         while cause is not None and not isinstance(cause, torch.OutOfMemoryError):
             cause = cause.__cause__ or cause.__context__
         if cause is not None:
             recorder.message = str(cause)
+        if error is not None and (ends_program or cause is not None):
+            lines = str(error).strip().splitlines()
+            recorder.record["raised"] = type(error).__name__ + (f": {lines[0][:_LONGEST]}" if lines else "")
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        note(error, ends_program=True)
         before(kind, error, trace)
 
-    sys.excepthook = hook
+    def thread_hook(details: threading.ExceptHookArgs) -> None:
+        note(details.exc_value, ends_program=False)
+        before_thread(details)
+
+    sys.excepthook, threading.excepthook = hook, thread_hook
+
+
+def _listen_for_exit_codes(recorder: Recorder) -> None:
+    """Note the exit codes of multiprocessing's children, whose errors no hook sees.
+
+    ``BaseProcess._bootstrap`` is private, and the same from Python 3.8 to 3.14: it runs the child and returns its code.
+    """
+    original = multiprocessing.process.BaseProcess._bootstrap  # type: ignore[attr-defined]
+
+    def bootstrap(self: Any, *args: Any, **kwargs: Any) -> int:
+        code = int(original(self, *args, **kwargs))
+        recorder.ended(code)
+        return code
+
+    multiprocessing.process.BaseProcess._bootstrap = bootstrap  # type: ignore[attr-defined]
+
+
+def _group() -> Record:
+    """Which process of a group this is, as launchers say it in the environment; ``None`` where they do not."""
+    found: Record = {name: _number(variable) for name, variable in _PLACES.items()}
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        found["rank"], found["world_size"] = distributed.get_rank(), distributed.get_world_size()
+    found["group"] = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("MASTER_PORT") or ""
+    return found
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _of_recording() -> tuple[Note, ...]:
+    return _running[0][0].notes() if _running else ()
 
 
 def _used_devices() -> list[int]:
@@ -200,7 +311,11 @@ def _versions() -> dict[str, str | None]:
     }
 
 
-def _write_snapshot(process: int, first: bool) -> None:
+def _write_snapshot(process: int) -> None:
+    """The first process to end takes the name that was asked for; the others add their number."""
     path = os.environ.get(SNAPSHOT_VARIABLE)
     if path:
-        torch.cuda.memory._dump_snapshot(path if first else f"{path}.{process}")
+        with contextlib.suppress(FileExistsError), open(f"{os.environ[RECORD_VARIABLE]}/.snapshot", "x"):
+            torch.cuda.memory._dump_snapshot(path)
+            return
+        torch.cuda.memory._dump_snapshot(f"{path}.{process}")

@@ -8,3 +8,6 @@ SNAPSHOT_VARIABLE = "PYTEST_VRAM_SNAPSHOT"
 
 TIMELINE_VARIABLE = "PYTEST_VRAM_TIMELINE"
 """Set: memory over time is recorded, and left with the figures."""
+
+EXIT_SUFFIX = ".exit"
+"""Of the file beside a process's record into which the stub library writes the exit code."""

@@ -35,7 +35,8 @@ CARRIED = (
     "put_", "random_", "randperm", "range", "reciprocal", "remainder", "repeat_interleave", "roll", "round", "rsub",
     "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk",
     "trace", "tril", "tril_indices", "triu", "triu_indices", "trunc", "_unique2", "unique_consecutive",
-    "unique_dim", "where", "xlogy", "zero_", "_local_scalar_dense", "_amp_foreach_non_finite_check_and_unscale_",
+    "unfold_backward", "unique_dim", "where", "xlogy", "zero_", "_local_scalar_dense",
+    "_amp_foreach_non_finite_check_and_unscale_",
 )
 # fmt: on
 
@@ -188,6 +189,10 @@ class _Operator:
     def _read_scalar(self, keyset: Any, tensor: torch.Tensor) -> Any:
         entry = known_values.find(tensor)
         announced = host_reads.Announced(operation="item", known=entry is not None, guess=entry.guess if entry else "")
+        if entry is None and tensor.dtype == torch.bool and host_reads.outside_python():
+            # A formula of autograd (eig's, a complex svd's) asks whether a gradient is one that it can work out.
+            announced = host_reads.Announced(operation="item", count=1)
+            host_reads.note("item", answered=True, remark=guesses.PASSED)
         with host_reads.reading(announced):
             return self.call(keyset, tensor)
 

@@ -23,6 +23,7 @@ FINITE = "values taken as finite"
 ALL_TRUE = "unknown mask taken as all true"
 ALL_DISTINCT = "unknown values taken as all distinct"
 IN_ORDER = "unknown values taken as sorted"
+PASSED = "a check inside a backward formula taken as passed"
 SMALLEST = "random numbers taken as the smallest"
 
 NOT_ON_CPU = frozenset({"random_", "randperm", "multinomial", "_amp_foreach_non_finite_check_and_unscale_"})

@@ -103,9 +103,10 @@ def since(earlier: tuple[HostRead, ...]) -> tuple[HostRead, ...]:
 
 
 def reset() -> None:
-    """Forget the list."""
-    with _lock:
-        _reads.clear()
+    """Forget the list, in a forked child: another thread of the parent may have held the lock, and is not here."""
+    global _lock
+    _lock = threading.Lock()
+    _reads.clear()
 
 
 def on_read(address: int, size: int, marked: bool, destination: int) -> bool:
@@ -135,6 +136,16 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
         return False
     # What an earlier owner of these addresses left there is not this tensor's value.
     ctypes.memset(destination, 0, size)
+    return True
+
+
+def outside_python() -> bool:
+    """Whether no code outside of this package is running in this thread: a thread of autograd, within a formula."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not os.path.realpath(frame.f_code.co_filename).startswith(_OWN):
+            return False
+        frame = frame.f_back
     return True
 
 

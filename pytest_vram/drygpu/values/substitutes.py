@@ -1,7 +1,7 @@
 """Operators whose libraries a dry GPU has not got: cuSOLVER's decompositions and cuFFT's transforms.
 
 Their results are allocated as the operator's own shape function says; the library's workspace is not, for only the
-library knows its size. What was left out so is listed in the report.
+library knows its size. Each call is noted (see :mod:`pytest_vram.drygpu.notes`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
+
+from pytest_vram.drygpu import notes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch._ops import OpOverload
 
@@ -22,6 +24,7 @@ OPERATORS = {
         "linalg_qr",
         "_linalg_eigh",
         "linalg_eig",
+        "linalg_eigvals",
         "_linalg_eigvals",
         "_linalg_det",
         "_linalg_slogdet",
@@ -33,36 +36,52 @@ OPERATORS = {
         "linalg_lu_factor_ex",
         "_linalg_solve_ex",
         "linalg_householder_product",
-        "cholesky_solve",
+        "_cholesky_solve_helper",
         "cholesky_inverse",
         "linalg_ldl_factor_ex",
+        "linalg_ldl_solve",
+        "geqrf",
+        "ormqr",
     ),
     "cuFFT": ("_fft_r2c", "_fft_c2r", "_fft_c2c"),
 }
 
-_left_out: dict[str, None] = {}
+NOT_COUNTED = "its workspace is not known and counted as 0 bytes"
 
 
 def install(library: torch.library.Library) -> None:
     """Register the substitutes in ``library``, a fragment of the namespace ``aten``."""
     for owner, names in OPERATORS.items():
         for name in names:
-            if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CUDA"):
-                overload = getattr(torch.ops.aten, name).default
-                library.impl(name, _allocate(overload, f"{owner} ({name})"), "CUDA", allow_override=True)
+            for label, overload in _with_cuda_kernel(name):
+                kernel = _allocate(overload, f"{owner} ({name})")
+                library.impl(label, kernel, "CUDA", allow_override=True)
 
 
-def left_out() -> tuple[str, ...]:
-    """Library and operator of each workspace that was not counted, in the order of the first call."""
-    return tuple(_left_out)
+def _with_cuda_kernel(name: str) -> Iterator[tuple[str, OpOverload]]:
+    """The operator's overloads that have a kernel of their own for CUDA, those that write to ``out`` among them."""
+    packet = getattr(torch.ops.aten, name, None)
+    for overload in packet.overloads() if packet is not None else ():
+        label = f"{name}.{overload}".removesuffix(".default")
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{label}", "CUDA"):
+            yield label, getattr(packet, overload)
 
 
 def _allocate(overload: OpOverload, label: str) -> Callable[..., Any]:
+    packet = overload.overloadpacket
+    written = [a.name for a in overload._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    shapes_of = _SHAPES.get(packet.__name__, packet.default)
+
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        _left_out[label] = None
+        notes.assume(label, NOT_COUNTED)
+        given = [kwargs.pop(name) for name in written]
         device = next(value.device for value in args if isinstance(value, torch.Tensor))
-        shapes = overload(*tree_map(_without_memory, args), **tree_map(_without_memory, kwargs))
-        return tree_map(lambda shape: _result(shape, device), shapes)
+        shapes = shapes_of(*tree_map(_without_memory, args), **tree_map(_without_memory, kwargs))
+        if not given:
+            return tree_map(lambda shape: _result(shape, device), shapes)
+        for out, shape in zip(given, tree_flatten(shapes)[0], strict=True):
+            _resize(out, shape)
+        return given[0] if len(given) == 1 else tuple(given)
 
     return kernel
 
@@ -77,3 +96,50 @@ def _result(shape: Any, device: torch.device) -> Any:
     result = torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype, device=device)
     # An error code, or pivots: zero is "no error".
     return result if result.is_floating_point() or result.is_complex() else result.zero_()
+
+
+def _resize(out: torch.Tensor, shape: torch.Tensor) -> None:
+    """Give a result that the caller brought its shape, and its own strides where it had no memory yet."""
+    if out.numel() == 0 and shape.numel():
+        out.resize_(shape.untyped_storage().nbytes() // shape.element_size())
+        out.as_strided_(shape.shape, shape.stride())
+    elif out.shape != shape.shape:
+        out.resize_(shape.shape)
+    if not (out.is_floating_point() or out.is_complex()):
+        out.zero_()
+
+
+def _columns_first(matrix: torch.Tensor) -> torch.Tensor:
+    """A new matrix of the same shape whose columns lie in one piece, as LAPACK wants them."""
+    return torch.empty_like(matrix.mT, memory_format=torch.contiguous_format).mT
+
+
+def _least_squares(
+    a: torch.Tensor, b: torch.Tensor, rcond: float | None = None, *, driver: str | None = None
+) -> tuple[torch.Tensor, ...]:
+    """linalg.lstsq by ``gels``, the only driver on CUDA: no rank and no singular values.
+
+    The solution is a view of the right-hand side's copy, which has the rows of the taller one.
+    """
+    vector = b.dim() == 1 or (a.dim() - 1 == b.dim() and b.shape == a.shape[:-1])
+    right = b.unsqueeze(-1) if vector else b
+    rows, columns = a.shape[-2:]
+    batch = torch.broadcast_shapes(a.shape[:-2], right.shape[:-2])
+    whole = _columns_first(a.new_empty((*batch, max(rows, columns), right.shape[-1])))
+    solution = whole.narrow(-2, 0, columns)
+    residuals = a.new_empty((*batch, right.shape[-1]) if rows > columns else (0,), dtype=a.real.dtype)
+    return (
+        solution.squeeze(-1) if vector else solution,
+        residuals,
+        torch.empty(0, dtype=torch.int64, device=a.device),
+        a.new_empty(0, dtype=a.real.dtype),
+    )
+
+
+def _householder(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """geqrf: the reflectors in place of the matrix, and their factors."""
+    return _columns_first(matrix), matrix.new_empty((*matrix.shape[:-2], min(matrix.shape[-2:])))
+
+
+_SHAPES: dict[str, Callable[..., Any]] = {"linalg_lstsq": _least_squares, "geqrf": _householder}
+"""Shapes of operators that have no shape function of their own in torch 2.14."""

@@ -112,7 +112,9 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
         "leaked": row.leaked_bytes,
         "retries": row.retries,
         "ooms": row.ooms,
+        "recovered": row.recovered,
         "reason": row.reason,
+        "notes": [[strings.number(note.name), strings.number(note.text)] for note in row.notes],
         "example": row.worst_example,
         "reads": [
             [strings.number(r.location), strings.number(r.operation), r.count, r.answered, r.note]
@@ -137,6 +139,11 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
         data["layout"] = layout_data(timeline.layout, strings.number, full=detail.full)
     if len(test.measurements) > 1:
         data["devices"] = [[m.device.index, m.device.name, m.peak.allocated_bytes] for m in test.measurements]
+    data["processes"] = [
+        [m.device.index, p.rank, p.pid, p.peak.allocated_bytes, p.peak.device_bytes, p.start, p.end, p.ended]
+        for m in test.measurements
+        for p in m.processes[: detail.holders]
+    ]
     if earlier is not None:
         data["before"] = _before(worst(earlier)[1], measurement)
     return _short(data)

@@ -54,7 +54,7 @@ function figures(test) {
     ["on the device", device, "with the CUDA context"], ["not counted", test.uncounted, "others had left it there"],
     ["left behind", test.leaked, "still held after the test"],
   ].filter(([, size]) => size).map(([name, size, note]) => [name, bytes(size), note]);
-  const counts = [["cache flushes", test.retries, "before an allocation succeeded"], ["out of memory", test.ooms, "errors of the allocator"]];
+  const counts = [["cache flushes", test.retries, "before an allocation succeeded"], ["out of memory", test.ooms, test.recovered ? "errors, caught by the test" : "errors of the allocator"]];
   for (const [name, count, note] of counts) if (count) facts.push([name, `${count}`, note]);
   return tiles(facts);
 }
@@ -131,6 +131,14 @@ function detail(test, width) {
   if (test.devices) {
     add([node("h3", {}, "Devices"), listing([["device", "s"], ["allocated", "n"], ["", "rest"]],
       test.devices.map(([index, name, size]) => [`${index}: ${name}`, bytes(size), ""]))]);
+  }
+  if (test.processes) {
+    const seconds = (from, to) => (from === null ? "" : `${from.toFixed(1)} to ${to === null ? "?" : to.toFixed(1)}`);
+    add([node("h3", {}, "Processes"), listing([["device", "n"], ["rank", "n"], ["PID", "n"], ["allocated", "n"], ["on the device", "n"], ["seconds", "n"], ["ended", "s"], ["", "rest"]],
+      test.processes.map(([index, rank, pid, allocated, device, from, to, ended]) => [`${index}`, rank === null ? "" : `${rank}`, `${pid}`, bytes(allocated), bytes(device), seconds(from, to), ended, ""]), FEW)]);
+  }
+  if (test.notes) {
+    add([node("h3", {}, "What the figures rest on"), listing([["assumption", "s"], ["", "rest"]], test.notes.map(([name, words]) => [text(name), text(words)]))]);
   }
   if (test.reads) {
     add([node("h3", {}, "Values read back from the dry GPU"), listing([["times", "n"], ["operation", "s"], ["value", "s"], ["line", "line"]],

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_vram.report.html.segments import segment_rows
+from pytest_vram.report.rows import refusals_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -30,8 +31,43 @@ def text(value: object) -> str:
 
 def sides(report: Report, before: Report | None, table: list[Row]) -> list[str]:
     """Every table that has something in it."""
-    parts = [_gone(report, before), _leaks(table), _unused(table), _bill(table), _reads(table)]
+    parts = [
+        _gone(report, before),
+        _leaks(table),
+        _unused(table),
+        _bill(table),
+        _processes(report),
+        _noted(table),
+        _reads(table),
+    ]
     return [part for part in [*parts, _without_script(report, table)] if part]
+
+
+def _processes(report: Report) -> str:
+    """Each process of a measurement that kept them apart, by device."""
+    body = [
+        [
+            str(m.device.index),
+            "" if p.rank is None else str(p.rank),
+            str(p.pid),
+            format_bytes(p.peak.allocated_bytes),
+            format_bytes(p.peak.device_bytes),
+            p.ended,
+        ]
+        for test in report.tests
+        for m in test.measurements
+        for p in m.processes
+    ]
+    heads = [("device", "n"), ("rank", "n"), ("PID", "n"), ("allocated", "n"), ("on the device", "n"), ("ended", "l")]
+    return _side("Processes", heads, body)
+
+
+def _noted(table: list[Row]) -> str:
+    """What figures rest on, and the tests that met a full card."""
+    tests = Counter(note for row in table for note in row.notes)
+    body = [[note.name, note.text, f"{count:,}"] for note, count in tests.items()]
+    body += [["the card was full", f"{row.nodeid}: {refusals_text(row)}", "1"] for row in table if row.ooms]
+    return _side("What the figures rest on", [("name", ""), ("", "l"), ("tests", "n")], body, opened=True)
 
 
 def _side(title: str, heads: list[tuple[str, str]], body: list[Cells], *, opened: bool = False, note: str = "") -> str:

@@ -78,6 +78,16 @@ def test_visible_devices_are_honoured_as_cuda_does(visible: str, seen: int) -> N
     assert int(done.stdout) == seen
 
 
+def test_visible_devices_may_be_named_after_torch_is_imported(dry_python: Callable[..., Any]) -> None:
+    """CUDA reads the variable when it is initialized, and NVML's count of cards, which torch asks first, heeds it."""
+    code = (
+        "import os, torch; os.environ['CUDA_VISIBLE_DEVICES'] = '1'; torch.ones(1, device='cuda');"
+        "print(torch.cuda.device_count(), str(torch.cuda.get_device_properties(0).uuid)[-2:])"
+    )
+    done = dry_python("-c", code, count=2)
+    assert done.stdout.split() == ["1", "01"], done.stderr
+
+
 def test_a_script_that_ends_after_backward_ends_well(dry_python: Callable[..., Any]) -> None:
     """It used to abort in one run of ten: Python ends threads that ask for its lock while it shuts down."""
     for _ in range(4):

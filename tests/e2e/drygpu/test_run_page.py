@@ -41,3 +41,20 @@ def test_a_run_is_drawn_as_a_test_whose_budget_is_the_card(run_command: Callable
     assert "train.py" in text
     strings = json.loads(data[1])["strings"]
     assert {"weights", "optimizer", "activations"} <= set(strings)
+
+
+def test_a_program_that_stops_the_history_is_told_what_is_missing(
+    run_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    program, page, figures = tmp_path / "train.py", tmp_path / "run.html", tmp_path / "run.json"
+    program.write_text(
+        'import torch\nkept = torch.ones(1 << 20, device="cuda")\n'
+        "torch.cuda.memory._record_memory_history(enabled=None)\n"
+    )
+    done = run_command("--gpu", "rtx-4080", "--html", str(page), "--json", str(figures), "--", str(program))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert [note["name"] for note in found["notes"]] == ["memory history"]
+    assert found["exact"] is True, "the peak does not rest on the history"
+    assert "memory history: the program called" in done.stderr
+    assert "who held the peak and memory over time are left out" in page.read_text(encoding="utf-8")

@@ -1,0 +1,204 @@
+"""The processes of a dry run: what each left behind, how it ended, and which of them lived at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_vram.drygpu.process.variables import EXIT_SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+Record = dict[str, Any]
+
+FIGURES = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "context_bytes", "managed_bytes")
+"""Figures of a card that are added for processes that live at the same time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One process that imported torch in a dry run. Times are seconds since the run began.
+
+    Attributes:
+        pid: its number.
+        argv: its command line, without the interpreter.
+        rank: its rank in a group of processes; ``None`` where it has none.
+        local_rank: its rank on this machine, as launchers set it.
+        used_seconds: when it first used a card; ``None`` if it never did.
+        ended_seconds: when it ended; ``None`` where that is not known, as after SIGKILL.
+        exit_code: what it ended with; ``None`` where that is not known.
+        raised: the error that ended it, or the out-of-memory error that ended one of its threads; ``""`` without one.
+        out_of_memory: the message of an out-of-memory error that nothing caught, ``""`` without one.
+        devices: figures by card; ``None`` where the process left none.
+        running: whether it still ran when the program had ended.
+        replaced: whether the same process went on as another program (``exec``), which has an entry of its own.
+    """
+
+    pid: int
+    argv: tuple[str, ...] = ()
+    rank: int | None = None
+    local_rank: int | None = None
+    local_world_size: int | None = None
+    group: str = ""
+    restart: int | None = None
+    started_seconds: float = 0.0
+    used_seconds: float | None = None
+    ended_seconds: float | None = None
+    exit_code: int | None = None
+    raised: str = ""
+    out_of_memory: str = ""
+    devices: tuple[Record, ...] | None = None
+    running: bool = False
+    replaced: bool = False
+
+    @property
+    def refusals(self) -> int:
+        """Requests that the allocator refused with OutOfMemoryError."""
+        return sum(device["num_ooms"] for device in self.devices or ())
+
+    @property
+    def name(self) -> str:
+        """``rank 1 (PID 4711)``, or ``process 4711``."""
+        return f"process {self.pid}" if self.rank is None else f"rank {self.rank} (PID {self.pid})"
+
+    @property
+    def fault(self) -> str:
+        """Why the process cannot vouch for what it would have needed; ``""`` where it ended well."""
+        if self.exit_code not in (None, 0):
+            return f"ended with exit code {self.exit_code}" + (f" ({self.raised})" if self.raised else "")
+        if self.raised:
+            return f"raised {self.raised}"
+        if self.running:
+            return "still ran when the program had ended, and has left no figures yet"
+        if self.devices is None and not self.replaced:
+            return "ended without leaving its figures: it was killed, or called os._exit"
+        return ""
+
+    @property
+    def ended(self) -> str:
+        """How it ended, for a table."""
+        return self.fault or ("went on as another program" if self.replaced else "exit code 0")
+
+
+def read(folder: Path, began_ns: int) -> tuple[list[Process], list[Record]]:
+    """Read what the processes of a run left in ``folder``.
+
+    Args:
+        began_ns: the monotonic clock when the run began.
+
+    Returns:
+        The processes in the order in which they started, and the raw records of those that left figures.
+    """
+    records = [json.loads(path.read_text()) | _exit_of(path) for path in folder.glob("[0-9]*.json")]
+    records.sort(key=lambda record: record["started_ns"])
+    last = {record["pid"]: index for index, record in enumerate(records)}
+    processes = [
+        _process(record, began_ns, replaced=record["ended_ns"] is None and last[record["pid"]] > index)
+        for index, record in enumerate(records)
+    ]
+    return processes, [record for record in records if record["devices"]]
+
+
+def _exit_of(path: Path) -> Record:
+    """Exit code and time of a process that ended by ``exit``; the file is absent after a signal and ``os._exit``."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        code, moment = path.with_suffix(EXIT_SUFFIX).read_text().split()
+        return {"exit_code": int(code), "ended_ns": int(moment)}
+    return {}
+
+
+def _process(record: Record, began_ns: int, *, replaced: bool) -> Process:
+    def seconds(name: str) -> float | None:
+        moment = record[name]
+        return None if moment is None else (moment - began_ns) / 1e9
+
+    devices = record["devices"]
+    return Process(
+        pid=record["pid"],
+        argv=tuple(record["argv"]),
+        rank=record["rank"],
+        local_rank=record["local_rank"],
+        local_world_size=record["local_world_size"],
+        group=record["group"],
+        restart=record["restart"],
+        started_seconds=seconds("started_ns") or 0.0,
+        used_seconds=seconds("used_ns"),
+        ended_seconds=seconds("ended_ns"),
+        exit_code=record["exit_code"],
+        raised=record["raised"],
+        out_of_memory=record.get("out_of_memory", ""),
+        devices=None if devices is None else tuple(devices),
+        running=record["ended_ns"] is None and not replaced and _alive(record["pid"]),
+        replaced=replaced,
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def concerned(processes: Sequence[Process]) -> list[Process]:
+    """The processes that decide what the run needed: those that used a card, and the ranks of groups.
+
+    Of the processes that say the same rank the first one is the rank; the others are its helpers, such as workers of
+    a data loader. A group that was restarted counts from its last start on.
+    """
+    latest: dict[str, int] = {}
+    for process in processes:
+        latest[process.group] = max(latest.get(process.group, 0), process.restart or 0)
+    ranks: dict[tuple[str, int], Process] = {}
+    for process in processes:
+        if process.rank is not None and (process.restart or 0) == latest[process.group] and not process.replaced:
+            ranks.setdefault((process.group, process.rank), process)
+    chosen = {id(process) for process in ranks.values()}
+    return [
+        process
+        for process in processes
+        if id(process) in chosen
+        or (process.used_seconds is not None and (process.restart or 0) == latest[process.group])
+    ]
+
+
+def absent(processes: Sequence[Process]) -> list[str]:
+    """Ranks on this machine that a launcher announced and that never came as far as torch."""
+    there: dict[tuple[str, int], set[int]] = {}
+    for process in processes:
+        if process.local_rank is not None and process.local_world_size:
+            there.setdefault((process.group, process.local_world_size), set()).add(process.local_rank)
+    return [
+        f"local rank {rank} never imported torch"
+        for (_, size), found in there.items()
+        for rank in range(size)
+        if rank not in found
+    ]
+
+
+def at_once(shares: Iterable[tuple[Process, Mapping[str, int]]]) -> tuple[dict[str, int], int]:
+    """Add up what processes on one card held while they lived at the same time.
+
+    Args:
+        shares: a process and its figures on the card, for each process.
+
+    Returns:
+        For each figure the largest sum of peaks over time, which no moment exceeds; and the most processes that lived
+        at once. A process whose end is not known is taken to live on.
+    """
+    lives = [(p.used_seconds or p.started_seconds, p.ended_seconds, figures) for p, figures in shares]
+    sums, most = dict.fromkeys(FIGURES, 0), 0
+    for moment, _, _ in lives:
+        living = [figures for start, end, figures in lives if start <= moment and (end is None or end > moment)]
+        most = max(most, len(living))
+        for name in FIGURES:
+            sums[name] = max(sums[name], sum(figures[name] for figures in living))
+    return sums, most

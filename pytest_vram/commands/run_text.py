@@ -1,0 +1,125 @@
+"""The figures of a dry run as text for a terminal."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from pytest_vram.commands.run_summary import ADDED_UP, is_guess
+from pytest_vram.memory.note import note_lines
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_vram.commands.run_processes import Process
+    from pytest_vram.commands.run_summary import DeviceFigures, RunReport
+    from pytest_vram.memory.measurement import HostRead
+
+_MOST_READS = _MOST_PROCESSES = 12
+_COMMAND = 48  # characters of a process's command line
+
+
+def render(report: RunReport) -> str:
+    """Return the report as text, several lines without a final newline."""
+    kind = "allocator-exact" if report.exact else "the allocator's figures, under the assumptions below"
+    lines = ["", f"=== dry run on {report.count} x {report.product}: {kind}; nothing was computed ==="]
+    if not report.devices:
+        lines.append("no process used the GPU and left its figures")
+    for device in report.devices:
+        lines += _render_device(device, report)
+    if report.outcome == "unknown":
+        lines.append(f"UNKNOWN whether it fits: {'; '.join(report.faults)}")
+    elif report.faults and report.outcome == "does not fit":
+        lines.append(f"failed: {'; '.join(report.faults)}")
+    if report.out_of_memory:
+        lines.append(f"OUT OF MEMORY: {report.out_of_memory}")
+    lines += _render_processes(report)
+    lines += _render_reads(report.host_reads)
+    if report.missing_functions:
+        lines.append(f"CUDA functions that the dry GPU has not got: {', '.join(report.missing_functions)}")
+    if report.notes:
+        lines += ["assumptions:", *(f"  {line}" for line in note_lines(report.notes))]
+    lines.append(f"{'ended with':<18} {report.ended} after {report.seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
+    heading = f"GPU {device.index}"
+    if device.at_once > 1:
+        lived = (
+            f"{device.processes} processes"
+            if device.at_once == device.processes
+            else (f"{device.processes} processes, at most {device.at_once} at once")
+        )
+        heading += f", {lived}: {ADDED_UP}"
+    elif device.processes > 1:
+        heading += f", {device.processes} processes, one after another: the largest counts"
+    lines = [heading] if len(report.devices) > 1 or device.processes > 1 or device.index else []
+    lines += [
+        f"{'peak allocated':<18} {format_bytes(device.peak_allocated_bytes)}",
+        f"{'peak reserved':<18} {format_bytes(device.peak_reserved_bytes)}",
+        f"{'peak on device':<18} {format_bytes(device.peak_device_bytes)}"
+        f" (with {format_bytes(device.context_bytes)} of CUDA context): {_verdict(device, report)}",
+    ]
+    if device.managed_bytes:
+        lines.append(f"{'managed (paged)':<18} {format_bytes(device.managed_bytes)}, not counted above")
+    if device.num_alloc_retries:
+        lines.append(
+            f"{'cache flushes':<18} {device.num_alloc_retries} (before an allocation was satisfied or refused)"
+        )
+    return lines
+
+
+def _verdict(device: DeviceFigures, report: RunReport) -> str:
+    spare = device.total_bytes - device.peak_device_bytes
+    total = format_bytes(device.total_bytes)
+    refusals = f"{device.num_ooms} out-of-memory error{'s' if device.num_ooms > 1 else ''}"
+    if spare < 0:
+        return f"DOES NOT FIT {total}: {format_bytes(-spare)} too much"
+    if device.num_ooms and report.outcome == "does not fit":
+        return f"DID NOT FIT: {refusals}"
+    if device.num_ooms:
+        return (
+            f"{'fits' if report.outcome == 'fits' else 'held at most this of'} {total} after {refusals}: the card was"
+            " full then, and the program went on with less"
+        )
+    if report.outcome == "unknown":
+        return f"{format_bytes(spare)} of {total} were left as far as is known"
+    return f"fits {total} with {format_bytes(spare)} to spare"
+
+
+def _render_processes(report: RunReport) -> list[str]:
+    """A line for each process with a card or a fault, where there are several or one needs a word."""
+    shown = [p for p in report.processes if p.used_seconds is not None or (p.rank is not None and p.fault)]
+    if len(shown) < 2:
+        return []
+    lines = ["processes:", *(f"  {_process_line(process)}" for process in shown[:_MOST_PROCESSES])]
+    if len(shown) > _MOST_PROCESSES:
+        lines.append(f"  and {len(shown) - _MOST_PROCESSES} more (--json lists all)")
+    return lines
+
+
+def _process_line(process: Process) -> str:
+    end = "?" if process.ended_seconds is None else f"{process.ended_seconds:.1f} s"
+    start = process.started_seconds if process.used_seconds is None else process.used_seconds
+    held = ", ".join(
+        f"{format_bytes(device['peak_device_bytes'])} on GPU {device['index']}" for device in process.devices or ()
+    )
+    lived = f"from {start:.1f} s to {end}" + (" (end not known: taken to live on)" if end == "?" else "")
+    command = shlex.join(process.argv)
+    command = command if len(command) <= _COMMAND else f"{command[: _COMMAND - 1]}…"
+    return f"{process.name}, {lived}: {held or 'no figures'}; {process.ended}  {command}".rstrip()
+
+
+def _render_reads(reads: Sequence[HostRead]) -> list[str]:
+    """Reads whose answer is the program's own value need no attention: they are only counted."""
+    guessed = [read for read in reads if is_guess(read)]
+    right = sum(read.count for read in reads) - sum(read.count for read in guessed)
+    if not guessed:
+        return [f"{'host reads':<18} {right}, all answered with the program's own values"] if reads else []
+    lines = [f"{'host reads':<18} {right} answered with the program's own values; the figures rest on these guesses:"]
+    lines += [f"  {read.count:>6} x {read.operation}, {read.location}: {read.note}" for read in guessed[:_MOST_READS]]
+    if len(guessed) > _MOST_READS:
+        lines.append(f"  and {len(guessed) - _MOST_READS} more places (--json lists all)")
+    return lines

@@ -1,0 +1,35 @@
+"""An assumption that figures rest on: one record, shown wherever the figures are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """One assumption behind a measurement.
+
+    Attributes:
+        name: a short name, the same at every run: ``cuDNN execution plans``.
+        text: what is assumed, as the rest of a sentence that the name begins.
+        source: the part that makes the assumption: ``driver`` (a stub library of the dry GPU), ``operators`` (an
+            operator whose library the dry GPU has not got), ``recorder`` (the plugin's recording of allocations).
+        figures: whether the peaks rest on it; false where only details beside them do, such as who held the peak.
+    """
+
+    name: str
+    text: str
+    source: str
+    figures: bool = True
+
+
+def note_lines(notes: Iterable[Note]) -> list[str]:
+    """Return one line for each text: ``NAME, NAME: text``. Names that share a text share a line."""
+    names: dict[str, dict[str, None]] = {}
+    for note in notes:
+        names.setdefault(note.text, {})[note.name] = None
+    return [f"{', '.join(found)}: {text}" for text, found in names.items()]

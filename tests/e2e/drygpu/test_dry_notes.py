@@ -1,0 +1,186 @@
+"""Whatever a dry GPU assumes is told wherever its figures are: by ``run``, in failures, and in every report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import pytest_vram.drygpu
+from pytest_vram.drygpu.process.startup import inherited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NATIVE = Path(pytest_vram.drygpu.__file__).parent / "native"
+
+ASSUMES_EVERYTHING = """
+import os, torch
+from torch import nn
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+image = torch.ones(2, 64, 8, 8, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
+conv = nn.Conv2d(64, 64, 3).cuda().half().to(memory_format=torch.channels_last)
+nn.BatchNorm2d(64).cuda()(conv(image)).sum().backward()
+torch.linalg.qr(torch.ones(4, 4, device="cuda"))
+torch.fft.rfft(torch.ones(8, device="cuda"))
+torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
+torch.distributed.all_reduce(torch.ones(4, device="cuda"))
+torch.distributed.destroy_process_group()
+"""
+
+
+def names_in_native() -> set[str]:
+    """Names of the assumptions that the stub libraries can make, out of their sources."""
+    found: set[str] = set()
+    for path in NATIVE.glob("*.c"):
+        found.update(re.findall(r'dry_note\(\s*"([^":]+): ', path.read_text()))
+    return found
+
+
+def test_run_shows_each_assumption_and_calls_nothing_exact(run_command: Callable[..., Any], tmp_path: Path) -> None:
+    program, out = tmp_path / "train.py", tmp_path / "out.json"
+    program.write_text(ASSUMES_EVERYTHING)
+    conf = ("--alloc-conf", "backend:cudaMallocAsync")
+    done = run_command("--gpu", "h200", *conf, "--json", str(out), "--", str(program), timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    expected = names_in_native() | {"cuSOLVER (linalg_qr)", "cuFFT (_fft_r2c)"}
+    assert len(expected) >= 6
+    assert {note["name"] for note in found["notes"]} == expected
+    assert found["exact"] is False
+    summary = done.stderr[done.stderr.index("=== dry run") :]
+    assert "exact" not in summary
+    for note in found["notes"]:
+        assert note["name"] in summary
+        assert note["text"] in summary
+
+
+PROJECT = """
+import pytest, torch
+from torch import nn
+
+conv = nn.Conv2d(64, 64, 3).cuda()
+
+def convolve():
+    return conv(torch.ones(2, 64, 32, 32, device="cuda"))
+
+@pytest.mark.vram(max_mb=500)
+def test_convolution():
+    convolve()
+
+@pytest.mark.vram(max_mb=500)
+def test_convolution_again():
+    convolve()  # by the plan that PyTorch kept
+
+@pytest.mark.vram(max_mb=500)
+def test_linear():
+    nn.Linear(64, 64).cuda()(torch.ones(4, 64, device="cuda"))
+
+@pytest.mark.vram(max_mb=500)
+def test_decomposition():
+    torch.linalg.svd(torch.ones(8, 8, device="cuda"))
+
+@pytest.mark.vram(max_mb=1)
+def test_over_its_budget():
+    kept = torch.empty(4 << 20, dtype=torch.uint8, device="cuda"), convolve()
+
+@pytest.mark.vram(max_mb=1)
+def test_stops_the_history():
+    torch.cuda.memory._record_memory_history()
+    kept = torch.empty(4 << 20, dtype=torch.uint8, device="cuda")
+    torch.cuda.memory._record_memory_history(enabled=None)
+
+@pytest.mark.vram(max_mb=1)
+def test_after_it():
+    kept = torch.empty(4 << 20, dtype=torch.uint8, device="cuda")  # this line
+
+@pytest.mark.vram(max_gb=100)
+def test_recovers():
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(1 << 40, dtype=torch.uint8, device="cuda")
+
+def test_fails_for_another_reason(vram):
+    convolve()
+    assert False
+"""
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What the terminal said, and the folder with the reports."""
+    folder = tmp_path_factory.mktemp("noted")
+    (folder / "test_it.py").write_text(PROJECT)
+    outputs = [f"--vram-output=report{suffix}" for suffix in (".json", ".md", ".html", ".csv")]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--vram-gpu=dry:h200", "--vram-report"]
+    variables = {**os.environ, **inherited(os.environ), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    variables.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(
+        [*command, *outputs], cwd=folder, capture_output=True, text=True, check=False, timeout=300, env=variables
+    )
+    assert "4 failed, 5 passed" in done.stdout, done.stdout + done.stderr
+    return done.stdout, folder
+
+
+@pytest.fixture(scope="module")
+def tests(session: tuple[str, Path]) -> dict[str, Any]:
+    data = json.loads((session[1] / "report.json").read_text())
+    return {test["nodeid"].partition("::")[2]: test for test in data["tests"]}
+
+
+def notes_of(test: dict[str, Any]) -> set[str]:
+    return {note["name"] for measurement in test["measurements"] for note in measurement.get("notes", ())}
+
+
+PLANS = "cuDNN execution plans"
+
+
+@pytest.mark.parametrize(
+    ("test", "names"),
+    [
+        ("test_convolution", {PLANS}),
+        ("test_convolution_again", {PLANS}),
+        ("test_linear", set()),
+        ("test_decomposition", {"cuSOLVER (_linalg_svd)"}),
+        ("test_over_its_budget", {PLANS}),
+        ("test_stops_the_history", {"memory history"}),
+        ("test_after_it", set()),
+        ("test_fails_for_another_reason", {PLANS}),
+    ],
+)
+def test_each_test_has_the_assumptions_that_it_made_itself(tests: dict[str, Any], test: str, names: set[str]) -> None:
+    assert notes_of(tests[test]) == names
+
+
+def test_failures_say_what_they_rest_on(session: tuple[str, Path], tests: dict[str, Any]) -> None:
+    out = session[0]
+    assert out.count(f"note    {PLANS}: ") == 2, "one over its budget, and one that failed for another reason"
+    assert out.count("note    memory history: the program called torch.cuda.memory._record_memory_history") == 1
+    line = PROJECT[: PROJECT.index("# this line")].count("\n") + 1
+    assert f"test_it.py:{line} in test_after_it" in out, "the next test is recorded again"
+    assert not any("holders" in m for m in tests["test_stops_the_history"]["measurements"])
+
+
+def test_every_report_shows_each_assumption(session: tuple[str, Path]) -> None:
+    out, folder = session
+    texts = {suffix: (folder / f"report{suffix}").read_text() for suffix in (".json", ".md", ".html", ".csv")}
+    for name in (PLANS, "cuSOLVER (_linalg_svd)", "memory history"):
+        assert name in out
+        for suffix, text in texts.items():
+            assert name in text.replace("\\", ""), f"{name} is not in the report{suffix}"
+
+
+def test_a_test_that_caught_its_error_is_told_from_one_that_did_not_fit(
+    session: tuple[str, Path], tests: dict[str, Any]
+) -> None:
+    out, folder = session
+    assert tests["test_recovers"]["outcome"] == "passed"
+    assert sum(m.get("ooms", 0) for m in tests["test_recovers"]["measurements"]) > 0
+    said = "caught by the test, which went on with less"
+    for text in (out, (folder / "report.md").read_text(), (folder / "report.html").read_text()):
+        assert said in text

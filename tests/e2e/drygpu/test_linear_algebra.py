@@ -1,0 +1,53 @@
+"""Functions whose libraries a dry GPU has not got, and sensors that it has not got either: each is answered."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def test_every_function_of_linalg_and_fft_runs(run_program: Callable[..., dict[str, Any]]) -> None:
+    """With results to write to and backward too, and with shapes and strides as on the CPU where torch tells none."""
+    found = run_program("linear_algebra.py", gpu="h200")
+    assert found["failed"] == {}
+    assert found["not called"] == []
+    assert found["called"] > 60
+
+
+SENSORS = """
+import json, torch, pynvml
+torch.ones(1, device="cuda")
+cuda = torch.cuda
+names = ("temperature", "power_draw", "clock_rate", "utilization", "memory_usage", "device_memory_used")
+found = {name: getattr(cuda, name)() for name in names if hasattr(cuda, name)}
+found["processes"] = cuda.list_gpu_processes()
+pynvml.nvmlInit()
+card = pynvml.nvmlDeviceGetHandleByIndex(0)
+for name in ("TotalEnergyConsumption", "EnforcedPowerLimit", "PowerManagementLimit", "FanSpeed", "PerformanceState",
+             "CurrPcieLinkWidth", "CurrPcieLinkGeneration"):
+    found[name] = getattr(pynvml, f"nvmlDeviceGet{name}")(card)
+for name in ("ClockInfo", "MaxClockInfo"):
+    found[name] = [getattr(pynvml, f"nvmlDeviceGet{name}")(card, kind) for kind in range(4)]
+found["limits"] = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(card)
+try:
+    pynvml.nvmlDeviceGetTemperature(card, 7)
+except pynvml.NVMLError_InvalidArgument:
+    found["no such sensor"] = True
+print(json.dumps(found))
+"""
+
+
+def test_sensors_say_what_a_card_at_rest_says(dry_python: Callable[..., Any]) -> None:
+    done = dry_python("-c", SENSORS, gpu="l4")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["temperature"], found["power_draw"], found["clock_rate"]) == (30, 50_000, 1500)
+    assert (found["utilization"], found["memory_usage"]) == (0, 0)
+    assert found["device_memory_used"] > 1 << 20
+    assert "MB GPU memory" in found["processes"]
+    assert found["ClockInfo"] == [1500, 1500, 5000, 1500]
+    assert found["EnforcedPowerLimit"] in range(found["limits"][0], found["limits"][1] + 1)
+    assert found["no such sensor"]
