@@ -121,5 +121,7 @@ Examples:
   {PROG} run.yaml --dry-run --gpu rtx-4080               # would it fit? asks no GPU and no weights
 
 Rows, any of: {{"messages": [...]}}, {{"prompt": ..., "completion": ...}}, {{"text": ...}},
-  {{"instruction": ..., "input": ..., "output": ...}}
+  {{"instruction": ..., "input": ..., "output": ...}}; beside them "system", "history", "tools" and
+  "chat_template_kwargs" are used, and in a message "tool_calls" and "weight" (0: not trained on). A column or key that
+  the prompt leaves out is named, with the number of rows that have it.
 CPU threads: OMP_NUM_THREADS or --threads; with other work on the machine, 1 is often faster than all cores."""

@@ -34,6 +34,9 @@ class ModelConfig:
     compute_dtype: ComputeDtype = "auto"
     """Dtype of activations and of what is not quantized.
     auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
+    resize_embeddings: bool = False
+    """Add embedding rows for tokens that the tokenizer has and the model has not. The new rows are trained with the
+    adapter and saved in it: one row of --model's hidden size for each token, two where the head is not tied."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation, as transformers names them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

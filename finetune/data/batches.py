@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _HELD_OUT, _ORDER = 1, 2  # what a random generator is for, so that no two draw the same numbers
 _SHOWN_BAD_ROWS = 20
+_SHOWN_COLUMNS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +227,9 @@ def collate(sequences: Sequence[Sequence[Example]], pad_id: int, *, packed: bool
             labels[line, begin] = IGNORED
             positions[line, begin:] = torch.arange(width - begin)
             begin = end
-        positions[line, begin:] = torch.arange(width - begin)
+        if begin < width:  # no position that no row has: a table of learned positions may end there
+            longest = max(len(example.input_ids) for example in sequence)
+            positions[line, begin:] = torch.arange(width - begin) % longest
         mask[line, :begin] = 1
     return Batch(
         input_ids=input_ids,
@@ -321,6 +324,10 @@ def _told(name: str, counts: Counts) -> str:
         text += f"\n{name}: {counts.truncated:,} rows cut to --seq, {counts.tokens_cut:,} tokens lost"
     if counts.without_target:
         text += f"\n{name}: {counts.without_target:,} rows left out: nothing to learn within --seq tokens"
+    for what, count in counts.unused[:_SHOWN_COLUMNS]:
+        text += f"\n{name}: rows have {what} that the prompt leaves out ({count:,} of {counts.rows:,} rows)"
+    if len(counts.unused) > _SHOWN_COLUMNS:
+        text += f"\n{name}: ... and {len(counts.unused) - _SHOWN_COLUMNS:,} more columns and keys"
     if counts.bad:
         shown = counts.listed[:_SHOWN_BAD_ROWS]
         text += f"\n{name}: {counts.bad:,} bad rows skipped" + "".join(f"\n  {row}" for row in shown)

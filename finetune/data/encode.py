@@ -1,20 +1,27 @@
-"""One row to token ids and labels: the model's chat template, and the loss on the answer only.
+"""One row to token ids and labels: what its columns mean, and the loss on the answer only.
 
-The answer is found by its position in the rendered text, never by a token's value: with many models the padding token
-is also the one that ends an answer.
+Columns that are used, by the row's format; every other column that holds something is named once by the run:
+
+* all formats but ``text``: ``system``, ``tools``, ``chat_template_kwargs``, where the tokenizer has a chat template;
+* ``prompt`` + ``completion`` and alpaca rows: ``history``, a list of [question, answer] pairs as LLaMA-Factory defines
+  it; its answers are learned too.
 """
 
 from __future__ import annotations
 
 import difflib
-import os.path
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.data.conversation import Conversation, Part, conversation_parts
+from finetune.data.messages import blamed_on_the_row, parsed_json, read_messages, read_template_settings, read_tools
+from finetune.data.rows import BadRowError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,19 +37,6 @@ FORMATS = {
     "text": ("text",),
 }
 """Row formats by the columns that tell them, in the order in which they are looked for."""
-ROLES = ("system", "user", "assistant", "tool", "developer")
-
-
-class BadRowError(ValueError):
-    """A row cannot be used; the message says what is wrong with it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A stretch of a row's text, and whether the model is to learn to write it."""
-
-    text: str
-    learned: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +49,8 @@ class Encoded:
     """[tokens]: the token itself where the loss is taken on it, else -100."""
     cut: int
     """Tokens beyond the longest sequence, which were cut off."""
+    unused: tuple[str, ...] = ()
+    """What the row holds and the text leaves out, such as ``a column 'score'``."""
 
 
 def encode(row: Row, tokenizer: Any, config: DataConfig) -> Encoded:
@@ -70,11 +66,14 @@ def encode(row: Row, tokenizer: Any, config: DataConfig) -> Encoded:
     """
     if row.problem:
         raise BadRowError(row.problem)
-    parts = list(_parts(row.fields, tokenizer))
+    parts, unused = _parts(row.fields, tokenizer, train_on_prompt=config.train_on_prompt)
+    everything = config.train_on_prompt and not any(part.withheld for part in parts)
+    if config.train_on_prompt:
+        parts = [replace(part, learned=not part.withheld) for part in parts]
     ids, learned = tokenize(parts, tokenizer)
-    labels = ids if config.train_on_prompt else np.where(learned, ids, IGNORED).astype(np.int32)
+    labels = ids if everything else np.where(learned, ids, IGNORED).astype(np.int32)
     cut = max(0, len(ids) - config.seq)
-    return Encoded(input_ids=ids[: config.seq], labels=labels[: config.seq], cut=cut)
+    return Encoded(input_ids=ids[: config.seq], labels=labels[: config.seq], cut=cut, unused=tuple(unused))
 
 
 def targets(labels: NDArray[np.int32]) -> int:
@@ -90,12 +89,21 @@ def tokenize(parts: Sequence[Part], tokenizer: Any) -> tuple[NDArray[np.int32], 
 
     Returns:
         int32 [tokens], bool [tokens].
+
+    Raises:
+        BadRowError: the tokenizer refuses the text, or the text holds half of a character.
     """
+    text = "".join(part.text for part in parts)
+    _require_whole_characters(text)
+    with blamed_on_the_row("the tokenizer refuses its text"):
+        return _tokenized(parts, text, tokenizer)
+
+
+def _tokenized(parts: Sequence[Part], text: str, tokenizer: Any) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     if not getattr(tokenizer, "is_fast", False):
         pieces = [tokenizer(part.text, add_special_tokens=False)["input_ids"] for part in parts]
         flags = [np.full(len(piece), part.learned) for piece, part in zip(pieces, parts, strict=True)]
         return np.concatenate([np.asarray(piece, np.int32) for piece in pieces]), np.concatenate(flags)
-    text = "".join(part.text for part in parts)
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = np.asarray(coded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     learned_up_to = np.zeros(len(text) + 1, dtype=np.int64)  # learned characters before each position
@@ -109,22 +117,61 @@ def tokenize(parts: Sequence[Part], tokenizer: Any) -> tuple[NDArray[np.int32], 
     return np.asarray(coded["input_ids"], np.int32), learned_up_to[ends] > learned_up_to[offsets[:, 0]]
 
 
-def _parts(fields: Any, tokenizer: Any) -> Iterator[Part]:
+def _require_whole_characters(text: str) -> None:
+    """Refuse a lone surrogate, which JSON can write as an escape and no encoding of text can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise BadRowError(
+            f"its text holds half of a character, {half} (a lone surrogate), as text does that was cut in the middle "
+            "of an emoji; remove it or write the whole character"
+        ) from None
+
+
+def _parts(fields: Any, tokenizer: Any, *, train_on_prompt: bool) -> tuple[list[Part], list[str]]:
+    """The text of a row in parts, and what the row holds and the text leaves out."""
     if not isinstance(fields, dict):
         raise BadRowError(f"a {type(fields).__name__}, not a mapping of column to value")
-    match _format_of(fields):
-        case "messages":
-            yield from _conversation(_messages(fields["messages"], "messages"), tokenizer, learn_from=0)
-        case "prompt/completion":
-            yield from _prompt_completion(fields, tokenizer)
-        case "alpaca":
-            yield from _alpaca(fields, tokenizer)
-        case _:
-            ending = tokenizer.eos_token or ""
-            text = _text(fields, "text")
-            start = tokenizer.bos_token if _adds_bos(tokenizer) and not text.startswith(tokenizer.bos_token) else ""
-            yield Part(text=start, learned=False)
-            yield Part(text=text if ending and text.endswith(ending) else text + ending, learned=True)
+    form = _format_of(fields)
+    used = set(FORMATS[form])
+    if form == "text":
+        return _plain_text(fields, tokenizer), _unused_columns(fields, used)
+    if form == "messages":
+        messages, learn_from = read_messages(fields["messages"], "messages"), 0
+    elif form == "prompt/completion" and isinstance(fields["prompt"], list):
+        prompt = read_messages(fields["prompt"], "prompt")
+        messages, learn_from = prompt + _completion(fields["completion"]), len(prompt)
+    else:
+        used |= {"history"} | ({"input"} if form == "alpaca" else set())
+        turns = _turns(fields, form)
+        if not tokenizer.chat_template:
+            parts, used_here = _without_template(fields, form, turns, tokenizer)
+            return parts, _unused_columns(fields, (used - {"history"}) | used_here)
+        messages, learn_from = [message for turn in turns for message in _question_and_answer(*turn)], 0
+    system = _optional_text(fields, "system")
+    if system and messages[0]["role"] not in ("system", "developer"):
+        messages, learn_from = [{"role": "system", "content": system}, *messages], learn_from + bool(learn_from)
+        used.add("system")
+    conversation = Conversation(
+        messages=messages,
+        learn_from=learn_from,
+        tools=read_tools(fields.get("tools")),
+        settings=read_template_settings(fields.get("chat_template_kwargs")),
+    )
+    used |= {"tools", "chat_template_kwargs"}
+    parts, unused = conversation_parts(conversation, tokenizer, train_on_prompt=train_on_prompt)
+    return parts, unused + _unused_columns(fields, used)
+
+
+def _unused_columns(fields: Mapping[str, Any], used: set[str]) -> list[str]:
+    """The columns that hold something and are not used, in words."""
+    return [f"a column {str(name)!r}" for name, value in fields.items() if name not in used and _holds(value)]
+
+
+def _holds(value: Any) -> bool:
+    """Whether a cell holds anything: tables fill up with None, empty texts and NaN."""
+    return value is not None and value not in ("", [], {}) and not (isinstance(value, float) and math.isnan(value))
 
 
 def _format_of(fields: Mapping[str, Any]) -> str:
@@ -150,97 +197,98 @@ def _text(fields: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def _prompt_completion(fields: Mapping[str, Any], tokenizer: Any) -> Iterator[Part]:
-    if isinstance(fields["prompt"], list):
-        prompt = _messages(fields["prompt"], "prompt")
-        completion = _messages(fields["completion"], "completion")
-        yield from _conversation(prompt + completion, tokenizer, learn_from=len(prompt))
-        return
-    prompt_text, completion_text = _text(fields, "prompt"), _text(fields, "completion")
-    yield from _answer(prompt_text, completion_text, tokenizer, plain_prompt=prompt_text)
+def _optional_text(fields: Mapping[str, Any], column: str) -> str:
+    """A column that may be missing or hold nothing: its text, or the empty one."""
+    value = fields.get(column)
+    if not _holds(value):
+        return ""
+    if not isinstance(value, str):
+        raise BadRowError(f"{column} is a {type(value).__name__}, not text")
+    return value if value.strip() else ""
 
 
-def _alpaca(fields: Mapping[str, Any], tokenizer: Any) -> Iterator[Part]:
-    """Alpaca's columns; without a chat template its own wording (https://github.com/tatsu-lab/stanford_alpaca)."""
-    instruction, output = _text(fields, "instruction"), _text(fields, "output")
-    given = fields.get("input") or ""
-    if not isinstance(given, str):
-        raise BadRowError(f"input is a {type(given).__name__}, not text")
-    context = f"\n\n### Input:\n{given}" if given.strip() else ""
-    plain = f"### Instruction:\n{instruction}{context}\n\n### Response:\n"
-    asked = f"{instruction}\n\n{given}" if given.strip() else instruction
-    yield from _answer(asked, output, tokenizer, plain_prompt=plain)
+def _completion(value: Any) -> list[dict[str, Any]]:
+    """The answer to a prompt of messages: messages too, or their text alone."""
+    if isinstance(value, str) and value.strip():
+        return [{"role": "assistant", "content": value}]
+    return read_messages(value, "completion")
 
 
-def _answer(prompt: str, completion: str, tokenizer: Any, *, plain_prompt: str) -> Iterator[Part]:
-    if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        yield from _conversation(messages, tokenizer, learn_from=1)
-        return
-    yield Part(text=(tokenizer.bos_token if _adds_bos(tokenizer) else "") + plain_prompt, learned=False)
-    yield Part(text=completion + (tokenizer.eos_token or ""), learned=True)
+def _turns(fields: Mapping[str, Any], form: str) -> list[tuple[str, str]]:
+    """Questions and answers of a prompt + completion or an alpaca row, those of its history first."""
+    if form == "alpaca":
+        asked, answer = _text(fields, "instruction"), _text(fields, "output")
+        given = _optional_text(fields, "input")
+        asked = f"{asked}\n\n{given}" if given else asked
+    else:
+        asked, answer = _text(fields, "prompt"), _text(fields, "completion")
+    history = fields.get("history")
+    if not _holds(history):
+        return [(asked, answer)]
+    earlier = parsed_json(history, list)
+    if not isinstance(earlier, list) or not all(_is_pair(pair) for pair in earlier):
+        raise BadRowError("history is not a list of [question, answer] pairs of text")
+    return [*((str(question), str(reply)) for question, reply in earlier), (asked, answer)]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def _question_and_answer(question: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _plain_text(fields: Mapping[str, Any], tokenizer: Any) -> list[Part]:
+    text = _text(fields, "text")
+    start = tokenizer.bos_token if _adds_bos(tokenizer) and not text.startswith(tokenizer.bos_token) else ""
+    return [Part(text=start, learned=False), Part(text=_ended(text, tokenizer), learned=True)]
+
+
+def _without_template(
+    fields: Mapping[str, Any], form: str, turns: list[tuple[str, str]], tokenizer: Any
+) -> tuple[list[Part], set[str]]:
+    """A row's text where the tokenizer has no chat template, and which of its optional columns are in it.
+
+    Alpaca rows have their own wording (https://github.com/tatsu-lab/stanford_alpaca), with the system text before the
+    first turn and a blank line between turns, as LLaMA-Factory writes them. A prompt and its completion are joined as
+    they are: no wording puts a system text or a history before them.
+    """
+    parts = [Part(text=tokenizer.bos_token if _adds_bos(tokenizer) else "", learned=False)]
+    if form != "alpaca":
+        prompt, completion = turns[-1]
+        parts.append(Part(text=prompt, learned=False))
+        return [*parts, Part(text=_ended(completion, tokenizer), learned=True)], set()
+    system, given = _optional_text(fields, "system"), _optional_text(fields, "input")
+    if system:
+        parts.append(Part(text=f"{system}\n\n", learned=False))
+    for number, (question, answer) in enumerate(turns, start=1):
+        last = number == len(turns)
+        asked = fields["instruction"] if last else question
+        context = f"\n\n### Input:\n{given}" if last and given else ""
+        parts.append(Part(text=f"### Instruction:\n{asked}{context}\n\n### Response:\n", learned=False))
+        parts.append(Part(text=_ended(answer, tokenizer), learned=True))
+        if not last:
+            parts.append(Part(text="\n\n", learned=False))
+    return parts, {"history", "system"}
+
+
+def _ended(text: str, tokenizer: Any) -> str:
+    """The text with the end-of-sequence token behind it, unless its tokens end with that one already."""
+    ending = tokenizer.eos_token or ""
+    if ending and text.rstrip().endswith(ending):
+        ids, _ = tokenize([Part(text=text, learned=True)], tokenizer)
+        if len(ids) and ids[-1] == tokenizer.eos_token_id:
+            return text
+        trimmed = text.rstrip()
+        ids, _ = tokenize([Part(text=trimmed, learned=True)], tokenizer)
+        if len(ids) and ids[-1] == tokenizer.eos_token_id:
+            return trimmed
+    return text + ending
 
 
 def _adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer itself begins a text with its BOS token; a chat template says so on its own."""
     if tokenizer.bos_token is None:
         return False
-    return bool(tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id)
-
-
-def _messages(value: Any, column: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise BadRowError(
-            f"{column} is {'an empty list' if value == [] else f'a {type(value).__name__}'}, not messages"
-        )
-    for number, message in enumerate(value, start=1):
-        where = f"message {number} of {column}"
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise BadRowError(f"{where} needs a role and a content")
-        if message["role"] not in ROLES:
-            near = difflib.get_close_matches(str(message["role"]), ROLES, n=1)
-            guess = f" (did you mean {near[0]}?)" if near else ""
-            raise BadRowError(f"{where} has the role {message['role']!r}{guess}; roles are {', '.join(ROLES)}")
-        if not isinstance(message["content"], str):
-            raise BadRowError(f"the content of {where} is a {type(message['content']).__name__}, not text")
-        if message["role"] == "assistant" and not message["content"].strip():
-            raise BadRowError(f"the content of {where}, an answer, is empty")
-    return value
-
-
-def _conversation(messages: list[dict[str, Any]], tokenizer: Any, *, learn_from: int) -> Iterator[Part]:
-    """The rendered conversation, cut where the assistant's turns from ``learn_from`` on begin and end.
-
-    A turn begins where the prompt for it would end, so that what is learned is what the model is asked to write. (Where
-    the template's prompt opens with something that the recorded answer lacks, a thought, it begins where they part.)
-    """
-    if not tokenizer.chat_template:
-        raise BadRowError("messages need a chat template, and the tokenizer has none; use prompt + completion rows")
-    learned = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= learn_from]
-    if not learned:
-        raise BadRowError("there is no assistant turn to learn from")
-    whole = _rendered(messages, tokenizer)
-    place = 0
-    for turn in learned:
-        prompt = _rendered(messages[:turn], tokenizer, ask=True)
-        answered = _rendered(messages[: turn + 1], tokenizer)
-        begin = len(os.path.commonprefix([prompt, answered]))  # noqa: RUF071  characters, not folders
-        before = _rendered(messages[:turn], tokenizer) if turn else ""
-        if not (whole.startswith(answered) and begin >= max(place, len(before))):
-            raise BadRowError(
-                f"the chat template writes message {turn + 1} differently when others follow, so that an answer has no "
-                "fixed place; give the last answer alone, as prompt + completion"
-            )
-        yield Part(text=whole[place:begin], learned=False)
-        yield Part(text=whole[begin : len(answered)], learned=True)
-        place = len(answered)
-    yield Part(text=whole[place:], learned=False)
-
-
-def _rendered(messages: list[dict[str, Any]], tokenizer: Any, *, ask: bool = False) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
-    except TemplateError as error:
-        raise BadRowError(f"the chat template refuses it: {error}") from None
+    return list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]

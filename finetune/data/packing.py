@@ -51,6 +51,8 @@ def pack(lengths: NDArray[np.int32], room: int, *, seed: int) -> Sequences:
     Returns:
         The sequences, and the rows in the order in which they lie in each.
     """
+    if not len(lengths):
+        return Sequences.one_each(0)
     done: list[list[int]] = []
     free: list[int] = []
     held: list[list[int]] = []

@@ -27,6 +27,10 @@ _SAMPLE_BYTES = 1 << 20
 _CSV_FIELD_BYTES = 1 << 27
 
 
+class BadRowError(ValueError):
+    """A row cannot be used; the message says what is wrong with it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One row as it is stored."""
@@ -39,9 +43,9 @@ class Row:
     """Why it could not be read; None if it could."""
 
     def beginning(self) -> str:
-        """The row's first characters on one line, for messages."""
+        """The row's first characters on one line, for messages; half a character is shown as its escape."""
         text = self.fields if isinstance(self.fields, str) else json.dumps(self.fields, ensure_ascii=False, default=str)
-        text = " ".join(text.split())
+        text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
         return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
@@ -113,7 +117,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 def _parsed(text: str, source: str) -> Row:
     try:
         return Row(source=source, fields=json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Row(source=source, fields=text, problem=f"not JSON: {error}")
 
 
@@ -126,7 +130,7 @@ def _json(path: Path) -> Iterator[Row]:
         stream.seek(0)
         try:
             items = json.load(stream)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"data = '{path}': not a JSON list of rows: {error}") from None
     for number, item in enumerate(items, start=1):
         yield Row(source=f"{path}:row {number}", fields=item)
@@ -135,20 +139,63 @@ def _json(path: Path) -> Iterator[Row]:
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(_CSV_FIELD_BYTES)
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, restkey="")
-        line = 2
+        reader = csv.reader(stream)
+        header: list[str] | None = None
+        line = 1
         while True:
             try:
-                fields = next(reader)
+                values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 yield Row(source=f"{path}:{line}", fields="", problem=f"not CSV: {error}")
             else:
-                odd = "" in fields or None in fields.values()
-                problem = f"its number of columns is not the header's {len(reader.fieldnames or ())}" if odd else None
-                yield Row(source=f"{path}:{line}", fields=fields, problem=problem)
+                if values and header is None:
+                    header = [name.strip() for name in values]
+                elif values and header is not None:
+                    fields, problem = _named(header, values)
+                    yield Row(source=f"{path}:{line}", fields=fields, problem=problem)
             line = reader.line_num + 1
+
+
+def _named(header: list[str], values: list[str]) -> tuple[dict[str, str], str | None]:
+    """The values of a CSV row by the names of their columns, and why the row cannot be read.
+
+    A column without a name is left out where it holds nothing or a number: it is the index that pandas writes, or what
+    a comma at the end of each line makes. A name that comes twice holds its value once.
+    """
+    fields: dict[str, str] = {}
+    if len(values) < len(header) and any(header[len(values) :]):
+        return dict(zip(header, values, strict=False)), _wrong_count(header, values)
+    for number, value in enumerate(values, start=1):
+        name = header[number - 1] if number <= len(header) else ""
+        if name and fields.get(name) and value and fields[name] != value:
+            return fields, (
+                f"the header names two columns {name!r}, and they hold different values; rename one of them"
+            )
+        if name:
+            fields[name] = fields.get(name) or value
+        elif value.strip() and number > len(header):
+            return fields | {f"(column {number})": value}, _wrong_count(header, values)
+        elif value.strip() and not _is_number(value):
+            shown = value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "..."
+            return fields, (
+                f"column {number} has no name in the header and holds {shown!r}, which is no row number; name the "
+                "column, or remove it"
+            )
+    return fields, None
+
+
+def _wrong_count(header: list[str], values: list[str]) -> str:
+    return f"its number of columns is {len(values)}, and the header's {len(header)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _parquet(path: Path) -> Iterator[Row]:

@@ -10,12 +10,13 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.encode import BadRowError, encode, targets
-from finetune.data.rows import read_rows, source_fingerprint
+from finetune.data.encode import encode, targets
+from finetune.data.rows import BadRowError, read_rows, source_fingerprint
 from finetune.disk.cache import cache_folder
 from finetune.errors import DataError
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     import datasets
 
     from finetune.config.settings import DataConfig
+    from finetune.data.encode import Encoded
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when the same row becomes other tokens, so that an old cache is not read."""
 LISTED = 100
 """Bad rows that are told one by one; the others are counted."""
@@ -49,6 +51,16 @@ class Counts:
     """Tokens that were cut off."""
     without_target: int
     """Rows left out because, once cut, nothing is left to learn."""
+    unused: tuple[tuple[str, int], ...]
+    """What rows hold and their text leaves out, in words, each with the number of rows that hold it."""
+    largest_id: int
+    """The largest token id of the rows kept."""
+    largest_id_source: str
+    """The first row that has it: ``file:line``."""
+    longest: int
+    """Tokens of the longest row kept."""
+    longest_source: str
+    """The first row of that length."""
     fingerprint: str
     """Digest of every token and label kept, in order."""
 
@@ -73,7 +85,8 @@ def tokenized(data: str, config: DataConfig, tokenizer: Any) -> tuple[datasets.D
     if not (folder / _COUNTS).is_file():
         _write(folder, data, config, tokenizer)
     counts = json.loads((folder / _COUNTS).read_text())
-    return datasets.Dataset.from_file(str(folder / _TOKENS)), Counts(**counts | {"listed": tuple(counts["listed"])})
+    counts |= {"listed": tuple(counts["listed"]), "unused": tuple((what, count) for what, count in counts["unused"])}
+    return datasets.Dataset.from_file(str(folder / _TOKENS)), Counts(**counts)
 
 
 def _write(folder: Path, data: str, config: DataConfig, tokenizer: Any) -> None:
@@ -98,7 +111,7 @@ def _write(folder: Path, data: str, config: DataConfig, tokenizer: Any) -> None:
             for example in _examples(data, config, tokenizer, tally):
                 writer.write(example)
             if not tally.kept:
-                raise DataError(f"data = {data!r}: no row to train on. {tally.counts()}")
+                raise DataError(f"data = {data!r}: no row to train on; {_nothing_left(tally.counts())}")
             writer.finalize()
         (aside / _COUNTS).write_text(json.dumps(asdict(tally.counts())))
         try:
@@ -116,7 +129,21 @@ class _Tally:
     def __init__(self) -> None:
         self.rows = self.bad = self.truncated = self.tokens_cut = self.without_target = self.kept = 0
         self.listed: list[str] = []
+        self.unused: Counter[str] = Counter()
+        self.largest_id, self.largest_id_source = -1, ""
+        self.longest, self.longest_source = 0, ""
         self.digest = hashlib.sha256()
+
+    def keep(self, coded: Encoded, source: str) -> None:
+        """Count a row that is trained on or held out."""
+        self.kept += 1
+        largest, length = int(coded.input_ids.max()), len(coded.input_ids)
+        if largest > self.largest_id:
+            self.largest_id, self.largest_id_source = largest, source
+        if length > self.longest:
+            self.longest, self.longest_source = length, source
+        self.digest.update(coded.input_ids.tobytes())
+        self.digest.update(coded.labels.tobytes())
 
     def counts(self) -> Counts:
         return Counts(
@@ -126,6 +153,11 @@ class _Tally:
             truncated=self.truncated,
             tokens_cut=self.tokens_cut,
             without_target=self.without_target,
+            unused=tuple(self.unused.items()),
+            largest_id=self.largest_id,
+            largest_id_source=self.largest_id_source,
+            longest=self.longest,
+            longest_source=self.longest_source,
             fingerprint=self.digest.hexdigest()[:16],
         )
 
@@ -143,15 +175,14 @@ def _examples(data: str, config: DataConfig, tokenizer: Any, tally: _Tally) -> I
             if len(tally.listed) < LISTED:
                 tally.listed.append(told)
             continue
+        tally.unused.update(coded.unused)
         tally.truncated += coded.cut > 0
         tally.tokens_cut += coded.cut
         learned = targets(coded.labels)
         if not learned:
             tally.without_target += 1
             continue
-        tally.kept += 1
-        tally.digest.update(coded.input_ids.tobytes())
-        tally.digest.update(coded.labels.tobytes())
+        tally.keep(coded, row.source)
         yield {
             "input_ids": coded.input_ids,
             "labels": coded.labels,
@@ -159,6 +190,19 @@ def _examples(data: str, config: DataConfig, tokenizer: Any, tally: _Tally) -> I
             "targets": learned,
             "source": row.source,
         }
+
+
+def _nothing_left(counts: Counts) -> str:
+    """Why no row is left, in a sentence."""
+    if not counts.rows:
+        return "it holds no rows"
+    reasons = []
+    if counts.bad:
+        reasons.append(f"{counts.bad:,} cannot be used (the first is {counts.listed[0]})")
+    if counts.without_target:
+        verb = "has" if counts.without_target == 1 else "have"
+        reasons.append(f"{counts.without_target:,} {verb} nothing to learn within --seq tokens")
+    return f"of {counts.rows:,} {'row' if counts.rows == 1 else 'rows'}, {' and '.join(reasons)}"
 
 
 def _key(data: str, config: DataConfig, tokenizer: Any) -> str:

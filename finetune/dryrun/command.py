@@ -1,6 +1,7 @@
 """``--dry-run`` and ``--fit``.
 
-Would this run fit that card, and what would fit it best. No weights, no data, no GPU.
+Would this run fit that card, and what would fit it best. No weights, no GPU; rows of --data are read where it is a file
+here, and held against the model's tables as a run does.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from finetune.config.validate import validate
 from finetune.dryrun.card import named_card
 from finetune.dryrun.messages import Candidate, Found, Request, Result, Settings, Trial
 from finetune.dryrun.report import Outcome, as_json, gib, render, save_page
-from finetune.errors import ConfigError, ExitCode, FinetuneError, Problem, WriteError
+from finetune.errors import ConfigError, DataError, ExitCode, FinetuneError, Problem, WriteError
 from pytest_vram.memory.codec import decode, encode
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def in_trial_process(request: Request, card: str | None, *, total_bytes: int | N
         total_bytes: the card's memory, in place of its own.
 
     Raises:
+        DataError: a row of --data cannot be trained on.
         DryRunError: it failed; the message has the end of what it said.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
@@ -120,7 +122,10 @@ def in_trial_process(request: Request, card: str | None, *, total_bytes: int | N
             if ".ModelError: " in said:
                 raise _no_such_model(model, said.rpartition("Error: ")[2])
             raise DryRunError(f"the trial of {model} ended with exit code {done.returncode}:\n{said}")
-        return decode(Result, json.loads((folder / "result.json").read_text()))
+        result = decode(Result, json.loads((folder / "result.json").read_text()))
+        if result.refused:
+            raise DataError(result.refused)
+        return result
 
 
 def _refuse_misspelt(name: str) -> None:

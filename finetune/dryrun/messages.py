@@ -124,3 +124,5 @@ class Result:
     """One for each change of the request; a single one, which does not fit, when the base could not be loaded."""
     found: Found | None = None
     """The result of a search whose base could be loaded."""
+    refused: str = ""
+    """Why the rows of ``--data`` cannot be trained on; empty where they can, or where there are none to look at."""

@@ -39,6 +39,8 @@ class Bench:
     def __init__(self, config: RunConfig, folder: Path, recorder: TrialRecorder | None = None) -> None:
         import torch
 
+        from finetune.dryrun.trial_data import tokenizer_of
+        from finetune.model.embeddings import resize_embeddings, tables_of
         from finetune.model.load import load_base
         from pytest_vram.drygpu import empty_checkpoint
 
@@ -54,7 +56,11 @@ class Bench:
         self.refused: Trial | None = None
         try:
             with self._phase("loading"):
-                self.base = load_base(dataclasses.replace(config.model, model=str(checkpoint)))
+                here = dataclasses.replace(config.model, model=str(checkpoint), resize_embeddings=False)
+                self.base = load_base(here)
+                if config.model.resize_embeddings and (tokenizer := tokenizer_of(config)) is not None:
+                    resize_embeddings(self.base, len(tokenizer))
+                self.positions = tables_of(self.base).positions
         except torch.OutOfMemoryError as error:
             self.refused = self._result(str(error), {})
         self.context_bytes = _driver_figures(torch)[1]
@@ -126,11 +132,12 @@ class Bench:
         return categories
 
     def _window(self, config: RunConfig) -> Iterator[Batch]:
-        """The longest rows that the settings allow, every token a target."""
+        """The longest rows that the settings and the model's position table allow, every token a target."""
         from finetune.data.batches import Batch
 
         torch = self.torch
-        shape = (config.train.micro_batch, config.data.seq)
+        seq = config.data.seq if self.positions is None else min(config.data.seq, self.positions)
+        shape = (config.train.micro_batch, seq)
         ids = (torch.arange(shape[0] * shape[1]) % self.vocabulary).view(shape)
         for _ in range(min(config.train.accumulation, MOST_MICRO_BATCHES)):
             yield Batch(input_ids=ids, labels=ids.clone())

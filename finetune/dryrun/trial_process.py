@@ -15,6 +15,8 @@ from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun.messages import Request, Result, Settings
 from finetune.dryrun.trial import Bench
+from finetune.dryrun.trial_data import check_rows
+from finetune.errors import DataError
 from pytest_vram.memory.codec import decode, encode
 
 
@@ -22,7 +24,10 @@ def main(request_file: Path, result_file: Path) -> None:
     """Do what the request asks for, and write the :class:`Result`."""
     request = decode(Request, json.loads(request_file.read_text()))
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-        result = _answer(request, Path(folder))
+        try:
+            result = _answer(request, Path(folder))
+        except DataError as error:
+            result = Result(refused=str(error))
     result_file.write_text(json.dumps(encode(result)))
 
 
@@ -45,6 +50,7 @@ def _answer(request: Request, folder: Path) -> Result:
     bench = Bench(config, folder, recorder)
     if bench.refused is not None:
         return Result(trials=(bench.refused,))
+    check_rows(config, bench.base)
     if request.kind == "search":
         from finetune.dryrun.search import search
 

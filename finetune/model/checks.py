@@ -147,7 +147,7 @@ def _after(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:
 
 def _row(model: nn.Module, number: int) -> Tensor:
     """Token ids [1, t], another row for each number."""
-    words = base_model(model).get_input_embeddings().num_embeddings
+    words = base_model(model).get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(number)
     ids = torch.randint(words, (1, _ROW), generator=generator)
     return ids.to(next(model.parameters()).device)

@@ -13,6 +13,7 @@ from torch import nn
 from finetune.config.settings import EMBEDDED_MODEL, QUANTIZED
 from finetune.disk.host_memory import give_back_freed
 from finetune.errors import ConfigError, ModelError, Problem
+from finetune.model.embeddings import new_token_rows, resize_embeddings
 from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE
 from finetune.model.gguf import converted, embedded_file
 
@@ -136,6 +137,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
         )
     model: PreTrainedModel = _loading(config, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
     model.requires_grad_(False)
+    if config.resize_embeddings:
+        resize_embeddings(model, len(load_tokenizer(config)))
     model.config.use_cache = False
     _keep_weights_as_they_are(model)
     if config.precision == "int8":
@@ -178,6 +181,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
         use_rslora=config.rslora,
         use_dora=config.dora,
         init_lora_weights="gaussian" if config.init == "gaussian" else True,
+        trainable_token_indices=new_token_rows(model),
         task_type="CAUSAL_LM",
     )
     dtype = adapter_dtype(model, config)

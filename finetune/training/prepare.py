@@ -16,6 +16,14 @@ from finetune.disk.run_log import notice
 from finetune.disk.state import Tree, seed_everything
 from finetune.errors import ConfigError, OutputError, Problem
 from finetune.model.checks import check_assumptions, why_the_split_matters
+from finetune.model.embeddings import (
+    check_question,
+    check_tables,
+    padded_within,
+    tables_of,
+    told_of_new_rows,
+    told_of_unknown_tokens,
+)
 from finetune.model.load import attach_adapter, load_base, load_tokenizer, resolve_device
 from finetune.training.optim import load_optimizer_state, make_optimizer
 from finetune.training.sample import Question, choose_question
@@ -61,7 +69,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
 
     Raises:
         ConfigError: a setting cannot be used, or differs from the resumed run's.
-        DataError: a row cannot be used.
+        DataError: a row cannot be used, or holds a token or a position that the model has not.
         ModelError: the base cannot be loaded as configured.
         OutputError: the output folder holds another run.
         CheckpointError: there are checkpoints, and none is sound.
@@ -79,6 +87,15 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     notice(str(data.stats))
     base = load_base(config.model)
     holdings.model = base
+    tables = tables_of(base)
+    check_tables(tables, data, tokenizer, config)
+    data, padding = padded_within(data, tables, tokenizer)
+    question = choose_question(config.output, tokenizer, data.held_out)
+    if question is not None:
+        check_question(tables, question.input_ids, tokenizer)
+    for note in (told_of_unknown_tokens(tables, tokenizer), padding, told_of_new_rows(base)):
+        if note is not None:
+            notice(note)
     base_fingerprint = fingerprint(base)
     model = attach_adapter(base, config.adapter, seed=config.train.seed)
     holdings.model = model
@@ -108,7 +125,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         data=data,
         optimizer=optimizer,
         facts=facts,
-        question=choose_question(config.output, tokenizer, data.held_out),
+        question=question,
         total_steps=steps,
         start_step=found.step if found else 0,
         random_state=found.state["random"] if found else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.config import yaml_file
 from finetune.disk import durable
@@ -33,7 +33,7 @@ def write_result(setup: Setup, evaluations: list[EvalRow]) -> Summary:
     run = RunFolder(output.output)
     adapter = run.trained(full=setup.config.adapter.full)
     with durable.folder(adapter) as folder:
-        setup.model.save_pretrained(folder)
+        _save(setup.model, folder)
         _sort_targets(folder / "adapter_config.json")
         setup.tokenizer.save_pretrained(folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -111,6 +111,19 @@ def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: in
         versions=dict(setup.facts.versions),
         settings=yaml_file.plain(setup.config),
     )
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Write the adapter, or with ``--full`` the model.
+
+    Of resized embeddings an adapter holds the new rows; peft would by itself add the old ones, which are the base's.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        model.save_pretrained(folder)
 
 
 def _write_card(folder: Path, summary: Summary, config: RunConfig, *, merged: bool) -> None:

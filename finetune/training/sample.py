@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune.data.encode import IGNORED
+from finetune.model.embeddings import tables_of
+from finetune.model.forward import base_model
 
 _MARK = "QUESTION"
 _SHOWN = 400  # characters of a prompt that are printed
@@ -45,20 +47,21 @@ def choose_question(config: OutputConfig, tokenizer: Any, held_out: ExampleSet) 
 
 
 def answer(model: PreTrainedModel, tokenizer: Any, question: Question, *, max_tokens: int) -> str:
-    """What the model answers in at most ``max_tokens`` tokens.
+    """What the model answers in at most ``max_tokens`` tokens, fewer where its position table ends before.
 
     The likeliest token each time, those already said made a little less so (https://arxiv.org/abs/1909.05858); no
     random number is drawn.
     """
     was_training = model.training
     model.train(False)
+    room = tables_of(base_model(model)).positions
     try:
         ids = torch.tensor([question.input_ids], device=next(model.parameters()).device)
         with torch.inference_mode():
             out: Any = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_tokens,
+                max_new_tokens=max_tokens if room is None else min(max_tokens, room - ids.shape[1]),
                 do_sample=False,
                 repetition_penalty=_REPETITION_PENALTY,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,

@@ -14,7 +14,8 @@ BUGS: dict[str, Planted] = {
         ["tests/properties/data/test_data_order.py"],
         [
             Bug("_json_lines", "enumerate(lines, start=1)", "enumerate(lines)"),
-            Bug("_csv", "'' in fields or None in fields.values()", "False"),
+            Bug("_named", "len(values) < len(header) and any(header[len(values):])", "False"),
+            Bug("_named", "value.strip() and (not _is_number(value))", "value.strip()"),
             Bug("_csv", "reader.line_num", "line"),
             Bug(
                 "source_fingerprint", "f'{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}'", "f'{path.resolve()}:'"
@@ -26,20 +27,18 @@ BUGS: dict[str, Planted] = {
     "finetune/data/encode": (
         ["tests/properties/data/test_data_encoding.py"],
         [
-            Bug(
-                "tokenize", "learned_up_to[ends] > learned_up_to[offsets[:, 0]]", "learned_up_to[offsets[:, 0] + 0] > 0"
-            ),
+            Bug("_tokenized", "learned_up_to[ends] > learned_up_to[offsets[:, 0]]", "learned_up_to[offsets[:, 0]] > 0"),
             Bug("encode", "labels[:config.seq]", "labels[-config.seq:]"),
             Bug("encode", "max(0, len(ids) - config.seq)", "int(len(ids) > config.seq)"),
             Bug("targets", "labels[1:]", "labels"),
-            Bug("_conversation", "Part(text=whole[place:], learned=False)", "Part(text=whole[place:], learned=True)"),
-            Bug("_answer", "completion + (tokenizer.eos_token or '')", "completion"),
+            Bug("_ended", "text + ending", "text"),
+            Bug("_ended", "ending and text.rstrip().endswith(ending)", "False"),
         ],
     ),
     "finetune/data/tokens": (
         ["tests/properties/data/test_data_order.py"],
         [
-            Bug("_examples", "tally.digest.update(coded.labels.tobytes())", "pass"),
+            Bug("_Tally.keep", "self.digest.update(coded.labels.tobytes())", "pass"),
             Bug("_examples", "coded.cut > 0", "coded.cut"),
             Bug(
                 "_key",
@@ -92,6 +91,64 @@ BUGS: dict[str, Planted] = {
                 "_question_in(tokenizer, shortest)[-_SHOWN:]",
                 "_question_in(tokenizer, shortest)[:_SHOWN]",
             ),
+        ],
+    ),
+    "finetune/data/messages": (
+        ["tests/properties/data/test_conversations.py"],
+        [
+            Bug("blamed_on_the_row", "(BadRowError, MemoryError)", "BadRowError"),
+            Bug(
+                "blamed_on_the_row",
+                "not isinstance(error, Exception) and type(error).__name__ != 'PanicException'",
+                "not isinstance(error, Exception)",
+            ),
+            Bug("is_withheld", "message['role'] == 'assistant' and message.get('weight') == 0", "False"),
+            Bug("for_template", "{'weight', without} - {'content'}", "{'weight'}"),
+            Bug("_message", "message.get('weight', 1) not in (0, 1)", "False"),
+            Bug("_as_object", "parsed_json(arguments, dict)", "arguments"),
+            Bug("_message", "message.setdefault('content', '')", "pass"),
+        ],
+    ),
+    "finetune/data/conversation": (
+        ["tests/properties/data/test_conversations.py"],
+        [
+            Bug("_Renderer.__call__", "self.tools", "None"),
+            Bug("_beginning_unasked", "learned.strip() and answered.endswith(learned)", "False"),
+            Bug("_with_arguments_as_taken", "str(value) in text", "False"),
+            Bug("_cut", "withheld=withheld", "withheld=False"),
+            Bug("_cut", "Part(text=whole[place:], learned=False)", "Part(text=whole[place:], learned=True)"),
+            Bug("_without_own_end", "end and content.endswith(end)", "False"),
+            Bug(
+                "_left_out",
+                "not render.differs(messages, whole, without=key)",
+                "render.differs(messages, whole, without=key)",
+            ),
+        ],
+    ),
+    "finetune/model/embeddings": (
+        ["tests/properties/model/test_embedding_tables.py"],
+        [
+            Bug("tables_of", "tokens = min(tokens, _rows(head))", "pass"),
+            Bug("_position_limits", "(yield (module.num_embeddings - kept))", "(yield module.num_embeddings)"),
+            Bug("_position_limits", "module.padding_idx + 1", "0"),
+            Bug("check_tables", "counts.largest_id >= tables.tokens", "counts.largest_id > tables.tokens"),
+            Bug("check_tables", "counts.longest > tables.positions", "counts.longest > tables.positions + 20"),
+            Bug("padded_within", "pad < tables.tokens", "True"),
+            Bug("resize_embeddings", "weight[:before]", "weight"),
+            Bug("new_token_rows", "[words, head] if own_head else [words]", "[words]"),
+        ],
+    ),
+    "finetune/dryrun/trial_data": (
+        ["tests/unit/finetune/dryrun/test_trial_data.py"],
+        [
+            Bug("tokenizer_of", "find_shape(name) is not None or name == EMBEDDED_MODEL", "name == EMBEDDED_MODEL"),
+            Bug(
+                "tokenizer_of", "find_shape(name) is not None or name == EMBEDDED_MODEL", "find_shape(name) is not None"
+            ),
+            Bug("tokenizer_of", "ModelError", "KeyError"),
+            Bug("check_rows", "not all((Path(name).is_file() for name in files))", "False"),
+            Bug("check_rows", "check_tables(tables_of(model), data, tokenizer, config)", "pass"),
+            Bug("check_rows", "tokenizer is not None", "True"),
         ],
     ),
 }

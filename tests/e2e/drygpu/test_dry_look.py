@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -117,3 +118,23 @@ def test_a_real_card_is_asked_through_torch_alone_and_says_the_same(
     # The driver's count of a real card has no managed memory apart, which lies on it while there is room.
     assert real.context == dry.context + dry.managed
     assert real.recording is not None
+
+
+def test_a_row_that_the_model_has_no_token_for_is_told_before_training(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_llama, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<|call|>"])
+    tokenizer.save_pretrained(model)
+    rows = tmp_path / "rows.jsonl"
+    texts = ["yo", "<|call|>"]
+    rows.write_text("".join(json.dumps({"prompt": "hi", "completion": text}) + "\n" for text in texts))
+    look = [*LOOK, str(model), "--data", str(rows), "--gpu", "rtx-4060"]
+    assert main(look) == ExitCode.USAGE
+    assert f"{rows}:2: holds the token '<|call|>' (id 260)" in capsys.readouterr().err
+    assert main([*look, "--resize-embeddings"]) == ExitCode.OK
+    assert "fits rtx-4060" in capsys.readouterr().out

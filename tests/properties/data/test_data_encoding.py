@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tiny_tokenizers import END, tiny_tokenizer
 
 from finetune.config.settings import DataConfig
-from finetune.data.encode import IGNORED, BadRowError, encode, targets
-from finetune.data.rows import Row
+from finetune.data.encode import IGNORED, encode, targets
+from finetune.data.rows import BadRowError, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable

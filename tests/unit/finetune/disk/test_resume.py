@@ -29,6 +29,7 @@ OTHER_VALUES: dict[str, Any] = {
     "precision": "fp4",
     "double_quant": False,
     "compute_dtype": "bf16",
+    "resize_embeddings": True,
     "attention": "eager",
     "device": "cuda",
     "full": True,

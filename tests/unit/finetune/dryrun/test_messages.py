@@ -52,6 +52,7 @@ CANDIDATE = Candidate(micro_batch=9, seq=512, checkpointing=True, rank=16, trial
         Result(trials=(TRIAL, TRIAL)),
         Result(found=Found(best=CANDIDATE, next=CANDIDATE, trials=5, direction="micro_batch", step=1, most=4096)),
         Result(found=Found(best=None, trials=4)),
+        Result(refused="rows.jsonl:2: a token"),
     ],
 )
 def test_what_is_sent_is_what_arrives(message: Request | Result) -> None:

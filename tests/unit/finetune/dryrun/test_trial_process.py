@@ -35,6 +35,7 @@ class FakeBench:
     """Keeps what it is asked."""
 
     refused: Trial | None = None
+    base = None
     made: list[FakeBench]
 
     def __init__(self, config: RunConfig, folder: Path, recorder: TrialRecorder | None) -> None:

@@ -1,0 +1,207 @@
+"""The messages of a conversation: checked, and brought into the form in which chat templates take them.
+
+What the columns and keys mean is what others have made usual: ``tools`` and ``chat_template_kwargs`` as TRL reads them,
+a message's ``weight`` as OpenAI's and Mistral's fine-tuning formats define it, ``tool_calls`` as transformers does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.rows import BadRowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
+_TEMPLATE_ARGUMENTS = ("add_generation_prompt", "conversation", "messages", "return_dict", "tokenize", "tools")
+"""What ``chat_template_kwargs`` may not set: the messages, the tools and the form of the answer are given already."""
+
+
+@contextlib.contextmanager
+def blamed_on_the_row(what: str) -> Iterator[None]:
+    """Turn whatever a template or a tokenizer raises for a row into a `BadRowError` that begins with ``what``.
+
+    The Rust code of tokenizers panics with an exception that is no ``Exception``; it is told by its name. A signal and
+    a lack of memory are no fault of the row and pass through.
+    """
+    try:
+        yield
+    except (BadRowError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = str(error).strip().splitlines() or [""]
+        kind = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
+        raise BadRowError(f"{what}: {kind}{said[0]}") from None
+
+
+def read_messages(value: Any, column: str) -> list[dict[str, Any]]:
+    """Check the messages of a row, and copy them in a form that templates take.
+
+    A list of text parts becomes one text, and the content of a turn that has none becomes the empty text. Arguments of
+    tool calls that are a JSON object as text become the object.
+
+    Args:
+        value: a list of messages, or the same as JSON text, as a CSV file holds it.
+        column: where they are, for messages.
+
+    Raises:
+        BadRowError: they are no messages, with the number of the first that is not.
+    """
+    value = parsed_json(value, list)
+    if not isinstance(value, list) or not value:
+        raise BadRowError(
+            f"{column} is {'an empty list' if value == [] else f'a {type(value).__name__}'}, not messages"
+        )
+    return [_message(message, f"message {number} of {column}") for number, message in enumerate(value, start=1)]
+
+
+def read_tools(value: Any) -> list[Any] | None:
+    """The tools of a row, from a list or from JSON text; None where there are none.
+
+    Raises:
+        BadRowError: it is neither.
+    """
+    found = parsed_json(value, list)
+    if not found:
+        return None
+    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        raise BadRowError("tools is not a list of JSON schemas, nor JSON text of one")
+    return found
+
+
+def read_template_settings(value: Any) -> dict[str, Any]:
+    """The row's own variables for the chat template, from a mapping or from JSON text.
+
+    Raises:
+        BadRowError: it is neither, or sets what is not its own to set.
+    """
+    found = parsed_json(value, dict) or {}
+    if not isinstance(found, dict):
+        raise BadRowError(f"chat_template_kwargs is a {type(found).__name__}, not a mapping of name to value")
+    taken = [name for name in _TEMPLATE_ARGUMENTS if name in found]
+    if taken:
+        raise BadRowError(f"chat_template_kwargs sets {', '.join(taken)}, which a row cannot set there")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def is_withheld(message: dict[str, Any]) -> bool:
+    """Whether the message says ``weight: 0``: a turn that stays in the conversation and is not trained on."""
+    return message["role"] == "assistant" and message.get("weight") == 0
+
+
+def for_template(messages: Sequence[dict[str, Any]], *, without: str | None = None) -> list[dict[str, Any]]:
+    """The messages as a template gets them.
+
+    Args:
+        messages: from `read_messages`.
+        without: a key to leave out, to see whether the template uses it. The content is left out, as the empty text,
+            of turns with tool calls only.
+    """
+    left_out = {"weight", without} - {"content"}
+    shown = [{key: value for key, value in message.items() if key not in left_out} for message in messages]
+    for message in shown if without == "content" else ():
+        if message.get("tool_calls"):
+            message["content"] = ""
+    return shown
+
+
+def with_written_arguments(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same messages with the arguments of tool calls as JSON text, for templates that write them as they are."""
+    return [
+        message | {"tool_calls": [_with_arguments(call, _as_text) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def arguments_of(messages: Sequence[dict[str, Any]]) -> list[Any]:
+    """The arguments of every tool call in a conversation."""
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    holders = [_holder(call) for call in calls if isinstance(call, dict)]
+    return [holder["arguments"] for holder in holders if "arguments" in holder]
+
+
+def _message(given: Any, where: str) -> dict[str, Any]:
+    if not isinstance(given, dict) or given.get("role") is None:
+        raise BadRowError(f"{where} needs a role and a content")
+    message = {key: value for key, value in given.items() if value is not None}
+    role = message["role"]
+    if role not in ROLES:
+        near = difflib.get_close_matches(str(role), ROLES, n=1)
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        raise BadRowError(f"{where} has the role {role!r}{guess}; roles are {', '.join(ROLES)}")
+    if message.get("weight", 1) not in (0, 1):
+        raise BadRowError(f"the weight of {where} is {message['weight']!r}; it is 0 (not trained on) or 1")
+    if "tool_calls" in message:
+        message["tool_calls"] = _tool_calls(message["tool_calls"], where)
+    others = {key for key, value in message.items() if key not in ("role", "content", "weight") and value}
+    if role == "assistant" and others:
+        message.setdefault("content", "")
+    if "content" not in message:
+        raise BadRowError(f"{where} needs a role and a content")
+    message["content"] = _content(message["content"], where)
+    if role == "assistant" and not message["content"].strip() and not others and not is_withheld(message):
+        raise BadRowError(f"the content of {where}, an answer, is empty")
+    return message
+
+
+def _content(value: Any, where: str) -> str:
+    """The text of a message, from text or from a list of text parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in value]
+        if all(isinstance(text, str) for text in texts):
+            return "".join(str(text) for text in texts)
+        raise BadRowError(f"the content of {where} is a list with a part that is no text; only text is trained on")
+    raise BadRowError(f"the content of {where} is a {type(value).__name__}, not text")
+
+
+def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    calls = parsed_json(value, list)
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise BadRowError(f"the tool_calls of {where} are not a list of calls")
+    return [_with_arguments(call, _as_object) for call in calls]
+
+
+def _holder(call: dict[str, Any]) -> dict[str, Any]:
+    """Where a call has its name and arguments: in ``function``, or in the call itself."""
+    function = call.get("function")
+    return function if isinstance(function, dict) else call
+
+
+def _with_arguments(call: dict[str, Any], change: Any) -> dict[str, Any]:
+    holder = _holder(call)
+    if "arguments" not in holder:
+        return call
+    changed = holder | {"arguments": change(holder["arguments"])}
+    return changed if holder is call else call | {"function": changed}
+
+
+def _as_object(arguments: Any) -> Any:
+    """An object for a JSON object as text, and for no text at all; anything else as it is."""
+    if isinstance(arguments, str) and not arguments.strip():
+        return {}
+    return parsed_json(arguments, dict)
+
+
+def _as_text(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def parsed_json(value: Any, kind: type) -> Any:
+    """What JSON text says, if it is a ``kind``; every other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, kind) else value

@@ -1,0 +1,46 @@
+"""What a dry run can know of the data: the tokenizer and the rows, where they are on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.settings import EMBEDDED_MODEL
+from finetune.data.batches import load_examples
+from finetune.errors import ModelError
+from finetune.estimate.shapes import find_shape
+from finetune.model.embeddings import check_tables, tables_of
+from finetune.model.load import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from finetune.config.settings import RunConfig
+
+
+def tokenizer_of(config: RunConfig) -> Any:
+    """The model's tokenizer; None for a shape, the embedded model, and a model whose tokenizer cannot be had here."""
+    name = config.model.model
+    if find_shape(name) is not None or name == EMBEDDED_MODEL:
+        return None
+    try:
+        return load_tokenizer(config.model)
+    except ModelError:
+        return None
+
+
+def check_rows(config: RunConfig, model: PreTrainedModel) -> None:
+    """Hold the rows of --data and --eval-data against the model's tables, as a run does before it trains.
+
+    Does nothing where they are no files of this machine, or the model has no tokenizer: a dry run needs neither.
+
+    Raises:
+        DataError: a row cannot be used, or holds a token or a position that the model has not.
+    """
+    files = [name for name in (config.data.data, config.data.eval_data) if name is not None]
+    if not all(Path(name).is_file() for name in files):
+        return
+    tokenizer = tokenizer_of(config)
+    if tokenizer is not None:
+        data = load_examples(config.data, tokenizer, seed=config.train.seed)
+        check_tables(tables_of(model), data, tokenizer, config)

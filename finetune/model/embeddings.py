@@ -1,0 +1,236 @@
+"""The model's tables of tokens and positions: held against the data before training, and enlarged where that is asked.
+
+A token id or a position beyond its table fails in the middle of a run, at the first step whose rows hold it, and on a
+GPU with an error that names neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from finetune.errors import ConfigError, DataError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from transformers import PreTrainedModel
+
+    from finetune.config.settings import RunConfig
+    from finetune.data.batches import DataSplit
+
+NEW_TOKENS_ATTRIBUTE = "finetune_new_tokens"
+"""Set on a model whose embeddings were enlarged: the ids of the tokens that were added."""
+_SHOWN_TOKENS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """How many tokens and positions a model knows."""
+
+    tokens: int
+    """Rows of the embeddings, or of the head where it has fewer."""
+    positions: int | None
+    """Tokens of the longest row; None where positions are computed (RoPE, ALiBi) and no table ends."""
+
+
+def tables_of(model: PreTrainedModel) -> Tables:
+    """Read the sizes of a model's tables off its modules."""
+    tokens = _rows(model.get_input_embeddings())
+    head = model.get_output_embeddings()
+    if head is not None:
+        tokens = min(tokens, _rows(head))
+    return Tables(tokens=tokens, positions=min(_position_limits(model), default=None))
+
+
+def _rows(module: Any) -> int:
+    found = getattr(module, "num_embeddings", None) or getattr(module, "out_features", None)
+    return int(found if found is not None else module.weight.shape[0])
+
+
+def _position_limits(model: PreTrainedModel) -> Iterator[int]:
+    """The longest row that each table of learned or precomputed positions allows.
+
+    A table may keep its first rows for other ends: OPT's by an ``offset``, RoBERTa's up to its padding row. A table is
+    one of the text's positions if its size, less those rows, is what the config says; an image's is not.
+    """
+    config = model.config.get_text_config()
+    said = getattr(config, "max_position_embeddings", None)
+    if config.model_type == "mpt":  # ALiBi, computed for so many tokens
+        yield int(config.max_seq_len)
+    words = model.get_input_embeddings()
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and module is not words and ("pos" in last or last == "wpe"):
+            kept = int(getattr(module, "offset", 0) or 0)
+            if not kept and module.padding_idx is not None:
+                kept = module.padding_idx + 1
+            if said in (None, module.num_embeddings, module.num_embeddings - kept):
+                yield module.num_embeddings - kept
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] in ("embed_positions", "pos_encoding") and buffer.dim() == 2:
+            yield buffer.shape[0]
+
+
+def check_tables(tables: Tables, data: DataSplit, tokenizer: Any, config: RunConfig) -> None:
+    """Hold every token id and the longest row of the data against the model's tables.
+
+    Raises:
+        DataError: a row has a token or a position beyond them, with the row, the token and the remedy.
+    """
+    sets = [(data.train.rows, data.stats.train)]
+    if data.stats.held_out is not None:
+        sets.append((data.held_out.rows, data.stats.held_out))
+    for rows, counts in sets:
+        if counts.largest_id >= tables.tokens:
+            raise DataError(_unknown_token(rows, tables.tokens, tokenizer, config))
+        if tables.positions is not None and counts.longest > tables.positions:
+            raise DataError(_too_long(rows, tables.positions, config))
+
+
+def check_question(tables: Tables, input_ids: Sequence[int], tokenizer: Any) -> None:
+    """Hold the tokens of ``--question`` against the model's tables.
+
+    Raises:
+        ConfigError: one is beyond them, or the question leaves no position for an answer.
+    """
+    beyond = [token for token in input_ids if token >= tables.tokens]
+    why = f"{_spelled(beyond[0], tokenizer)} is beyond the model's {tables.tokens:,} embedding rows" if beyond else None
+    if tables.positions is not None and len(input_ids) >= tables.positions:
+        why = f"it is {len(input_ids):,} tokens long, and the model's position table has {tables.positions:,} rows"
+    if why is not None:
+        remedy = "ask something else, or --answer-tokens 0 to ask nothing"
+        raise ConfigError(Problem(field="question", value=tokenizer.decode(list(input_ids)), why=why, remedy=remedy))
+
+
+def padded_within(data: DataSplit, tables: Tables, tokenizer: Any) -> tuple[DataSplit, str | None]:
+    """The same data with a padding token that the model knows, and what to tell the user if it is another.
+
+    What fills a batch up is never looked at: any token will do.
+    """
+    pad = data.train.pad_id
+    if pad < tables.tokens:
+        return data, None
+    eos = tokenizer.eos_token_id
+    other = eos if eos is not None and eos < tables.tokens else 0
+    note = (
+        f"the padding token, {_spelled(pad, tokenizer)}, is beyond the model's {tables.tokens:,} embedding rows: "
+        f"batches are filled up with {_spelled(other, tokenizer)} instead, which changes no result"
+    )
+    train, held_out = (replace(examples, pad_id=other) for examples in (data.train, data.held_out))
+    return replace(data, train=train, held_out=held_out), note
+
+
+def told_of_unknown_tokens(tables: Tables, tokenizer: Any) -> str | None:
+    """What to tell the user of a tokenizer that has tokens beyond the model's tables, though no row holds one."""
+    count = len(tokenizer) - tables.tokens
+    if count <= 0:
+        return None
+    return (
+        f"the tokenizer has {count:,} tokens beyond the model's {tables.tokens:,} embedding rows (from "
+        f"{_spelled(tables.tokens, tokenizer)} on); no row holds one of them"
+    )
+
+
+def resize_embeddings(model: PreTrainedModel, tokens: int) -> None:
+    """Give embeddings and head a row for each of ``tokens`` tokens; leave a model alone that has as many.
+
+    Each new row begins as the mean of the old ones, as transformers' does but for its noise: the same model comes out
+    every time, which a resumed run relies on. The rows are not padded to a round number, since peft resizes a base to
+    its tokenizer's exact size when it loads an adapter.
+
+    Raises:
+        ConfigError: the head has a bias, which peft leaves out when it trains rows of a head.
+    """
+    before = tables_of(model).tokens
+    if tokens <= before:
+        return
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ConfigError(
+            Problem(
+                field="resize_embeddings",
+                value=True,
+                why=f"the head of this {model.config.model_type} model has a bias, and peft trains new rows without it",
+                remedy="use the model's own tokenizer, or enlarge the model with transformers and save it first",
+            )
+        )
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight = getattr(module, "weight", None)
+        if weight is not None:
+            with torch.no_grad():
+                weight[before:] = weight[:before].mean(dim=0, dtype=torch.float32).to(weight.dtype)
+            weight.requires_grad_(False)
+    setattr(model, NEW_TOKENS_ATTRIBUTE, tuple(range(before, tokens)))
+
+
+def new_token_rows(model: PreTrainedModel) -> dict[str, list[int]] | None:
+    """Which rows of which modules an adapter has to train beside its own matrices, as peft's config takes them.
+
+    Returns:
+        Token ids by the name of the embedding, and of a head that has weights of its own; None where none was added.
+    """
+    added = getattr(model, NEW_TOKENS_ATTRIBUTE, ())
+    if not added:
+        return None
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    own_head = head is not None and head.weight is not words.weight
+    wanted = [words, head] if own_head else [words]
+    return {name: list(added) for name, module in model.named_modules() if any(module is one for one in wanted)}
+
+
+def told_of_new_rows(model: PreTrainedModel) -> str | None:
+    """What ``--resize-embeddings`` costs, for the user; None where no row was added."""
+    modules = new_token_rows(model)
+    if modules is None:
+        return None
+    added = getattr(model, NEW_TOKENS_ATTRIBUTE)
+    width = model.get_input_embeddings().weight.shape[1]
+    count = len(added) * width * len(modules)
+    return (
+        f"{len(added):,} embedding rows added (ids {added[0]:,} to {added[-1]:,}), trained and saved with the adapter: "
+        f"{count:,} parameters in {' and '.join(modules)}. To load the adapter, enlarge the base first: "
+        f"base.resize_token_embeddings({added[-1] + 1}); AutoPeftModelForCausalLM does so by itself"
+    )
+
+
+def _unknown_token(rows: Any, tokens: int, tokenizer: Any, config: RunConfig) -> str:
+    first, count, found = "", 0, dict[int, str]()
+    for batch in rows.iter(batch_size=256):
+        for source, ids in zip(batch["source"], batch["input_ids"], strict=True):
+            beyond = [token for token in ids if token >= tokens]
+            if beyond:
+                first, count = first or source, count + 1
+                for token in beyond:
+                    found.setdefault(token, _spelled(token, tokenizer))
+    shown = ", ".join(list(found.values())[:_SHOWN_TOKENS]) + (", ..." if len(found) > _SHOWN_TOKENS else "")
+    others = ""
+    if count > 1 or len(found) > 1:
+        others = f" (such tokens are in {count:,} {'row' if count == 1 else 'rows'}: {shown})"
+    return (
+        f"{first}: holds the token {next(iter(found.values()))}, and the embeddings of {config.model.model} have "
+        f"{tokens:,} rows{others}. Its tokenizer has {len(tokenizer):,} tokens. Add rows and train them with "
+        "--resize-embeddings, or use the tokenizer that the model was trained with"
+    )
+
+
+def _too_long(rows: Any, positions: int, config: RunConfig) -> str:
+    first, length, count = "", 0, 0
+    for batch in rows.select_columns(["source", "length"]).iter(batch_size=4096):
+        for source, tokens in zip(batch["source"], batch["length"], strict=True):
+            if tokens > positions:
+                first, length, count = first or source, length or tokens, count + 1
+    return (
+        f"{first}: {length:,} tokens, and the position table of {config.model.model} has {positions:,} rows"
+        f"{f' ({count:,} rows are too long)' if count > 1 else ''}. Cut rows with --seq {positions} or less, or use a "
+        "model that reads longer texts"
+    )
+
+
+def _spelled(token: int, tokenizer: Any) -> str:
+    """A token as text and number."""
+    return f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token:,})"
