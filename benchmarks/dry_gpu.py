@@ -1,4 +1,4 @@
-"""How fast the dry GPU is, and what it costs the host: the figures of the README.
+"""How fast the dry GPU is, and what it costs the host: the figures of docs/explanation/figures.md.
 
     python benchmarks/dry_gpu.py            all
     python benchmarks/dry_gpu.py step       a QLoRA step of Mistral-7B after the first, and the host's memory

@@ -221,6 +221,17 @@ def test_tree_in_architecture_is_the_tree_on_disk() -> None:
     assert block[0] == tree(), "the tree is out of date: python tests/test_architecture.py writes it anew"
 
 
+def test_layers_in_architecture_are_the_layers_that_are_checked() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    found = {}
+    for package in PACKAGES:
+        table = text.partition(f"| layer | `{package}` |\n")[2].partition("\n\n")[0]
+        for number, names in re.findall(r"^\| (\d+) \| (.*) \|$", table, re.MULTILINE):
+            for name in re.findall(r"`(\w+)/?`", names):
+                found[name if name == package else f"{package}.{name}"] = int(number)
+    assert found == LAYERS
+
+
 if __name__ == "__main__":
     page = ROOT / "ARCHITECTURE.md"
     page.write_text(TREE.sub(lambda _: tree(), page.read_text()))

@@ -1,8 +1,8 @@
-"""What fits which card, at full size: the figures that the README gives, taken again on a dry GPU, tight to 2%.
+"""Measures on a dry GPU what fits which card, and holds the table in docs/explanation/sizes.md to 2%.
 
-Every row is the real training step of ``python -m finetune.qlora``, loading included, with the context counted. A
-figure here is to be changed only together with the README's. Cards of one compute capability ask for the same bytes and
-differ in the context alone (measured once: see ``on``), so that a base is loaded once for several of them.
+Every row is the real training step of ``python -m finetune.qlora``, loading included, with the context counted. Whoever
+changes a figure here changes it in that table too. Cards of one compute capability ask for the same bytes and differ in
+the context alone (measured once: see ``on``), so that a base is loaded once for several of them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def on(card: str, trial: Trial) -> float:
 
 
 def figure(gib: float) -> Any:
-    """The README's figure. A step that needs less is welcome, and is a reason to take the figure anew."""
+    """The figure of docs/explanation/sizes.md, give or take 2%. A step that needs less than that needs a new figure."""
     return pytest.approx(gib, rel=0.02)
 
 
