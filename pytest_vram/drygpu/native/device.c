@@ -110,17 +110,19 @@ cudaError_t cudaDeviceDisablePeerAccess(int peer) {
     return cudaSuccess;
 }
 
-/* The driver's functions, asked for by name: they live in this same library. Newest spelling first. */
+/* The driver's functions, asked for by name: they live in this same library. Newest spelling first. dlsym also looks
+   through the libraries that this one needs: what a real driver among them offers is not taken. */
 int dry_entry_point(const char *symbol, void **function) {
     char name[256];
     static const char *const suffixes[] = {"_v3", "_v2", ""};
-    Dl_info self;
+    Dl_info self, found;
     *function = NULL;
     if (!dladdr((void *)dry_entry_point, &self)) return 0;
     void *library = dlopen(self.dli_fname, RTLD_NOLOAD | RTLD_LAZY);
     for (size_t i = 0; library && i < sizeof suffixes / sizeof *suffixes && *function == NULL; i++) {
         snprintf(name, sizeof name, "%s%s", symbol, suffixes[i]);
-        *function = dlsym(library, name);
+        void *candidate = dlsym(library, name);
+        if (candidate && dladdr(candidate, &found) && found.dli_fbase == self.dli_fbase) *function = candidate;
     }
     if (library) dlclose(library);
     return *function != NULL;

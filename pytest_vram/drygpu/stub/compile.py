@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 # zig turns undefined behaviour into calls of a runtime, which a shared library has not got, unless told not to.
 _FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-fPIC", "-w", "-fno-sanitize=undefined")
-_LINK = ("-shared", "-fPIC", "-Wl,-Bsymbolic", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed")
+# The old kind of run path comes before LD_LIBRARY_PATH, which names the real libcuda.so.1 in many GPU containers.
+_RUN_PATH = ("-Wl,-rpath,$ORIGIN", "-Wl,--disable-new-dtags")
+_LINK = ("-shared", "-fPIC", "-Wl,-Bsymbolic", *_RUN_PATH, "-Wl,--no-as-needed")
 _LIBRARIES = ("-ldl", "-lpthread")
 
 

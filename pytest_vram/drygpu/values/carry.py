@@ -8,13 +8,13 @@ products, attention, normalizations, ...) are untouched, and what they produce i
 
 from __future__ import annotations
 
-import sys
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_vram.drygpu import driver
-from pytest_vram.drygpu.values import collectives, guesses, host_reads, known_values, substitutes
+from pytest_vram.drygpu.values import collectives, guesses, host_reads, kernels, known_values, substitutes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,11 +47,8 @@ _SIZED_BY_DATA = {"nonzero", "_unique2", "unique_consecutive", "unique_dim"}
 _NUMBER_ON_DEVICE = frozenset({"aten::pow.Tensor_Tensor_out"})
 """Called from within torch with a number kept on the device, which the dispatcher cannot hand to Python."""
 
-_NUMBERS = frozenset({int, float, bool, complex})
-
 _library: torch.library.Library | None = None
 _collectives: torch.library.Library | None = None
-_scalars: dict[tuple[object, torch.dtype], torch.Tensor] = {}
 
 
 def install() -> None:
@@ -60,24 +57,18 @@ def install() -> None:
     if _library is not None:
         return
     driver.set_read_hook(host_reads.on_read)
-    if not hasattr(torch.library, "get_kernel"):
-        print(
-            f"pytest-vram: torch {torch.__version__} lacks torch.library.get_kernel, so this dry GPU carries no "
-            "values: what is read back from it counts as unknown",
-            file=sys.stderr,
-        )
-        return
     _library = torch.library.Library("aten", "IMPL")
     for overload in _overloads():
-        label = f"{overload._schema.name}.{overload._schema.overload_name}".rstrip(".")
-        kernel = torch.library.get_kernel(label, "CUDA")
-        wrapper = _Operator(overload, kernel.call_boxed).kernel()
-        name = label.removeprefix("aten::")
-        _library.impl(name, wrapper, "CUDA", with_keyset=True, allow_override=True)
+        kernels.put_in_front(_library, overload, functools.partial(_carrying, overload))
     substitutes.install(_library)
     if torch.distributed.is_available():
         _collectives = torch.library.Library("c10d", "IMPL")
         collectives.install(_collectives)
+
+
+def _carrying(overload: OpOverload, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel that runs ``call``, torch's own, and carries values beside it."""
+    return _Operator(overload, call).kernel()
 
 
 def _overloads() -> Iterator[OpOverload]:
@@ -95,22 +86,6 @@ def _overloads() -> Iterator[OpOverload]:
                     yield getattr(packet, overload_name)
 
 
-def _scalar(value: complex, like: torch.Tensor | None) -> torch.Tensor:
-    """A number as the operator would see it. The dispatcher hands wrapped numbers over as plain ones."""
-    if like is not None:
-        dtype = torch.result_type(like, value)
-    elif isinstance(value, bool):
-        dtype = torch.bool
-    else:
-        dtype = torch.int64 if isinstance(value, int) else torch.get_default_dtype()
-    key = (value, dtype)
-    if key not in _scalars:
-        if len(_scalars) >= 512:
-            _scalars.clear()
-        _scalars[key] = torch.tensor(value, dtype=dtype)
-    return _scalars[key]
-
-
 class _Operator:
     """One overload: its CUDA kernel, and what its schema says."""
 
@@ -119,7 +94,7 @@ class _Operator:
         self.overload, self.call = overload, call
         self.name = schema.name.removeprefix("aten::")
         arguments = schema.arguments
-        self.numbers = tuple(i for i, a in enumerate(arguments) if str(a.type) == "Tensor" and not a.kwarg_only)
+        self.numbers = kernels.Numbers(overload)
         writes = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
         self.mutates = bool(writes)
         self.written_keys = tuple(arguments[i].name for i in writes if arguments[i].kwarg_only)
@@ -144,7 +119,7 @@ class _Operator:
     # -- kinds of operators ------------------------------------------------------------------------------------------
 
     def _run(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        args = self._with_numbers(args)
+        args = self.numbers.as_tensors(args)
         result = self.call(keyset, *args, **kwargs)
         first = result[0] if type(result) in (tuple, list) else result
         if isinstance(first, torch.Tensor) and (known_values.is_carried(first) or self.guess is not None):
@@ -152,7 +127,7 @@ class _Operator:
         return result
 
     def _run_mutating(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        args = self._with_numbers(args)
+        args = self.numbers.as_tensors(args)
         result = self.call(keyset, *args, **kwargs)
         outputs = self._outputs(args, kwargs)
         if all(known_values.is_carried(output) for output in outputs):
@@ -204,7 +179,7 @@ class _Operator:
 
     def _copy(self, keyset: Any, destination: torch.Tensor, source: Any, non_blocking: bool = False) -> torch.Tensor:
         if not isinstance(source, torch.Tensor):
-            source = _scalar(source, destination)
+            source = kernels.scalar(source, destination)
         on_device, from_device = destination.device.type == "cuda", source.device.type == "cuda"
         known, guess = known_values.vouch((source,))
         if from_device and not on_device:
@@ -222,14 +197,6 @@ class _Operator:
         return result
 
     # -- steps ---------------------------------------------------------------------------------------------------------
-
-    def _with_numbers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """``args`` with a tensor wherever the schema wants one and the dispatcher handed over a plain number."""
-        if not any(type(args[i]) in _NUMBERS for i in self.numbers if i < len(args)):
-            return args
-        skip = 1 if self.name.startswith("where") else 0  # the condition takes no part in type promotion
-        like = next((a for a in args[skip:] if isinstance(a, torch.Tensor)), None)
-        return tuple(_scalar(a, like) if i in self.numbers and type(a) in _NUMBERS else a for i, a in enumerate(args))
 
     def _on_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator's result on the CPU; ``None`` where the CPU has no such kernel, or must not run it."""

@@ -7,12 +7,14 @@ one.
 
 from __future__ import annotations
 
+import functools
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
 
-from pytest_vram.drygpu.values import known_values
+from pytest_vram.drygpu.values import kernels, known_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,14 +24,47 @@ _SUM = 0  # c10d::ReduceOp::SUM, as its boxed form gives it
 SAME_RANKS = "other ranks taken as this one"
 
 
+class _Called(threading.local):
+    is_sum: bool | None = None
+    """Whether the reduction that this thread is in adds up; ``None`` where no Python code called it."""
+
+
+_called = _Called()
+
+
 def install(library: torch.library.Library) -> None:
     """Register the collectives' kernels in ``library``, a fragment of the namespace ``c10d``."""
     for name, after in _AFTER.items():
-        call = torch.library.get_kernel(f"c10d::{name}", "CUDA").call_boxed
-        library.impl(name, _kernel(call, after), "CUDA", with_keyset=True, allow_override=True)
+        overload = getattr(torch.ops.c10d, name).default
+        kernels.put_in_front(library, overload, functools.partial(_kernel, after))
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
+        for name in ("allreduce", "allreduce_coalesced"):
+            setattr(torch.distributed.ProcessGroup, name, _noting(getattr(torch.distributed.ProcessGroup, name)))
 
 
-def _kernel(call: Callable[..., Any], after: Callable[..., None]) -> Callable[..., Any]:
+def _noting(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Note the operation on the way in: before torch 2.10 the object that the kernel is given cannot be read."""
+
+    def noting(group: Any, tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        options = next(iter([*args, *kwargs.values()]), torch.distributed.ReduceOp.SUM)
+        before = _called.is_sum
+        _called.is_sum = getattr(options, "reduceOp", options) == torch.distributed.ReduceOp.SUM
+        try:
+            return call(group, tensors, *args, **kwargs)
+        finally:
+            _called.is_sum = before
+
+    return noting
+
+
+def _is_sum(operation: Any) -> bool | None:
+    """Whether a reduction adds up; ``None`` where that cannot be known: C++ code reduces, on torch 2.9 or earlier."""
+    if _called.is_sum is None and hasattr(operation, "op"):
+        return bool(operation.op() == _SUM)
+    return _called.is_sum
+
+
+def _kernel(after: Callable[..., None], call: Callable[..., Any]) -> Callable[..., Any]:
     def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         result = call(keyset, *args, **kwargs)
         if "nccl" in str(torch.distributed.get_backend_config()):
@@ -56,8 +91,13 @@ def _all_gather_coalesced(outputs: list[torch.Tensor], inputs: list[torch.Tensor
 
 
 def _all_reduce(tensors: list[torch.Tensor], group: Any, operation: Any, *_rest: Any) -> None:
-    if operation.op() != _SUM:
+    is_sum = _is_sum(operation)
+    if is_sum is False:
         return  # the largest, the smallest and the mean of equal values are that value
+    if is_sum is None:
+        for tensor in tensors:
+            known_values.forget(tensor)
+        return
     ranks = torch.distributed.ProcessGroup.unbox(group).size()
     for tensor in _known(tensors):
         known_values.on_cpu(tensor).mul_(ranks)

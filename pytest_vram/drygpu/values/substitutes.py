@@ -12,6 +12,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pytest_vram.drygpu import notes
+from pytest_vram.drygpu.values import kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,18 +54,17 @@ def install(library: torch.library.Library) -> None:
     """Register the substitutes in ``library``, a fragment of the namespace ``aten``."""
     for owner, names in OPERATORS.items():
         for name in names:
-            for label, overload in _with_cuda_kernel(name):
-                kernel = _allocate(overload, f"{owner} ({name})")
-                library.impl(label, kernel, "CUDA", allow_override=True)
+            for overload in _with_cuda_kernel(name):
+                kernels.replace(library, overload, _allocate(overload, f"{owner} ({name})"))
 
 
-def _with_cuda_kernel(name: str) -> Iterator[tuple[str, OpOverload]]:
+def _with_cuda_kernel(name: str) -> Iterator[OpOverload]:
     """The operator's overloads that have a kernel of their own for CUDA, those that write to ``out`` among them."""
     packet = getattr(torch.ops.aten, name, None)
     for overload in packet.overloads() if packet is not None else ():
         label = f"{name}.{overload}".removesuffix(".default")
         if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{label}", "CUDA"):
-            yield label, getattr(packet, overload)
+            yield getattr(packet, overload)
 
 
 def _allocate(overload: OpOverload, label: str) -> Callable[..., Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -13,3 +15,11 @@ def test_a_rank_holds_its_shard_and_says_what_is_not_counted(run_program: Callab
     assert answers["sharded"] == 8 * 2048 * 2048 * 4 // 8
     assert any("NCCL" in note for note in answers["notes"])
     assert answers["second card"] > 256 * 256 * 4
+
+
+@pytest.mark.parametrize("program", [("reduced.py",), ("older_torch.py", "reduced.py")], ids=["installed", "older"])
+def test_a_reduction_takes_the_other_ranks_as_this_one(
+    run_program: Callable[..., dict[str, Any]], program: tuple[str, ...]
+) -> None:
+    found = run_program(*program, count=2)
+    assert found == {"plain": [6, 10], "sum": [6, 10], "largest": [3, 5], "sum again": [6, 10], "several": [2, 4]}

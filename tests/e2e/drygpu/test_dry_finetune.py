@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 from finetune.errors import ExitCode
+from pytest_vram.drygpu import empty_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +29,34 @@ def test_a_run_and_its_resumption_on_a_dry_card(
     assert summary["peak_allocated_bytes"] > 2**20
 
 
-def test_out_of_device_memory_is_explained(dry_python: DryPython, tmp_path: Path) -> None:
-    flags = ["--micro-batch", "64", "--seq", "512", "--no-checkpointing", "--answer-tokens", "0", "--eval-every", "0"]
+def wide_llama(folder: Path, tokenizer: Path) -> Path:
+    """Write a Llama whose activations are large, without weights, and give it the tokenizer of another model."""
+    shape = json.loads((tokenizer / "config.json").read_text())
+    wide = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
+    empty_checkpoint(shape | wide | {"head_dim": 64, "max_position_embeddings": 1024}, folder, dtype="bfloat16")
+    for path in [*tokenizer.glob("token*"), *tokenizer.glob("special*"), *tokenizer.glob("*.jinja")]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_out_of_device_memory_is_explained(dry_python: DryPython, tiny_llama: Path, tmp_path: Path) -> None:
+    model, data = wide_llama(tmp_path / "model", tiny_llama), tmp_path / "rows.jsonl"
+    row = json.dumps({"prompt": "count", "completion": "one " * 200})
+    data.write_text(f"{row}\n" * 300)
+    flags = ["--model", str(model), "--data", str(data)]
+    flags += [
+        "--micro-batch",
+        "64",
+        "--accumulation",
+        "4",
+        "--seq",
+        "512",
+        "--no-checkpointing",
+        "--answer-tokens",
+        "0",
+        "--eval-every",
+        "0",
+    ]
     done = dry_python("-m", "finetune.qlora", *flags, "--output", str(tmp_path / "run"), gpu="rtx-4060")
     assert done.returncode == ExitCode.OUT_OF_MEMORY, done.stderr
     for words in (

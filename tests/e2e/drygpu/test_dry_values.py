@@ -21,9 +21,10 @@ def _check_names() -> list[str]:
     raise AssertionError("CHECKS is gone")
 
 
-@pytest.fixture(scope="module")
-def values(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    return run_program("values.py")
+@pytest.fixture(scope="module", params=["get_kernel", "BackendSelect"])
+def values(run_program: Callable[..., dict[str, Any]], request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The two ways in which kernels are put in front of torch's: torch 2.9 and later, and 2.6 to 2.8."""
+    return run_program("values.py") if request.param == "get_kernel" else run_program("older_torch.py", "values.py")
 
 
 @pytest.mark.parametrize("name", _check_names())

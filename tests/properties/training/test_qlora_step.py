@@ -157,7 +157,9 @@ def test_mixtrals_experts_compute_with_the_reference_codecs_weights(mixtral: Pat
                     coded = nf4.quantize(value, quant_type=precision, double_quant=True)  # type: ignore[arg-type]
                     value.copy_(nf4.dequantize(coded))
                     experts += 1
-                assert same_bits(quantized.get_submodule(name).dequantized(weight), values.detach())
+                decoded = quantized.get_submodule(name).dequantized(weight)
+                # The sign of FP4's second zero differs by processor: see test_nf4_bitsandbytes.
+                assert same_bits(decoded + 0.0, values.detach() + 0.0)
     assert experts == 2 * 4 * 2
     for name, weight in dequantized_weights(quantized):
         with torch.no_grad():

@@ -1,0 +1,119 @@
+"""Puts Python kernels in front of torch's CUDA kernels, in the way that the installed torch offers.
+
+torch 2.9 and later hand out a registered kernel (``torch.library.get_kernel``): ours takes its place and calls it.
+torch 2.6 to 2.8 do not. There ours is registered for the key ``BackendSelect``, which every call passes on its way
+from autograd to the device's kernel, and passes the call on with ``OpOverload.redispatch``. Calls on CPU tensors then
+pass through Python as well, some microseconds each. The second way may go when torch 2.9 is the oldest supported
+version.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch._ops import OpOverload
+
+    Kernel = Callable[..., Any]
+
+_NUMBERS = frozenset({int, float, bool, complex})
+_CUDA = torch._C.DispatchKey.CUDA
+_SELECT = torch._C.DispatchKey.BackendSelect
+_scalars: dict[tuple[object, torch.dtype], torch.Tensor] = {}
+
+
+def put_in_front(library: torch.library.Library, overload: OpOverload, make: Callable[[Kernel], Kernel]) -> None:
+    """Run ``make(call)`` in place of the CUDA kernel of ``overload``.
+
+    Args:
+        library: a fragment of the operator's namespace, which keeps the registration alive.
+        overload: an operator that has a CUDA kernel.
+        make: is given ``call(keyset, *args, **kwargs)``, which runs torch's own kernel, and returns the kernel to
+            register, a function of the same arguments.
+    """
+    if hasattr(torch.library, "get_kernel"):
+        kernel = make(torch.library.get_kernel(label(overload), "CUDA").call_boxed)
+        _register(library, overload, kernel, "CUDA", with_keyset=True, allow_override=True)
+    else:
+        _select(library, overload, make)
+
+
+def replace(library: torch.library.Library, overload: OpOverload, kernel: Kernel) -> None:
+    """Run ``kernel(*args, **kwargs)`` in place of the CUDA kernel of ``overload``, which is never called."""
+    if hasattr(torch.library, "get_kernel"):
+        _register(library, overload, kernel, "CUDA", allow_override=True)
+    else:
+        _select(library, overload, lambda _call: lambda _keyset, *args, **kwargs: kernel(*args, **kwargs))
+
+
+def label(overload: OpOverload) -> str:
+    """The operator's full name as the dispatcher writes it: ``aten::add.Tensor``, ``aten::topk``."""
+    schema = overload._schema
+    return f"{schema.name}.{schema.overload_name}".rstrip(".")
+
+
+def scalar(value: complex, like: torch.Tensor | None) -> torch.Tensor:
+    """Return a number as the tensor without dimensions that an operator on ``like`` would see.
+
+    torch passes a number to an operator that takes a tensor as a tensor that is marked as a number. The dispatcher
+    hands it to Python as a plain number, without the mark, and takes none back.
+    """
+    if like is not None:
+        dtype = torch.result_type(like, value)
+    elif isinstance(value, bool):
+        dtype = torch.bool
+    else:
+        dtype = torch.int64 if isinstance(value, int) else torch.get_default_dtype()
+    key = (value, dtype)
+    if key not in _scalars:
+        if len(_scalars) >= 512:
+            _scalars.clear()
+        _scalars[key] = torch.tensor(value, dtype=dtype)
+    return _scalars[key]
+
+
+class Numbers:
+    """The positions at which an operator takes a tensor and may be given a plain number."""
+
+    def __init__(self, overload: OpOverload) -> None:
+        arguments = enumerate(overload._schema.arguments)
+        self._positions = tuple(i for i, a in arguments if str(a.type) == "Tensor" and not a.kwarg_only)
+        # The condition of ``where`` takes no part in type promotion.
+        self._skip = 1 if overload._schema.name.startswith("aten::where") else 0
+
+    def as_tensors(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``args`` with a tensor in the place of each such number."""
+        if not any(type(args[i]) in _NUMBERS for i in self._positions if i < len(args)):
+            return args
+        like = next((a for a in args[self._skip :] if isinstance(a, torch.Tensor)), None)
+        return tuple(scalar(a, like) if i in self._positions and type(a) in _NUMBERS else a for i, a in enumerate(args))
+
+
+def _register(library: Any, overload: OpOverload, kernel: Kernel, key: str, **how: bool) -> None:
+    with warnings.catch_warnings():
+        # torch 2.9 says that a kernel is overridden although it was told to.
+        warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
+        library.impl(label(overload).partition("::")[2], kernel, key, **how)
+
+
+def _select(library: Any, overload: OpOverload, make: Callable[[Kernel], Kernel]) -> None:
+    """Register for ``BackendSelect``: CUDA calls go to what ``make`` returns, all others to their own kernels."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(label(overload), "BackendSelect"):
+        return  # tril_indices and its like, which make a tensor from numbers: what they make counts as unknown
+    beneath = torch._C._dispatch_keyset_full_after(_SELECT)
+    numbers = Numbers(overload)
+
+    def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        return overload.redispatch(keyset & beneath, *numbers.as_tensors(args), **kwargs)
+
+    front = make(call)
+
+    def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        return (front if keyset.has(_CUDA) else call)(keyset, *args, **kwargs)
+
+    _register(library, overload, kernel, "BackendSelect", with_keyset=True)
