@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from finetune.estimate.shapes import load_shape
+from finetune.model.shapes import load_shape
 from pytest_vram.drygpu import empty_checkpoint, find_card
 
 HERE = Path(__file__).parent

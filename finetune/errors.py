@@ -69,6 +69,10 @@ class ModelError(FinetuneError):
     """The base model cannot be loaded, or not as configured."""
 
 
+class MissingModelError(ModelError):
+    """There is no model of that name, in no folder and not on the hub."""
+
+
 class DataError(FinetuneError):
     """A row, a file or a data set cannot be used."""
 

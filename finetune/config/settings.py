@@ -26,7 +26,9 @@ class ModelConfig:
     """The frozen base model."""
 
     model: str = EMBEDDED_MODEL
-    """Local folder, hub name, `.gguf` file, or `smollm2-135m` (embedded, needs no network)."""
+    """Local folder, hub name, `.gguf` file, or `smollm2-135m` (embedded, needs no network).
+    The folder may hold a model that bitsandbytes has quantized already, which is loaded as it is,
+    or an adapter, which is trained further on its own base."""
     precision: Precision = "nf4"
     """How the base's linear layers are stored. Embeddings, norms and head keep the compute dtype."""
     double_quant: bool = True
@@ -54,7 +56,11 @@ class AdapterConfig:
     alpha: float = 32.0
     """Scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with --rslora)."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Module names to adapt; `all-linear` is every linear layer except the head."""
+    """Layers to adapt, by name or part of a path (`q_proj`, `mlp`, `layers.0`), or by a regular expression over the
+    whole path. `all-linear` is every linear layer of the language model except the head and routers.
+    A run says at its start which layers got an adapter, and why the others got none."""
+    exclude: tuple[str, ...] = ()
+    """Layers to leave without an adapter, named as for --targets."""
     dropout: float = 0.0
     """Dropout on the adapter's input, 0 to below 1. The base's own, where its config.json has any, is on beside it."""
     rslora: bool = False

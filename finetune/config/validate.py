@@ -43,6 +43,9 @@ def _ranges(config: RunConfig) -> Iterator[Problem]:
             why="no module would be adapted",
             remedy="use all-linear, or module names such as q_proj v_proj",
         )
+    if not all(adapter.exclude):
+        remedy = "name a layer such as o_proj, or leave --exclude out"
+        yield Problem(field="exclude", value=adapter.exclude, why="an empty name stands for no layer", remedy=remedy)
     if data.eval_data is not None:
         yield from _filled("eval_data", data.eval_data, "name a file, or leave it out to hold out --eval-fraction")
     yield from _share("eval_fraction", data.eval_fraction, usual="0.1 is usual")

@@ -20,9 +20,10 @@ from finetune.config import yaml_file
 from finetune.config.settings import EMBEDDED_MODEL, RunConfig
 from finetune.config.validate import validate
 from finetune.dryrun.card import named_card
-from finetune.dryrun.messages import Candidate, Found, Request, Result, Settings, Trial
+from finetune.dryrun.messages import Candidate, Found, Refusal, Request, Result, Settings, Trial
 from finetune.dryrun.report import Outcome, as_json, gib, render, save_page
-from finetune.errors import ConfigError, DataError, ExitCode, FinetuneError, Problem, WriteError
+from finetune.errors import ConfigError, DataError, ExitCode, FinetuneError, ModelError, Problem, WriteError
+from finetune.model.settle import settled
 from pytest_vram.memory.codec import decode, encode
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def main(config: RunConfig) -> int:
     validate(config)
     card = _card(config)
     _refuse_misspelt(config.model.model)
+    if Path(config.model.model).expanduser().is_dir():  # a hub is asked by the process that takes the steps
+        config = settled(config)
     if config.dry.fit:
         return _fit(config, card)
     outcome = measure(config, card, over_time=config.dry.html is not None)
@@ -101,8 +104,10 @@ def in_trial_process(request: Request, card: str | None, *, total_bytes: int | N
         total_bytes: the card's memory, in place of its own.
 
     Raises:
+        ConfigError: a setting cannot be used with this model, or there is no model of that name.
         DataError: a row of --data cannot be trained on.
-        DryRunError: it failed; the message has the end of what it said.
+        ModelError: the model cannot be trained as configured.
+        DryRunError: it failed otherwise; the message has the end of what it said.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
@@ -119,13 +124,20 @@ def in_trial_process(request: Request, card: str | None, *, total_bytes: int | N
         if done.returncode or not (folder / "result.json").exists():
             said = "\n".join(done.stderr.strip().splitlines()[-12:])
             model = request.settings["model"]
-            if ".ModelError: " in said:
-                raise _no_such_model(model, said.rpartition("Error: ")[2])
             raise DryRunError(f"the trial of {model} ended with exit code {done.returncode}:\n{said}")
         result = decode(Result, json.loads((folder / "result.json").read_text()))
-        if result.refused:
-            raise DataError(result.refused)
-        return result
+    if result.refusal is not None:
+        raise _error_of(result.refusal, request.settings["model"])
+    return result
+
+
+def _error_of(refusal: Refusal, model: str) -> FinetuneError:
+    """The error that the trial process ended with."""
+    if refusal.kind == "missing":
+        return _no_such_model(model, refusal.message)
+    if refusal.kind == "data":
+        return DataError(refusal.message)
+    return ConfigError(*refusal.problems) if refusal.kind == "setting" else ModelError(refusal.message)
 
 
 def _refuse_misspelt(name: str) -> None:
@@ -134,7 +146,7 @@ def _refuse_misspelt(name: str) -> None:
     Raises:
         ConfigError: the name is no path, and one letter or two from a shape's.
     """
-    from finetune.estimate.shapes import find_shape, near_shapes
+    from finetune.model.shapes import find_shape, near_shapes
 
     local = Path(name).expanduser().exists() or "/" in name or name == EMBEDDED_MODEL
     if not local and find_shape(name) is None and near_shapes(name, cutoff=0.75):
@@ -142,7 +154,8 @@ def _refuse_misspelt(name: str) -> None:
 
 
 def _no_such_model(name: str, said: str) -> ConfigError:
-    from finetune.estimate.shapes import SHAPES, near_shapes
+    """The error for a name that is no folder, no hub model and no shape, with the shapes that come near."""
+    from finetune.model.shapes import SHAPES, near_shapes
 
     near = near_shapes(name)
     return ConfigError(

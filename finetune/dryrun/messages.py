@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from finetune.errors import Problem
 from pytest_vram.memory import Holder, HostRead, Phase, Timeline
 
 Settings = dict[str, Any]
@@ -117,6 +118,17 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a trial cannot be taken."""
+
+    kind: Literal["setting", "model", "missing", "data"]
+    """A setting that the model rules out, a model that cannot be trained, an unknown name, or a row of ``--data``."""
+    message: str
+    problems: tuple[Problem, ...] = ()
+    """Of ``setting``: each setting that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """What a trial process answers."""
 
@@ -124,5 +136,5 @@ class Result:
     """One for each change of the request; a single one, which does not fit, when the base could not be loaded."""
     found: Found | None = None
     """The result of a search whose base could be loaded."""
-    refused: str = ""
-    """Why the rows of ``--data`` cannot be trained on; empty where they can, or where there are none to look at."""
+    refusal: Refusal | None = None
+    """Why nothing could be measured."""

@@ -50,6 +50,8 @@ class Bench:
         self.managed_before = 0
         shape = model_config(config.model.model)
         shape.dtype = "bfloat16"
+        if hasattr(shape, "quantization_config"):
+            del shape.quantization_config  # the checkpoint is of plain zeros; --precision is how it is stored by now
         checkpoint = empty_checkpoint(shape, folder)
         self.vocabulary = int(shape.get_text_config().vocab_size)
         self.capability = torch.cuda.get_device_capability()
@@ -266,8 +268,8 @@ def model_config(name: str) -> Any:
         ModelError: there is none.
     """
     from finetune.config.settings import EMBEDDED_MODEL, ModelConfig
-    from finetune.estimate.shapes import find_shape, load_shape
     from finetune.model.load import load_config
+    from finetune.model.shapes import find_shape, load_shape
 
     if find_shape(name) is not None or name == EMBEDDED_MODEL:
         return load_shape(name)

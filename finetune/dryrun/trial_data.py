@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from finetune.config.settings import EMBEDDED_MODEL
 from finetune.data.batches import load_examples
 from finetune.errors import ModelError
-from finetune.estimate.shapes import find_shape
 from finetune.model.embeddings import check_tables, tables_of
 from finetune.model.load import load_tokenizer
+from finetune.model.shapes import find_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,6 +6,7 @@ on a real one.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -13,22 +14,37 @@ from pathlib import Path
 
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
-from finetune.dryrun.messages import Request, Result, Settings
+from finetune.dryrun.messages import Refusal, Request, Result, Settings
 from finetune.dryrun.trial import Bench
 from finetune.dryrun.trial_data import check_rows
-from finetune.errors import DataError
+from finetune.errors import ConfigError, DataError, FinetuneError, MissingModelError
+from finetune.model.settle import settled
 from pytest_vram.memory.codec import decode, encode
 
 
 def main(request_file: Path, result_file: Path) -> None:
-    """Do what the request asks for, and write the :class:`Result`."""
+    """Do what the request asks for, and write the :class:`Result`: what was measured, or why nothing can be."""
     request = decode(Request, json.loads(request_file.read_text()))
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         try:
             result = _answer(request, Path(folder))
-        except DataError as error:
-            result = Result(refused=str(error))
+        except FinetuneError as error:
+            result = Result(refusal=refusal(error))
     result_file.write_text(json.dumps(encode(result)))
+
+
+def refusal(error: FinetuneError) -> Refusal:
+    """Return an error as a message that crosses the process border."""
+    if isinstance(error, ConfigError):
+        problems = tuple(dataclasses.replace(p, value=_as_json(p.value)) for p in error.problems)
+        return Refusal(kind="setting", message=str(error), problems=problems)
+    if isinstance(error, MissingModelError):
+        return Refusal(kind="missing", message=str(error))
+    return Refusal(kind="data" if isinstance(error, DataError) else "model", message=str(error))
+
+
+def _as_json(value: object) -> object:
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def from_plain(settings: Settings) -> Settings:
@@ -41,7 +57,7 @@ def from_plain(settings: Settings) -> Settings:
 
 
 def _answer(request: Request, folder: Path) -> Result:
-    config = yaml_file.replace(RunConfig(), from_plain(request.settings))
+    config = settled(yaml_file.replace(RunConfig(), from_plain(request.settings)))
     recorder = None
     if request.over_time:
         from finetune.dryrun.recording import TrialRecorder

@@ -9,11 +9,13 @@ Simplifications, and what they leave out when held against a measurement:
 * Sizes are exact, but the allocator's rounding of blocks below 1 MiB and its fragmentation are not counted.
 * Of a layer's temporaries the largest is counted, the dequantized weight; several small ones may be alive beside it.
 * A mixture's tokens spread evenly over its experts. A packed batch is counted as one of full rows.
+* Where some layers only have an adapter, each layer's activations are counted as those of one that has.
 * DoRA's norms are taken a weight at a time, and that weight in fp32 is not counted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.settings import QUANTIZED
 from finetune.estimate.dimensions import Dimensions, Linear
-from finetune.estimate.shapes import find_shape
+from finetune.model.names import wanted
+from finetune.model.shapes import find_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +51,7 @@ _READERS = (
     {"gate_proj", "up_proj", "gate_up_proj"},
 )
 """The linear layers that read a norm's result."""
+_IN_MLP = {"gate_proj", "up_proj", "gate_up_proj", "down_proj"}
 EIGHT_BIT_FROM = 4096
 """Elements from which bitsandbytes keeps a state in 8 bits (``min_8bit_size``)."""
 
@@ -266,11 +270,15 @@ def trained_tensors(dims: Dimensions, config: RunConfig) -> list[int]:
 
 
 def targets(dims: Dimensions, config: RunConfig) -> list[Linear]:
-    """The linear layers that get an adapter."""
-    wanted = set(config.adapter.targets)
-    if wanted == {"all-linear"}:
-        return list(dims.linears)
-    return [part for part in dims.linears if part.name in {name.rpartition(".")[2] for name in wanted}]
+    """The linear layers that get an adapter, each kind with the number of layers in which it does."""
+    adapter = config.adapter
+    found = []
+    for part in dims.linears:
+        block = "mlp" if part.name in _IN_MLP else "self_attn"
+        paths = (f"model.layers.{number}.{block}.{part.name}" for number in range(part.count))
+        count = sum(wanted(path, adapter.targets, adapter.exclude) for path in paths)
+        found += [dataclasses.replace(part, count=count)] if count else []
+    return found
 
 
 def optimizer_bytes(trained: list[int], optimizer: str, element: float, *, masters: bool = False) -> tuple[int, int]:
@@ -332,7 +340,7 @@ def layer_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int)
     """
     tokens = config.train.micro_batch * config.data.seq
     full = config.adapter.full
-    chosen = [part for part in targets(dims, config) for _ in range(part.count // dims.layers)]
+    chosen = [part for part in targets(dims, config) for _ in range(-(-part.count // dims.layers))]
     # Dropout makes an input of its own for each adapter.
     keeping = {part.name for part in chosen} if full or not config.adapter.dropout else set()
     kept = dims.norms * dims.hidden * (4 + (compute if full else 0))

@@ -1,9 +1,9 @@
 """What training assumes of a model, held against the model itself in a few tiny forward passes before the first step.
 
-Three things differ from one architecture to the next, and each would be wrong in silence: what is done to the logits
-after the head, which the chunked loss does by itself; whether rows that share a sequence are kept apart by their
-positions, which packing relies on; and whether a row's gradient depends on the rows beside it in its micro-batch, which
-a run that goes on with its window split another way relies on.
+These things differ from one architecture to the next, and each would be wrong in silence: whether a token sees those
+after it; what is done to the logits after the head, which the chunked loss does by itself; whether rows that share a
+sequence are kept apart by their positions, which packing relies on; and whether a row's gradient depends on the rows
+beside it in its micro-batch, which a run that goes on with its window split another way relies on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from finetune.data.batches import Batch
 from finetune.errors import ConfigError, ModelError, Problem
-from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE, base_model, computing, hidden_states
+from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE, base_model, computing, hidden_states, set_checkpointing
 from finetune.model.loss import LogitRule
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+_SEEN = 5e-3  # of the states of tokens whose later ones change; the same shapes and kernels compute both
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What a model's own code raises for arguments that it was not written for."""
 _ROW = 12  # tokens of a row: longer than any convolution looks back
 _LOGITS = 1e-2  # the model rounds to its own dtype between the operations, the loss does not
 _TOLERANCES = {torch.float64: (1e-6, 1e-5), torch.float32: (1e-4, 1e-3)}
@@ -34,7 +37,7 @@ Alone, other kernels round elsewhere: int8 layers made that 9% in 30 layers of b
 
 
 @torch.no_grad()
-def check_assumptions(model: nn.Module, *, packing: bool) -> None:
+def check_assumptions(model: nn.Module, *, packing: bool, checkpointing: bool = False) -> None:
     """Hold the model to what is assumed of it. Leaves it as it was; draws no random number.
 
     On a device that allocates and does not compute, every difference is 0.
@@ -42,12 +45,17 @@ def check_assumptions(model: nn.Module, *, packing: bool) -> None:
     Args:
         model: loaded, with or without adapter.
         packing: whether rows are to share sequences.
+        checkpointing: whether activations are to be recomputed in backward.
 
     Raises:
-        ModelError: its logits are not the head's, scaled and capped as its config says.
-        ConfigError: rows that share a sequence see each other, or do not begin at position 0.
+        ModelError: a token sees those after it, or the logits are not the head's, scaled and capped as its config says.
+        ConfigError: rows that share a sequence see each other, or do not begin at position 0; or the model has no
+            checkpointing.
     """
+    if checkpointing and not base_model(model).is_activation_checkpointing:
+        _check_checkpointing(model)
     with _mode(model, training=False):
+        _check_causal(model)
         _check_logits(model)
         if packing:
             _check_packing(model)
@@ -92,13 +100,57 @@ def _generators(device: torch.device) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
+def _check_checkpointing(model: nn.Module) -> None:
+    ids = _row(model, 0)
+    set_checkpointing(model, enabled=True)
+    try:
+        cuda = [ids.device.index] if ids.device.type == "cuda" else []
+        with torch.enable_grad(), torch.random.fork_rng(devices=cuda), _mode(model, training=True):
+            hidden_states(model, Batch(input_ids=ids, labels=ids))
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        kind = base_model(model).config.model_type
+        why = f"this {kind} model fails when its activations are recomputed ({type(error).__name__})"
+        problem = Problem(field="checkpointing", value=True, why=why, remedy="use --no-checkpointing")
+        raise ConfigError(problem) from error
+    finally:
+        set_checkpointing(model, enabled=False)
+
+
+def _check_causal(model: nn.Module) -> None:
+    ids = _row(model, 0)
+    other = ids.clone()
+    later = _ROW // 2
+    other[:, later:] = _row(model, 1)[:, later:]
+    with _rows_of_their_own(model):
+        try:
+            states = [hidden_states(model, Batch(input_ids=row, labels=row)).states[:, :later] for row in (ids, other)]
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            kind, what = base_model(model).config.model_type, str(error).strip().splitlines()
+            raise ModelError(
+                f"this {kind} model fails on a plain row of tokens as it is loaded ({type(error).__name__}: "
+                f"{what[0] if what else 'no message'}). It cannot be trained here, or needs another --precision"
+            ) from error
+    before, after = states
+    if _differ(after, before, min(_SEEN, _tolerances(model, before)[0])):
+        raise ModelError(
+            f"a token of this {base_model(model).config.model_type} model sees the tokens after it, so it would learn "
+            "to copy the answer and not to predict it. Use a causal language model"
+            + (" (is_decoder: true in its config.json)" if hasattr(base_model(model).config, "is_decoder") else "")
+        )
+
+
 def _check_logits(model: nn.Module) -> None:
     base = base_model(model)
     ids = _row(model, 0)
     states = hidden_states(model, Batch(input_ids=ids, labels=ids)).states
     with computing(model):
         theirs = base(input_ids=ids, use_cache=False).logits
-        ours = LogitRule.of(base.config).apply(base.get_output_embeddings()(states))
+        head = base.get_output_embeddings()
+        ours = LogitRule.of(base.config).apply(head(states.to(next(head.parameters()).dtype)))
     if _differ(ours, theirs, _LOGITS):
         raise ModelError(
             f"the logits of this {base.config.model_type} model are not its head's output, scaled and capped as known "
@@ -110,18 +162,26 @@ def _check_packing(model: nn.Module) -> None:
     first, other, second = (_row(model, number) for number in range(3))
     with _rows_of_their_own(model):
         alone = hidden_states(model, Batch(input_ids=second, labels=second)).states
-        beside = [_after(model, row, second) for row in (first, other)]
-    computed = getattr(base_model(model), COMPUTE_DTYPE_ATTRIBUTE, None) or alone.dtype
-    same, like_alone = _TOLERANCES.get(computed, _HALF)
+        try:
+            beside = [_after(model, row, second) for row in (first, other)]
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            raise _cannot_pack(model, f"fails on rows that share a sequence ({type(error).__name__})") from error
+    same, like_alone = _tolerances(model, alone)
     if _differ(beside[0], beside[1], same) or _differ(beside[0], alone, like_alone):
-        raise ConfigError(
-            Problem(
-                field="packing",
-                value=True,
-                why=f"this {base_model(model).config.model_type} model does not keep rows apart that share a sequence",
-                remedy="use --no-packing",
-            )
-        )
+        raise _cannot_pack(model, "does not keep rows apart that share a sequence")
+
+
+def _cannot_pack(model: nn.Module, what: str) -> ConfigError:
+    kind = base_model(model).config.model_type
+    return ConfigError(Problem(field="packing", value=True, why=f"this {kind} model {what}", remedy="use --no-packing"))
+
+
+def _tolerances(model: nn.Module, states: Tensor) -> tuple[float, float]:
+    """How far apart equal states may be, beside rows of one length and beside others: shares of the norm."""
+    computed = getattr(base_model(model), COMPUTE_DTYPE_ATTRIBUTE, None) or states.dtype
+    return _TOLERANCES.get(computed, _HALF)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,16 @@
-"""4-bit quantization of a whole model, mixture-of-experts layers included, for the loading code of transformers.
+"""Quantization of a whole model, mixture-of-experts layers included, for the loading code of transformers.
 
 transformers keeps a layer's experts as one 3-D parameter and quantizes ``nn.Linear`` alone, so a "4-bit" Mixtral-8x7B
 keeps 45 of its 47 billion parameters in half precision. The quantizer here puts a module of its own in the experts'
 place before the weights arrive; each layer's experts are quantized as they are read, and one expert at a time is
-dequantized to compute.
+dequantized to compute. Layers that have to stay as they are (routers, and layers whose weight a fused kernel reads)
+keep their 16 bits, in 8 bits and in 4.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes as bnb
@@ -17,20 +19,21 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from finetune.errors import ModelError
+from finetune.model.layers import declared_experts, experts_of, why_not_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import PreTrainedModel
     from transformers.core_model_loading import ConversionOps
 
-METHOD = "finetune_4bit"
+METHOD, METHOD_8_BIT = "finetune_4bit", "finetune_8bit"
 BLOCK = 64
-_WEIGHTS = ("gate_up_proj", "down_proj")
+_UP, _GATED, _DOWN = "up_proj", "gate_up_proj", "down_proj"
 
 
 @register_quantization_config(METHOD)
@@ -42,27 +45,57 @@ class FourBitConfig(BitsAndBytesConfig):  # type: ignore[misc]
         self.quant_method = METHOD
 
 
+@register_quantization_config(METHOD_8_BIT)
+class EightBitConfig(BitsAndBytesConfig):  # type: ignore[misc]
+    """bitsandbytes' 8-bit settings, for linear layers."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(load_in_8bit=True, **settings)
+        self.quant_method = METHOD_8_BIT
+
+
 @register_quantizer(METHOD)
 class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
-    """Quantizes linear layers as transformers does, and fused experts too."""
+    """Quantizes plain linear layers as transformers does, and fused experts too."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
+        _leave_out(self.quantization_config, model)
         super()._process_model_before_weight_loading(model, device_map, **kwargs)
-        _refuse_misread_layers(model, device_map)
-        for name, module in list(_fused_experts(model)):
+        for name, module in list(experts_of(model)):
+            require_known_form(name, module)
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, QuantizedExperts(name, module, self.quantization_config))
+            setattr(model.get_submodule(parent), child, QuantizedExperts(module, self.quantization_config))
+        refuse_misread_layers(model, device_map)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         """Whether a parameter is stored in 4 bits."""
         module, name = get_module_from_name(model, param_name)
         if isinstance(module, QuantizedExperts):
-            return name in _WEIGHTS
+            return name in module.matrices
         return bool(super().param_needs_quantization(model, param_name, **kwargs))
 
     def get_quantize_ops(self) -> ConversionOps:
         """The operation that turns a weight as read into a weight as stored."""
         return _Quantize(self)
+
+
+@register_quantizer(METHOD_8_BIT)
+class EightBitQuantizer(Bnb8BitHfQuantizer):  # type: ignore[misc]
+    """Quantizes plain linear layers as transformers does, and refuses models whose experts would stay in 16 bits."""
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
+        if any(True for _ in experts_of(model)):
+            raise ModelError(
+                f"precision = 'int8': the experts of this {model.config.model_type} model cannot be stored in 8 bits, "
+                "and in 16 they are most of it. Use --precision nf4 or fp4, which quantize them too, or bf16"
+            )
+        _leave_out(self.quantization_config, model)
+        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+
+
+def _leave_out(config: BitsAndBytesConfig, model: PreTrainedModel) -> None:
+    """Tell transformers which linear layers keep 16 bits: those it leaves out itself, and those that must."""
+    config.llm_int8_skip_modules = [*get_keys_to_not_convert(model), *map(re.escape, why_not_plain(model))]
 
 
 class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
@@ -78,35 +111,45 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
 
 
 class QuantizedExperts(nn.Module):
-    """A layer's experts in 4 bits: ``down(act(gate(x)) * up(x))`` for each token's chosen experts, weighted and summed.
+    """A layer's experts in 4 bits: ``down(gate(up(x)))`` for each token's chosen experts, weighted and summed.
+
+    It computes what ``@use_experts_implementation`` declares: with or without a gate, biases, and a norm after each
+    expert; the gate is the source's own. All else that the source holds (biases, norms, numbers) is taken over by name.
 
     Attributes:
-        gate_up_proj: [experts, bytes] packed weights of each expert's [2 * intermediate, hidden] matrix.
-        down_proj: [experts, bytes] packed weights of each expert's [hidden, intermediate] matrix.
+        matrices: the names of the quantized parameters, ``gate_up_proj`` (``up_proj`` without a gate) and
+            ``down_proj``: [experts, bytes], the packed weights of each expert's [out, in] matrix.
     """
 
-    def __init__(self, name: str, source: Any, config: FourBitConfig) -> None:
+    def __init__(self, source: Any, config: FourBitConfig) -> None:
         super().__init__()
-        self.act_fn = source.act_fn
-        self.num_experts = len(source.gate_up_proj)
+        own = {name: value for name, value in vars(source).items() if name not in vars(self)}
+        vars(self).update(own)
+        self._modules.update(source._modules)
+        self._parameters.update(source._parameters)
+        self._buffers.update(source._buffers)
+        self._source = type(source)
+        self.matrices = (_GATED if source.has_gate else _UP, _DOWN)
+        self.num_experts = len(getattr(source, _DOWN))
         self.quant_type = config.bnb_4bit_quant_type
         self.double_quant = config.bnb_4bit_use_double_quant
         self.quant_states: dict[str, list[bnb.functional.QuantState]] = {}
-        for weight in _WEIGHTS:
+        for weight in self.matrices:
             # Still of the unquantized shape, and without memory: what the loading code compares the checkpoint with.
             self.register_parameter(weight, nn.Parameter(getattr(source, weight).to("meta"), requires_grad=False))
-        self._name = name
 
     def quantize(self, weight: str, values: torch.Tensor) -> nn.Parameter:
         """Quantize each expert by itself.
 
         Args:
-            weight: ``"gate_up_proj"`` or ``"down_proj"``.
-            values: [experts, out, in].
+            weight: one of ``matrices``.
+            values: [experts, out, in]; [experts, in, out] where the source stores them transposed.
 
         Returns:
             [experts, ceil(out * in / 2)] packed bytes; what is needed to read them is kept in ``quant_states``.
         """
+        if self.is_transposed:
+            values = values.transpose(1, 2)
         packed = torch.empty(len(values), (values[0].numel() + 1) // 2, dtype=torch.uint8, device=values.device)
         states = []
         for index, value in enumerate(values):
@@ -119,11 +162,12 @@ class QuantizedExperts(nn.Module):
         return nn.Parameter(packed, requires_grad=False)
 
     def dequantized(self, weight: str) -> torch.Tensor:
-        """All experts' matrices, [experts, out, in], in the dtype they had when they were quantized."""
+        """All experts' matrices as the source stores them, in the dtype they had when they were quantized."""
         packed, states = getattr(self, weight), self.quant_states[weight]
-        return torch.stack(
+        found = torch.stack(
             [bnb.functional.dequantize_4bit(p.view(-1, 1), s) for p, s in zip(packed, states, strict=True)]
         )
+        return found.transpose(1, 2) if self.is_transposed else found
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -138,6 +182,8 @@ class QuantizedExperts(nn.Module):
         Returns:
             [tokens, hidden], in ``hidden_states``' dtype.
         """
+        own: Any = self  # holds what the source held
+        source: Any = self._source
         out = torch.zeros_like(hidden_states)
         chosen = top_k_index.flatten()
         # One read from the device a layer, where a lookup for each expert would take as many as there are experts.
@@ -150,8 +196,11 @@ class QuantizedExperts(nn.Module):
             slots = order[begin : begin + count]
             begin += count
             tokens = torch.div(slots, k, rounding_mode="floor")
-            gate, up = self._linear("gate_up_proj", expert, hidden_states[tokens]).chunk(2, dim=-1)
-            value = self._linear("down_proj", expert, self.act_fn(gate) * up)
+            value = self._linear(self.matrices[0], expert, hidden_states[tokens])
+            value = source._apply_gate(self, value) if own.has_gate else own.act_fn(value)
+            value = self._linear(_DOWN, expert, value)
+            if self.has_post_expert_norm:
+                value = own.post_expert_norm(value)
             value = value * top_k_weights.flatten()[slots, None]
             out.index_add_(0, tokens, value.to(out.dtype))
         return out
@@ -160,7 +209,12 @@ class QuantizedExperts(nn.Module):
         # Dequantizes for this product and again in backward, and keeps only the packed weight between the two.
         packed = getattr(self, weight)[expert].view(-1, 1)
         result: torch.Tensor = bnb.matmul_4bit(x, packed.t(), quant_state=self.quant_states[weight][expert])
-        return result
+        return result + getattr(self, f"{weight}_bias")[expert] if self.has_bias else result
+
+    def shape_of(self, weight: str) -> tuple[int, int]:
+        """Outputs and inputs of each expert's matrix; before the weights arrive."""
+        _, outputs, inputs = getattr(self, weight).shape
+        return (inputs, outputs) if self.is_transposed else (outputs, inputs)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -184,34 +238,37 @@ def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLO
 
 def has_fused_experts(model: nn.Module) -> bool:
     """Whether the model has mixture-of-experts layers whose experts are one parameter."""
-    return any(True for _ in _fused_experts(model)) or any(isinstance(m, QuantizedExperts) for m in model.modules())
+    return any(True for _ in experts_of(model))
 
 
-def _fused_experts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        fused = {n for n, p in module.named_parameters(recurse=False) if p.dim() == 3}
-        if isinstance(module, QuantizedExperts) or not fused:
-            continue
-        known = fused == set(_WEIGHTS) == {n for n, _ in module.named_parameters(recurse=False)}
-        if not known or not hasattr(module, "act_fn") or getattr(module, "is_transposed", False):
-            raise ModelError(
-                f"precision: the experts in {name} ({type(module).__name__}) have parameters {sorted(fused)}, a form "
-                "that cannot be quantized here, and in half precision they would be most of the model: use "
-                "--precision bf16"
-            )
-        yield name, module
+def require_known_form(name: str, module: nn.Module) -> None:
+    """Refuse experts that transformers does not declare: how they compute is not known here.
+
+    Raises:
+        ModelError: the experts of ``name`` are such.
+    """
+    fused = sorted(n for n, p in module.named_parameters(recurse=False) if p.dim() > 1)
+    if not declared_experts(module) or getattr(module, "_is_expert_parallel", False):
+        raise ModelError(
+            f"precision: the experts in {name} ({type(module).__name__}) have parameters {fused}, a form that cannot "
+            "be quantized here, and in half precision they would be most of the model: use --precision bf16"
+        )
 
 
-def _refuse_misread_layers(model: nn.Module, device_map: Any) -> None:
-    """bitsandbytes' CPU code takes wrong scales for some shapes, silently: see examples/bitsandbytes_reports."""
+def refuse_misread_layers(model: nn.Module, device_map: Any) -> None:
+    """Refuse shapes for which bitsandbytes' CPU code takes wrong scales, silently: examples/bitsandbytes_reports.
+
+    Raises:
+        ModelError: the model is to lie on the CPU and has such a layer.
+    """
     if not isinstance(device_map, dict) or {str(d) for d in device_map.values()} != {"cpu"}:
         return
-    matrices = [
-        (name, (module.out_features, module.in_features))
-        for name, module in model.named_modules()
-        if isinstance(module, bnb.nn.Linear4bit)
-    ]
-    matrices += [(name, getattr(module, w).shape[1:]) for name, module in _fused_experts(model) for w in _WEIGHTS]
+    matrices = []
+    for name, module in model.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            matrices.append((name, (module.out_features, module.in_features)))
+        elif isinstance(module, QuantizedExperts):
+            matrices += [(name, module.shape_of(weight)) for weight in module.matrices]
     wrong = [(name, shape[-1]) for name, shape in matrices if decoded_wrongly(shape, blocksize=BLOCK)]
     if wrong:
         name, width = wrong[0]

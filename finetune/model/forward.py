@@ -10,6 +10,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from finetune.errors import ConfigError, ModelError, Problem
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -38,7 +40,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> Hidden:
-    """Run the decoder on a batch that lies on the model's device.
+    """Run the model on a batch that lies on its device, up to what its head reads.
 
     Padding on the right needs no mask: a causal model's real tokens never look at what comes after them, and no
     target lies on padding. Without a mask the fast attention kernels stay available.
@@ -58,9 +60,61 @@ def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> H
     if routed:
         arguments["output_router_logits"] = True
     with computing(model), _saving_on_host(offload):
-        out = base.get_decoder()(**arguments)
+        decoder = decoder_of(base)
+        if decoder is None:
+            if routed:
+                raise ModelError(
+                    f"output_router_logits: the router's loss of this {base.config.model_type} model cannot be taken "
+                    "here. Set output_router_logits to false in its config.json"
+                )
+            return Hidden(states=_head_input(base, arguments), router_loss=None)
+        out = decoder(**arguments)
         router_loss = _router_loss(base, out.router_logits, batch) if routed else None
     return Hidden(states=out.last_hidden_state, router_loss=router_loss)
+
+
+def decoder_of(base: PreTrainedModel) -> nn.Module | None:
+    """The part of a model whose last hidden states the head reads; None where no module is that part.
+
+    ``get_decoder`` of transformers guesses by names. What it returns is the whole model for some (Llama 4), the head
+    for others (ModernBERT's decoder), and a part with more layers between it and the head for others still (BERT).
+    """
+    decoder, head = base.get_decoder(), base.get_output_embeddings()
+    between = not any(child is head for child in base.children())
+    if decoder is None or between or any(module is head for module in decoder.modules()):
+        return None
+    found: nn.Module = decoder
+    return found
+
+
+class _HeadReachedError(Exception):
+    """Ends a forward pass where the head would begin."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _head_input(base: PreTrainedModel, arguments: dict[str, Any]) -> torch.Tensor:
+    """What the head reads in a forward pass of the whole model, which ends there."""
+
+    def end(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        raise _HeadReachedError(inputs[0])
+
+    head = base.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"this {base.config.model_type} model has no head that transformers can name. Use another")
+    handle = head.register_forward_pre_hook(end)
+    try:
+        base(**arguments)
+    except _HeadReachedError as reached:
+        return reached.states
+    finally:
+        handle.remove()
+    raise ModelError(
+        f"this {base.config.model_type} model computes its logits without calling its head, which the loss in chunks "
+        "needs. It cannot be trained here"
+    )
 
 
 def computing(model: nn.Module) -> AbstractContextManager[object]:
@@ -76,15 +130,29 @@ def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
 
     Non-reentrant: over a frozen base the reentrant kind gives the first layers no gradient, without a word
     (transformers#42489). Nothing needs to make the embeddings' output require a gradient for it.
+
+    Raises:
+        ConfigError: the model has no checkpointing.
     """
     base = base_model(model)
     if is_checkpointing(base) == enabled:
         return
     kind = _name_of_checkpointing(base)
     if enabled:
-        getattr(base, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        try:
+            getattr(base, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        except ValueError as error:
+            raise ConfigError(
+                Problem(
+                    field="checkpointing",
+                    value=True,
+                    why=f"transformers has no checkpointing for this {base.config.model_type} model",
+                    remedy="use --no-checkpointing",
+                )
+            ) from error
     else:
         getattr(base, f"{kind}_checkpointing_disable")()
+        base.disable_input_require_grads()  # which enabling asks for; GIT's embeddings cannot have it
 
 
 def is_checkpointing(base: PreTrainedModel) -> bool:

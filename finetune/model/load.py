@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,10 +12,13 @@ from torch import nn
 
 from finetune.config.settings import EMBEDDED_MODEL, QUANTIZED
 from finetune.disk.host_memory import give_back_freed
-from finetune.errors import ConfigError, ModelError, Problem
+from finetune.errors import ConfigError, MissingModelError, ModelError, Problem
+from finetune.model import adapters
 from finetune.model.embeddings import new_token_rows, resize_embeddings
 from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE
 from finetune.model.gguf import converted, embedded_file
+from finetune.model.settle import stored_precision
+from finetune.model.targets import choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,22 +66,28 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def resolve_path(config: ModelConfig) -> str:
-    """What to hand to transformers: a folder, or a hub name.
+    """What to hand to transformers: a folder, or a hub name. For an adapter those of its base.
 
     Raises:
         ModelError: a path that is not there, or the embedded model's wheel is not installed.
     """
+    if adapters.is_adapter(config.model):
+        return resolve_path(dataclasses.replace(config, model=adapters.base_of(config.model)))
     if config.model == EMBEDDED_MODEL:
         return str(converted(embedded_file()))
     path = Path(config.model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ModelError(f"model = {config.model!r}: no such file")
+            raise MissingModelError(
+                f"model = {config.model!r}: no such file. Name a folder, a .gguf file or a hub model"
+            )
         return str(converted(path))
     if path.is_dir():
         return str(path)
     if path.exists() or config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
-        raise ModelError(f"model = {config.model!r}: no such folder. A model is a folder, a .gguf file or a hub name")
+        raise MissingModelError(
+            f"model = {config.model!r}: no such folder. A model is a folder, a .gguf file or a hub name"
+        )
     return config.model
 
 
@@ -90,7 +99,11 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = _loading(config, lambda path: AutoTokenizer.from_pretrained(path))
+    own = Path(config.model).expanduser()
+    beside = adapters.is_adapter(config.model) and (own / "tokenizer_config.json").is_file()
+    tokenizer: PreTrainedTokenizerBase = _loading(
+        config, lambda path: AutoTokenizer.from_pretrained(str(own) if beside else path)
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer
@@ -108,7 +121,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     """The frozen base on its device, in evaluation mode.
 
     Linear layers (and a mixture's fused experts) are stored as ``config.precision`` says, layer by layer while loading;
-    embeddings, norms and head in the compute dtype. The head and the router are never quantized.
+    embeddings, norms and head in the compute dtype. The head, routers, and layers whose weight a fused kernel reads are
+    never quantized. A folder that bitsandbytes has quantized already is loaded as it is.
 
     Raises:
         ConfigError: precision and compute dtype do not go together, or there is no GPU where one is asked for.
@@ -122,9 +136,11 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     if config.attention != "auto":
         settings["attn_implementation"] = config.attention
     settings["dtype"] = DTYPES.get(config.precision, compute)
-    if config.precision == "int8":
-        _refuse_experts_in_int8(config)
-    if config.precision in QUANTIZED:
+    stored = stored_precision(config)
+    if stored is not None:
+        config = dataclasses.replace(config, precision=stored)
+        settings |= {"dtype": compute, "config": _computing_in(load_config(config), compute)}
+    elif config.precision in QUANTIZED:
         settings["quantization_config"] = _quantization(config, compute)
     elif settings["dtype"] not in (compute, torch.float32):
         raise ConfigError(
@@ -140,6 +156,10 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     if config.resize_embeddings:
         resize_embeddings(model, len(load_tokenizer(config)))
     model.config.use_cache = False
+    if stored in ("nf4", "fp4"):
+        from finetune.model.experts import refuse_misread_layers
+
+        refuse_misread_layers(model, settings["device_map"])
     _keep_weights_as_they_are(model)
     if config.precision == "int8":
         from finetune.model.int8 import keep_no_inputs
@@ -152,19 +172,21 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     return model
 
 
-def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) -> nn.Module:
+def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, saved: str | None = None) -> nn.Module:
     """Put LoRA next to the base's linear layers, or free the whole base with ``config.full``.
 
     Args:
         model: from :func:`load_base`.
         config: the adapter.
         seed: of its initial weights; the global generators stay where they are.
+        saved: a model's name. Where it is the folder of an adapter, that one is put there as it was saved.
 
     Returns:
         A ``PeftModel``; with ``config.full`` the model itself.
 
     Raises:
         ConfigError: no layer has a target's name, or a quantized base is to be trained in full.
+        ModelError: the saved adapter is not one of this base.
     """
     if config.full:
         freed: nn.Module = _free(model)
@@ -173,10 +195,11 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
 
     from finetune.model.dora import make_precise, start_magnitudes
 
+    again = saved is not None and adapters.is_adapter(saved)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
-        target_modules=_targets(model, config),
+        target_modules=[] if again else list(choose(model, config).adapted),
         lora_dropout=config.dropout,
         use_rslora=config.rslora,
         use_dora=config.dora,
@@ -188,7 +211,11 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        adapted: Any = get_peft_model(model, lora, autocast_adapter_dtype=False)
+        if again:
+            adapted: Any = adapters.load_adapter(model, saved or "", trainable=True, dropout=config.dropout)
+        else:
+            with adapters.as_named():
+                adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
         if config.init == "orthogonal":
             _start_orthogonal(adapted, config.rank)
     for parameter in adapted.parameters():
@@ -196,7 +223,10 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int) 
             parameter.data = parameter.data.to(dtype)
     if config.dora:
         make_precise(adapted)
-        start_magnitudes(adapted)
+        if not again:
+            start_magnitudes(adapted)
+    if again:
+        adapters.restore(adapted, saved or "")
     return cast("nn.Module", adapted)
 
 
@@ -223,14 +253,12 @@ def _quantization(config: ModelConfig, compute: torch.dtype) -> Any:
                 remedy="pip install bitsandbytes, or use --precision bf16",
             )
         ) from error
-    from transformers import BitsAndBytesConfig
-
-    from finetune.model.experts import FourBitConfig
+    from finetune.model.experts import EightBitConfig, FourBitConfig
 
     if config.precision == "int8":
         # Says at every layer of every step that it computes in fp16, as LLM.int8() does.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return EightBitConfig()
     return FourBitConfig(
         bnb_4bit_quant_type=config.precision,
         bnb_4bit_use_double_quant=config.double_quant,
@@ -238,14 +266,12 @@ def _quantization(config: ModelConfig, compute: torch.dtype) -> Any:
     )
 
 
-def _refuse_experts_in_int8(config: ModelConfig) -> None:
-    """LLM.int8() is for linear layers: a mixture's experts would silently stay in 16 bits."""
-    found = load_config(config)
-    if any(getattr(found, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")):
-        raise ModelError(
-            f"precision = 'int8': the experts of this {found.model_type} model cannot be stored in 8 bits, and in 16 "
-            "they are most of it. Use --precision nf4 or fp4, which quantize them too, or bf16"
-        )
+def _computing_in(found: PretrainedConfig, compute: torch.dtype) -> PretrainedConfig:
+    """The configuration of a quantized model, its 4-bit layers computing in the dtype that the run computes in."""
+    stored = found.quantization_config
+    fields = stored if isinstance(stored, dict) else stored.to_dict()
+    found.quantization_config = fields | {"bnb_4bit_compute_dtype": str(compute).removeprefix("torch.")}
+    return found
 
 
 def _keep_weights_as_they_are(model: Any) -> None:
@@ -285,7 +311,8 @@ def _loading(config: ModelConfig, load: Callable[[str], Any]) -> Any:
             remedy = "models that need their own code to be run are not loaded; name one that transformers knows"
         elif "safetensors" in text:
             remedy = "pickled weights are not loaded, they can run code; convert the model to safetensors first"
-        raise ModelError(
+        gone = isinstance(error, OSError) and not Path(path).is_dir() and "gated" not in text
+        raise (MissingModelError if gone else ModelError)(
             f"model = {config.model!r}: cannot be loaded: {text.strip().splitlines()[0]} - {remedy}"
         ) from error
 
@@ -317,27 +344,3 @@ def _start_orthogonal(adapted: nn.Module, rank: int) -> None:
             basis = torch.linalg.qr(torch.randn(rank, rank)).Q
             a.copy_((torch.randn(a.shape[1], rank // 2) @ basis[0::2]).T / 10.0)
             b.copy_(torch.randn(b.shape[0], rank // 2) @ basis[1::2] / 10.0)
-
-
-def _targets(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    linear = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
-    short = {name.rpartition(".")[2] for name in linear}
-    if tuple(config.targets) == ("all-linear",):
-        # By name: the "all-linear" of peft takes a mixture's fused experts along, which are no linear layers.
-        return sorted(short)
-    for target in config.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            near = difflib.get_close_matches(target, sorted(short), n=3)
-            raise ConfigError(
-                Problem(
-                    field="targets",
-                    value=target,
-                    why="the model has no linear layer of that name"
-                    + (f"; did you mean {', '.join(near)}?" if near else ""),
-                    remedy=f"use all-linear, or one of {', '.join(sorted(short))}",
-                )
-            )
-    return list(config.targets)

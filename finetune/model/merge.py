@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from finetune.model.adapters import load_adapter
 from finetune.model.load import load_base
 
 if TYPE_CHECKING:
@@ -43,14 +44,12 @@ def merge(model: PreTrainedModel, adapter: Path, config: RunConfig, folder: Path
         config: ``config.output.merge`` says which base.
         folder: where ``config.json`` and the weights go.
     """
-    from peft import PeftModel
-
     dtype = next(p.dtype for p in model.get_input_embeddings().parameters())
     precision = _PRECISIONS[dtype]
     dense = load_base(dataclasses.replace(config.model, precision=precision, compute_dtype=precision, device="cpu"))
     if config.output.merge == "quantized-base":
         take_over_weights(dense, model)
-    merged: Any = PeftModel.from_pretrained(dense, str(adapter)).merge_and_unload(safe_merge=True)
+    merged: Any = load_adapter(dense, adapter).merge_and_unload(safe_merge=True)
     merged.save_pretrained(folder)
 
 

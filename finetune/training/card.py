@@ -66,6 +66,8 @@ class Summary:
     """Packages that computed."""
     settings: dict[str, Any]
     """Every setting of the run."""
+    layers: tuple[str, ...] = ()
+    """Which layers got an adapter, and which got none and why, a line each; empty where all weights were trained."""
 
 
 def model_card(summary: Summary, config: RunConfig, *, merged: bool) -> str:
@@ -90,6 +92,8 @@ def model_card(summary: Summary, config: RunConfig, *, merged: bool) -> str:
     if summary.question is not None:
         turns = (("Question", summary.question), ("Before", summary.answer_before), ("After", summary.answer_after))
         parts.append("## One answer\n\n" + "\n\n".join(f"**{name}:** {one_line(text)}" for name, text in turns))
+    if summary.layers:
+        parts.append("## Layers\n\n" + "\n".join(f"* `{line}`" for line in summary.layers))
     parts.append(f"## Settings\n\n```yaml\n{yaml_file.dump(config).rstrip()}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -110,10 +114,10 @@ def _use_adapter(config: RunConfig) -> str:
         f"model={config.model.model!r}, precision={config.model.precision!r}, double_quant={config.model.double_quant}"
     )
     return (
-        "from finetune.config.settings import ModelConfig\nfrom finetune.model.load import load_base\n"
-        "from peft import PeftModel\n\n"
+        "from finetune.config.settings import ModelConfig\nfrom finetune.model.adapters import load_adapter\n"
+        "from finetune.model.load import load_base\n\n"
         f"base = load_base(ModelConfig({chosen}))  # the weights that were trained on\n"
-        'model = PeftModel.from_pretrained(base, ".")'
+        'model = load_adapter(base, ".")'
     )
 
 

@@ -15,6 +15,7 @@ from finetune.disk.run_folder import RunFolder
 from finetune.disk.run_log import EvalRow, RunLog
 from finetune.disk.state import random_state, restore_random_state, seed_everything
 from finetune.errors import RunInterruptedError, TrainingError
+from finetune.model.names import names_of
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import optimizer_state, state_bytes
 from finetune.training.prepare import trained
@@ -178,9 +179,14 @@ def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
     learners = {name: p for name, p in parameters.items() if "lora_B" in name} or parameters
     without = [name for name, parameter in learners.items() if parameter.grad is None]
     if without:
+        paths = [
+            [name.removeprefix("base_model.model.").partition(".lora_")[0] for name in part]
+            for part in _parts(learners)
+        ]
         raise TrainingError(
             f"{len(without)} of {len(learners)} adapter matrices get no gradient, the first is {without[0]}: it is not "
-            "on the way from the tokens to the loss. Leave it out of --targets, or try --no-checkpointing"
+            f"on the way from the tokens to the loss. Use --exclude {' '.join(names_of(*paths))}, or try "
+            "--no-checkpointing"
         )
     if loss > 0 and not any(
         bool(parameter.grad.any()) for parameter in learners.values() if parameter.grad is not None
@@ -189,6 +195,12 @@ def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
             "every gradient of the adapter is zero: nothing would be learned. Use --compute-dtype fp32 or bf16, and "
             "look at the data: the loss may be taken on no token"
         )
+
+
+def _parts(parameters: dict[str, torch.nn.Parameter]) -> tuple[list[str], list[str]]:
+    """The names of the parameters that have no gradient, and of those that have one."""
+    without = [name for name, parameter in parameters.items() if parameter.grad is None]
+    return without, [name for name in parameters if name not in without]
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ from finetune.model.embeddings import (
     told_of_unknown_tokens,
 )
 from finetune.model.load import attach_adapter, load_base, load_tokenizer, resolve_device
+from finetune.model.settle import settled
+from finetune.model.targets import coverage
 from finetune.training.optim import load_optimizer_state, make_optimizer
 from finetune.training.sample import Question, choose_question
 
@@ -50,6 +52,8 @@ class Setup:
     optimizer: torch.optim.Optimizer
     facts: RunFacts
     question: Question | None
+    layers: tuple[str, ...]
+    """Which layers got an adapter, and which got none and why, a line each; empty where all weights are trained."""
     total_steps: int
     start_step: int
     """Steps already done by the run that is resumed; 0 for a new one."""
@@ -76,6 +80,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     """
     run = RunFolder(config.output.output)
     resolve_device(config.model)
+    config = settled(config)
     earlier = _earlier_run(run)
     if not earlier:
         durable.write_text(run.config, yaml_file.dump(config))
@@ -97,9 +102,12 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         if note is not None:
             notice(note)
     base_fingerprint = fingerprint(base)
-    model = attach_adapter(base, config.adapter, seed=config.train.seed)
+    model = attach_adapter(base, config.adapter, seed=config.train.seed, saved=config.model.model)
     holdings.model = model
-    check_assumptions(model, packing=config.data.packing)
+    layers = () if config.adapter.full else coverage(model, config.adapter).lines()
+    for line in layers:
+        notice(line)
+    check_assumptions(model, packing=config.data.packing, checkpointing=config.train.checkpointing)
     optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer
     facts = RunFacts(
@@ -126,6 +134,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         optimizer=optimizer,
         facts=facts,
         question=question,
+        layers=layers,
         total_steps=steps,
         start_step=found.step if found else 0,
         random_state=found.state["random"] if found else None,

@@ -110,6 +110,7 @@ def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: in
         threads=setup.facts.threads,
         versions=dict(setup.facts.versions),
         settings=yaml_file.plain(setup.config),
+        layers=setup.layers,
     )
 
 

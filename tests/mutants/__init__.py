@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutants import memory, quantization, rows, saving, settings, training
+from mutants import memory, models, quantization, rows, saving, settings, training
 from mutants.anchor import Bug
 
 Planted = tuple[list[str], list[Bug]]
@@ -10,6 +10,7 @@ Planted = tuple[list[str], list[Bug]]
 
 MUTANTS: dict[str, Planted] = {
     **quantization.BUGS,
+    **models.BUGS,
     **rows.BUGS,
     **training.BUGS,
     **saving.BUGS,

@@ -68,16 +68,25 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "finetune/model/experts": (
-        ["tests/properties/model/test_qlora_refusals.py", "tests/properties/training/test_qlora_step.py"],
+        [
+            "tests/properties/model/test_declared_experts.py",
+            "tests/properties/model/test_qlora_refusals.py",
+            "tests/properties/training/test_qlora_step.py",
+        ],
         [
             Bug(
                 "QuantizedExperts.forward",
-                "self._linear('gate_up_proj', expert, hidden_states[tokens]).chunk(2, dim=-1)",
-                "self._linear('gate_up_proj', expert, hidden_states[tokens]).chunk(2, dim=-1)[::-1]",
+                "source._apply_gate(self, value) if own.has_gate else own.act_fn(value)",
+                "own.act_fn(value)",
             ),
-            Bug("QuantizedExperts.forward", "self.act_fn(gate)", "gate"),
+            Bug(
+                "QuantizedExperts._linear",
+                "result + getattr(self, f'{weight}_bias')[expert] if self.has_bias else result",
+                "result",
+            ),
+            Bug("QuantizedExperts.quantize", "values = values.transpose(1, 2)", "pass"),
             Bug("QuantizedExperts.forward", "(slots, None)", "0"),
-            Bug("_refuse_misread_layers", "if wrong:", "if False:"),
+            Bug("refuse_misread_layers", "if wrong:", "if False:"),
             Bug("QuantizedExperts.quantize", "self.quant_type", "'nf4'"),
         ],
     ),

@@ -73,8 +73,8 @@ BUGS: dict[str, Planted] = {
             Bug("ExitCode", "130", "128"),
         ],
     ),
-    "finetune/estimate/shapes/__init__": (
-        ["tests/unit/finetune/estimate/test_shapes.py"],
+    "finetune/model/shapes/__init__": (
+        ["tests/unit/finetune/model/test_shapes.py"],
         [
             Bug("find_shape", "asked.removeprefix('meta-')", "asked"),
             Bug("find_shape", "found.hub.partition('/')[0].lower()", "found.hub.partition('/')[0]"),

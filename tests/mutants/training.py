@@ -87,6 +87,7 @@ BUGS: dict[str, Planted] = {
         ["tests/properties/model/test_architectures.py", "tests/properties/training/test_accumulation.py"],
         [
             Bug("check_assumptions", "_check_logits(model)", "pass"),
+            Bug("check_assumptions", "_check_causal(model)", "pass"),
             Bug("why_the_split_matters", "training=True", "training=False"),
             Bug(
                 "why_the_split_matters",
@@ -197,8 +198,8 @@ BUGS: dict[str, Planted] = {
             Bug("dequantized_weights", "getattr(module, 'quant_states', {})", "()"),
             Bug(
                 "merge",
-                "PeftModel.from_pretrained(dense, str(adapter)).merge_and_unload(safe_merge=True)",
-                "PeftModel.from_pretrained(dense, str(adapter)).unload()",
+                "load_adapter(dense, adapter).merge_and_unload(safe_merge=True)",
+                "load_adapter(dense, adapter).unload()",
             ),
         ],
     ),

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from finetune.estimate.shapes import load_shape
+from finetune.model.shapes import load_shape
 from pytest_vram.drygpu import empty_checkpoint
 
 SEQ = 2048

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from every_causal_lm import tiny_model_of
 from tiny_models import IGNORED, PAD, WORDS, make_rows, packed, padded, relative_l2, targets_of
 
 from finetune.config.settings import ModelConfig, TrainConfig
+from finetune.data.batches import Batch
 from finetune.errors import ConfigError, ModelError
 from finetune.model.checks import check_assumptions
+from finetune.model.forward import decoder_of, hidden_states
 from finetune.model.load import load_base
 from finetune.model.loss import LogitRule
 from finetune.training.accumulate import window_gradients
@@ -158,3 +161,66 @@ def test_positions_that_go_on_are_refused_though_no_row_sees_another() -> None:
     model.get_decoder().register_forward_pre_hook(going_on, with_kwargs=True)
     with pytest.raises(ConfigError, match="keep rows apart"):
         check_assumptions(model, packing=True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_model_that_sees_the_tokens_after_is_refused(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for causal in (False, True):
+        torch.manual_seed(0)
+        sizes = {
+            name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        }
+        config = AutoConfig.for_model(kind, is_decoder=causal, intermediate_size=128, **sizes)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with (
+            contextlib.nullcontext()
+            if causal
+            else pytest.raises(ModelError, match=rf"{kind} model sees the tokens after")
+        ):
+            check_assumptions(model, packing=False)
+
+
+@pytest.mark.parametrize("kind", ["openai-gpt", "xlnet"])
+def test_a_model_without_checkpointing_is_told_to_do_without(kind: str) -> None:
+    model = tiny_model_of(kind)
+    with pytest.raises(ConfigError, match=rf"checkpointing = True: .*{kind} model; use --no-checkpointing"):
+        check_assumptions(model, packing=False, checkpointing=True)
+
+
+def test_looking_for_checkpointing_leaves_it_off() -> None:
+    model = tiny("llama")
+    check_assumptions(model, packing=False, checkpointing=True)
+    assert not model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "qwen3_next", "falcon_h1"])
+def test_packing_where_rows_mix_or_the_model_fails_is_refused_in_a_line(kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"packing = True: this {kind} model .*use --no-packing"):
+        check_assumptions(tiny_model_of(kind), packing=True)
+
+
+def test_a_model_that_fails_on_packed_rows_is_refused_and_not_traced() -> None:
+    model = tiny("llama")
+
+    def failing(_: Any, arguments: tuple[Any, ...], given: dict[str, Any]) -> None:
+        if given.get("position_ids") is not None:
+            raise IndexError("too many indices for tensor of dimension 2")
+
+    model.get_decoder().register_forward_pre_hook(failing, with_kwargs=True)
+    with pytest.raises(ConfigError, match=r"fails on rows that share a sequence \(IndexError\); use --no-packing"):
+        check_assumptions(model, packing=True)
+
+
+@pytest.mark.parametrize("kind", ["modernbert-decoder", "llama4_text", "roberta"])
+def test_what_the_head_reads_is_found_where_no_module_returns_it(kind: str) -> None:
+    model = tiny_model_of(kind).eval()
+    assert decoder_of(model) is None
+    ids = torch.arange(1, 13)[None]
+    with torch.no_grad():
+        states = hidden_states(model, Batch(input_ids=ids, labels=ids)).states
+        logits = model(input_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(model.get_output_embeddings()(states), logits)
+    assert not model.get_output_embeddings()._forward_pre_hooks
+    assert decoder_of(tiny("llama")) is not None

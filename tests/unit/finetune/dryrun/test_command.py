@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune import cli
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
-from finetune.dryrun import command
+from finetune.dryrun import command, trial_process
 from finetune.dryrun.messages import Candidate, Found, Request, Result, Trial
 from finetune.dryrun.report import Outcome, render
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, FinetuneError, MissingModelError, ModelError, Problem
 from finetune.qlora import main
 from pytest_vram.memory import HostRead
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pytest_vram.memory.codec import encode
 
 GIB = 2**30
 TRIAL = Trial(
@@ -203,3 +203,43 @@ def test_fit_with_nothing_open_but_the_checkpointing_confirms_and_looks_no_furth
     flags = ["--seq", "1024", "--micro-batch", "2", "--rank", "8", "--fit", "--gpu", "rtx-4080"]
     assert main(["--model", "mistral-7b", *flags]) == 0
     assert "next larger" not in capsys.readouterr().out
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, error: FinetuneError) -> None:
+    """Have the trial's process end with this error."""
+
+    class Done:
+        returncode, stderr = 0, ""
+
+    def run_(command: list[str], **_: Any) -> Done:
+        Path(command[-1]).write_text(json.dumps(encode(Result(refusal=trial_process.refusal(error)))))
+        return Done()
+
+    monkeypatch.setattr(command.subprocess, "run", run_)
+    monkeypatch.setattr(command, "_environment", lambda *_: {})
+
+
+def asked(config: RunConfig) -> Result:
+    request = Request(kind="run", settings=command.trial_settings(config))
+    return command.in_trial_process(request, "rtx-4080")
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-7x", "./qwen2.5-7b"])
+def test_a_model_that_cannot_be_used_is_not_called_misspelt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(monkeypatch, ModelError("precision: the experts in model.x have a form of their own; use bf16"))
+    with pytest.raises(ModelError, match=r"experts in model\.x") as told:
+        asked(config(model=name))
+    assert "did you mean" not in str(told.value)
+
+
+def test_a_setting_that_the_model_refuses_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(field="targets", value=("x",), why="no such layer", remedy="use all-linear")
+    refused(monkeypatch, ConfigError(problem))
+    with pytest.raises(ConfigError, match=r"targets = .*no such layer; use all-linear"):
+        asked(config())
+
+
+def test_a_name_that_is_nowhere_is_told_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(monkeypatch, MissingModelError("model = 'qwen2.5-7bb': not found"))
+    with pytest.raises(ConfigError, match=r"did you mean qwen2\.5-7b"):
+        asked(config(model="qwen2.5-7bb"))

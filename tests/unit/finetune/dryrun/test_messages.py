@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from finetune.dryrun.messages import Candidate, Found, Recording, Request, Result, Trial
+from finetune.dryrun.messages import Candidate, Found, Recording, Refusal, Request, Result, Trial
+from finetune.errors import Problem
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Holder, HostRead, Peak, Phase, Series, Timeline
 from pytest_vram.memory.codec import decode, encode
@@ -41,6 +42,7 @@ TRIAL = Trial(
     host_reads=(HostRead(location="step.py:3", operation="item", count=2, answered=False, note="read as zero"),),
     recording=RECORDING,
 )
+PROBLEM = Problem(field="rank", value=3, why="odd", remedy="use 4")
 CANDIDATE = Candidate(micro_batch=9, seq=512, checkpointing=True, rank=16, trial=TRIAL)
 
 
@@ -52,7 +54,7 @@ CANDIDATE = Candidate(micro_batch=9, seq=512, checkpointing=True, rank=16, trial
         Result(trials=(TRIAL, TRIAL)),
         Result(found=Found(best=CANDIDATE, next=CANDIDATE, trials=5, direction="micro_batch", step=1, most=4096)),
         Result(found=Found(best=None, trials=4)),
-        Result(refused="rows.jsonl:2: a token"),
+        Result(refusal=Refusal(kind="setting", message="rank", problems=(PROBLEM,))),
     ],
 )
 def test_what_is_sent_is_what_arrives(message: Request | Result) -> None:

@@ -11,7 +11,7 @@ from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun.messages import Found, Trial
 from finetune.dryrun.search import search
-from finetune.estimate.shapes import SHAPES
+from finetune.model.shapes import SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

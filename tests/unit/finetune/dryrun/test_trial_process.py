@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from finetune.dryrun import trial_process
-from finetune.dryrun.messages import Found, Request, Result, Trial
+from finetune.dryrun.messages import Found, Refusal, Request, Result, Trial
 from finetune.dryrun.recording import TrialRecorder
+from finetune.errors import ConfigError, DataError, MissingModelError, Problem
 from pytest_vram.memory.codec import decode, encode
 
 if TYPE_CHECKING:
@@ -65,14 +66,15 @@ def answered(folder: Path, request: Request) -> Result:
 
 def test_one_base_for_all_changes(bench: type[FakeBench], tmp_path: Path) -> None:
     changes = ({"rank": 4}, {"rank": 8, "targets": ["q_proj"]})
-    result = answered(tmp_path, Request(kind="run", changes=changes, settings={"model": "m", "output": "there"}))
+    settings = {"model": "mistral-7b", "output": "there"}
+    result = answered(tmp_path, Request(kind="run", changes=changes, settings=settings))
     assert result.trials == (TRIAL, TRIAL)
     (made,) = bench.made
     assert made.recorder is None
     assert made.config.output.output == Path("there")
     assert [config.adapter.rank for config in made.ran] == [4, 8]
     assert made.ran[1].adapter.targets == ("q_proj",)
-    assert made.ran[1].model.model == "m"
+    assert made.ran[1].model.model == "mistral-7b"
 
 
 def test_a_base_that_is_refused_ends_it(bench: type[FakeBench], tmp_path: Path) -> None:
@@ -118,3 +120,21 @@ def test_phases_over_time(bench: type[FakeBench], tmp_path: Path, monkeypatch: p
     assert first.start == pytest.approx(first.end)
     assert second.start == 0.0  # it cannot have begun before the record
     assert second.end >= first.end
+
+
+def test_what_cannot_be_used_is_written_as_an_answer(
+    tmp_path: Path, bench: type[FakeBench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ConfigError(Problem(field="targets", value=("x", "y"), why="no such layer", remedy="use all-linear"))
+
+    monkeypatch.setattr(trial_process, "Bench", refuse)
+    refusal = answered(tmp_path, Request(kind="run", settings={"model": "mistral-7b"})).refusal
+    assert refusal is not None
+    assert refusal.kind == "setting"
+    assert refusal.problems == (
+        Problem(field="targets", value="('x', 'y')", why="no such layer", remedy="use all-linear"),
+    )
+    missing = trial_process.refusal(MissingModelError("no such folder"))
+    assert missing == Refusal(kind="missing", message="no such folder")
+    assert trial_process.refusal(DataError("rows.jsonl:2")) == Refusal(kind="data", message="rows.jsonl:2")

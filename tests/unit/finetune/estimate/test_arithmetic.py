@@ -13,7 +13,7 @@ from finetune.config.settings import RunConfig
 from finetune.errors import ConfigError
 from finetune.estimate.arithmetic import Estimate, article_figures, constant_bytes, estimate, optimizer_bytes
 from finetune.estimate.dimensions import Dimensions
-from finetune.estimate.shapes import SHAPES, Shape
+from finetune.model.shapes import SHAPES, Shape
 
 
 def of(**settings: Any) -> Estimate:
@@ -155,6 +155,8 @@ def test_paged_state_is_not_in_the_total() -> None:
         ({"rank": 64}, {"rank": 8}),
         ({"adapter_dtype": "fp32"}, {"adapter_dtype": "bf16"}),
         ({"targets": ("all-linear",)}, {"targets": ("q_proj", "v_proj")}),
+        ({"exclude": ()}, {"exclude": ("mlp",)}),
+        ({"exclude": ("layers.3",)}, {"exclude": ("layers.3", "layers.4")}),
         ({"accumulation": 2, "optimizer": "adamw-8bit"}, {"accumulation": 1, "optimizer": "adamw-8bit"}),
         ({"attention": "eager", "seq": 4096}, {"attention": "sdpa", "seq": 4096}),
         ({"dropout": 0.1, "checkpointing": False}, {"checkpointing": False}),
@@ -163,6 +165,14 @@ def test_paged_state_is_not_in_the_total() -> None:
 )
 def test_every_setting_moves_the_total_the_way_it_should(more: dict[str, Any], less: dict[str, Any]) -> None:
     assert of(**more).total_bytes > of(**less).total_bytes
+
+
+def test_names_choose_layers_as_they_do_in_a_run() -> None:
+    every = of().trainable
+    assert of(targets=("self_attn", "mlp")).trainable == every
+    assert of(targets=("mlp",)).trainable + of(exclude=("mlp",)).trainable == every
+    assert of(targets=("layers.0",)).trainable * 32 == every
+    assert of(targets=(r".*\.[qv]_proj",)).trainable == of(targets=("q_proj", "v_proj")).trainable
 
 
 def test_accumulation_costs_one_set_of_gradients_however_long() -> None:

@@ -58,6 +58,7 @@ def setup(output: Path, **settings: Any) -> Setup:
         model=Model(),
         tokenizer=types.SimpleNamespace(save_pretrained=save_tokenizer),
         total_steps=2,
+        layers=("adapter on q_proj (2)", "no adapter on lm_head: the head"),
         facts=types.SimpleNamespace(device="cpu", threads=1, versions={"torch": "2.14"}),
     )
     return made
@@ -146,6 +147,7 @@ def test_the_card_has_the_figures_and_both_answers(tmp_path: Path) -> None:
     assert "**Before:** five" in text
     assert "**After:** four" in text
     assert "| tokens | 240 (100 with loss) |" in text
+    assert "* `no adapter on lm_head: the head`" in text
 
 
 def test_the_cards_settings_give_the_run_again(tmp_path: Path) -> None:
@@ -184,4 +186,4 @@ def test_the_card_says_what_the_model_is(tmp_path: Path, settings: dict[str, Any
     assert says in text
     whole = merged or settings.get("full", False)
     assert f"library_name: {'transformers' if whole else 'peft'}" in text
-    assert ("PeftModel" in text) != whole
+    assert ("load_adapter" in text) != whole

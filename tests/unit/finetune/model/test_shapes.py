@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune.errors import ConfigError
-from finetune.estimate.shapes import SHAPES, Shape, find_shape, load_shape, near_shapes
+from finetune.model.shapes import SHAPES, Shape, find_shape, load_shape, near_shapes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,195 @@
+"""A saved adapter on its base: to go on training it, to merge it, to use it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import ConfigError, ModelError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+    from finetune.config.settings import AdapterConfig
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a model's name is a folder that holds an adapter and no model."""
+    folder = Path(name).expanduser()
+    return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(name: str) -> str:
+    """The base that the adapter in a folder was trained on, as its ``adapter_config.json`` names it.
+
+    Raises:
+        ModelError: it names none, or the adapter is of a kind that cannot be trained here.
+    """
+    settings = _read(name)
+    if settings.get("peft_type") != "LORA":
+        raise ModelError(
+            f"model = {name!r}: an adapter of kind {settings.get('peft_type')}, and only LORA can be trained here. "
+            "Merge it into its base with peft, and name the merged model"
+        )
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"model = {name!r}: an adapter whose {CONFIG_FILE} names no base. Write the base's folder or hub name "
+            "into its base_model_name_or_path"
+        )
+    if not (Path(name).expanduser() / WEIGHTS_FILE).is_file():
+        raise ModelError(
+            f"model = {name!r}: an adapter without {WEIGHTS_FILE}. Pickled weights are not loaded, they can run code: "
+            "load and save the adapter with peft first"
+        )
+    return str(base)
+
+
+def settled(name: str, config: AdapterConfig, default: AdapterConfig) -> AdapterConfig:
+    """The settings of a run that goes on with the adapter in a folder: the adapter's own.
+
+    Args:
+        name: the folder.
+        config: what is asked for.
+        default: what nobody asked for.
+
+    Raises:
+        ConfigError: something else is asked for than the adapter is.
+        ModelError: it cannot be trained here.
+    """
+    base_of(name)
+    saved = _read(name)
+    targets = saved.get("target_modules") or ()
+    own = {
+        "rank": saved["r"],
+        "alpha": float(saved["lora_alpha"]),
+        "rslora": bool(saved.get("use_rslora")),
+        "dora": bool(saved.get("use_dora")),
+        "targets": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
+        "exclude": (),
+        "full": False,
+        "init": "default",
+    }
+    problems = []
+    for field, value in own.items():
+        asked = getattr(config, field)
+        if asked not in (getattr(default, field), value):
+            why = f"the adapter in {name} has {value!r}" if field not in ("full", "init") else f"{name} is an adapter"
+            remedy = f"leave --{field} out, or name the base as --model and begin a new adapter"
+            problems.append(Problem(field=field, value=asked, why=why, remedy=remedy))
+    if problems:
+        raise ConfigError(*problems)
+    return dataclasses.replace(config, **own)
+
+
+def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False, dropout: float | None = None) -> Any:
+    """Put a saved adapter beside the layers it was trained beside.
+
+    ``PeftModel.from_pretrained`` does the same for most models. For a mixture of experts it takes the names of dense
+    layers for those of experts that transformers stored one by one before its version 5, and adapts other weights.
+
+    Args:
+        base: from :func:`finetune.model.load.load_base`, without adapter.
+        folder: of the adapter.
+        trainable: whether to go on training it.
+        dropout: on the adapter's input, in place of the one that it was trained with.
+
+    Returns:
+        A ``PeftModel``.
+
+    Raises:
+        ModelError: the adapter is not one of this base.
+    """
+    from peft import LoraConfig, get_peft_model, load_peft_weights
+
+    settings = LoraConfig.from_pretrained(str(folder))
+    settings.inference_mode = not trainable
+    if dropout is not None:
+        settings.lora_dropout = dropout
+    weights = load_peft_weights(str(folder), device="cpu")
+    with _as_saved(base, weights):
+        model: Any = get_peft_model(base, settings, autocast_adapter_dtype=False)
+        _fill(model, weights, folder)
+    return model
+
+
+def restore(model: Any, folder: str | Path) -> None:
+    """Give an adapter, made by :func:`load_adapter`, its saved weights once more, in the dtype that it has by now."""
+    from peft import load_peft_weights
+
+    weights = load_peft_weights(str(folder), device="cpu")
+    with _as_saved(model.get_base_model(), weights):
+        _fill(model, weights, folder)
+
+
+@contextlib.contextmanager
+def as_named() -> Iterator[None]:
+    """Have peft adapt the layers that are named, and no others.
+
+    peft 0.21 takes ``gate_proj``, ``up_proj`` and ``down_proj`` of some thirty mixtures for experts as transformers 4
+    stored them, and adapts the fused parameters of transformers 5 instead: dense layers and shared experts of the same
+    names are left without an adapter, silently. This may go when peft looks at the model before it rewrites a name.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    rewrites = {
+        "convert_peft_config_for_transformers": lambda *_, **__: None,
+        "convert_peft_adapter_state_dict_for_transformers": lambda adapter_state_dict, **_: adapter_state_dict,
+    }
+    kept = {name: getattr(conversion, name) for name in rewrites}
+    try:
+        for name, nothing in rewrites.items():
+            setattr(conversion, name, nothing)
+        yield
+    finally:
+        for name, own in kept.items():
+            setattr(conversion, name, own)
+
+
+def _as_saved(base: nn.Module, weights: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """:func:`as_named` where every saved matrix is beside a layer of this base.
+
+    Those of an adapter that was trained with transformers 4 may not be; peft finds their places.
+    """
+    from finetune.model.layers import linear_layers
+
+    layers = {path for path, _ in linear_layers(base)}
+    paths = {key.partition(".lora_")[0].removeprefix("base_model.model.") for key in weights if ".lora_" in key}
+    return as_named() if paths <= layers else contextlib.nullcontext()
+
+
+def _fill(model: Any, weights: Mapping[str, Any], folder: str | Path) -> None:
+    from peft import set_peft_model_state_dict
+
+    try:
+        found = set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        raise _not_of_this_base(folder, str(error).strip().splitlines()[-1].strip()) from error
+    lost = [*(key for key in found.missing_keys if ".lora_" in key), *found.unexpected_keys]
+    if lost:
+        raise _not_of_this_base(folder, f"{len(lost)} matrices have no counterpart, the first is {lost[0]}")
+
+
+def _not_of_this_base(folder: str | Path, what: str) -> ModelError:
+    return ModelError(
+        f"model = {str(folder)!r}: the adapter is not one of this base: {what}. Name the base that it was trained "
+        f"on in base_model_name_or_path of its {CONFIG_FILE}"
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    file = Path(name).expanduser() / CONFIG_FILE
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model = {name!r}: its {CONFIG_FILE} cannot be read: {error}. Name a whole adapter folder"
+        ) from error
+    return found

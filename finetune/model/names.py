@@ -1,0 +1,48 @@
+"""Which layers a name of ``--targets`` or ``--exclude`` stands for. Knows paths, and no model."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ALL_LINEAR = "all-linear"
+"""The name that stands for every linear layer that can have an adapter."""
+
+
+def wanted(path: str, targets: Iterable[str], exclude: Iterable[str]) -> bool:
+    """Whether the layer at ``path`` is to have an adapter, by its name alone."""
+    named = any(target == ALL_LINEAR or matches(target, path) for target in targets)
+    return named and not any(matches(name, path) for name in exclude)
+
+
+def matches(name: str, path: str) -> bool:
+    """Whether a name of ``--targets`` or ``--exclude`` stands for the layer at ``path``.
+
+    A name is a layer's or that of a module around it: one part of the path or several (``q_proj``, ``mlp``,
+    ``layers.0``). What has other characters than a path has is a regular expression over the whole path.
+    """
+    if re.fullmatch(r"[\w.\-]+", name):
+        return f".{name}." in f".{path}."
+    try:
+        return re.fullmatch(name, path) is not None
+    except re.error:
+        return False
+
+
+def names_of(without: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The shortest names for ``--exclude`` that match every path of ``without`` and none of ``others``."""
+    rest, others = list(without), list(others)
+    found: list[str] = []
+    while rest:
+        parts = rest[0].split(".")
+        spans = [
+            (end - begin, -end, begin, end) for begin in range(len(parts)) for end in range(begin + 1, len(parts) + 1)
+        ]
+        names = [".".join(parts[begin:end]) for *_, begin, end in sorted(spans) if not parts[begin].isdigit()]
+        name = next((n for n in names if not any(matches(n, path) for path in others)), rest[0])
+        found.append(name)
+        rest = [path for path in rest if not matches(name, path)]
+    return found

@@ -1,0 +1,84 @@
+"""Bugs in what a model is, and where its adapter goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mutants.anchor import Bug
+
+if TYPE_CHECKING:
+    from mutants import Planted
+
+BUGS: dict[str, Planted] = {
+    "finetune/model/layers": (
+        ["tests/properties/model/test_layer_targets.py", "tests/properties/model/test_declared_experts.py"],
+        [
+            Bug(
+                "experts_of",
+                "declared_experts(module) or 'Expert' in type(module).__name__",
+                "declared_experts(module)",
+            ),
+            Bug("why_not_plain", "leaf in _read_by(type(parent))", "False"),
+            Bug("why_not_plain", "_is_router(leaf, module, parent, counts)", "False"),
+            Bug("_is_product", "result.shape != (1, module.out_features)", "False"),
+            Bug("linear_layers", "name.startswith(inside)", "False"),
+            Bug(
+                "experts_of",
+                "declared_experts(module) or 'Expert' in type(module).__name__",
+                "'Expert' in type(module).__name__",
+            ),
+        ],
+    ),
+    "finetune/model/targets": (
+        ["tests/properties/model/test_layer_targets.py"],
+        [
+            Bug("_unfit", "not path.startswith(inside) or path.startswith(foreign)", "False"),
+            Bug("_unfit", "layer is head", "False"),
+            Bug("choose", "not matched", "False"),
+            Bug("choose", "field == 'targets' and None not in why", "False"),
+            Bug("choose", "reasons.setdefault(path, _EXCLUDED)", "pass"),
+            Bug("choose", "path not in reasons", "True"),
+            Bug(
+                "_unfit",
+                "_sees_or_hears(child) and (not any((module is words for module in child.modules())))",
+                "not any((module is words for module in child.modules()))",
+            ),
+        ],
+    ),
+    "finetune/model/names": (
+        ["tests/properties/model/test_layer_targets.py", "tests/unit/finetune/estimate/test_arithmetic.py"],
+        [
+            Bug("matches", "f'.{name}.' in f'.{path}.'", "name in path"),
+            Bug("names_of", "not any((matches(n, path) for path in others))", "True"),
+            Bug("names_of", "not parts[begin].isdigit()", "parts[begin]"),
+            Bug(
+                "wanted",
+                "named and (not any((matches(name, path) for name in exclude)))",
+                "named or any((matches(name, path) for name in exclude))",
+            ),
+            Bug("wanted", "target == ALL_LINEAR or matches(target, path)", "matches(target, path)"),
+            Bug("names_of", "[path for path in rest if not matches(name, path)]", "rest[1:]"),
+        ],
+    ),
+    "finetune/model/adapters": (
+        ["tests/properties/model/test_started_models.py", "tests/properties/model/test_layer_targets.py"],
+        [
+            Bug("load_adapter", "not trainable", "True"),
+            Bug("as_named", "setattr(conversion, name, nothing)", "pass"),
+            Bug("_fill", "if lost:", "if False:"),
+            Bug("_as_saved", "paths <= layers", "False"),
+            Bug("settled", "'lora_alpha'", "'r'"),
+            Bug("settled", "if problems:", "if False:"),
+        ],
+    ),
+    "finetune/model/settle": (
+        ["tests/properties/model/test_started_models.py"],
+        [
+            Bug("settled", "model.precision not in (stored, ModelConfig().precision)", "False"),
+            Bug("settled", "config.adapter.full or config.output.merge != 'none'", "False"),
+            Bug("stored_precision", "'nf4' if kind == 'nf4' else 'fp4'", "'nf4'"),
+            Bug("stored_precision", "'int8'", "'nf4'"),
+            Bug("settled", "dataclasses.replace(model, precision=stored)", "model"),
+        ],
+    ),
+}
