@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,7 @@ import pytest
 
 from pytest_vram.errors import VramError
 from pytest_vram.memory import Report, TestRecord
-from pytest_vram.memory.codec import decode, encode
-from pytest_vram.plugin.ranks import PROPERTY
+from pytest_vram.plugin import records
 
 if TYPE_CHECKING:
     from pytest_vram.baseline import Peaks
@@ -30,19 +28,18 @@ class Collector:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take a test's record out of its report; teardown's comes last and is complete.
+        """Take a test's record out of the report of its teardown.
 
         What stays behind, for JUnit and others, is small: memory over time is in the report alone.
         """
         for position, (name, text) in enumerate(report.user_properties):
-            if name == PROPERTY:
-                record = decode(TestRecord, json.loads(str(text)))
+            if name == records.PROPERTY:
+                record = records.read(text)
                 outcome = "failed" if report.failed else record.outcome
                 self.records[report.nodeid] = replace(record, outcome=outcome)
                 if any(m.timeline for m in record.measurements):
                     short = tuple(replace(m, timeline=None, holders=m.holders[:5]) for m in record.measurements)
-                    text = json.dumps(encode(replace(record, measurements=short)), separators=(",", ":"))
-                    report.user_properties[position] = (name, text)
+                    report.user_properties[position] = (name, records.written(replace(record, measurements=short)))
 
     def report(self) -> Report:
         """All that was measured, in the order in which it ran, beside what it was in the baseline."""

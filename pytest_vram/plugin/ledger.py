@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import gc
-import json
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_vram.errors import VramLeak
-from pytest_vram.plugin.failure import leak_message
+from pytest_vram.plugin import records
 from pytest_vram.plugin.figures import Share
-from pytest_vram.plugin.judge import judged
-from pytest_vram.plugin.ranks import PROPERTY
 from pytest_vram.probe.nvml import descendants
 
 if TYPE_CHECKING:
@@ -20,11 +17,28 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from pytest_vram.memory import Holder
+    from pytest_vram.memory import Holder, Note
     from pytest_vram.plugin.meter import Meter
     from pytest_vram.probe.protocol import Probe
 
 _LINES = 5  # places that a leak's message names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leak:
+    """What a test left behind, and may not.
+
+    Attributes:
+        size_bytes: on the device where it is most.
+        limit_bytes: what the test may leave.
+        holders: the lines that allocated what is left.
+        notes: assumptions that the figure rests on.
+    """
+
+    size_bytes: int
+    limit_bytes: int
+    holders: tuple[Holder, ...]
+    notes: tuple[Note, ...]
 
 
 class Ledger:
@@ -121,11 +135,11 @@ class Ledger:
         self._start, self._start_live, self._end = now, self._held_by_fixtures(), now
         return tuple(min(r, n) for r, n in zip(self._residue, now, strict=False))
 
-    def close(self, item: pytest.Item, probe: Probe, meter: Meter | None) -> None:
-        """End of a test: what is left is its residue, and with ``max_leak_mb`` it is judged.
+    def close(self, item: pytest.Item, probe: Probe, meter: Meter | None) -> Leak | None:
+        """End a test: what is left becomes its residue.
 
-        Raises:
-            VramLeak: it left more than it may.
+        Returns:
+            What it left, if that is more than its ``max_leak_mb`` allows and the test has not failed already.
         """
         if meter is not None:
             meter.intervals.end(meter.interval)
@@ -133,14 +147,14 @@ class Ledger:
                 meter.intervals.end(meter.call_interval)
             probe.settle()
         try:
-            self._judge_left(item, probe, meter)
+            return self._close(item, probe, meter)
         finally:
             if meter is not None:
                 probe.end_test()
 
-    def _judge_left(self, item: pytest.Item, probe: Probe, meter: Meter | None) -> None:
+    def _close(self, item: pytest.Item, probe: Probe, meter: Meter | None) -> Leak | None:
         if self._start is None:
-            return
+            return None
         left, limit = self._left_for_good(probe), self._limit
         self._end = probe.allocated()
         self._residue = _at_least_0(_sum((self._residue, left)))
@@ -149,15 +163,11 @@ class Ledger:
         self._start = None
         leaked = max(left, default=0)
         if meter is not None and (limit is not None or leaked > 0):
-            _add_leak(item, _at_least_0(left))
-        if limit is not None and leaked > limit and not _failed(item):
-            raise judged(
-                VramLeak(
-                    leak_message(leaked, limit, self._lines(probe, left.index(leaked)), probe.notes()),
-                    limit_bytes=limit,
-                    leaked_bytes=leaked,
-                )
-            )
+            records.add_leak(item, _at_least_0(left))
+        if limit is None or leaked <= limit or records.failed(item):
+            return None
+        holders = self._lines(probe, left.index(leaked))
+        return Leak(size_bytes=leaked, limit_bytes=limit, holders=holders, notes=probe.notes())
 
     def _lines(self, probe: Probe, index: int) -> tuple[Holder, ...]:
         """Where what is left was allocated; what it was before a fixture went is known only then."""
@@ -193,19 +203,6 @@ def _fixtures_of(item: pytest.Item) -> set[int]:
     """Identities of the fixture definitions that the test uses, those asked for by ``getfixturevalue`` included."""
     request = getattr(item, "_request", None)
     return {id(definition) for definition in getattr(request, "_fixture_defs", {}).values()}
-
-
-def _failed(item: pytest.Item) -> bool:
-    return any(name == PROPERTY and '"outcome":"failed"' in str(text) for name, text in item.user_properties)
-
-
-def _add_leak(item: pytest.Item, left: tuple[int, ...]) -> None:
-    for index, (name, text) in enumerate(item.user_properties):
-        if name == PROPERTY:
-            data = json.loads(str(text))
-            for measurement, size in zip(data.get("measurements", []), left, strict=False):
-                measurement["leaked_bytes"] = size
-            item.user_properties[index] = (name, json.dumps(data, separators=(",", ":")))
 
 
 def _sum(many: Iterable[tuple[int, ...]]) -> tuple[int, ...]:

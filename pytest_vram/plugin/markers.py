@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MARK = "vram"
 VALUES_MARK = "vram_values"
+RANKS_MARK = "vram_ranks"
 METRICS = typing.get_args(Metric)
 SCOPES = typing.get_args(Scope)
 RANKS = typing.get_args(Ranks)
@@ -123,7 +124,8 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 
 
-def uses_fixtures(item: pytest.Item) -> bool:
-    """Whether a test asks for ``gpu`` or ``vram``."""
-    names = getattr(item, "fixturenames", ())
-    return "vram" in names or "gpu" in names
+def concern(item: pytest.Item) -> bool:
+    """Whether a test speaks of this plugin: by a marker, or by asking for ``gpu`` or ``vram``."""
+    if {"vram", "gpu"} & set(getattr(item, "fixturenames", ())):
+        return True
+    return any(item.get_closest_marker(mark) is not None for mark in (MARK, VALUES_MARK, RANKS_MARK))

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_vram.errors import VramBudgetExceeded
-from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, Unmeasured, Verdict, Within
+from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase
 from pytest_vram.plugin.failure import budget_message
 from pytest_vram.plugin.figures import PhasePeak
-from pytest_vram.plugin.ranks import at_most, held, unknown
+from pytest_vram.plugin.ranks import held, unknown
 from pytest_vram.plugin.ranks import since as started_since
+from pytest_vram.plugin.verdicts import Measured, judge
 from pytest_vram.probe.intervals import larger
 from pytest_vram.probe.replay import HELD_BEFORE
 from pytest_vram.probe.reporter import now
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pytest_vram.probe.protocol import Probe
 
 _HOLDERS = 30  # places kept in a report; the terminal shows fewer
-UNTOUCHED = "the test never touched the device"
 
 
 class Meter:
@@ -153,10 +153,10 @@ class Meter:
                 from hypothesis import target
 
                 target(float(self.figure(peaks)), label="vram")
-            measurements, processes = self.measurements(peaks), self.processes(began_at)
-            verdict = self.verdict(measurements, processes)
+            measured = self.measured(peaks, since=began_at)
+            verdict = judge(self.budget, measured)
             if isinstance(verdict, Exceeded):
-                error = self.exceeded(measurements, verdict, processes, example=arguments)
+                error = self.exceeded(measured, verdict, example=arguments)
                 error.judged = True
                 raise error
 
@@ -234,33 +234,20 @@ class Meter:
         """Whether a process was started since this test began."""
         return process.pid not in self._earlier and started_since(process, self.began_at)
 
-    def verdict(self, measurements: tuple[Measurement, ...], processes: tuple[Process, ...] = ()) -> Verdict | None:
-        """What the budget says; ``None`` without one."""
-        budget = self.budget
-        if budget is None or budget.limit_bytes is None:
-            return None
-        own = [m for m in measurements if budget.device in (None, m.device.index)]
-        if not own:
-            return Unmeasured(reason=f"there is no device {budget.device}; {len(measurements)} visible")
-        found = held(budget, measurements, processes, self.counted)
-        if any(card.size_bytes is None for card in found):
-            kind = next(card.worst.device.kind for card in found if card.size_bytes is None)
-            return Unmeasured(reason=f"the kind {kind} reports no {budget.metric} figure")
-        peak, worst = found[0].size_bytes or 0, found[0]
-        if worst.worst.contaminated:
-            return Unmeasured(reason="another process's memory on the card moved during the test")
-        if peak > budget.limit_bytes:
-            phase = self._phase_of_peak(worst.worst) if worst.process is None else None
-            return Exceeded(over_bytes=peak - budget.limit_bytes, phase=phase)
-        if (missing := unknown(processes)) is not None:
-            most = at_most(processes) if budget.metric in ("allocated", "reserved") else None
-            if most is None or peak + most > budget.limit_bytes:
-                return Unmeasured(reason=missing)
-            return Within(headroom_bytes=budget.limit_bytes - peak - most)
-        if peak == 0 and all(m.peak.allocated_bytes in (0, self.not_ours(m.device.index)) for m in own):
-            # A default budget is for whatever test comes, and most of a suite never touches a device.
-            return Within(headroom_bytes=budget.limit_bytes) if budget.origin == "ini" else Unmeasured(reason=UNTOUCHED)
-        return Within(headroom_bytes=budget.limit_bytes - peak)
+    def measured(self, peaks: tuple[Peak, ...] | None = None, *, since: float | None = None) -> Measured:
+        """Return what was measured so far, for a verdict.
+
+        Args:
+            peaks: one entry a device; the whole test's without it.
+            since: count only processes that ran at this moment or later, in seconds since the machine started.
+        """
+        measurements = self.measurements(peaks)
+        return Measured(
+            measurements=measurements,
+            counted=tuple(None if self.budget is None else self.counted(m) for m in measurements),
+            not_ours=tuple(self.not_ours(m.device.index) for m in measurements),
+            processes=self.processes(since),
+        )
 
     def counted(self, measurement: Measurement) -> int | None:
         """The figure that is held against the budget, in bytes."""
@@ -277,21 +264,14 @@ class Meter:
         start = _filled(self.start, index + 1)[index]
         return min(start, _filled(self.residue, index + 1)[index] + _filled(self.others, index + 1)[index])
 
-    def exceeded(
-        self,
-        measurements: tuple[Measurement, ...],
-        verdict: Exceeded,
-        processes: tuple[Process, ...] = (),
-        *,
-        example: str | None = None,
-    ) -> VramBudgetExceeded:
-        """The error of a broken budget."""
+    def exceeded(self, measured: Measured, verdict: Exceeded, *, example: str | None = None) -> VramBudgetExceeded:
+        """Return the error of a broken budget."""
         budget = self.budget
         assert budget is not None
         assert budget.limit_bytes is not None
         limit = budget.limit_bytes
         peak = limit + verdict.over_bytes
-        card = held(budget, measurements, processes, self.counted)[0]
+        card = measured.cards(budget)[0]
         measurement, holders = card.worst, card.worst.holders[: self.top]
         if card.process is None:
             if example is None:  # hypothesis tries many
@@ -306,7 +286,7 @@ class Meter:
             holders=holders,
             example=example,
             peak_phase=verdict.phase,
-            processes=processes,
+            processes=measured.processes,
             card=card,
         )
         return VramBudgetExceeded(message, limit_bytes=limit, peak_bytes=peak, phase=verdict.phase)
@@ -351,14 +331,6 @@ class Meter:
             if holder.size_bytes > 0:
                 found.append(holder)
         return tuple(sorted(found, key=lambda holder: -holder.size_bytes)[: self.top])
-
-    def _phase_of_peak(self, measurement: Measurement) -> str | None:
-        """The innermost phase in which the peak fell; ``None`` when it fell outside of all."""
-        assert self.budget is not None
-        metric = f"{self.budget.metric}_bytes"
-        peak = getattr(measurement.peak, metric)
-        # Phases are listed as they end: the innermost ones first.
-        return next((p.name for p in measurement.phases if getattr(p.peak, metric) == peak), None)
 
 
 def _largest(peaks: tuple[Peak, ...]) -> Peak:

@@ -25,13 +25,13 @@ import pytest
 
 from pytest_vram.drygpu.process.activate import CARD_VARIABLE, LEAST_VARIABLE
 from pytest_vram.errors import VramRankFailed, VramUsageError
-from pytest_vram.plugin.judge import judged
+from pytest_vram.plugin.enforcer import judged
+from pytest_vram.plugin.markers import RANKS_MARK
 from pytest_vram.plugin.ranks import CHILD_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MARK = "vram_ranks"
 MOST_RANKS = 64
 _TIMEOUT = 600.0
 _GRACE = 10.0  # seconds that the other ranks have to end by themselves once one has failed
@@ -59,7 +59,7 @@ def wanted(item: pytest.Item) -> Ranks | None:
     Raises:
         VramUsageError: the marker cannot be used.
     """
-    mark = item.get_closest_marker(MARK)
+    mark = item.get_closest_marker(RANKS_MARK)
     if mark is None or CHILD_VARIABLE in os.environ:
         return None
     example = "write the number of ranks, as in vram_ranks(4)"

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_vram.memory import TestRecord
-from pytest_vram.memory.codec import decode, encode
 from pytest_vram.memory.process import cards, imbalance
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import pytest
 
     from pytest_vram.memory import Budget, Measurement, Process
     from pytest_vram.memory.process import Card
@@ -23,8 +17,6 @@ _TICK = 0.01  # seconds: a process's start is known to a hundredth, rounded down
 _SHOWN = 8
 CHILD_VARIABLE = "PYTEST_VRAM_RANK_CHILD"
 """Set in the process of a rank that ``vram_ranks`` started, to the rank: the marker means nothing more there."""
-PROPERTY = "vram"
-"""The name under which a test's record travels in its ``user_properties``."""
 
 
 def since(process: Process, moment: float) -> bool:
@@ -86,20 +78,6 @@ def figure(process: Process, metric: str) -> int | None:
     """A process's peak on the device on which it needed most; ``None`` where there is no figure."""
     sizes = [size for m in process.measurements if (size := m.figure(metric)) is not None]
     return max(sizes, default=None)
-
-
-def add_left(item: pytest.Item, left: Sequence[Process]) -> None:
-    """Say in the test's record which of its processes still run, and what they hold."""
-    for index, (name, text) in enumerate(item.user_properties):
-        if name == PROPERTY:
-            record = decode(TestRecord, json.loads(str(text)))
-            still = {process.pid: process for process in left}
-            known = tuple(
-                replace(p, left=True, left_bytes=still.pop(p.pid).left_bytes) if p.pid in still else p
-                for p in record.processes
-            )
-            record = replace(record, processes=(*known, *still.values()))
-            item.user_properties[index] = (name, json.dumps(encode(record), separators=(",", ":")))
 
 
 def left_text(process: Process) -> str:

@@ -11,13 +11,13 @@ import pytest
 
 from pytest_vram.errors import ProbeUnavailable, VramError, VramUsageError
 from pytest_vram.memory import Budget
-from pytest_vram.plugin import markers, rankrun
+from pytest_vram.plugin import markers, rankrun, records
+from pytest_vram.plugin.enforcer import Enforcer
 from pytest_vram.plugin.examples import measuring_examples
 from pytest_vram.plugin.fixtures import Gpu, Vram
-from pytest_vram.plugin.judge import Judge
 from pytest_vram.plugin.ledger import Ledger
 from pytest_vram.plugin.meter import Meter
-from pytest_vram.plugin.ranks import CHILD_VARIABLE, PROPERTY, add_left
+from pytest_vram.plugin.ranks import CHILD_VARIABLE
 from pytest_vram.probe.children import Children
 from pytest_vram.probe.intervals import Intervals
 from pytest_vram.probe.select import choose
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _METER = pytest.StashKey[Meter]()
 _RANKS = pytest.StashKey["rankrun.Ranks | None"]()
 _BUDGET = pytest.StashKey["Budget | None"]()
+_MEASURED = pytest.StashKey[bool]()
+"""Whether the test is measured."""
 
 
 class Gate:
@@ -55,7 +57,7 @@ class Runner:
         self._probe: Probe | None = None
         self._intervals: Intervals | None = None
         self._unavailable: str | None = None
-        self._judge, self._ledger = Judge(settings), Ledger()
+        self._enforcer, self._ledger = Enforcer(settings), Ledger()
         self._going: pytest.Item | None = None  # measured, and being torn down
         self.children: Children | None = None
 
@@ -67,7 +69,8 @@ class Runner:
         problems = []
         for item in items:
             try:
-                item.stash[_BUDGET] = self._declared(item)
+                item.stash[_BUDGET] = budget = self._declared(item)
+                item.stash[_MEASURED] = budget is not None or self.settings.measures_all or markers.concern(item)
                 item.stash[_RANKS] = ranks = rankrun.wanted(item)
                 if ranks is not None:
                     rankrun.empty(item)
@@ -94,9 +97,9 @@ class Runner:
         """Begin to measure before the first fixture is set up."""
         if _METER in item.stash:  # an earlier run of the same test
             del item.stash[_METER]
-        item.user_properties[:] = [p for p in item.user_properties if p[0] != PROPERTY]
+        records.forget(item)
         budget = item.stash.get(_BUDGET, None)
-        concerns = self._concerns(item, budget)
+        concerns = item.stash.get(_MEASURED, False)
         probe = self.probe() if concerns else self._probe_at_hand()
         if probe is not None:
             if concerns:
@@ -119,7 +122,7 @@ class Runner:
     def gate(self, item: pytest.Item) -> None:
         """Skip here what cannot be measured or would be meaningless, before its first fixture is set up."""
         budget = item.stash.get(_BUDGET, None)
-        if not self._concerns(item, budget):
+        if not item.stash.get(_MEASURED, False):
             return
         probe = self.probe()
         if probe is not None:
@@ -129,7 +132,7 @@ class Runner:
                 reason = f"needs a GPU for each of {ranks.count} ranks, and {len(probe.devices())} are visible"
                 raise pytest.skip.Exception(reason, _use_item_location=True)
         elif budget is not None:
-            self._judge.not_measured(item, budget, self._unavailable or "no probe", outcome="skipped")
+            self._enforcer.not_measured(item, budget, self._unavailable or "no probe", outcome="skipped")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -147,12 +150,12 @@ class Runner:
             finally:
                 self._ledger.share(item, meter)  # the test may have asked for more of them by name
         except BaseException as error:
-            self._judge.record_failed(item, meter, error)
+            self._enforcer.record_failed(item, meter, error)
             raise
         if getattr(item, "_excinfo", None):  # unittest keeps a test's own error to itself until the report is made
-            self._judge.record(item, meter, meter.measurements(), "failed", None)
+            self._enforcer.record(item, meter, meter.measured(), "failed", None)
             return result
-        self._judge.judge(item, meter)
+        self._enforcer.hold(item, meter)
         return result
 
     @pytest.hookimpl(tryfirst=True)
@@ -176,8 +179,9 @@ class Runner:
             if self._probe is not None:
                 meter = item.stash.get(_METER, None)
                 left = self._left_processes(item, meter)
-                self._ledger.close(item, self._probe, meter)
-                self._judge.judge_left(meter, left)
+                leak = self._ledger.close(item, self._probe, meter)
+                self._enforcer.refuse_leak(leak)
+                self._enforcer.refuse_left_processes(meter, left)
 
     def _left_processes(self, item: pytest.Item, meter: Meter | None) -> tuple[Process, ...]:
         """Processes of the test that still run and hold memory, those of fixtures that live on excepted."""
@@ -186,13 +190,20 @@ class Runner:
         owned = self._ledger.owned()
         left = self.children.left(lambda process: meter.is_mine(process) and process.pid not in owned)
         if left:
-            add_left(item, left)
+            records.add_left(item, left)
         return left
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-        """Show a broken budget as its message: the traceback would be this plugin's."""
+        """Show a broken budget as its message, and send the test's record with the report of its teardown.
+
+        The traceback of a broken budget would be this plugin's.
+        """
         report = yield
+        if report.failed:
+            records.change(item, outcome="failed")
+        if call.when == "teardown":
+            records.attach(item, report)
         error = call.excinfo.value if call.excinfo is not None else None
         if isinstance(error, VramError) and error.judged and report.failed:
             shown = call.excinfo.getrepr(style="value")  # type: ignore[union-attr]
@@ -258,7 +269,7 @@ class Runner:
         """The ``gpu`` fixture."""
         probe = self.probe()
         if probe is None:
-            self._judge.refuse(f"no GPU to test on: {self._unavailable}")
+            self._enforcer.refuse(f"no GPU to test on: {self._unavailable}")
         assert probe is not None
         devices = probe.devices()
         return Gpu.of(devices[int(os.environ.get(CHILD_VARIABLE, "0")) % len(devices)])
@@ -267,15 +278,8 @@ class Runner:
         """The ``vram`` fixture."""
         meter = request.node.stash.get(_METER, None)
         if meter is None:
-            self._judge.refuse(f"nothing to measure with: {self._unavailable}")
+            self._enforcer.refuse(f"nothing to measure with: {self._unavailable}")
         return Vram(meter)
-
-    def _concerns(self, item: pytest.Item, budget: Budget | None) -> bool:
-        if budget is not None or self.settings.measures_all or markers.uses_fixtures(item):
-            return True
-        if item.get_closest_marker(rankrun.MARK) is not None:
-            return True
-        return item.get_closest_marker(markers.VALUES_MARK) is not None
 
     def _skip_where_useless(self, item: pytest.Item, probe: Probe, budget: Budget | None) -> None:
         if probe.kind == "dry" and item.get_closest_marker(markers.VALUES_MARK):

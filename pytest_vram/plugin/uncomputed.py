@@ -40,7 +40,7 @@ class Dryness:
         zeros = _unanswered(self._before) if call.when == "call" else ()
         if not zeros:
             return report
-        if not markers.uses_fixtures(item) and item.get_closest_marker(markers.MARK) is None:
+        if not markers.concern(item):
             setattr(report, _READS, zeros[0].location)
         if report.failed:
             report.sections.append(("dry GPU", _section(zeros)))

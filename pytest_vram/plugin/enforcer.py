@@ -1,8 +1,7 @@
-"""What a budget and a baseline say of a measured test, and how it is told."""
+"""Carries out what budgets and baselines say: raises their errors, skips, and keeps each test's record."""
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -11,33 +10,35 @@ import pytest
 
 from pytest_vram.errors import VramBudgetExceeded, VramError, VramLeak, VramRegression, VramUnmeasured
 from pytest_vram.memory import Exceeded, TestRecord, Unmeasured
-from pytest_vram.memory.codec import encode
-from pytest_vram.plugin.failure import memory_section
-from pytest_vram.plugin.meter import UNTOUCHED
-from pytest_vram.plugin.ranks import CHILD_VARIABLE, PROPERTY, left_text
+from pytest_vram.plugin import records
+from pytest_vram.plugin.failure import leak_message, memory_section
+from pytest_vram.plugin.ranks import CHILD_VARIABLE, left_text
+from pytest_vram.plugin.verdicts import UNTOUCHED, judge
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_vram.memory import Budget, Measurement, Process, Verdict
+    from pytest_vram.plugin.ledger import Leak
     from pytest_vram.plugin.meter import Meter
     from pytest_vram.plugin.settings import Settings
+    from pytest_vram.plugin.verdicts import Measured
 
 
 class VramUnmeasuredWarning(pytest.PytestWarning):
     """A budgeted test ran, and its memory could not be measured."""
 
 
-class Judge:
-    """Raises what has to be raised, and publishes each test's record."""
+class Enforcer:
+    """Raises what has to be raised, and keeps each test's record."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._baseline: Any = None
 
-    def judge(self, item: pytest.Item, meter: Meter) -> None:
-        """The test passed: hold it against its budget and its baseline.
+    def hold(self, item: pytest.Item, meter: Meter) -> None:
+        """Hold a test that passed against its budget and its baseline.
 
         Raises:
             VramBudgetExceeded: it needed more than its budget.
@@ -45,24 +46,34 @@ class Judge:
             VramUnmeasured: nothing could be held against anything, and the session says that this is a failure.
         """
         __tracebackhide__ = True
-        measurements = meter.measurements(meter.worst[0] if meter.worst else None)
-        processes = meter.processes()
-        verdict = meter.verdict(measurements, processes)
+        measured = _measured(meter)
+        verdict = judge(meter.budget, measured)
         if meter.unknown_phase is not None and not isinstance(verdict, Exceeded):
             verdict = Unmeasured(reason=meter.unknown_phase)
         skipped = self._skips(verdict) and CHILD_VARIABLE not in os.environ
-        record = self.record(item, meter, measurements, "skipped" if skipped else "passed", verdict)
+        record = self.record(item, meter, measured, "skipped" if skipped else "passed", verdict)
         if CHILD_VARIABLE in os.environ:
             return  # one rank of many: the budget is held where the ranks were started
         if isinstance(verdict, Exceeded):
             example = meter.worst[1] if meter.worst else None
-            raise judged(meter.exceeded(measurements, verdict, processes, example=example))
+            raise judged(meter.exceeded(measured, verdict, example=example))
         if isinstance(verdict, Unmeasured):
             self.say_unmeasured(item, verdict.reason, skip=skipped)
         self._compare(record)
 
-    def judge_left(self, meter: Meter | None, left: Sequence[Process]) -> None:
-        """Processes that the test left running count against ``max_leak_mb`` with what they hold.
+    def refuse_leak(self, leak: Leak | None) -> None:
+        """Fail a test that left more than ``max_leak_mb`` behind.
+
+        Raises:
+            VramLeak: with the lines that allocated what is left.
+        """
+        __tracebackhide__ = True
+        if leak is not None:
+            message = leak_message(leak.size_bytes, leak.limit_bytes, leak.holders, leak.notes)
+            raise judged(VramLeak(message, limit_bytes=leak.limit_bytes, leaked_bytes=leak.size_bytes))
+
+    def refuse_left_processes(self, meter: Meter | None, left: Sequence[Process]) -> None:
+        """Fail a test that left processes running which hold more than ``max_leak_mb``.
 
         Raises:
             VramLeak: they hold more than the test may leave.
@@ -111,16 +122,16 @@ class Judge:
     def record_failed(self, item: pytest.Item, meter: Meter, error: BaseException) -> None:
         """The test failed or was skipped by itself: keep its error, and add what it held."""
         if isinstance(error, pytest.skip.Exception):
-            self.record(item, meter, meter.measurements(), "skipped", None)
+            self.record(item, meter, meter.measured(), "skipped", None)
             return
         if _mentions(error, VramBudgetExceeded):
-            measurements = meter.measurements(meter.worst[0] if meter.worst else None)
-            self.record(item, meter, measurements, "failed", meter.verdict(measurements, meter.processes()))
+            measured = _measured(meter)
+            self.record(item, meter, measured, "failed", judge(meter.budget, measured))
             return
         try:
-            measurements = meter.measurements(meter.worst[0] if meter.worst else None)
-            self.record(item, meter, measurements, "failed", None)
-            _explain(item, meter, measurements, error)
+            measured = _measured(meter)
+            self.record(item, meter, measured, "failed", None)
+            _explain(item, meter, measured.measurements, error)
         except Exception as trouble:  # whatever it is, the test's own error is what the user has to see
             item.add_report_section("call", "GPU memory", f"could not be read: {trouble!r}")
 
@@ -128,11 +139,12 @@ class Judge:
         self,
         item: pytest.Item,
         meter: Meter,
-        measurements: tuple[Measurement, ...],
+        measured: Measured,
         outcome: str,
         verdict: Verdict | None,
     ) -> TestRecord:
-        """Make the test's record, and send it on its way to the report."""
+        """Make the test's record, and keep it with the test."""
+        measurements = measured.measurements
         if meter.timeline or isinstance(verdict, Exceeded):
             measurements = meter.detailed(measurements)
         record = TestRecord(
@@ -142,20 +154,15 @@ class Judge:
             measurements=measurements,
             verdict=verdict,
             worst_example=meter.worst[1] if meter.worst else None,
-            processes=meter.processes(),
+            processes=measured.processes,
         )
-        self._publish(item, record)
+        records.keep(item, record)
         return record
-
-    def _publish(self, item: pytest.Item, record: TestRecord) -> None:
-        item.user_properties[:] = [p for p in item.user_properties if p[0] != PROPERTY]
-        item.user_properties.append((PROPERTY, json.dumps(encode(record), separators=(",", ":"))))
-        item.ihook.pytest_vram_record(item=item, record=record)
 
     def not_measured(self, item: pytest.Item, budget: Budget, reason: str, *, outcome: str) -> None:
         """Record that a budgeted test cannot be measured, and skip it or fail, as the session says."""
         record = TestRecord(nodeid=item.nodeid, outcome=outcome, budget=budget, verdict=Unmeasured(reason=reason))
-        self._publish(item, record)
+        records.keep(item, record)
         self.say_unmeasured(item, reason, skip=True)
 
     def say_unmeasured(self, item: pytest.Item, reason: str, *, skip: bool) -> None:
@@ -174,6 +181,11 @@ class Judge:
         if self.settings.on_unmeasured == "fail":
             raise VramUnmeasured(text)
         raise pytest.skip.Exception(text, _use_item_location=True)
+
+
+def _measured(meter: Meter) -> Measured:
+    """What was measured of the whole test, or of its worst hypothesis example."""
+    return meter.measured(meter.worst[0] if meter.worst else None)
 
 
 def _explain(item: pytest.Item, meter: Meter, measurements: tuple[Measurement, ...], error: BaseException) -> None:

@@ -1,0 +1,83 @@
+"""What a budget says of a measured test: a pure function of what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_vram.memory import Exceeded, Unmeasured, Within
+from pytest_vram.plugin.ranks import at_most, held, unknown
+
+if TYPE_CHECKING:
+    from pytest_vram.memory import Budget, Measurement, Process, Verdict
+    from pytest_vram.memory.process import Card
+
+UNTOUCHED = "the test never touched the device"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was measured of one test, as far as a budget asks for it.
+
+    Attributes:
+        measurements: of the test's own process, one entry a device.
+        counted: the figure of each entry that is held against the budget, in bytes; ``None`` where the device does
+            not report the budget's metric.
+        not_ours: bytes of each entry that were held all along, and do not count against the test.
+        processes: the processes below the test's own.
+    """
+
+    measurements: tuple[Measurement, ...]
+    counted: tuple[int | None, ...]
+    not_ours: tuple[int, ...]
+    processes: tuple[Process, ...] = ()
+
+    def cards(self, budget: Budget) -> list[Card]:
+        """Return what counts against a budget, card by card, the largest first."""
+        figures = {m.device.index: size for m, size in zip(self.measurements, self.counted, strict=True)}
+        return held(budget, self.measurements, self.processes, lambda m: figures[m.device.index])
+
+
+def judge(budget: Budget | None, measured: Measured) -> Verdict | None:
+    """Hold a test against its budget.
+
+    Returns:
+        ``None`` without a budget, or where the budget has no limit.
+    """
+    if budget is None or budget.limit_bytes is None:
+        return None
+    if all(budget.device not in (None, m.device.index) for m in measured.measurements):
+        return Unmeasured(reason=f"there is no device {budget.device}; {len(measured.measurements)} visible")
+    cards = measured.cards(budget)
+    for card in cards:
+        if card.size_bytes is None:
+            return Unmeasured(reason=f"the kind {card.worst.device.kind} reports no {budget.metric} figure")
+    peak, largest = cards[0].size_bytes or 0, cards[0]
+    if largest.worst.contaminated:
+        return Unmeasured(reason="another process's memory on the card moved during the test")
+    if peak > budget.limit_bytes:
+        phase = phase_of_peak(largest.worst, budget.metric) if largest.process is None else None
+        return Exceeded(over_bytes=peak - budget.limit_bytes, phase=phase)
+    if (missing := unknown(measured.processes)) is not None:
+        most = at_most(measured.processes) if budget.metric in ("allocated", "reserved") else None
+        if most is None or peak + most > budget.limit_bytes:
+            return Unmeasured(reason=missing)
+        return Within(headroom_bytes=budget.limit_bytes - peak - most)
+    if peak == 0 and _untouched(budget, measured) and budget.origin != "ini":
+        return Unmeasured(reason=UNTOUCHED)  # a default budget is for every test, and most never touch a device
+    return Within(headroom_bytes=budget.limit_bytes - peak)
+
+
+def phase_of_peak(measurement: Measurement, metric: str) -> str | None:
+    """Return the innermost phase in which the peak fell; ``None`` when it fell outside of all."""
+    peak = getattr(measurement.peak, f"{metric}_bytes")
+    # Phases are listed as they end: the innermost ones first.
+    return next((p.name for p in measurement.phases if getattr(p.peak, f"{metric}_bytes") == peak), None)
+
+
+def _untouched(budget: Budget, measured: Measured) -> bool:
+    return all(
+        m.peak.allocated_bytes in (0, held_all_along)
+        for m, held_all_along in zip(measured.measurements, measured.not_ours, strict=True)
+        if budget.device in (None, m.device.index)
+    )
