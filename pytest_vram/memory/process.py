@@ -87,7 +87,9 @@ def cards(
         parts.setdefault(_card(measurement), []).append((size, measurement, None))
     for process in processes:
         for measurement in process.measurements:
-            parts.setdefault(_card(measurement), []).append((figure(measurement), measurement, process))
+            # The host's memory stands for a card: each rank has one of its own.
+            card = f"host:{process.pid}" if measurement.device.kind == "host" else _card(measurement)
+            parts.setdefault(card, []).append((figure(measurement), measurement, process))
     found = []
     for members in parts.values():
         used = [part for part in members if part[0] != 0 or part[2] is None]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 RUNNER, COLLECTOR = "vram-runner", "vram-collector"
 _MOST_FILES = 2_000
-_USES = re.compile(rb"\bvram\b|def \w+\([^)]*\bgpu\b")  # the marker, or one of the fixtures
+_USES = re.compile(rb"\bvram(_ranks)?\b|def \w+\([^)]*\bgpu\b")  # a marker, or one of the fixtures
 _NOTICE = pytest.StashKey[str]()
 
 

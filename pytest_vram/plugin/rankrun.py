@@ -101,12 +101,21 @@ def run(item: pytest.Function, ranks: Ranks, figures: Path | None) -> None:
     __tracebackhide__ = True
     with tempfile.TemporaryDirectory(prefix="vram-ranks-") as name:
         folder = Path(name)
-        started = _start(item, ranks, folder, figures)
-        late = _wait(started, folder, ranks.timeout)
+        started: list[subprocess.Popen[bytes]] = []
+        try:
+            _start(started, item, ranks, folder, figures)
+            late = _wait(started, folder, ranks.timeout)
+        finally:  # a Ctrl-C does not reach them
+            for process in started:
+                if process.poll() is None:
+                    _end(process)
         _judge(started, folder, ranks, late)
 
 
-def _start(item: pytest.Function, ranks: Ranks, folder: Path, figures: Path | None) -> list[subprocess.Popen[bytes]]:
+def _start(
+    started: list[subprocess.Popen[bytes]], item: pytest.Function, ranks: Ranks, folder: Path, figures: Path | None
+) -> None:
+    """Start the ranks, and add each to ``started`` at once: who is interrupted here still ends them."""
     request = {
         "options": _options(item.config),
         "test": f"{item.path}::{item.nodeid.partition('::')[2]}",
@@ -118,7 +127,6 @@ def _start(item: pytest.Function, ranks: Ranks, folder: Path, figures: Path | No
     (folder / "request").write_bytes(pickle.dumps(request))
     port = _free_port()
     command = [sys.executable, "-m", "pytest_vram.plugin.rankchild", str(folder / "request")]
-    started = []
     for rank in range(ranks.count):
         with (folder / f"{rank}.out").open("wb") as out:
             started.append(
@@ -131,7 +139,6 @@ def _start(item: pytest.Function, ranks: Ranks, folder: Path, figures: Path | No
                     start_new_session=True,
                 )
             )
-    return started
 
 
 def _environment(rank: int, count: int, port: int) -> dict[str, str]:
@@ -154,14 +161,14 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 def _options(config: pytest.Config) -> Mapping[str, Any]:
     """The session's options for a rank's pytest: those that concern the session as a whole left out."""
-    options = {name: value for name, value in vars(config.option).items() if _plain(value)}
+    options = {name: value for name, value in vars(config.option).items() if _plain(value) and name != "file_or_dir"}
     changed: dict[str, Any] = {
         "numprocesses": None, "maxprocesses": None, "dist": "no", "distload": False, "tx": [], "usepdb": False,
         "xmlpath": None, "lf": False, "failedfirst": False, "newfirst": False, "stepwise": False,
         "stepwise_skip": False, "stepwise_reset": False, "cacheclear": False, "keyword": "", "markexpr": "",
         "deselect": None, "maxfail": 0, "reruns": None, "collectonly": False, "runxfail": True, "no_cov": True,
         "vram_report": None, "vram_output": None, "vram_baseline": None, "vram_update_baseline": None,
-        "vram_suggest": None, "basetemp": None, "file_or_dir": [],
+        "vram_suggest": None, "basetemp": None,
     }  # fmt: skip
     options |= {name: value for name, value in changed.items() if name in options}
     if options.get("hypothesis_seed", "") is None:

@@ -245,8 +245,8 @@ class Runner:
                 self._unavailable = str(error)
             else:
                 self._probe, self._intervals = probe, Intervals(probe)
-                if probe.kind in ("cuda", "dry"):
-                    self.children = Children(real=probe.kind == "cuda")
+                if probe.kind in ("cuda", "dry", "host"):
+                    self.children = Children(probe.kind)
         return self._probe
 
     def pytest_unconfigure(self) -> None:

@@ -29,6 +29,8 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_vram.memory import Kind
+
 _DRIVER = ("/dev/nvidia-uvm", "/dev/dxg")
 _LOOK_EVERY = 0.05  # seconds between two looks at the descendants
 _ANSWER = 5.0  # seconds that a running process has to say what it needed
@@ -39,19 +41,21 @@ class Children:
     """Knows the processes below this one, those that have ended included.
 
     Args:
-        real: the card is a real one, so that descendants have to be looked at.
+        kind: of this process's figures. On a real card descendants have to be looked at. For CPU tensors processes are
+            left alone, because they are not traced: only a test's ranks leave figures.
     """
 
-    def __init__(self, *, real: bool) -> None:
+    def __init__(self, kind: Kind) -> None:
         outer = os.environ.get(PROCESSES_VARIABLE)
         self._before = {name: os.environ.get(name) for name in (PROCESSES_VARIABLE, "PYTHONPATH")}
         self._keep = outer is not None and Path(outer).is_dir()
         self.folder = Path(tempfile.mkdtemp(prefix="vram-", dir=outer if self._keep else None))
         reporter.own(str(self.folder), reporter.owner_of(outer) if self._keep else None)
-        reporter.follow_forks()
-        os.environ.update(inherited(os.environ))
-        os.environ[PROCESSES_VARIABLE] = str(self.folder)
-        self._watch = _Watch() if real else None
+        if kind != "host":
+            reporter.follow_forks()
+            os.environ.update(inherited(os.environ))
+            os.environ[PROCESSES_VARIABLE] = str(self.folder)
+        self._watch = _Watch() if kind == "cuda" else None
 
     def close(self) -> None:
         """Take the folder away, and let the environment be what it was."""

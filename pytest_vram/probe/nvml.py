@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.errors import ProbeUnavailable
@@ -187,14 +189,13 @@ def descendants() -> set[int]:
     pending = [os.getpid()]
     while pending:
         parent = pending.pop()
-        try:
-            threads = os.listdir(f"/proc/{parent}/task")
-            texts = [open(f"/proc/{parent}/task/{t}/children").read() for t in threads]  # noqa: SIM115 - read at once
-        except OSError:
-            continue
-        new = {int(pid) for text in texts for pid in text.split()} - found
-        found |= new
-        pending.extend(new)
+        with contextlib.suppress(OSError):  # it has just ended
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with contextlib.suppress(OSError):  # a thread of it has
+                    text = Path(f"/proc/{parent}/task/{thread}/children").read_text()
+                    new = {int(pid) for pid in text.split()} - found
+                    found |= new
+                    pending.extend(new)
     return found
 
 

@@ -7,6 +7,7 @@ never uses a GPU leaves nothing.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import multiprocessing.util
 import os
@@ -14,8 +15,9 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, partial, wraps
 from pathlib import Path
+from typing import Any
 
 from pytest_vram.drygpu.process.variables import PROCESSES_VARIABLE
 from pytest_vram.memory import Measurement
@@ -27,6 +29,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _SHOWN = 80  # characters of a command line
 _reporters: list[_Reporter] = []
 _owned: dict[str, str | None] = {}
+_rank_before: list[int] = []
 
 
 def now() -> float:
@@ -86,10 +89,10 @@ class _Reporter:
             try:
                 with self._questions.open("rb") as pipe:
                     pipe.read()
-            except OSError:
-                return  # the folder is gone: nobody will ask any more
-            measurements = tuple(m for m in self._measurements(holders=False) if used(m))
-            write_figures(self.folder, self._process(measurements), suffix="sofar")
+                measurements = tuple(m for m in self._measurements(holders=False) if used(m))
+                write_figures(self.folder, self._process(measurements), suffix="sofar")
+            except (OSError, RuntimeError):
+                return  # the folder is gone, so that nobody will ask any more; or the interpreter is going
 
     def _process(self, measurements: tuple[Measurement, ...]) -> Process:
         began = started(self.pid)
@@ -170,26 +173,49 @@ def follow_forks() -> None:
 def _in_child() -> None:
     _reporters.clear()
     _owned.clear()
+    _rank_before.clear()
     if "torch" in sys.modules:
         begin()
 
 
 def _start(folder: str) -> None:
     if not _reporters:
-        _reporters.append(_Reporter(Path(folder)))
+        with contextlib.suppress(OSError):  # the test session is over, and its folder gone: nobody wants figures
+            _reporters.append(_Reporter(Path(folder)))
+            _remember_rank()
 
 
 def _finish() -> None:
     while _reporters:
-        _reporters.pop().write()
+        with contextlib.suppress(OSError):
+            _reporters.pop().write()
 
 
 def _rank() -> int | None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_rank())
+    if _rank_before:
+        return _rank_before[-1]
     text = os.environ.get("RANK", "")
     return int(text) if text.isdigit() else None
+
+
+def _remember_rank() -> None:
+    """Keep the rank when the process group is taken down: figures are left later."""
+    distributed = sys.modules.get("torch.distributed")
+    original = getattr(distributed, "destroy_process_group", None)
+    if distributed is None or original is None or hasattr(original, "remembers_rank"):
+        return
+
+    @wraps(original)
+    def destroy_process_group(*args: Any, **kwargs: Any) -> Any:
+        if (rank := _rank()) is not None:
+            _rank_before.append(rank)
+        return original(*args, **kwargs)
+
+    destroy_process_group.remembers_rank = True  # type: ignore[attr-defined]
+    distributed.destroy_process_group = destroy_process_group  # type: ignore[attr-defined]
 
 
 def used(measurement: Measurement) -> bool:

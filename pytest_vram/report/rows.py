@@ -23,7 +23,7 @@ class RankRow:
         title: its rank, or its command line, and its number.
         rank: in ``torch.distributed``; ``None`` where it has none.
         pid: its number.
-        card: index of the device; ``None`` where there are no figures.
+        card: index of the device; ``None`` where there are no figures, and for CPU tensors.
         peak_bytes: in the test's metric; ``None`` where not measured.
         missing: why there are no figures.
         left_bytes: what it still held after the test.
@@ -130,7 +130,7 @@ def rank_rows(test: TestRecord, metric: str) -> tuple[RankRow, ...]:
                 title=process.title,
                 rank=process.rank,
                 pid=process.pid,
-                card=most.device.index if most else None,
+                card=most.device.index if most and most.device.kind != "host" else None,
                 peak_bytes=most.figure(metric) if most else None,
                 allocated_bytes=most.peak.allocated_bytes if most else None,
                 reserved_bytes=most.peak.reserved_bytes if most else None,

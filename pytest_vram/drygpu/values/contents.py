@@ -41,7 +41,12 @@ def read(tensor: torch.Tensor) -> Value:
 
 def write(tensor: torch.Tensor, value: Value) -> None:
     """Put a value where the collective leaves it."""
-    if value.data is None or not is_carried(tensor) or len(value.data) != tensor.numel() * tensor.element_size():
+    if (
+        value.data is None
+        or not is_carried(tensor)
+        or not known_values.can_learn(tensor)
+        or len(value.data) != tensor.numel() * tensor.element_size()
+    ):
         known_values.forget(tensor)
         return
     if tensor.numel():

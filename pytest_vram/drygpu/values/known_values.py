@@ -150,10 +150,15 @@ def find_address(address: int) -> Known | None:
     return None
 
 
+def can_learn(tensor: torch.Tensor) -> bool:
+    """Whether values of this tensor may be listed now: not where it may be a gradient, see ``_known``."""
+    return tensor.dtype in WHOLE_NUMBERS or torch._C._current_graph_task_id() == -1
+
+
 def learn(tensor: torch.Tensor, guess: str = "") -> None:
     """The elements of ``tensor`` now hold what the program would find there (or a ``guess`` of it)."""
-    if tensor.numel() == 0 or (tensor.dtype not in WHOLE_NUMBERS and torch._C._current_graph_task_id() != -1):
-        return  # a gradient: see _known
+    if tensor.numel() == 0 or not can_learn(tensor):
+        return
     address, size = _extent(tensor)
     entry = _entry(tensor)
     if entry is None:

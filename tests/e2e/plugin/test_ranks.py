@@ -56,15 +56,22 @@ CHILD = "import torch, os, signal; x = torch.empty(8 << 20, dtype=torch.uint8, d
 def test_child_on_the_second_card():
     subprocess.run([sys.executable, "-c", CHILD], check=True)
 
-def in_a_fork():
-    held = block(8, "cuda:1")
+FORKS = '''
+import torch, multiprocessing
+
+def work():
+    global held
+    held = torch.empty(8 << 20, dtype=torch.uint8, device="cuda:1")
+
+process = multiprocessing.get_context("fork").Process(target=work)
+process.start()
+process.join()
+assert process.exitcode == 0
+'''
 
 @pytest.mark.vram(max_mb=4)
 def test_forked_child():
-    process = torch.multiprocessing.get_context("fork").Process(target=in_a_fork)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    subprocess.run([sys.executable, "-c", FORKS], check=True)
 
 @pytest.mark.vram(max_mb=64)
 def test_killed_and_within_whatever_it_allocated():
@@ -197,3 +204,32 @@ def test_a_conftest_does_not_overrule_the_option(tmp_path: Path, choice: str) ->
     text = done.stdout + done.stderr
     assert f"the dry GPUs were chosen with {choice}" in text
     assert "activate() asks for 2 x NVIDIA A100-SXM4-80GB" in text
+
+
+ON_THE_HOST = """
+import time
+import pytest, torch
+import torch.distributed as dist
+
+@pytest.mark.vram_ranks(2)
+@pytest.mark.vram(max_mb=2)
+def test_values(gpu):
+    x = torch.ones(3 << (18 + dist.get_rank()))  # 3 and 6 MiB
+    dist.all_reduce(x[:4])
+    assert x[0] == 2
+
+@pytest.mark.vram_ranks(2, timeout=45)
+def test_late():
+    if dist.get_rank() == 1:
+        time.sleep(300)  # here it waits
+"""
+
+
+def test_ranks_on_the_host_compute_and_a_late_one_is_told_with_its_place(tmp_path: Path) -> None:
+    done = session(tmp_path, ON_THE_HOST, "--vram-gpu=host")
+    assert done.outcomes == {"test_values": "FAILED", "test_late": "FAILED"}
+    assert "the test needed 6.00 MiB of allocated memory" in done.out, done.out
+    assert {rank: size // MB for rank, size in peaks(done.tests["test_values"]).items()} == {0: 3, 1: 6}
+    assert "rank 1 of 2 did not end within 45 s:" in done.out
+    assert "(most recent call first)" in done.out  # where it was
+    assert "the other ranks:\n  rank 0 " in done.out
