@@ -15,9 +15,6 @@ from pytest_vram.errors import VramError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
-
-    from pytest_vram.memory import Report
 
 COMMANDS = (
     "pytest_vram.commands.run",
@@ -27,12 +24,6 @@ COMMANDS = (
     "pytest_vram.commands.doctor",
 )
 USAGE_ERROR = 2
-
-
-def _save(report: Report, path: Path) -> None:
-    from pytest_vram.report import files
-
-    files.save(report, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(name).add_parser(subparsers)
-    # `run` lies below the reports and may not import them: it is handed what writes one.
-    arguments = parser.parse_args(argv, argparse.Namespace(save=_save))
+    arguments = parser.parse_args(argv)
     try:
         return int(arguments.main(arguments))
     except VramError as error:

@@ -1,4 +1,4 @@
-"""Bytes to text and back: the only place that knows 1024.
+"""Convert bytes to text and GB to bytes. No other module knows the factor 1024.
 
 1 GB means 2**30 bytes in every ``*_gb`` argument, as card makers count memory; text prints "GiB" so that nobody has
 to guess.
@@ -6,39 +6,15 @@ to guess.
 
 from __future__ import annotations
 
-import re
-
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
 TIB = 1024**4
 
-_FACTORS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": TIB}
-_SIZE = re.compile(r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*(?P<prefix>[kmgt]?)i?b?\s*", re.IGNORECASE)
-
 
 def gb_to_bytes(gb: float) -> int:
     """Return ``gb`` * 2**30 as whole bytes, rounded to nearest."""
     return round(gb * GIB)
-
-
-def mb_to_bytes(mb: float) -> int:
-    """Return ``mb`` * 2**20 as whole bytes, rounded to nearest."""
-    return round(mb * MIB)
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size such as ``"16GiB"``, ``"512 MB"``, ``"1.5g"`` or ``"4096"`` (bytes).
-
-    ``GB`` and ``GiB`` both mean 2**30.
-
-    Raises:
-        ValueError: the text is not a size, naming the text and the accepted forms.
-    """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a size: write for example '16GiB', '512MB' or a number of bytes")
-    return round(float(match["number"]) * _FACTORS[match["prefix"].lower()])
 
 
 def format_bytes(size: int | None) -> str:

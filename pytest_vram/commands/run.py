@@ -29,6 +29,7 @@ from pytest_vram.drygpu.process.activate import environment
 from pytest_vram.drygpu.process.startup import inherited
 from pytest_vram.drygpu.process.variables import RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.errors import DryGpuError, VramUsageError
+from pytest_vram.report import files
 from pytest_vram.units import gb_to_bytes
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
         if args.json is not None:
             args.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
         if args.html is not None:
-            args.save(as_report(report, command), args.html)
+            files.save(as_report(report, command), args.html)
     except (DryGpuError, VramUsageError) as error:
         print(f"pytest-vram: {error}", file=sys.stderr)
         return 2

@@ -9,27 +9,8 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from pytest_vram.errors import DryGpuError
-
-JournalKind = Literal[
-    "malloc", "free", "refused", "create", "release", "managed", "managed_free", "host", "host_free", "context"
-]
-_KINDS: tuple[JournalKind, ...] = (
-    "malloc",
-    "free",
-    "refused",
-    "create",
-    "release",
-    "managed",
-    "managed_free",
-    "host",
-    "host_free",
-    "context",
-)
-_BATCH = 4096
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverStats:
@@ -62,57 +43,8 @@ class DriverStats:
     host_peak_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalEntry:
-    """One thing the driver did. ``device`` is -1 for host memory; ``address`` is 0 where there is none."""
-
-    kind: JournalKind
-    device: int
-    address: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceRead:
-    """One copy from device to host.
-
-    Attributes:
-        address: where on the device.
-        size_bytes: how many bytes.
-        device: index of the device.
-        known: every byte had been written by a copy or a fill, or was marked known. A kernel may have changed it since.
-        answered: the bytes came from :func:`queue_answer` or the read hook.
-    """
-
-    address: int
-    size_bytes: int
-    device: int
-    known: bool
-    answered: bool
-
-
 class _Stats(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in DriverStats.__dataclass_fields__]
-
-
-class _Entry(ctypes.Structure):
-    _fields_ = [
-        ("address", ctypes.c_uint64),
-        ("size_bytes", ctypes.c_uint64),
-        ("kind", ctypes.c_int32),
-        ("device", ctypes.c_int32),
-    ]
-
-
-class _Read(ctypes.Structure):
-    _fields_ = [
-        ("address", ctypes.c_uint64),
-        ("size_bytes", ctypes.c_uint64),
-        ("device", ctypes.c_int32),
-        ("known", ctypes.c_int32),
-        ("answered", ctypes.c_int32),
-        ("padding", ctypes.c_int32),
-    ]
 
 
 ReadHook = Callable[[int, int, bool, int], bool]
@@ -129,8 +61,7 @@ def _find() -> ctypes.CDLL | None:
         library.pytest_vram_dry_stats  # noqa: B018 - ctypes resolves the name on access
     except AttributeError:
         return None
-    for name in ("pytest_vram_dry_journal", "pytest_vram_dry_reads", "pytest_vram_dry_launches"):
-        getattr(library, name).restype = ctypes.c_uint64
+    library.pytest_vram_dry_launches.restype = ctypes.c_uint64
     library.pytest_vram_dry_missing.restype = ctypes.c_char_p
     library.pytest_vram_dry_note.restype = ctypes.c_char_p
     return library
@@ -213,50 +144,6 @@ def write_exit(path: str) -> None:
         raise DryGpuError(f"the exit code cannot be written to {path}")
 
 
-def journal(first: int = 0) -> tuple[int, list[JournalEntry]]:
-    """Return the driver's journal from entry number ``first`` on, as far as it is kept (the last 65,536 entries).
-
-    Returns:
-        The number of entries written so far, which is the ``first`` for the next call, and the entries.
-    """
-    total, raw = _collect("pytest_vram_dry_journal", _Entry, first)
-    return total, [
-        JournalEntry(kind=_KINDS[e.kind - 1], device=e.device, address=e.address, size_bytes=e.size_bytes) for e in raw
-    ]
-
-
-def reads(first: int = 0) -> tuple[int, list[DeviceRead]]:
-    """Return the copies from device to host from number ``first`` on, as far as they are kept (the last 4,096).
-
-    Returns:
-        The number of reads so far, which is the ``first`` for the next call, and the reads.
-    """
-    total, raw = _collect("pytest_vram_dry_reads", _Read, first)
-    return total, [
-        DeviceRead(
-            address=r.address,
-            size_bytes=r.size_bytes,
-            device=r.device,
-            known=bool(r.known),
-            answered=bool(r.answered),
-        )
-        for r in raw
-    ]
-
-
-def _collect(name: str, kind: type[ctypes.Structure], first: int) -> tuple[int, list[ctypes.Structure]]:
-    function = getattr(_library(), name)
-    collected: list[ctypes.Structure] = []
-    copied = ctypes.c_uint64()
-    while True:
-        room = (kind * _BATCH)()
-        total = int(function(ctypes.c_uint64(first), room, ctypes.c_uint64(_BATCH), ctypes.byref(copied)))
-        collected += room[: copied.value]
-        first = max(first + copied.value, 0)
-        if copied.value < _BATCH:
-            return total, collected
-
-
 def is_known(address: int, size_bytes: int) -> bool | None:
     """Whether every byte of a device range holds a value that was sent there; ``None`` if it is not device memory."""
     known = int(_library().pytest_vram_dry_known(ctypes.c_uint64(address), ctypes.c_uint64(size_bytes)))
@@ -276,24 +163,6 @@ def mark_known(address: int, size_bytes: int, *, known: bool = True) -> None:
         raise DryGpuError(f"{address:#x} is not memory of a dry GPU")
 
 
-def queue_answer(data: bytes) -> None:
-    """Let the next copies from device to host of just ``len(data)`` bytes return ``data``; answers wait in a queue.
-
-    Only the head of the queue is looked at, so an answer that nobody fetches blocks those behind it: see
-    :func:`drop_answers`.
-
-    Raises:
-        DryGpuError: ``data`` is empty or above 64 KiB.
-    """
-    if not _library().pytest_vram_dry_queue_answer(data, ctypes.c_uint64(len(data))):
-        raise DryGpuError(f"an answer of {len(data)} bytes cannot be queued: 1 to 65536 can")
-
-
-def drop_answers() -> int:
-    """Empty the queue of answers; returns how many nobody had fetched."""
-    return int(_library().pytest_vram_dry_drop_answers())
-
-
 def set_read_hook(hook: ReadHook | None) -> None:
     """Let ``hook`` see, and answer, every copy to the host that no queued answer fits; ``None`` takes it away."""
     global _kept_hook
@@ -310,8 +179,3 @@ def set_read_hook(hook: ReadHook | None) -> None:
     function = _HOOK(call)
     library.pytest_vram_dry_set_read_hook(function)
     _kept_hook = function
-
-
-def set_copy_limit(size_bytes: int) -> None:
-    """Let copies and fills up to ``size_bytes`` carry their values; larger ones leave zeros behind."""
-    _library().pytest_vram_dry_set_copy_limit(ctypes.c_uint64(size_bytes))

@@ -12,7 +12,7 @@ import weakref
 from dataclasses import dataclass, field
 from functools import wraps
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +34,18 @@ tuple, because a training step makes thousands.
 """
 
 
-Label = tuple[int, int, int, "Category", str]
-"""As seen at a time in nanoseconds, the block of a device at an address is of a category, and of a module."""
+class Label(NamedTuple):
+    """What a tensor's block is for, as seen at one time."""
+
+    time_ns: int
+    """Nanoseconds of the Unix clock."""
+    device: int
+    """Index of the device that holds the block."""
+    address: int
+    """The block's address on the device."""
+    category: Category
+    module: str
+    """Name of the module that the tensor belongs to; ``""`` where it is not known."""
 
 
 _Doing = tuple[str, str, bool]
@@ -229,7 +239,7 @@ class Notes:
             # Asked for once: each time it is asked for, an object is made.
             gradient = None if parameter is None else parameter.grad
             if gradient is not None and (place := address(gradient)) is not None:
-                append((now, *place, "gradients", module))
+                append(Label(now, *place, "gradients", module))
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._note("optimizer")
@@ -246,7 +256,7 @@ class Notes:
     def _label(self, now: int, tensor: Tensor, category: Category, module: str = "") -> None:
         place = self._address(tensor)
         if place is not None:
-            self._labels.append((now, *place, category, module))
+            self._labels.append(Label(now, *place, category, module))
 
     def _note(self, kind: str) -> None:
         self._times.append(time_ns())

@@ -9,7 +9,6 @@
 static dry_card card;
 static int physical_count, visible_count;
 static int visible[DRY_MAX_DEVICES];
-static size_t copy_limit = (size_t)1 << 20;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 void dry_uuid(int physical, uint8_t uuid[16]) {
@@ -76,8 +75,6 @@ static void read_environment(void) {
         return;
     }
     memcpy(card.product, product, sizeof product);
-    const char *limit = getenv("PYTEST_VRAM_DRY_COPY_LIMIT");
-    if (limit != NULL) copy_limit = strtoull(limit, NULL, 10);
     read_visible();
 }
 
@@ -89,6 +86,4 @@ const dry_card *dry_the_card(void) {
 int dry_physical_count(void) { return dry_the_card(), physical_count; }
 int dry_visible_count(void) { return dry_the_card(), visible_count; }
 int dry_physical_index(int index) { return index >= 0 && index < dry_visible_count() ? visible[index] : -1; }
-size_t dry_copy_limit(void) { return dry_the_card(), copy_limit; }
-void dry_set_copy_limit(size_t bytes) { dry_the_card(), copy_limit = bytes; }
 int pytest_vram_dry_device_count(void) { return dry_visible_count(); }

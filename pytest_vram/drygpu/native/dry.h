@@ -12,6 +12,7 @@
 
 #define DRY_MAX_DEVICES 64
 #define DRY_PAGE ((size_t)2 << 20) /* granularity of physical device memory: 2 MiB on every supported card */
+#define DRY_COPY_LIMIT ((size_t)1 << 20) /* larger copies and fills carry no values */
 #define DRY_ROUND_UP(n, to) ((((n) + (to) - 1) / (to)) * (to))
 
 /* ---- config.c: which card, how many, which of them this process sees ---- */
@@ -29,8 +30,6 @@ int dry_physical_count(void);        /* cards in the machine: what NVML sees */
 int dry_visible_count(void);         /* after CUDA_VISIBLE_DEVICES */
 int dry_physical_index(int visible); /* -1 when there is no such device */
 void dry_uuid(int physical, uint8_t uuid[16]);
-size_t dry_copy_limit(void); /* copies above this many bytes carry no values */
-void dry_set_copy_limit(size_t bytes);
 
 /* ---- lock.c: one lock for all state; a forked child starts with it open ---- */
 void dry_lock(void);
@@ -73,19 +72,7 @@ void *dry_map_fixed(uintptr_t address, size_t size); /* the same at that address
 uintptr_t dry_managed_take(size_t size, int device);
 int dry_managed_release(uintptr_t base, dry_span *removed);
 
-/* ---- account.c: who holds how much, and the journal ---- */
-enum {
-    DRY_JOURNAL_MALLOC = 1,
-    DRY_JOURNAL_FREE,
-    DRY_JOURNAL_REFUSED,
-    DRY_JOURNAL_CREATE,
-    DRY_JOURNAL_RELEASE,
-    DRY_JOURNAL_MANAGED,
-    DRY_JOURNAL_MANAGED_FREE,
-    DRY_JOURNAL_HOST,
-    DRY_JOURNAL_HOST_FREE,
-    DRY_JOURNAL_CONTEXT
-};
+/* ---- account.c: how much memory is taken ---- */
 int dry_context_create(int device); /* charges the context once; 0 if it does not fit */
 int dry_context_exists(int device);
 int dry_charge(int device, size_t bytes); /* 0: the card has not got that many left */
@@ -95,7 +82,6 @@ void dry_charge_managed(int device, size_t bytes);
 void dry_refund_managed(int device, size_t bytes);
 void dry_charge_host(size_t bytes);
 void dry_refund_host(size_t bytes);
-void dry_journal(int kind, int device, uintptr_t address, size_t bytes);
 
 /* ---- value.c: the few values that device memory carries ---- */
 int dry_copy(void *destination, const void *source, size_t bytes); /* any direction; 0: an address is unknown */

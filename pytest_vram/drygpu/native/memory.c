@@ -24,8 +24,7 @@ int dry_malloc(int device, size_t bytes, uintptr_t *address) {
     }
     dry_span span = {.kind = SPAN_MALLOC, .counted = rounded};
     *address = dry_space_take(device, rounded, DRY_PAGE, 0, span);
-    if (*address) dry_journal(DRY_JOURNAL_MALLOC, device, *address, bytes);
-    else dry_refund(device, rounded);
+    if (*address == 0) dry_refund(device, rounded);
     dry_unlock();
     return *address ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -40,14 +39,12 @@ int dry_free(uintptr_t address) {
     } else if (device == DRY_IS_MANAGED) {
         dry_managed_release(address, &span);
         dry_refund_managed(span.device, span.counted);
-        dry_journal(DRY_JOURNAL_MANAGED_FREE, span.device, address, span.counted);
     } else if (found->kind == SPAN_POOL) {
         result = dry_pool_free(*found);
     } else {
         dry_forget(address, found->size);
         dry_space_release(device, address, &span);
         dry_refund(device, span.counted);
-        dry_journal(DRY_JOURNAL_FREE, device, address, span.counted);
     }
     dry_unlock();
     return result;
@@ -86,10 +83,7 @@ cudaError_t cudaMallocManaged(void **pointer, size_t bytes, unsigned flags) {
         return dry_fail(cudaErrorInvalidValue);
     dry_lock();
     uintptr_t base = dry_managed_take(bytes, device);
-    if (base) {
-        dry_charge_managed(device, bytes);
-        dry_journal(DRY_JOURNAL_MANAGED, device, base, bytes);
-    }
+    if (base) dry_charge_managed(device, bytes);
     dry_unlock();
     *pointer = (void *)base;
     return dry_fail(base ? cudaSuccess : cudaErrorMemoryAllocation);

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CARD_VARIABLE = "PYTEST_VRAM_DRY_CARD"
-COPY_LIMIT_VARIABLE = "PYTEST_VRAM_DRY_COPY_LIMIT"
 MOST_DEVICES = 64
 
 
@@ -33,7 +32,6 @@ def activate(
     count: int = 1,
     total_bytes: int | None = None,
     context_bytes: int | None = None,
-    copy_limit_bytes: int | None = None,
     replace_real_gpu: bool = False,
 ) -> None:
     """Give this process, and those it starts, dry GPUs. To be called before ``import torch``.
@@ -45,7 +43,6 @@ def activate(
         count: how many such cards.
         total_bytes: device memory in bytes, in place of the card's.
         context_bytes: what the CUDA context takes of it, in bytes, in place of the card's.
-        copy_limit_bytes: copies to and from the device above this size carry no values (default 1 MiB).
         replace_real_gpu: stand in even where the machine has a real GPU.
 
     Raises:
@@ -53,7 +50,7 @@ def activate(
             cannot be built.
         VramUsageError: an argument is out of range, or no card has that name.
     """
-    variables = _variables(card, count, total_bytes, context_bytes, copy_limit_bytes)
+    variables = _variables(card, count, total_bytes, context_bytes)
     if is_active():
         if os.environ.get(CARD_VARIABLE) == variables[CARD_VARIABLE]:
             startup.watch()
@@ -88,7 +85,6 @@ def environment(
     count: int = 1,
     total_bytes: int | None = None,
     context_bytes: int | None = None,
-    copy_limit_bytes: int | None = None,
     replace_real_gpu: bool = False,
     base: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -100,11 +96,10 @@ def environment(
     Returns:
         ``base`` with ``LD_PRELOAD`` and the card added.
     """
-    variables = _variables(card, count, total_bytes, context_bytes, copy_limit_bytes)
+    variables = _variables(card, count, total_bytes, context_bytes)
     _refuse_real_gpu(replace_real_gpu)
     build = ensure_built()
     result = dict(os.environ if base is None else base)
-    result.pop(COPY_LIMIT_VARIABLE, None)
     result.update(variables)
     result.update(_inherited(build, result))
     return result
@@ -123,9 +118,7 @@ def _refuse_real_gpu(allowed: bool) -> None:
         )
 
 
-def _variables(
-    card: str | Card, count: int, total_bytes: int | None, context_bytes: int | None, copy_limit_bytes: int | None
-) -> dict[str, str]:
+def _variables(card: str | Card, count: int, total_bytes: int | None, context_bytes: int | None) -> dict[str, str]:
     found = find_card(card) if isinstance(card, str) else card
     total = found.total_bytes if total_bytes is None else total_bytes
     context = found.context_bytes if context_bytes is None else context_bytes
@@ -135,12 +128,7 @@ def _variables(
         raise VramUsageError(f"context_bytes={context} does not fit into total_bytes={total}")
     major, minor = found.capability
     text = f"{total}|{context}|{major}.{minor}|{found.multiprocessors}|{found.l2_bytes}|{count}|{found.product}"
-    variables = {CARD_VARIABLE: text}
-    if copy_limit_bytes is not None:
-        if copy_limit_bytes < 0:
-            raise VramUsageError(f"copy_limit_bytes={copy_limit_bytes}: a size cannot be negative")
-        variables[COPY_LIMIT_VARIABLE] = str(copy_limit_bytes)
-    return variables
+    return {CARD_VARIABLE: text}
 
 
 def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ Record = dict[str, Any]
 _COUNTS = ("num_alloc_retries", "num_ooms")
 
 
-class Recorder:
+class ProcessRecorder:
     """Watches one process."""
 
     def __init__(self, folder: Path) -> None:
@@ -164,7 +164,7 @@ class Recorder:
 
 def begin(folder: Path) -> None:
     """Watch this process, and those it forks, until they end."""
-    recorder = Recorder(folder)
+    recorder = ProcessRecorder(folder)
     _before("_cuda_resetPeakMemoryStats", recorder.keep_peaks)
     _before("_cuda_resetAccumulatedMemoryStats", recorder.keep_counts)
     _before("_accelerator_resetPeakStats", recorder.keep_peaks)
@@ -178,15 +178,15 @@ def begin(folder: Path) -> None:
     torch.cuda._lazy_call(recorder.use)
     atexit.register(recorder.write)
     os.register_at_fork(after_in_child=recorder.start_again)
-    multiprocessing.util.register_after_fork(recorder, Recorder.end_with_multiprocessing)
+    multiprocessing.util.register_after_fork(recorder, ProcessRecorder.end_with_multiprocessing)
     _listen_for_exit_codes(recorder)
 
 
 def _record_over_time() -> None:
     from pytest_vram.probe.history import History
-    from pytest_vram.probe.recorder import Recorder as OverTime
+    from pytest_vram.probe.recorder import Recorder
 
-    history, recorder = History(), OverTime()
+    history, recorder = History(), Recorder()
     history.start()
     recorder.start()
     _running.append((history, recorder))
@@ -216,7 +216,7 @@ def _before(name: str, action: Callable[[], None]) -> None:
     setattr(torch._C, name, first)
 
 
-def _listen_for_errors(recorder: Recorder) -> None:
+def _listen_for_errors(recorder: ProcessRecorder) -> None:
     """Note an error that ends the program, and an out-of-memory error that ends a thread."""
     before, before_thread = sys.excepthook, threading.excepthook
 
@@ -241,7 +241,7 @@ def _listen_for_errors(recorder: Recorder) -> None:
     sys.excepthook, threading.excepthook = hook, thread_hook
 
 
-def _listen_for_exit_codes(recorder: Recorder) -> None:
+def _listen_for_exit_codes(recorder: ProcessRecorder) -> None:
     """Note the exit codes of multiprocessing's children, whose errors no hook sees.
 
     ``BaseProcess._bootstrap`` is private, and the same from Python 3.8 to 3.14: it runs the child and returns its code.
