@@ -1,6 +1,6 @@
-"""``python -m pytest_vram``.
+"""The command line ``python -m pytest_vram``, with the commands run, report, compare, cards and doctor.
 
-Run | report | compare | cards | doctor. Each command is a module with ``add_parser`` and ``main``.
+Each command is a module of :mod:`pytest_vram.commands` with the functions ``add_parser`` and ``main``.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: the arguments after the program's name; those of the process when ``None``.
+        argv: the arguments after the program's name; ``None`` takes those of this process.
 
     Returns:
-        The exit code: the command's own, 2 where an argument cannot be used.
+        The command's exit code, or 2 if an argument cannot be used.
     """
     parser = argparse.ArgumentParser(prog="python -m pytest_vram", description="GPU memory, measured and budgeted.")
     parser.add_argument("--version", action="version", version=f"pytest-vram {__version__}")

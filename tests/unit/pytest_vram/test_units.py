@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from pytest_vram.units import GIB, KIB, MIB, TIB, format_bytes, gb_to_bytes
 
-
 _FACTORS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 
 
@@ -50,9 +49,7 @@ def test_what_is_written_reads_as_the_same_size_to_three_digits(size: int) -> No
 @given(st.integers(0, 2**55), st.integers(0, 2**55))
 def test_a_larger_size_is_never_written_as_a_smaller_one(a: int, b: int) -> None:
     small, large = sorted((a, b))
-    assert parse(format_bytes(small)) <= parse(format_bytes(large)) or format_bytes(small) == format_bytes(
-        large
-    )
+    assert parse(format_bytes(small)) <= parse(format_bytes(large)) or format_bytes(small) == format_bytes(large)
 
 
 @given(st.integers(0, 1024 * TIB - 1))
