@@ -1,6 +1,6 @@
-"""The dry GPU's own count, and the values it carries: a ctypes view of the stub libraries in this process.
+"""Call the stub libraries in this process through ctypes: read what they count, and which values they carry.
 
-Nothing here imports torch. Addresses are plain integers, as ``Tensor.data_ptr()`` returns them.
+This module does not import torch. Addresses are integers, as ``Tensor.data_ptr()`` returns them.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from dataclasses import dataclass
 
 from pytest_vram.errors import DryGpuError
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverStats:
-    """What the stub driver counts for one device. All sizes in bytes.
+    """The figures that the stub driver counts for one device. All sizes are in bytes.
 
     Attributes:
         total_bytes: the card's memory.
-        used_bytes: taken of it now, the context included; ``total - used`` is what ``cudaMemGetInfo`` calls free.
-        peak_bytes: the most that was taken since :func:`reset_peaks`.
-        context_bytes: the CUDA context's part; 0 until there is a context.
-        allocations: successful requests so far (cudaMalloc, cuMemCreate, growth of a pool).
-        frees: allocations given back.
-        refusals: requests that did not fit.
-        managed_bytes: cudaMallocManaged memory (paged optimizers) asked for on this device; not in ``used_bytes``.
-        managed_peak_bytes: the most of it.
+        used_bytes: memory in use, the context included; ``cudaMemGetInfo`` reports ``total - used`` as free.
+        peak_bytes: largest ``used_bytes`` since :func:`reset_peaks`.
+        context_bytes: size of the CUDA context; 0 until it exists.
+        allocations: number of successful requests so far (cudaMalloc, cuMemCreate, growth of a pool).
+        frees: number of allocations that were freed.
+        refusals: number of requests that did not fit.
+        managed_bytes: cudaMallocManaged memory (paged optimizers) of this device; it is not part of ``used_bytes``.
+        managed_peak_bytes: largest ``managed_bytes`` since :func:`reset_peaks`.
         host_bytes: pinned host memory of the whole process.
-        host_peak_bytes: the most of it.
+        host_peak_bytes: largest ``host_bytes`` since :func:`reset_peaks`.
     """
 
     total_bytes: int
@@ -48,7 +49,11 @@ class _Stats(ctypes.Structure):
 
 
 ReadHook = Callable[[int, int, bool, int], bool]
-"""``hook(address, size_bytes, known, destination) -> answered``; ``destination`` is the host address to fill."""
+"""Called as ``hook(address, size_bytes, known, destination)`` before a copy from the device to the host.
+
+``known`` tells whether all bytes were sent to the device. A hook that has written the answer to the host address
+``destination`` returns True.
+"""
 
 _HOOK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p)
 _kept_hook: object = None  # ctypes does not keep a callback alive by itself
@@ -75,7 +80,7 @@ def _library() -> ctypes.CDLL:
 
 
 def is_active() -> bool:
-    """Whether the stub libraries are beneath this process."""
+    """Whether the stub libraries are loaded in this process."""
     if _find() is None:
         _find.cache_clear()  # activate() may still load it
         return False
@@ -88,7 +93,7 @@ def device_count() -> int:
 
 
 def stats(device: int = 0) -> DriverStats:
-    """Return the driver's own count for one device.
+    """Return the figures that the driver counts for one device.
 
     Raises:
         DryGpuError: there is no dry GPU of that index in this process.
@@ -100,7 +105,7 @@ def stats(device: int = 0) -> DriverStats:
 
 
 def reset_peaks() -> None:
-    """Let the peaks of all devices, of managed and of pinned memory start again from what is held now."""
+    """Set the peaks of all devices, and those of managed and pinned memory, to what is held now."""
     _library().pytest_vram_dry_reset_peaks()
 
 
@@ -110,7 +115,7 @@ def launches() -> int:
 
 
 def missing_functions() -> tuple[str, ...]:
-    """Return the CUDA functions that the program called and the dry GPU has not got, in the order of first calls."""
+    """Return the CUDA functions that the program called and the dry GPU lacks, in the order of first calls."""
     function = _library().pytest_vram_dry_missing
     names: list[str] = []
     while (name := function(ctypes.c_int(len(names)))) is not None:
@@ -133,9 +138,9 @@ def note_counts() -> dict[str, int]:
 
 
 def write_exit(path: str) -> None:
-    """Let this process write its exit code and the time (nanoseconds of the monotonic clock) to ``path`` at its end.
+    """Make this process write its exit code and the time to ``path`` when it ends.
 
-    A process that a signal or ``os._exit`` ends writes nothing.
+    The time is in nanoseconds of the monotonic clock. A process that ends by a signal or ``os._exit`` writes nothing.
 
     Raises:
         DryGpuError: the path is longer than 4,095 bytes.
@@ -145,13 +150,13 @@ def write_exit(path: str) -> None:
 
 
 def is_known(address: int, size_bytes: int) -> bool | None:
-    """Whether every byte of a device range holds a value that was sent there; ``None`` if it is not device memory."""
+    """Whether every byte of a device range was sent there by the program; ``None`` if it is not device memory."""
     known = int(_library().pytest_vram_dry_known(ctypes.c_uint64(address), ctypes.c_uint64(size_bytes)))
     return None if known < 0 else bool(known)
 
 
 def mark_known(address: int, size_bytes: int, *, known: bool = True) -> None:
-    """Declare a device range known, after writing to it; or unknown, which makes it read as zeros.
+    """Mark a device range as known, after writing to it, or as unknown, so that it reads as zeros.
 
     Raises:
         DryGpuError: the range is not device memory.
@@ -164,7 +169,7 @@ def mark_known(address: int, size_bytes: int, *, known: bool = True) -> None:
 
 
 def set_read_hook(hook: ReadHook | None) -> None:
-    """Let ``hook`` see, and answer, every copy to the host that no queued answer fits; ``None`` takes it away."""
+    """Call ``hook`` before every copy from the device to the host, so that it can answer it; ``None`` removes it."""
     global _kept_hook
     library = _library()
     if hook is None:

@@ -1,4 +1,4 @@
-/* Pinned host memory: real memory of the process, counted. */
+/* Pinned host memory is ordinary memory of the process, which is counted here. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"

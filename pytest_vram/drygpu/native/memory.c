@@ -1,4 +1,4 @@
-/* cudaMalloc and its kin: device memory, managed memory, what a pointer is. */
+/* cudaMalloc and related functions: device memory, managed memory, and the attributes of pointers. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -75,7 +75,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     return cudaSuccess;
 }
 
-/* ---- managed memory: it pages in and out, so it is counted apart and refused only when the address space ends ---- */
+/* ---- managed memory: it can leave the card, so it is counted separately and fails only without address space ---- */
 cudaError_t cudaMallocManaged(void **pointer, size_t bytes, unsigned flags) {
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
@@ -137,7 +137,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, c
     return cudaSuccess;
 }
 
-/* Another process has a card of its own here: there is nothing to share. */
+/* Memory is not shared with other processes, because each process has its own dry card. */
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *pointer) {
     (void)handle, (void)pointer;
     return dry_fail(

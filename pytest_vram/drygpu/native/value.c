@@ -1,8 +1,8 @@
-/* The few values that device memory carries.
+/* Stores the values of device memory that are known, and copies and fills them.
  *
- * A copy or fill up to the copy limit is really done, so that what a program sends to the device it can read back.
- * Larger ones only move the mark of what is known: whatever a model's size, the host pays for small tensors alone.
- * Kernels compute nothing, so a value is right until a kernel would have changed it; what is unknown reads as zeros.
+ * A copy or fill of at most DRY_COPY_LIMIT bytes is carried out, so that a program can read back what it sent. A larger
+ * one only marks the range as unknown, so that large tensors cost the host no memory. Kernels compute nothing: a stored
+ * value is right until a kernel would change it. Unknown bytes read as zeros.
  */
 #include "dry.h"
 
@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define GRAIN 512u /* the allocator's own rounding: no two tensors share a grain */
+#define GRAIN 512u /* the allocator rounds to this size, so no two tensors share a grain */
 #define CHUNK ((size_t)2 << 20)
 #define GRAINS (CHUNK / GRAIN)
 
@@ -18,7 +18,7 @@ typedef struct {
     uint64_t known[GRAINS / 64];
 } chunk;
 
-static chunk **chunks[DRY_MAX_DEVICES]; /* by device, by 2 MiB of its address space */
+static chunk **chunks[DRY_MAX_DEVICES]; /* for each device, one pointer per 2 MiB of its address space */
 
 static chunk *chunk_at(int device, uintptr_t address, int create) {
     if (chunks[device] == NULL) {
@@ -31,8 +31,8 @@ static chunk *chunk_at(int device, uintptr_t address, int create) {
     return *slot;
 }
 
-/* One pass over the grains of a range. mark: 1 sets, 0 clears, -1 only looks. Returns bit 0: some known, bit 1: some
- * not. */
+/* Marks the grains of a range as known (mark = 1) or unknown (0), or leaves them (-1). Returns what they were before:
+ * bit 0 is set if some grain was known, bit 1 if some was not. */
 static int grains(int device, uintptr_t base, size_t bytes, int mark) {
     int seen = 0;
     uintptr_t origin = dry_space_base(device), end = base + bytes;
@@ -63,7 +63,7 @@ static int grains(int device, uintptr_t base, size_t bytes, int mark) {
     return seen;
 }
 
-/* Back to zeros, without touching a page that was never written. */
+/* Sets a range to zeros, without touching pages that were never written. Marks and returns as grains() does. */
 static int clear(int device, uintptr_t base, size_t bytes, int mark) {
     int seen = grains(device, base, bytes, mark);
     if (seen & 1) {
@@ -88,7 +88,7 @@ static void read_device(int device, void *destination, uintptr_t source, size_t 
     int known = !(seen & 2), answered = 0;
     if (hook != NULL) {
         read_hook ask = hook;
-        dry_unlock(); /* the hook may use the device itself */
+        dry_unlock(); /* the hook may call functions of this library */
         answered = ask(source, bytes, known, destination);
         dry_lock();
     }
@@ -111,8 +111,8 @@ static void write_device(int device, uintptr_t destination, const void *source, 
 }
 
 static void copy_within(int to, uintptr_t destination, int from, uintptr_t source, size_t bytes) {
-    /* Half known is not known. Bytes that are not marked as known must be zeros, for only marked ones are ever cleared.
-     */
+    /* If a part of the source is unknown, the destination becomes unknown. Unknown bytes must be zeros, because only
+     * bytes that are marked as known are ever cleared. */
     if (bytes > DRY_COPY_LIMIT || grains(from, source, bytes, -1) != 1) {
         clear(to, destination, bytes, 0);
         return;

@@ -1,8 +1,8 @@
-"""Puts the stub libraries beneath PyTorch, before PyTorch is imported.
+"""Load the stub libraries before PyTorch is imported, so that PyTorch uses them in place of CUDA.
 
-A program that is linked against ``libcudart.so.13`` takes whatever library of that name is loaded already. So the stubs
-only have to come first: through ``LD_PRELOAD`` for a program that is yet to start, through ``dlopen`` for this one. The
-environment names the card, and children inherit both.
+If a library named ``libcudart.so.13`` is already loaded, the loader uses it for every program that needs one. So the
+stub libraries only have to be loaded first: through ``LD_PRELOAD`` in a new process, through ``dlopen`` in this one. An
+environment variable names the card. Child processes inherit both variables.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def activate(
     context_bytes: int | None = None,
     replace_real_gpu: bool = False,
 ) -> None:
-    """Give this process, and those it starts, dry GPUs. To be called before ``import torch``.
+    """Give dry GPUs to this process and the processes that it starts. Call it before ``import torch``.
 
-    Calling it again with the same arguments does nothing.
+    A second call with the same arguments does nothing.
 
     Args:
         card: a name from the card table (``"rtx-4080"``) or a :class:`Card`.
-        count: how many such cards.
-        total_bytes: device memory in bytes, in place of the card's.
-        context_bytes: what the CUDA context takes of it, in bytes, in place of the card's.
-        replace_real_gpu: stand in even where the machine has a real GPU.
+        count: the number of cards.
+        total_bytes: device memory in bytes; ``None`` takes the card's.
+        context_bytes: size of the CUDA context in bytes; ``None`` takes the card's.
+        replace_real_gpu: use dry GPUs even if the machine has a real one.
 
     Raises:
-        DryGpuError: PyTorch is imported already, other dry GPUs are active, the machine has a real GPU, or the stubs
+        DryGpuError: PyTorch is already imported, other dry GPUs are active, the machine has a real GPU, or the stubs
             cannot be built.
         VramUsageError: an argument is out of range, or no card has that name.
     """
@@ -91,7 +91,7 @@ def environment(
     """Return an environment for a subprocess that has dry GPUs. Arguments and errors are those of :func:`activate`.
 
     Args:
-        base: the environment to extend, by default this process's.
+        base: the environment to extend; ``None`` takes that of this process.
 
     Returns:
         ``base`` with ``LD_PRELOAD`` and the card added.
@@ -106,7 +106,7 @@ def environment(
 
 
 def real_gpu_present() -> bool:
-    """Whether an NVIDIA GPU's device file is on this machine."""
+    """Whether this machine has the device file of an NVIDIA GPU."""
     return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
 
 
@@ -138,8 +138,8 @@ def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:
     return {
         **startup.inherited(base),
         "LD_PRELOAD": ":".join([str(build.core), *before]),
-        # Triton links its launcher against libcuda and asks ldconfig where that is, which knows nothing of the stubs.
+        # Triton links its launcher against libcuda. It asks ldconfig for the path, which does not know the stubs.
         "TRITON_LIBCUDA_PATH": str(build.folder),
-        # How long PyTorch waits at exit for autograd threads, of which one may sleep for good: see native/exit.c.
+        # Seconds that PyTorch waits at exit for autograd threads; one of them may never end: see native/exit.c.
         "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": base.get("TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT", "1.0"),
     }
