@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["cuda", "dry", "host", "nvml", "accelerator"]
-"""Which probe measured: ``cuda`` on a real card, ``dry`` on a dry GPU, ``host`` for CPU tensors, ``nvml`` for all
-processes on a card, ``accelerator`` for XPU and other devices."""
+"""Which probe measured: ``cuda`` on a real card, ``dry`` on a dry GPU, ``host`` for CPU tensors, ``nvml`` by sampling
+NVML, ``accelerator`` for XPU and other devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,8 @@ class FixtureShare:
 class HostRead:
     """A place where the program read a value back from a dry GPU.
 
-    ``answered`` tells whether the program got its own value; otherwise it got a guess. ``note`` names the guess.
+    ``answered`` is false if nothing had computed the value, so that the program read zeros. ``note`` names the
+    assumption that the value rests on, if any.
     """
 
     location: str

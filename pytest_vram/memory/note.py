@@ -17,7 +17,7 @@ class Note:
         name: a short name that is the same in every run, such as ``cuDNN execution plans``.
         text: the assumption, worded so that it completes a sentence that begins with the name.
         source: the part that makes the assumption: ``driver`` (a stub library of the dry GPU), ``operators`` (an
-            operator whose library the dry GPU has not got), ``recorder`` (the plugin's recording of allocations).
+            operator whose library the dry GPU lacks), ``recorder`` (the plugin's recording of allocations).
         figures: whether the peaks rest on it; false if only details do, such as which line of code held the peak.
     """
 

@@ -113,8 +113,8 @@ def real_gpu_present() -> bool:
 def _refuse_real_gpu(allowed: bool) -> None:
     if not allowed and real_gpu_present():
         raise DryGpuError(
-            "this machine has a real GPU, whose place the dry GPU does not take by itself: pass replace_real_gpu=True "
-            "to measure dry all the same"
+            "this machine has a real GPU, which the dry GPU does not replace by default: pass replace_real_gpu=True to "
+            "use the dry GPU in its place"
         )
 
 
