@@ -1,4 +1,4 @@
-"""Video memory is a budget, and a budget is a test.
+"""Budgets for GPU memory in pytest, and dry runs of PyTorch programs on a machine without a GPU.
 
 Importing this package imports neither torch nor pytest.
 """

@@ -1,4 +1,4 @@
-"""``python -m pytest_vram``."""
+"""Entry point of ``python -m pytest_vram``: calls :func:`pytest_vram.cli.main`."""
 
 import sys
 

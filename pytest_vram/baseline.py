@@ -1,6 +1,6 @@
-"""Peaks as they were: a JSON file in the repository, and what has changed since.
+"""Baselines: a JSON file with the peak of each test, and the changes of a report against it.
 
-The file has one line a test and card, sorted, so that a diff of it reads as a list of what grew.
+The file has one sorted line for each test, so a diff of two versions lists the tests whose peak changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One test on one card, before and after, in bytes of allocated peak."""
+    """The allocated peak of one test on one card, before and after, in bytes."""
 
     nodeid: str
     card: str
@@ -37,23 +37,23 @@ class Change:
 
     @property
     def percent(self) -> float:
-        """Growth in percent; negative where it shrank."""
+        """Return the growth of the peak in percent; it is negative if the peak shrank."""
         if self.before_bytes == 0:
             return 0.0 if self.after_bytes == 0 else float("inf")
         return (self.after_bytes - self.before_bytes) / self.before_bytes * 100
 
     @property
     def regressed(self) -> bool:
-        """Whether it grew by more than the tolerance."""
+        """Whether the peak grew by more than the tolerance."""
         return grew(self.before_bytes, self.after_bytes, self.tolerance_percent)
 
     @property
     def improved(self) -> bool:
-        """Whether it shrank by more than the tolerance."""
+        """Whether the peak shrank by more than the tolerance."""
         return self.after_bytes < self.before_bytes * (1 - self.tolerance_percent / 100) - NOISE_BYTES
 
     def message(self, baseline: Path) -> str:
-        """One sentence for people."""
+        """Return the change as a sentence; ``baseline`` is the file that it names after a regression."""
         verb = "grew" if self.after_bytes > self.before_bytes else "shrank"
         text = (
             f"{self.nodeid} {verb} from {format_bytes(self.before_bytes)} to {format_bytes(self.after_bytes)} "
@@ -69,12 +69,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """A report held against a baseline."""
+    """The differences between a report and a baseline."""
 
     regressed: tuple[Change, ...]
     improved: tuple[Change, ...]
     missing: tuple[str, ...]
-    """Node ids that were measured and have no entry."""
+    """Node ids of measured tests that have no entry in the baseline."""
 
 
 Peaks = dict[str, dict[str, int]]
@@ -82,7 +82,7 @@ Peaks = dict[str, dict[str, int]]
 
 
 def card_key(device: Device) -> str:
-    """Under which a peak is kept: figures of different cards or kinds are not to be compared."""
+    """Return the key of a device's peaks. Peaks of different cards or kinds of probe are never compared."""
     return f"{device.name} ({device.kind})"
 
 
@@ -90,7 +90,7 @@ def read(path: Path) -> Peaks:
     """Read a baseline file.
 
     Raises:
-        VramUsageError: it is not there, or not a baseline; the message says which.
+        VramUsageError: the file does not exist, or is not a baseline; the message says which.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -111,9 +111,10 @@ def read(path: Path) -> Peaks:
 
 
 def peaks(report: Report, *, failed: bool = False) -> Peaks:
-    """The peaks of the tests of a report that passed; with ``failed`` those of the others too.
+    """Return the peaks of the tests of a report that passed; with ``failed``, also of those that failed.
 
-    A test that failed may have ended early: a baseline is not made of it, and a comparison shows it.
+    A failed test may have ended before its peak. So a new baseline leaves it out, while a comparison of two reports
+    includes it.
     """
     found: Peaks = {}
     for test in report.tests:
@@ -124,7 +125,7 @@ def peaks(report: Report, *, failed: bool = False) -> Peaks:
 
 
 def compare_record(record: TestRecord, baseline: Mapping[str, Mapping[str, int]], tolerance: float) -> list[Change]:
-    """The changes of one test, on the cards that the baseline knows it on."""
+    """Return the changes of one test, one for each card on which the baseline has a peak of it."""
     known = baseline.get(record.nodeid, {})
     return [
         Change(nodeid=record.nodeid, card=card, before_bytes=known[card], after_bytes=peak, tolerance_percent=tolerance)
@@ -134,12 +135,12 @@ def compare_record(record: TestRecord, baseline: Mapping[str, Mapping[str, int]]
 
 
 def compare(report: Report, baseline: Mapping[str, Mapping[str, int]], tolerance: float) -> Changes:
-    """Hold a report against a baseline.
+    """Compare a report with a baseline.
 
     Args:
         report: what was measured now.
         baseline: from :func:`read` or :func:`peaks`.
-        tolerance: change that counts for none, in percent.
+        tolerance: a change of at most this many percent is neither a regression nor an improvement.
     """
     changes = [change for test in report.tests for change in compare_record(test, baseline, tolerance)]
     missing = [t.nodeid for t in report.tests if any(card not in baseline.get(t.nodeid, {}) for card, _ in _cards(t))]
@@ -151,13 +152,13 @@ def compare(report: Report, baseline: Mapping[str, Mapping[str, int]], tolerance
 
 
 def held_against(report: Report, peaks: Mapping[str, Mapping[str, int]], *, source: str, tolerance: float) -> Report:
-    """The report with what each test needed before beside what it needs now.
+    """Return the report with each measurement's earlier peak in ``baseline_bytes``.
 
     Args:
         report: what was measured now.
         peaks: from :func:`read` or :func:`peaks`.
-        source: the name of the file that they are from.
-        tolerance: growth that counts for none, in percent.
+        source: the name of the file that the peaks come from.
+        tolerance: growth of at most this many percent is not a regression.
     """
     tests = []
     for test in report.tests:
@@ -168,10 +169,13 @@ def held_against(report: Report, peaks: Mapping[str, Mapping[str, int]], *, sour
 
 
 def read_any(path: Path) -> tuple[Peaks, Report | None]:
-    """Peaks from a baseline file or out of a ``.json`` report, and the report where it is one.
+    """Read peaks from a baseline file or from a ``.json`` report.
+
+    Returns:
+        The peaks, and the report; the report is ``None`` for a baseline file.
 
     Raises:
-        VramUsageError: it is neither.
+        VramUsageError: the file is neither of the two.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -187,11 +191,11 @@ def update(path: Path, report: Report) -> int:
     """Write the peaks of the tests that passed, and leave every other entry as it is.
 
     Returns:
-        How many entries were written.
+        The number of peaks that were written.
 
     Raises:
-        VramUsageError: there is a file, and it is no baseline: it is not overwritten.
-        OSError: it cannot be written; the old file is untouched.
+        VramUsageError: ``path`` exists and is not a baseline; it is not overwritten.
+        OSError: the file cannot be written; the old one stays as it is.
     """
     merged = read(path) if path.exists() else {}
     new = peaks(report)
@@ -202,7 +206,7 @@ def update(path: Path, report: Report) -> int:
 
 
 def dump(peaks: Mapping[str, Mapping[str, int]]) -> str:
-    """The text of a baseline file: sorted, one test a line."""
+    """Return the text of a baseline file: one sorted line for each test."""
     lines = [
         f"    {json.dumps(nodeid)}: {json.dumps(dict(sorted(peaks[nodeid].items())), ensure_ascii=False)}"
         for nodeid in sorted(peaks)
@@ -212,7 +216,7 @@ def dump(peaks: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _cards(record: TestRecord) -> Iterator[tuple[str, int]]:
-    """Card and allocated peak of each device, all processes of the test together; of several like cards the largest."""
+    """Yield each card's key and allocated peak, all processes of the test together; the largest of like cards."""
     found: dict[str, int] = {}
     for card in cards_of(record.measurements, record.processes, "allocated"):
         if card.size_bytes:

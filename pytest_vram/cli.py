@@ -1,6 +1,6 @@
-"""``python -m pytest_vram``.
+"""The command line ``python -m pytest_vram``, with the commands run, report, compare, cards and doctor.
 
-Run | report | compare | cards | doctor. Each command is a module with ``add_parser`` and ``main``.
+Each command is a module of :mod:`pytest_vram.commands` with the functions ``add_parser`` and ``main``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from pytest_vram.errors import VramError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
-
-    from pytest_vram.memory import Report
 
 COMMANDS = (
     "pytest_vram.commands.run",
@@ -29,28 +26,21 @@ COMMANDS = (
 USAGE_ERROR = 2
 
 
-def _save(report: Report, path: Path) -> None:
-    from pytest_vram.report import files
-
-    files.save(report, path)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: the arguments after the program's name; those of the process when ``None``.
+        argv: the arguments after the program's name; ``None`` takes those of this process.
 
     Returns:
-        The exit code: the command's own, 2 where an argument cannot be used.
+        The command's exit code, or 2 if an argument cannot be used.
     """
     parser = argparse.ArgumentParser(prog="python -m pytest_vram", description="GPU memory, measured and budgeted.")
     parser.add_argument("--version", action="version", version=f"pytest-vram {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         importlib.import_module(name).add_parser(subparsers)
-    # `run` lies below the reports and may not import them: it is handed what writes one.
-    arguments = parser.parse_args(argv, argparse.Namespace(save=_save))
+    arguments = parser.parse_args(argv)
     try:
         return int(arguments.main(arguments))
     except VramError as error:

@@ -1,13 +1,14 @@
-"""Every error of the package. Each carries its numbers as fields and the remedy in its message."""
+"""The errors that this package raises. An error keeps its numbers in attributes, and its message names the remedy."""
 
 from __future__ import annotations
 
 
 class VramError(Exception):
-    """Base of every error that pytest_vram raises.
+    """Base class of every error that pytest_vram raises.
 
     Attributes:
-        judged: the error is a verdict on a whole test, so that its message says all and its traceback nothing.
+        judged: whether the error is the verdict on a whole test. pytest then shows the message without a traceback,
+            because no line of the test raised the error.
     """
 
     judged = False
@@ -21,10 +22,10 @@ class VramBudgetExceeded(VramError):
     """A test, or a phase of it, needed more memory than its budget.
 
     Attributes:
-        limit_bytes: what the budget allowed.
-        peak_bytes: what was needed, in the budget's metric.
+        limit_bytes: the largest peak that the budget allows.
+        peak_bytes: the peak that was measured, in the budget's metric.
         over_bytes: ``peak_bytes - limit_bytes``.
-        phase: name of the phase that broke its budget, ``None`` for the whole test.
+        phase: name of the phase that broke its budget; ``None`` if the whole test did.
     """
 
     def __init__(self, message: str, *, limit_bytes: int, peak_bytes: int, phase: str | None = None) -> None:
@@ -36,7 +37,7 @@ class VramBudgetExceeded(VramError):
 
 
 class VramLeak(VramError):
-    """A test left more memory behind than ``max_leak_mb`` allows."""
+    """A test left more memory allocated than ``max_leak_mb`` allows."""
 
     def __init__(self, message: str, *, limit_bytes: int, leaked_bytes: int) -> None:
         super().__init__(message)
@@ -57,7 +58,7 @@ class VramRankFailed(VramError):
 
 
 class VramRegression(VramError):
-    """A test's peak grew past its baseline by more than the tolerance."""
+    """A test's peak is above its baseline by more than the tolerance."""
 
     def __init__(self, message: str, *, baseline_bytes: int, peak_bytes: int, tolerance_percent: float) -> None:
         super().__init__(message)
@@ -67,12 +68,12 @@ class VramRegression(VramError):
 
 
 class VramUnmeasured(VramError):
-    """A budgeted test could not be measured, and the session says that this is a failure."""
+    """A test with a budget could not be measured, and the session is set to fail such tests."""
 
 
 class ProbeUnavailable(VramError):
-    """The requested probe cannot work on this machine; the message says why and what would."""
+    """The requested probe cannot work on this machine. The message says why, and what to do."""
 
 
 class DryGpuError(VramError):
-    """The dry GPU could not be built or put beneath torch; the message says why and what would."""
+    """The dry GPU could not be built, or torch cannot use it. The message says why, and what to do."""

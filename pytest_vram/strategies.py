@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what decides memory: batch shapes, adapters, quantization, windows of rows, NF4 blocks.
+"""Hypothesis strategies for what memory depends on: batch shapes, adapters, quantization, windows of rows, NF4 blocks.
 
 ::
 
@@ -8,9 +8,10 @@
     @pytest.mark.vram(max_gb=16, search=True)
     def test_any_batch_fits(gpu, shape): ...
 
-With the marker each example is measured by itself, and the worst one is held against the budget. ``search=True`` makes
-the peak hypothesis's target: it climbs towards the batch that breaks the budget, and shrinks to the smallest that does.
-All strategies shrink towards what needs least memory. Only hypothesis is needed to import this module.
+With the marker, each example is measured separately, and the largest peak is compared with the budget. ``search=True``
+passes the peak to ``hypothesis.target``: hypothesis then looks for examples with a larger peak, and shrinks a failure
+to the smallest batch that breaks the budget. All strategies shrink towards values that need less memory. Importing
+this module needs hypothesis and nothing else.
 """
 
 from __future__ import annotations
@@ -76,16 +77,16 @@ _FEW_ROWS = 8
 def batches(
     *, max_tokens: int, max_rows: int | None = None, max_seq: int | None = None, multiple_of: int = 1
 ) -> st.SearchStrategy[BatchShape]:
-    """Shapes of at most ``max_tokens`` tokens, more large ones than small ones.
+    """Generate shapes of at most ``max_tokens`` tokens. Large shapes are more frequent than small ones.
 
     Args:
-        max_tokens: rows times tokens a row, at most.
-        max_rows: rows, at most.
-        max_seq: tokens a row, at most.
-        multiple_of: tokens a row are a multiple of this, as data loaders pad.
+        max_tokens: largest number of rows times tokens per row.
+        max_rows: largest number of rows.
+        max_seq: largest number of tokens per row.
+        multiple_of: the tokens per row are a multiple of this number, as after a data loader's padding.
 
     Raises:
-        VramUsageError: no shape is left.
+        VramUsageError: no shape meets these conditions.
     """
     _positive(max_tokens=max_tokens, max_rows=max_rows, max_seq=max_seq, multiple_of=multiple_of)
     longest = min(max_tokens, max_seq or max_tokens)
@@ -95,10 +96,10 @@ def batches(
 
     @st.composite
     def shape(draw: st.DrawFn) -> BatchShape:
-        # Half of the shapes have few rows: what grows with the square of the sequence shows in long rows only.
+        # Half of the shapes have few rows, because memory that grows with the square of the length shows in long rows.
         rows = draw(st.integers(1, min(_FEW_ROWS, most)) | st.integers(1, most))
         units = min(longest, max_tokens // rows) // multiple_of
-        # The longest of three leans towards full batches, and still shrinks to the shortest that will do.
+        # Taking the longest of three draws makes full batches frequent; the length still shrinks to the minimum.
         longest_units = max(draw(st.tuples(*[st.integers(1, units)] * 3)))
         return BatchShape(rows=rows, seq=multiple_of * longest_units)
 
@@ -108,13 +109,13 @@ def batches(
 def lora_configs(
     *, max_rank: int = 64, layers: Sequence[str] = LINEAR_LAYERS, dropout: bool = True, dora: bool = True
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """Keyword arguments for ``peft.LoraConfig``: rank, alpha, layers, dropout, rsLoRA, DoRA.
+    """Generate keyword arguments for ``peft.LoraConfig``: rank, alpha, layers, dropout, rsLoRA, DoRA.
 
     Args:
-        max_rank: largest rank; ranks are powers of two, and the odd ones between.
+        max_rank: largest rank; powers of two are more frequent than other ranks.
         layers: names to choose ``target_modules`` from, at least one.
-        dropout: whether some have dropout (which keeps a mask for backward).
-        dora: whether some use DoRA (which keeps the merged weight's norm).
+        dropout: whether some examples have dropout, which keeps a mask for the backward pass.
+        dora: whether some examples use DoRA, which keeps the norm of the merged weight.
     """
     _positive(max_rank=max_rank)
     if not layers:
@@ -135,7 +136,7 @@ def lora_configs(
 def quantizations(
     *, compute_dtypes: Sequence[str] = ("bfloat16", "float16", "float32")
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """Keyword arguments for ``transformers.BitsAndBytesConfig``: 4-bit of both kinds, with and without double
+    """Generate keyword arguments for ``transformers.BitsAndBytesConfig``: nf4 and fp4, with and without double
     quantization, and int8.
 
     Args:
@@ -149,7 +150,8 @@ def quantizations(
             "bnb_4bit_compute_dtype": st.sampled_from(list(compute_dtypes)),
         }
     )
-    # Both draw as much: of two branches hypothesis shrinks to the shorter one, whichever needs less.
+    # Both cases draw the same values. With ``a | b``, hypothesis would shrink to the case with fewer draws, whichever
+    # needs less memory.
     return st.builds(
         lambda eight, settings: {"load_in_8bit": True} if eight else settings, st.sampled_from([False, True]), four_bit
     )
@@ -158,14 +160,14 @@ def quantizations(
 def windows(
     *, max_rows: int = 16, max_seq: int = 512, max_micro_batch: int = 4
 ) -> st.SearchStrategy[tuple[tuple[int, ...], ...]]:
-    """Windows of gradient accumulation: row lengths in tokens, by micro-batch; the last one may be partial.
+    """Generate windows of gradient accumulation: the rows' lengths in tokens, grouped by micro-batch.
 
-    ``((7, 512), (3,))`` is a window of three rows in micro-batches of two.
+    ``((7, 512), (3,))`` is a window of three rows in micro-batches of two. The last micro-batch may be smaller.
 
     Args:
-        max_rows: rows in a window, at most.
-        max_seq: tokens in a row, at most.
-        max_micro_batch: rows in a micro-batch, at most.
+        max_rows: largest number of rows in a window.
+        max_seq: largest number of tokens in a row.
+        max_micro_batch: largest number of rows in a micro-batch.
     """
     _positive(max_rows=max_rows, max_seq=max_seq, max_micro_batch=max_micro_batch)
 
@@ -179,8 +181,10 @@ def windows(
 
 
 def nf4_blocks(*, blocksize: int = 64, max_exponent: int = 20) -> st.SearchStrategy[tuple[float, ...]]:
-    """Blocks of float32 values that a 4-bit codec may get wrong: zeros, constants, sparse and wide-ranged ones, values
-    on the code book's grid, and on its thresholds, one float32 step to either side.
+    """Generate blocks of float32 values that are hard for a 4-bit codec.
+
+    A block is constant, sparse or mixed. Its values are zeros, values of the code book, the thresholds between two of
+    them, the float32 values on either side of a threshold, or arbitrary, at scales over many orders of magnitude.
 
     Args:
         blocksize: values in a block.
@@ -221,7 +225,7 @@ def _float32(value: float) -> float:
 
 
 def _float32_step(value: float, steps: int) -> float:
-    """``steps`` float32 values away from ``value`` rounded to float32."""
+    """Round ``value`` to float32 and move its magnitude by ``steps`` float32 values."""
     rounded = _float32(value)
     bits = struct.unpack("<i", struct.pack("<f", abs(rounded)))[0] + (steps if rounded >= 0 else -steps)
     return math.copysign(struct.unpack("<f", struct.pack("<i", bits))[0], rounded)

@@ -1,20 +1,15 @@
-"""Bytes to text and back: the only place that knows 1024.
+"""Convert bytes to text and GB to bytes. No other module knows the factor 1024.
 
-1 GB means 2**30 bytes in every ``*_gb`` argument, as card makers count memory; text prints "GiB" so that nobody has
-to guess.
+In every ``*_gb`` argument, 1 GB is 2**30 bytes, as card makers count memory. Printed text says "GiB", which is
+unambiguous.
 """
 
 from __future__ import annotations
-
-import re
 
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
 TIB = 1024**4
-
-_FACTORS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": TIB}
-_SIZE = re.compile(r"\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*(?P<prefix>[kmgt]?)i?b?\s*", re.IGNORECASE)
 
 
 def gb_to_bytes(gb: float) -> int:
@@ -22,38 +17,19 @@ def gb_to_bytes(gb: float) -> int:
     return round(gb * GIB)
 
 
-def mb_to_bytes(mb: float) -> int:
-    """Return ``mb`` * 2**20 as whole bytes, rounded to nearest."""
-    return round(mb * MIB)
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size such as ``"16GiB"``, ``"512 MB"``, ``"1.5g"`` or ``"4096"`` (bytes).
-
-    ``GB`` and ``GiB`` both mean 2**30.
-
-    Raises:
-        ValueError: the text is not a size, naming the text and the accepted forms.
-    """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a size: write for example '16GiB', '512MB' or a number of bytes")
-    return round(float(match["number"]) * _FACTORS[match["prefix"].lower()])
-
-
 def format_bytes(size: int | None) -> str:
-    """Write ``size`` bytes with three significant digits.
+    """Return ``size`` bytes as text with three significant digits.
 
-    ``14.2 GiB``, ``512 MiB``, ``-3 B``; ``None`` is ``"n/a"``.
+    Examples: ``14.2 GiB``, ``512 MiB``, ``-3 B``. ``None`` gives ``"n/a"``.
     """
     if size is None:
         return "n/a"
     sign, magnitude = ("-" if size < 0 else ""), abs(size)
     for unit, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        # Half a unit in the last digit below the next factor would print as "1024 MiB": step up first.
+        # A size that would round up to "1024 MiB" is written in the next unit instead.
         if magnitude >= factor * (1 - 0.0005) and magnitude >= 1000:
             value = magnitude / factor
-            # 9.995 and 99.95 are written with a digit more before the point than they have.
+            # From 9.995 and 99.95 on, rounding adds a digit before the point, so one digit after it is dropped.
             digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
             return f"{sign}{value:.{digits}f} {unit}"
     return f"{sign}{magnitude} B"

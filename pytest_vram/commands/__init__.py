@@ -1,1 +1,1 @@
-"""The commands of ``python -m pytest_vram``, a module each."""
+"""The commands of ``python -m pytest_vram``, one module each."""

@@ -1,4 +1,4 @@
-"""``python -m pytest_vram cards``: the card table, with sources."""
+"""The command ``python -m pytest_vram cards``: print the card table with its sources."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "cards", help="list the cards that a dry GPU can be", description="List the cards that a dry GPU can be."
     )
-    parser.add_argument("names", nargs="*", metavar="CARD", help="only these, with all that is known of them")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("names", nargs="*", metavar="CARD", help="show only these cards, with all details")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the table."""
+    """Print the table, or the details of the named cards; return 0."""
     cards = [find_card(name) for name in args.names] or list(CARDS)
     if args.json:
         print(json.dumps([asdict(card) for card in cards], indent=2))
@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def render(cards: Sequence[Card]) -> str:
-    """The table as text: a line a card, then the sources."""
+    """Return the table as text: one line per card, then the sources."""
     lines = [
         f"{'card':<14} {'memory':>10} {'bytes':>14} {'cc':>5} {'SMs':>4} {'context':>8}  source of the memory figure"
     ]
@@ -50,7 +50,7 @@ def render(cards: Sequence[Card]) -> str:
         )
     lines += [
         "",
-        "~: deduced, not read off such a card. Other drivers report some 100 MiB more or less: --total-gb sets it.",
+        "~: deduced, not read from such a card. Other drivers report some 100 MiB more or less: --total-gb sets it.",
     ]
     lines.append(f"context: {CONTEXT_SOURCE}.")
     return "\n".join(lines)

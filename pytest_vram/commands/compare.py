@@ -1,4 +1,4 @@
-"""``python -m pytest_vram compare A.json B.json``: what grew, shrank, is new or gone."""
+"""The command ``python -m pytest_vram compare A.json B.json``: list the tests that grew, shrank, are new or gone."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
-    parser = subparsers.add_parser("compare", help="what grew between two reports; exit code 1 if anything did")
+    parser = subparsers.add_parser("compare", help="compare two reports; the exit code is 1 if a peak grew")
     parser.add_argument("before", type=Path, help="a .json file that --vram-output wrote")
-    parser.add_argument("after", type=Path, help="another")
+    parser.add_argument("after", type=Path, help="a later one")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="PCT", help="growth that passes (default: 2)")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="OUT.html", help="write AFTER as a page that shows what grew"
+        "-o", "--output", type=Path, metavar="OUT.html", help="write AFTER as an HTML page that shows the growth"
     )
     parser.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command; 1 if a peak grew past the tolerance.
+    """Print the comparison; return 1 if a peak grew by more than the tolerance, otherwise 0.
 
     Raises:
         VramUsageError: a report cannot be read.
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def render(before: Report, after: Report, tolerance: float, width: int) -> tuple[str, bool]:
-    """The table, and whether anything grew past the tolerance."""
+    """Return the comparison as text, and whether a peak grew by more than the tolerance."""
     from pytest_vram import baseline
 
     old, new = baseline.peaks(before, failed=True), baseline.peaks(after, failed=True)

@@ -1,4 +1,4 @@
-"""``python -m pytest_vram doctor``: what is on this machine, which probes work, and why the others do not."""
+"""The command ``python -m pytest_vram doctor``: show which probes work on this machine, and why others do not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TRIAL = "import torch; torch.ones(1000, device='cuda'); print(torch.cuda.max_me
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing looked at: ``works`` is ``None`` for mere information."""
+    """One line of the output; ``works`` is ``None`` if the line only informs."""
 
     subject: str
     works: bool | None
@@ -39,12 +39,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="say what is on this machine and which probes work",
         description="Say what is on this machine, which probes work, and why the others do not.",
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the findings; 1 if no probe works."""
+    """Print the findings; return 0 if a probe works, otherwise 1."""
     findings = examine()
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def examine() -> list[Finding]:
-    """Look at everything. Takes some seconds: each probe that might work is tried in a process of its own."""
+    """Return all findings. It takes some seconds, because each probe is tried in a separate process."""
     installed = {name: _version(name) for name in _PACKAGES}
     there = ", ".join(f"{name} {version}" for name, version in installed.items() if version is not None)
     missing = ", ".join(name for name, version in installed.items() if version is None)

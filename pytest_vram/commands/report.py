@@ -1,4 +1,4 @@
-"""``python -m pytest_vram report A.json``: show a report, or write it in another format."""
+"""The command ``python -m pytest_vram report A.json``: show a report, or write it in another format."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
-    parser = subparsers.add_parser("report", help="show a report, or turn it into .md, .csv, .html or .json")
+    parser = subparsers.add_parser("report", help="show a report, or write it as .md, .csv, .html or .json")
     parser.add_argument("report", type=Path, help="a .json file that --vram-output wrote")
     parser.add_argument(
-        "-o", "--output", type=Path, action="append", default=[], help="write to this file instead of showing"
+        "-o",
+        "--output",
+        type=Path,
+        action="append",
+        default=[],
+        help="write the report to this file and do not show it",
     )
     parser.add_argument(
-        "--baseline", type=Path, metavar="FILE", help="show what grew since: a baseline file, or an earlier report"
+        "--baseline", type=Path, metavar="FILE", help="show the growth since a baseline file or an earlier report"
     )
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="PCT", help="growth that passes (default: 2)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show phases too")
@@ -29,10 +34,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command.
+    """Show or write the report; return 0.
 
     Raises:
-        VramUsageError: the report or the baseline cannot be read, or a suffix names no format.
+        VramUsageError: the report or the baseline cannot be read, or there is no format for a suffix.
     """
     report, before = files.load(args.report), None
     if args.baseline is not None:

@@ -1,8 +1,8 @@
-"""``python -m pytest_vram run``: any PyTorch program on a dry GPU, and what it needed.
+"""The command ``python -m pytest_vram run``: run a PyTorch program on a dry GPU, and report the memory that it needed.
 
-The program runs in a Python of its own, started as it would be without us, with the dry GPU in its environment. So
-its arguments, exit code, traceback, signals and children are its own. Each process leaves its figures when it ends;
-here they are put together.
+The program runs in its own Python process, with environment variables that give it the dry GPU. So its arguments, exit
+code, tracebacks, signals and child processes are those of an ordinary run. Each process writes its figures when it
+ends, and this module combines them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pytest_vram.drygpu.process.activate import environment
 from pytest_vram.drygpu.process.startup import inherited
 from pytest_vram.drygpu.process.variables import RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.errors import DryGpuError, VramUsageError
+from pytest_vram.report import files
 from pytest_vram.units import gb_to_bytes
 
 if TYPE_CHECKING:
@@ -47,12 +48,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="example: python -m pytest_vram run --gpu rtx-4080 -- train.py --batch-size 4",
     )
     parser.add_argument("--gpu", required=True, metavar="CARD", help="a card of `python -m pytest_vram cards`")
-    parser.add_argument("--count", type=int, default=1, metavar="N", help="how many of them (default 1)")
-    parser.add_argument("--alloc-conf", metavar="CONF", help="the allocator's settings, as in PYTORCH_CUDA_ALLOC_CONF")
-    parser.add_argument("--total-gb", type=float, metavar="X", help="device memory in GiB, in place of the card's")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="number of cards (default 1)")
+    parser.add_argument("--alloc-conf", metavar="CONF", help="settings of the allocator, as in PYTORCH_CUDA_ALLOC_CONF")
+    parser.add_argument("--total-gb", type=float, metavar="X", help="device memory in GiB (default: that of the card)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
-    parser.add_argument("--snapshot", type=Path, metavar="OUT", help="write torch's memory history, for memory_viz")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page: memory over time, who held the peak")
+    parser.add_argument(
+        "--snapshot", type=Path, metavar="OUT", help="write torch's memory history to this file, for memory_viz"
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="OUT", help="write a page with memory over time and who held the peak"
+    )
     parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
@@ -63,7 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the program that ``args`` names, print the summary to stderr, and return the program's exit code."""
+    """Run the program in ``args``, print the summary to stderr, and return the program's exit code; 2 on an error."""
     try:
         command = args.command[1:] if args.command[:1] == ["--"] else args.command
         report = run(
@@ -78,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
         if args.json is not None:
             args.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
         if args.html is not None:
-            args.save(as_report(report, command), args.html)
+            files.save(as_report(report, command), args.html)
     except (DryGpuError, VramUsageError) as error:
         print(f"pytest-vram: {error}", file=sys.stderr)
         return 2
@@ -99,20 +104,20 @@ def run(
     """Run ``command`` (a script, ``-m`` and a module, or a program, each with its arguments) on dry GPUs.
 
     Returns:
-        What it needed, all its processes together. The program's output goes where ours goes.
+        The memory that all processes of the program needed. The program's output goes to this process's stdout and
+        stderr.
 
     Raises:
         DryGpuError: the dry GPU cannot be put in place.
-        VramUsageError: there is no such card, or nothing to run.
+        VramUsageError: there is no such card, or ``command`` cannot be run.
     """
     card = find_card(gpu)
     program = _program(command)
     variables = environment(card, count=count, total_bytes=total_bytes, replace_real_gpu=True)
     variables.update(inherited(variables))
     if variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        del variables[
-            "CUDA_VISIBLE_DEVICES"
-        ]  # hides the real GPUs, of which there are none; a card was asked for by name
+        # The variable hides real GPUs, and would hide the dry ones as well, which the user asked for.
+        del variables["CUDA_VISIBLE_DEVICES"]
     if alloc_conf is not None:
         variables["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
     if snapshot is not None:
@@ -165,10 +170,10 @@ def _program(command: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _signals_go_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let the program answer signals, so that its figures survive, and wait for it instead of dying."""
+    """Forward signals to the program, so that it can end and write its figures, and keep waiting for it."""
 
     def forward(number: int, _frame: object) -> None:
-        # The terminal sends Ctrl-C to the whole foreground group: the program has had that one already.
+        # The terminal sends Ctrl-C to the whole foreground group, so the program has received it already.
         if number in (signal.SIGINT, signal.SIGQUIT) and _is_foreground():
             return
         with contextlib.suppress(ProcessLookupError):

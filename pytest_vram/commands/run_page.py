@@ -1,4 +1,4 @@
-"""A dry run as a report, so that it is drawn as a session of tests is: one row a command, the card as its budget."""
+"""Convert a dry run to a report with one test, whose budget is the card, so that the HTML page can show it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def as_report(run: RunReport, command: Sequence[str]) -> Report:
-    """The run as the only test of a report; its budget is the card, context included."""
+    """Return a report whose only test is the run; its budget is the memory of the card."""
     devices = tuple(Device(kind="dry", index=d.index, name=run.product, total_bytes=d.total_bytes) for d in run.devices)
     measurements = tuple(
         _measurement(figures, device, run) for figures, device in zip(run.devices, devices, strict=True)
@@ -56,12 +56,14 @@ def as_report(run: RunReport, command: Sequence[str]) -> Report:
 def held_against_card(
     name: str, measurements: Sequence[Measurement], environment: Environment, *, sound: bool
 ) -> Report:
-    """A report with one test, whose budget is the memory of the card that held most, context included.
+    """Return a report with one test, whose budget is the memory of the card with the largest peak.
+
+    The budget's metric is ``device``, which includes the context.
 
     Args:
-        name: what the test is called: a command line.
-        measurements: one a device.
-        environment: what was measured with.
+        name: name of the test, such as a command line.
+        measurements: one measurement for each device.
+        environment: the versions and devices of the run.
         sound: whether the program ran to its end.
     """
     worst = max(measurements, key=lambda found: found.peak.device_bytes or 0, default=None)
@@ -105,7 +107,7 @@ def _peak(figures: Mapping[str, int]) -> Peak:
 
 
 def _notes(figures: DeviceFigures, run: RunReport) -> list[Note]:
-    """What the run's own arithmetic rests on: sums of peaks, and processes that failed or left no figures."""
+    """Return notes about added peaks, missing CUDA functions, and processes that failed or left no figures."""
     found = [Note(name="processes", text=fault, source="run") for fault in run.faults]
     if figures.at_once > 1:
         found.append(Note(name=f"GPU {figures.index}", text=ADDED_UP, source="run"))
@@ -116,7 +118,10 @@ def _notes(figures: DeviceFigures, run: RunReport) -> list[Note]:
 
 
 def _process(process: Process, index: int) -> ProcessPeak | None:
-    """A process on one card; one that left no figures is shown with every card, for its card is not known."""
+    """Return a process's peaks on one card; None if it did not use the card.
+
+    If a process left no figures, its card is unknown, so it is listed with every card.
+    """
     figures = next((device for device in process.devices or () if device["index"] == index), None)
     unknown = process.devices is None and bool(process.fault) and process in concerned([process])
     if figures is None and not unknown:

@@ -1,4 +1,4 @@
-"""The processes of a dry run: what each left behind, how it ended, and which of them lived at the same time."""
+"""Read the records of a dry run's processes: their figures, how they ended, and which ran at the same time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 FIGURES = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "context_bytes", "managed_bytes")
-"""Figures of a card that are added for processes that live at the same time."""
+"""The figures of a card that are added up for processes that run at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,18 +25,18 @@ class Process:
     """One process that imported torch in a dry run. Times are seconds since the run began.
 
     Attributes:
-        pid: its number.
-        argv: its command line, without the interpreter.
-        rank: its rank in a group of processes; ``None`` where it has none.
+        pid: process number.
+        argv: command line without the interpreter.
+        rank: its rank in a group of processes; ``None`` if it is in no group.
         local_rank: its rank on this machine, as launchers set it.
         used_seconds: when it first used a card; ``None`` if it never did.
-        ended_seconds: when it ended; ``None`` where that is not known, as after SIGKILL.
-        exit_code: what it ended with; ``None`` where that is not known.
+        ended_seconds: when it ended; ``None`` if that is unknown, as after SIGKILL.
+        exit_code: its exit code; ``None`` if that is unknown.
         raised: the error that ended it, or the out-of-memory error that ended one of its threads; ``""`` without one.
-        out_of_memory: the message of an out-of-memory error that nothing caught, ``""`` without one.
-        devices: figures by card; ``None`` where the process left none.
-        running: whether it still ran when the program had ended.
-        replaced: whether the same process went on as another program (``exec``), which has an entry of its own.
+        out_of_memory: the message of an out-of-memory error that was not caught; ``""`` without one.
+        devices: the figures of each card; ``None`` if the process left none.
+        running: whether it was still running after the program had ended.
+        replaced: whether it called ``exec``; the new program then has an entry of its own.
     """
 
     pid: int
@@ -58,17 +58,17 @@ class Process:
 
     @property
     def refusals(self) -> int:
-        """Requests that the allocator refused with OutOfMemoryError."""
+        """Return the number of requests that the allocator refused with OutOfMemoryError."""
         return sum(device["num_ooms"] for device in self.devices or ())
 
     @property
     def name(self) -> str:
-        """``rank 1 (PID 4711)``, or ``process 4711``."""
+        """Return ``rank 1 (PID 4711)``, or ``process 4711`` for a process without a rank."""
         return f"process {self.pid}" if self.rank is None else f"rank {self.rank} (PID {self.pid})"
 
     @property
     def fault(self) -> str:
-        """Why the process cannot vouch for what it would have needed; ``""`` where it ended well."""
+        """Return why the process may have needed more memory than it shows; ``""`` if it ended without an error."""
         if self.exit_code not in (None, 0):
             return f"ended with exit code {self.exit_code}" + (f" ({self.raised})" if self.raised else "")
         if self.raised:
@@ -81,7 +81,7 @@ class Process:
 
     @property
     def ended(self) -> str:
-        """How it ended, for a table."""
+        """Return how the process ended, for a table."""
         return self.fault or ("went on as another program" if self.replaced else "exit code 0")
 
 
@@ -89,7 +89,8 @@ def read(folder: Path, began_ns: int) -> tuple[list[Process], list[Record]]:
     """Read what the processes of a run left in ``folder``.
 
     Args:
-        began_ns: the monotonic clock when the run began.
+        folder: the folder of the run.
+        began_ns: time of the monotonic clock when the run began.
 
     Returns:
         The processes in the order in which they started, and the raw records of those that left figures.
@@ -105,7 +106,7 @@ def read(folder: Path, began_ns: int) -> tuple[list[Process], list[Record]]:
 
 
 def _exit_of(path: Path) -> Record:
-    """Exit code and time of a process that ended by ``exit``; the file is absent after a signal and ``os._exit``."""
+    """Return the exit code and time that the stub library wrote. There are none after a signal or ``os._exit``."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         code, moment = path.with_suffix(EXIT_SUFFIX).read_text().split()
         return {"exit_code": int(code), "ended_ns": int(moment)}
@@ -149,10 +150,10 @@ def _alive(pid: int) -> bool:
 
 
 def concerned(processes: Sequence[Process]) -> list[Process]:
-    """The processes that decide what the run needed: those that used a card, and the ranks of groups.
+    """Return the processes that determine what the run needed: those that used a card, and the ranks of groups.
 
-    Of the processes that say the same rank the first one is the rank; the others are its helpers, such as workers of
-    a data loader. A group that was restarted counts from its last start on.
+    If several processes have the same rank in their environment, the first is the rank, and the others are its helpers,
+    such as workers of a data loader. In a group that was restarted, only the processes of the last start count.
     """
     latest: dict[str, int] = {}
     for process in processes:
@@ -171,7 +172,7 @@ def concerned(processes: Sequence[Process]) -> list[Process]:
 
 
 def absent(processes: Sequence[Process]) -> list[str]:
-    """Ranks on this machine that a launcher announced and that never came as far as torch."""
+    """Name the ranks on this machine that a launcher announced and that never imported torch."""
     there: dict[tuple[str, int], set[int]] = {}
     for process in processes:
         if process.local_rank is not None and process.local_world_size:
@@ -185,14 +186,15 @@ def absent(processes: Sequence[Process]) -> list[str]:
 
 
 def at_once(shares: Iterable[tuple[Process, Mapping[str, int]]]) -> tuple[dict[str, int], int]:
-    """Add up what processes on one card held while they lived at the same time.
+    """Add up the peaks on one card of processes that ran at the same time.
 
     Args:
-        shares: a process and its figures on the card, for each process.
+        shares: each process with its figures on the card.
 
     Returns:
-        For each figure the largest sum of peaks over time, which no moment exceeds; and the most processes that lived
-        at once. A process whose end is not known is taken to live on.
+        For each figure, the largest sum of the peaks of processes that ran at the same time: an upper bound of what
+        they held together. And the largest number of processes at the same time. A process whose end is unknown counts
+        until the end of the run.
     """
     lives = [(p.used_seconds or p.started_seconds, p.ended_seconds, figures) for p, figures in shares]
     sums, most = dict.fromkeys(FIGURES, 0), 0

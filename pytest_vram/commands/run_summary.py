@@ -1,4 +1,4 @@
-"""The figures of a dry run, put together from its processes."""
+"""Combine the figures of a dry run's processes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ ADDED_UP = "an upper bound: the peaks of processes that lived at the same time a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFigures:
-    """One card of a dry run. Sizes in bytes.
+    """One card of a dry run. Sizes are in bytes.
 
-    The peaks of processes that lived at the same time are added, and the largest such sum is the card's figure: an
-    upper bound, for their peaks need not fall on the same moment. Processes that ran one after another are not added.
+    The peaks of processes that ran at the same time are added, and the largest such sum is the card's figure. It is an
+    upper bound, because the peaks may occur at different times. Processes that ran one after another are not added.
 
     Attributes:
-        index: the card's number.
-        processes: how many processes used it.
-        at_once: the most of them that lived at the same time.
+        index: number of the card.
+        processes: number of processes that used it.
+        at_once: largest number of them that ran at the same time.
         peak_allocated_bytes: peak of live blocks.
-        peak_reserved_bytes: peak of what the allocator held.
-        peak_device_bytes: peak of everything on the card, contexts included.
-        context_bytes: the contexts' part of it.
+        peak_reserved_bytes: peak of the memory that the allocator reserved.
+        peak_device_bytes: peak of all memory on the card, contexts included.
+        context_bytes: the part of the contexts in ``peak_device_bytes``.
         managed_bytes: peak of managed (paged) memory, which is not counted in ``peak_device_bytes``.
-        total_bytes: what the card has.
-        num_alloc_retries: how often the cache was flushed to satisfy an allocation.
+        total_bytes: memory of the card.
+        num_alloc_retries: how often the allocator emptied its cache to satisfy a request.
         num_ooms: how often the allocator refused a request with OutOfMemoryError.
     """
 
@@ -63,11 +63,11 @@ class DeviceFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A dry run.
+    """The result of a dry run.
 
-    ``devices`` is empty when no process left figures of a GPU; ``signal`` is set when one ended the program;
-    ``missing_functions`` are CUDA functions that the program asked for in vain; ``notes`` are the assumptions behind
-    the figures; ``absent`` names ranks that a launcher announced and that never came as far as torch.
+    ``devices`` is empty if no process left figures of a GPU. ``signal`` is set if a signal ended the program.
+    ``missing_functions`` lists CUDA functions that the program called and the dry GPU lacks. ``notes`` lists the
+    assumptions behind the figures. ``absent`` names ranks that a launcher announced and that never imported torch.
     """
 
     gpu: str
@@ -85,26 +85,26 @@ class RunReport:
     seconds: float
     versions: Mapping[str, str | None]
     recorded: Mapping[int, Record] = field(default_factory=dict)
-    """Memory over time and who held the peak, by card, where it was asked for: of the process that held most."""
+    """By card: memory over time and who held the peak, of the process with the largest peak. Empty if not requested."""
 
     @property
     def worst(self) -> DeviceFigures | None:
-        """The card that held the most."""
+        """Return the card with the largest peak; None if no card was used."""
         return max(self.devices, key=lambda device: device.peak_device_bytes, default=None)
 
     @property
     def out_of_memory(self) -> str:
-        """The message of the first out-of-memory error that nothing caught; ``""`` without one."""
+        """Return the message of the first out-of-memory error that was not caught; ``""`` without one."""
         return next((process.out_of_memory for process in self.processes if process.out_of_memory), "")
 
     @property
     def ended(self) -> str:
-        """``signal 9`` or ``exit code 0``."""
+        """Return how the program ended, such as ``signal 9`` or ``exit code 0``."""
         return f"signal {self.signal}" if self.signal is not None else f"exit code {self.exit_code}"
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Why the figures may be too small: processes that left none or did not get to their end."""
+        """Return why the figures may be too small: processes that left no figures or did not run to their end."""
         found = [f"{process.name} {process.fault}" for process in concerned(self.processes) if process.fault]
         found += self.absent
         if not found and self.exit_code:
@@ -113,11 +113,11 @@ class RunReport:
 
     @property
     def outcome(self) -> Outcome:
-        """Whether the cards have room for the program.
+        """Return whether the cards have room for the program.
 
-        ``does not fit``: a peak is above its card, an out-of-memory error was caught by nothing, or one occurred in a
-        process that did not end well. ``unknown``: nothing of that, but a process failed or left no figures.
-        ``fits``: every process ended well; a program may have caught out-of-memory errors and gone on with less.
+        ``does not fit``: a peak is above the card's memory, an out-of-memory error was not caught, or one occurred in a
+        process that failed. ``unknown``: none of these, but a process failed or left no figures. ``fits``: every
+        process ended without an error; the program may have caught out-of-memory errors and gone on with less memory.
         """
         failed = bool(self.exit_code) or any(process.fault for process in self.processes if process.refusals)
         refused = any(device.num_ooms for device in self.devices)
@@ -129,19 +129,19 @@ class RunReport:
 
     @property
     def fits(self) -> bool | None:
-        """Every card had room; ``None`` when that is unknown or no GPU was used."""
+        """Return whether every card had room; ``None`` if that is unknown or no GPU was used."""
         return {"fits": True, "does not fit": False}.get(self.outcome)
 
     @property
     def exact(self) -> bool:
-        """Whether every figure is what PyTorch's allocator decided, without an assumption or a sum of peaks."""
+        """Whether every figure is that of PyTorch's allocator, without an assumption and without added peaks."""
         assumed = any(note.figures for note in self.notes) or bool(self.missing_functions)
         guessed = any(is_guess(read) for read in self.host_reads)
         summed = any(device.at_once > 1 for device in self.devices)
         return not (assumed or guessed or summed or self.faults)
 
     def as_json(self) -> dict[str, Any]:
-        """The report as plain data. The figures at the top are those of the card that held the most."""
+        """Return the result as JSON values. The top-level figures are those of the card with the largest peak."""
         names = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "managed_bytes", "total_bytes")
         worst = self.worst
         return {
@@ -171,7 +171,7 @@ class RunReport:
 
 
 def is_guess(read: HostRead) -> bool:
-    """Whether a host read was answered with something that is not the program's own value."""
+    """Whether a host read returned a value that is not the program's own."""
     return not read.answered or " taken as " in read.note
 
 
@@ -199,17 +199,17 @@ def combine(
     seconds: float,
     conf: str | None,
 ) -> RunReport:
-    """Put a run's processes together.
+    """Combine the processes of a run.
 
     Args:
         processes: every process that imported torch.
-        records: what those that used a card left.
-        card: what stood in for each card.
-        count: how many there were.
-        total_bytes: memory of each in place of the card's own; ``None`` for the card's own.
+        records: the records of the processes that used a card.
+        card: the kind of the dry GPUs.
+        count: the number of dry GPUs.
+        total_bytes: memory of each dry GPU; ``None`` takes that of ``card``.
         code: ``Popen.returncode`` of the program: negative for a signal.
-        seconds: how long it ran.
-        conf: the allocator's settings.
+        seconds: duration of the run.
+        conf: settings of the allocator.
     """
     by_card: dict[int, list[tuple[Process, Record]]] = defaultdict(list)
     for process in processes:

@@ -1,4 +1,4 @@
-"""The figures of a dry run as text for a terminal."""
+"""Render the figures of a dry run as text for a terminal."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _verdict(device: DeviceFigures, report: RunReport) -> str:
 
 
 def _render_processes(report: RunReport) -> list[str]:
-    """A line for each process with a card or a fault, where there are several or one needs a word."""
+    """Render a line for each process that used a card, and each failed rank, if there are at least two of them."""
     shown = [p for p in report.processes if p.used_seconds is not None or (p.rank is not None and p.fault)]
     if len(shown) < 2:
         return []
@@ -113,7 +113,7 @@ def _process_line(process: Process) -> str:
 
 
 def _render_reads(reads: Sequence[HostRead]) -> list[str]:
-    """Reads whose answer is the program's own value need no attention: they are only counted."""
+    """Render host reads: those with the program's own value are only counted, guesses are listed."""
     guessed = [read for read in reads if is_guess(read)]
     right = sum(read.count for read in reads) - sum(read.count for read in guessed)
     if not guessed:

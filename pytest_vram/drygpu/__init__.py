@@ -1,4 +1,4 @@
-"""A GPU that allocates and does not compute."""
+"""The dry GPU: stub CUDA libraries with which PyTorch allocates memory as on a real card, and computes nothing."""
 
 from pytest_vram.drygpu.cards import CARDS, Card, find_card
 from pytest_vram.drygpu.checkpoint import empty_checkpoint

@@ -1,8 +1,8 @@
-"""The card table: what a driver reports for each card, and where the figure was read.
+"""The card table: the figures that the driver reports for each card, and their sources.
 
-``total_bytes`` is what ``cudaMemGetInfo`` and ``torch.cuda.get_device_properties().total_memory`` report on Linux: less
-than the number on the box, because the driver keeps some back, and by some 100 MiB different from one driver branch to
-the next. The latest branch that a public log shows is taken.
+``total_bytes`` is what ``cudaMemGetInfo`` and ``torch.cuda.get_device_properties().total_memory`` report on Linux. It
+is less than the advertised size, because the driver keeps some memory for itself, and differs by some 100 MiB between
+driver branches. The table has the figure of the latest branch that a public log shows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pytest_vram.units import KIB, MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """What follows from the compute capability alone.
+    """The limits that depend only on the compute capability.
 
     Source: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 
     Attributes:
         shared_multiprocessor_bytes: shared memory of one multiprocessor.
-        shared_block_optin_bytes: the most of it that one block may ask for.
-        max_threads: resident threads of one multiprocessor.
-        max_blocks: resident blocks of one multiprocessor.
+        shared_block_optin_bytes: the most shared memory that one block may request.
+        max_threads: the most resident threads of one multiprocessor.
+        max_blocks: the most resident blocks of one multiprocessor.
     """
 
     shared_multiprocessor_bytes: int
@@ -76,7 +76,7 @@ class Card:
         multiprocessors: number of streaming multiprocessors.
         l2_bytes: size of the L2 cache.
         context_bytes: what a process holds before its first tensor (CUDA context); see ``CONTEXT_SOURCE``.
-        source: where ``total_bytes`` was read.
+        source: the source of ``total_bytes``.
         approximate: ``total_bytes`` was deduced rather than read off this card.
     """
 
@@ -92,7 +92,7 @@ class Card:
 
     @property
     def architecture(self) -> Architecture:
-        """The limits of the card's compute capability."""
+        """Return the limits of the card's compute capability."""
         return _ARCHITECTURES[self.capability]
 
 
@@ -195,10 +195,10 @@ def _key(name: str) -> str:
 
 
 def find_card(name: str) -> Card:
-    """Return the card called ``name``; case, and ``_`` or a blank for ``-``, do not matter.
+    """Return the card called ``name``. Case is ignored, and ``_`` and blanks may stand for ``-``.
 
     Raises:
-        VramUsageError: no card has that name; the message names the near ones.
+        VramUsageError: no card has that name; the message suggests similar names.
     """
     key = _key(name)
     for prefix in ("dry:", "nvidia-", "geforce-", "tesla-"):

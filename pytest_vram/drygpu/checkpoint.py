@@ -1,8 +1,7 @@
-"""A checkpoint without weights, for the real loading code.
+"""Write a checkpoint whose weights are all zero, so that a program can load a model without downloading it.
 
-``from_pretrained`` reads safetensors through a memory map, so a sparse file of zeros costs neither download, nor
-disk, nor
-memory: the bytes exist only where something reads them, and the dry GPU copies nothing large.
+The files are sparse, so the zeros take no disk space. ``from_pretrained`` maps safetensors into memory, so they take
+memory only when something reads them, and the dry GPU does not copy large tensors.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 SHARD_BYTES = 5 * 10**9
-"""Size at which the hub's checkpoints are split."""
+"""The size at which the Hugging Face hub splits checkpoints into files."""
 
 _DTYPE_NAMES = {
     "torch.float64": "F64",
@@ -49,17 +48,18 @@ def empty_checkpoint(
 ) -> Path:
     """Write the folder of a model whose weights are all zero, and return it.
 
-    The tensors have the names, shapes and types that ``save_pretrained`` would give them: tied weights once, fused
-    experts one by one. The files are sparse: 14 GB of them take some hundred kilobytes of disk.
+    The tensors have the names, shapes and types that ``save_pretrained`` would write: tied weights once, and fused
+    experts one by one. The files are sparse: a checkpoint of 14 GB takes some hundred kilobytes of disk.
 
     Args:
-        config: a transformers configuration, its fields (with ``model_type``), or a ``config.json`` or its folder.
-        path: the folder to write; made if need be. Files of an earlier checkpoint there are replaced.
-        dtype: type of the weights; the configuration's own by default, float32 where it has none.
-        shard_bytes: the most bytes one file holds, headers aside.
+        config: a transformers configuration, a mapping of its fields (with ``model_type``), a ``config.json``, or the
+            folder with one.
+        path: the folder to write, created if necessary. An earlier checkpoint in it is replaced.
+        dtype: type of the weights; ``None`` takes that of the configuration, or float32 if it has none.
+        shard_bytes: the most bytes of tensors in one file.
 
     Raises:
-        VramUsageError: the configuration is not one, or describes a model that is quantized already.
+        VramUsageError: ``config`` is not a configuration, or it describes a model that is already quantized.
     """
     settings = _read_config(config)
     if getattr(settings, "quantization_config", None):
@@ -120,7 +120,7 @@ def _model_without_memory(config: PretrainedConfig, dtype: torch.dtype | str | N
 
 
 def _saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What ``save_pretrained`` would write, on the meta device."""
+    """Return the tensors that ``save_pretrained`` would write, on the meta device."""
     seen: dict[int, str] = {}
     tensors: dict[str, torch.Tensor] = {}
     tied = set(model.all_tied_weights_keys or ()) if hasattr(model, "all_tied_weights_keys") else set()
@@ -161,7 +161,10 @@ def _write_index(folder: Path, shards: list[dict[str, torch.Tensor]]) -> None:
 
 
 def _write_sparse(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Format: 8 bytes of header length, the header in JSON, the data (github.com/huggingface/safetensors)."""
+    """Write a safetensors file of zeros: the header's length in 8 bytes, the header in JSON, then the data.
+
+    The format is described at github.com/huggingface/safetensors.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():

@@ -1,6 +1,6 @@
-"""The dry GPU's own count, and the values it carries: a ctypes view of the stub libraries in this process.
+"""Call the stub libraries in this process through ctypes: read what they count, and which values they carry.
 
-Nothing here imports torch. Addresses are plain integers, as ``Tensor.data_ptr()`` returns them.
+This module does not import torch. Addresses are integers, as ``Tensor.data_ptr()`` returns them.
 """
 
 from __future__ import annotations
@@ -9,44 +9,26 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from pytest_vram.errors import DryGpuError
-
-JournalKind = Literal[
-    "malloc", "free", "refused", "create", "release", "managed", "managed_free", "host", "host_free", "context"
-]
-_KINDS: tuple[JournalKind, ...] = (
-    "malloc",
-    "free",
-    "refused",
-    "create",
-    "release",
-    "managed",
-    "managed_free",
-    "host",
-    "host_free",
-    "context",
-)
-_BATCH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverStats:
-    """What the stub driver counts for one device. All sizes in bytes.
+    """The figures that the stub driver counts for one device. All sizes are in bytes.
 
     Attributes:
         total_bytes: the card's memory.
-        used_bytes: taken of it now, the context included; ``total - used`` is what ``cudaMemGetInfo`` calls free.
-        peak_bytes: the most that was taken since :func:`reset_peaks`.
-        context_bytes: the CUDA context's part; 0 until there is a context.
-        allocations: successful requests so far (cudaMalloc, cuMemCreate, growth of a pool).
-        frees: allocations given back.
-        refusals: requests that did not fit.
-        managed_bytes: cudaMallocManaged memory (paged optimizers) asked for on this device; not in ``used_bytes``.
-        managed_peak_bytes: the most of it.
+        used_bytes: memory in use, the context included; ``cudaMemGetInfo`` reports ``total - used`` as free.
+        peak_bytes: largest ``used_bytes`` since :func:`reset_peaks`.
+        context_bytes: size of the CUDA context; 0 until it exists.
+        allocations: number of successful requests so far (cudaMalloc, cuMemCreate, growth of a pool).
+        frees: number of allocations that were freed.
+        refusals: number of requests that did not fit.
+        managed_bytes: cudaMallocManaged memory (paged optimizers) of this device; it is not part of ``used_bytes``.
+        managed_peak_bytes: largest ``managed_bytes`` since :func:`reset_peaks`.
         host_bytes: pinned host memory of the whole process.
-        host_peak_bytes: the most of it.
+        host_peak_bytes: largest ``host_bytes`` since :func:`reset_peaks`.
     """
 
     total_bytes: int
@@ -62,61 +44,16 @@ class DriverStats:
     host_peak_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalEntry:
-    """One thing the driver did. ``device`` is -1 for host memory; ``address`` is 0 where there is none."""
-
-    kind: JournalKind
-    device: int
-    address: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceRead:
-    """One copy from device to host.
-
-    Attributes:
-        address: where on the device.
-        size_bytes: how many bytes.
-        device: index of the device.
-        known: every byte had been written by a copy or a fill, or was marked known. A kernel may have changed it since.
-        answered: the bytes came from :func:`queue_answer` or the read hook.
-    """
-
-    address: int
-    size_bytes: int
-    device: int
-    known: bool
-    answered: bool
-
-
 class _Stats(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in DriverStats.__dataclass_fields__]
 
 
-class _Entry(ctypes.Structure):
-    _fields_ = [
-        ("address", ctypes.c_uint64),
-        ("size_bytes", ctypes.c_uint64),
-        ("kind", ctypes.c_int32),
-        ("device", ctypes.c_int32),
-    ]
-
-
-class _Read(ctypes.Structure):
-    _fields_ = [
-        ("address", ctypes.c_uint64),
-        ("size_bytes", ctypes.c_uint64),
-        ("device", ctypes.c_int32),
-        ("known", ctypes.c_int32),
-        ("answered", ctypes.c_int32),
-        ("padding", ctypes.c_int32),
-    ]
-
-
 ReadHook = Callable[[int, int, bool, int], bool]
-"""``hook(address, size_bytes, known, destination) -> answered``; ``destination`` is the host address to fill."""
+"""Called as ``hook(address, size_bytes, known, destination)`` before a copy from the device to the host.
+
+``known`` tells whether all bytes were sent to the device. A hook that has written the answer to the host address
+``destination`` returns True.
+"""
 
 _HOOK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p)
 _kept_hook: object = None  # ctypes does not keep a callback alive by itself
@@ -129,8 +66,7 @@ def _find() -> ctypes.CDLL | None:
         library.pytest_vram_dry_stats  # noqa: B018 - ctypes resolves the name on access
     except AttributeError:
         return None
-    for name in ("pytest_vram_dry_journal", "pytest_vram_dry_reads", "pytest_vram_dry_launches"):
-        getattr(library, name).restype = ctypes.c_uint64
+    library.pytest_vram_dry_launches.restype = ctypes.c_uint64
     library.pytest_vram_dry_missing.restype = ctypes.c_char_p
     library.pytest_vram_dry_note.restype = ctypes.c_char_p
     return library
@@ -144,7 +80,7 @@ def _library() -> ctypes.CDLL:
 
 
 def is_active() -> bool:
-    """Whether the stub libraries are beneath this process."""
+    """Whether the stub libraries are loaded in this process."""
     if _find() is None:
         _find.cache_clear()  # activate() may still load it
         return False
@@ -162,7 +98,7 @@ def device_count() -> int:
 
 
 def stats(device: int = 0) -> DriverStats:
-    """Return the driver's own count for one device.
+    """Return the figures that the driver counts for one device.
 
     Raises:
         DryGpuError: there is no dry GPU of that index in this process.
@@ -174,7 +110,7 @@ def stats(device: int = 0) -> DriverStats:
 
 
 def reset_peaks() -> None:
-    """Let the peaks of all devices, of managed and of pinned memory start again from what is held now."""
+    """Set the peaks of all devices, and those of managed and pinned memory, to what is held now."""
     _library().pytest_vram_dry_reset_peaks()
 
 
@@ -184,7 +120,7 @@ def launches() -> int:
 
 
 def missing_functions() -> tuple[str, ...]:
-    """Return the CUDA functions that the program called and the dry GPU has not got, in the order of first calls."""
+    """Return the CUDA functions that the program called and the dry GPU lacks, in the order of first calls."""
     function = _library().pytest_vram_dry_missing
     names: list[str] = []
     while (name := function(ctypes.c_int(len(names)))) is not None:
@@ -207,9 +143,9 @@ def note_counts() -> dict[str, int]:
 
 
 def write_exit(path: str) -> None:
-    """Let this process write its exit code and the time (nanoseconds of the monotonic clock) to ``path`` at its end.
+    """Make this process write its exit code and the time to ``path`` when it ends.
 
-    A process that a signal or ``os._exit`` ends writes nothing.
+    The time is in nanoseconds of the monotonic clock. A process that ends by a signal or ``os._exit`` writes nothing.
 
     Raises:
         DryGpuError: the path is longer than 4,095 bytes.
@@ -218,58 +154,14 @@ def write_exit(path: str) -> None:
         raise DryGpuError(f"the exit code cannot be written to {path}")
 
 
-def journal(first: int = 0) -> tuple[int, list[JournalEntry]]:
-    """Return the driver's journal from entry number ``first`` on, as far as it is kept (the last 65,536 entries).
-
-    Returns:
-        The number of entries written so far, which is the ``first`` for the next call, and the entries.
-    """
-    total, raw = _collect("pytest_vram_dry_journal", _Entry, first)
-    return total, [
-        JournalEntry(kind=_KINDS[e.kind - 1], device=e.device, address=e.address, size_bytes=e.size_bytes) for e in raw
-    ]
-
-
-def reads(first: int = 0) -> tuple[int, list[DeviceRead]]:
-    """Return the copies from device to host from number ``first`` on, as far as they are kept (the last 4,096).
-
-    Returns:
-        The number of reads so far, which is the ``first`` for the next call, and the reads.
-    """
-    total, raw = _collect("pytest_vram_dry_reads", _Read, first)
-    return total, [
-        DeviceRead(
-            address=r.address,
-            size_bytes=r.size_bytes,
-            device=r.device,
-            known=bool(r.known),
-            answered=bool(r.answered),
-        )
-        for r in raw
-    ]
-
-
-def _collect(name: str, kind: type[ctypes.Structure], first: int) -> tuple[int, list[ctypes.Structure]]:
-    function = getattr(_library(), name)
-    collected: list[ctypes.Structure] = []
-    copied = ctypes.c_uint64()
-    while True:
-        room = (kind * _BATCH)()
-        total = int(function(ctypes.c_uint64(first), room, ctypes.c_uint64(_BATCH), ctypes.byref(copied)))
-        collected += room[: copied.value]
-        first = max(first + copied.value, 0)
-        if copied.value < _BATCH:
-            return total, collected
-
-
 def is_known(address: int, size_bytes: int) -> bool | None:
-    """Whether every byte of a device range holds a value that was sent there; ``None`` if it is not device memory."""
+    """Whether every byte of a device range was sent there by the program; ``None`` if it is not device memory."""
     known = int(_library().pytest_vram_dry_known(ctypes.c_uint64(address), ctypes.c_uint64(size_bytes)))
     return None if known < 0 else bool(known)
 
 
 def mark_known(address: int, size_bytes: int, *, known: bool = True) -> None:
-    """Declare a device range known, after writing to it; or unknown, which makes it read as zeros.
+    """Mark a device range as known, after writing to it, or as unknown, so that it reads as zeros.
 
     Raises:
         DryGpuError: the range is not device memory.
@@ -281,26 +173,8 @@ def mark_known(address: int, size_bytes: int, *, known: bool = True) -> None:
         raise DryGpuError(f"{address:#x} is not memory of a dry GPU")
 
 
-def queue_answer(data: bytes) -> None:
-    """Let the next copies from device to host of just ``len(data)`` bytes return ``data``; answers wait in a queue.
-
-    Only the head of the queue is looked at, so an answer that nobody fetches blocks those behind it: see
-    :func:`drop_answers`.
-
-    Raises:
-        DryGpuError: ``data`` is empty or above 64 KiB.
-    """
-    if not _library().pytest_vram_dry_queue_answer(data, ctypes.c_uint64(len(data))):
-        raise DryGpuError(f"an answer of {len(data)} bytes cannot be queued: 1 to 65536 can")
-
-
-def drop_answers() -> int:
-    """Empty the queue of answers; returns how many nobody had fetched."""
-    return int(_library().pytest_vram_dry_drop_answers())
-
-
 def set_read_hook(hook: ReadHook | None) -> None:
-    """Let ``hook`` see, and answer, every copy to the host that no queued answer fits; ``None`` takes it away."""
+    """Call ``hook`` before every copy from the device to the host, so that it can answer it; ``None`` removes it."""
     global _kept_hook
     library = _library()
     if hook is None:
@@ -326,8 +200,3 @@ def add_note(text: str) -> None:
 def stand_alone() -> None:
     """Say that this process stands for one rank of many, so that no other rank is waited for."""
     _library().pytest_vram_dry_set_alone(ctypes.c_int(1))
-
-
-def set_copy_limit(size_bytes: int) -> None:
-    """Let copies and fills up to ``size_bytes`` carry their values; larger ones leave zeros behind."""
-    _library().pytest_vram_dry_set_copy_limit(ctypes.c_uint64(size_bytes))

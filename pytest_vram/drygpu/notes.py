@@ -1,7 +1,6 @@
-"""What the figures of a dry GPU rest on beyond PyTorch's own decisions: assumptions of the stub libraries and of the
-operators that stand in for missing ones.
+"""Collect the assumptions behind a dry GPU's figures: those of the stub libraries and of substituted operators.
 
-Every assumption counts how often it is made, so that those of one test are told apart from those of an earlier one.
+Each assumption is counted every time it is made, so that a test's assumptions can be told from those of earlier tests.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ _made: dict[Note, int] = {}
 
 
 def assume(name: str, text: str, *, source: str = "operators") -> None:
-    """Record that an assumption is made now. See :class:`pytest_vram.memory.Note` for the arguments."""
+    """Count an assumption that is made now. :class:`pytest_vram.memory.Note` describes the arguments."""
     note = Note(name=name, text=text, source=source)
     with _lock:
         _made[note] = _made.get(note, 0) + 1
 
 
 def collect() -> dict[Note, int]:
-    """Return every assumption that this process has made, and how often, in the order of first occurrence."""
+    """Return the assumptions of this process and how often each was made, in the order of first occurrence."""
     found = {_of_driver(text): count for text, count in driver.note_counts().items()} if driver.is_active() else {}
     with _lock:
         return found | _made
@@ -39,13 +38,13 @@ def since(earlier: Mapping[Note, int]) -> tuple[Note, ...]:
 
 
 def reset() -> None:
-    """Forget what operators assumed, in a forked child: another thread of the parent may have held the lock."""
+    """Forget the operators' assumptions in a forked child, with a new lock: the parent may have held the old one."""
     global _lock
     _lock = threading.Lock()
     _made.clear()
 
 
 def _of_driver(text: str) -> Note:
-    """The stubs write ``name: text``."""
+    """Convert a note of the stub libraries, which has the form ``name: text``."""
     name, separator, rest = text.partition(": ")
     return Note(name=name, text=rest, source="driver") if separator else Note(name="driver", text=text, source="driver")

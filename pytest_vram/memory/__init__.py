@@ -1,4 +1,4 @@
-"""What a measurement is: frozen dataclasses, standard library only."""
+"""The data types of a measurement: frozen dataclasses that need only the standard library."""
 
 from pytest_vram.memory.budget import Budget, Metric, Ranks, Scope
 from pytest_vram.memory.device import Device, Environment, Kind

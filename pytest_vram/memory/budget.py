@@ -1,4 +1,4 @@
-"""A budget: a limit, the metric it is held against, and where it was declared."""
+"""A budget: the limit of a test, the metric that it limits, and where it was declared."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Ranks = Literal["card", "each"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a test may use.
+    """The memory that a test may use.
 
     Attributes:
         limit_bytes: the largest peak that passes; ``None`` for a budget that only limits leaks or asks for free memory.
         metric: ``allocated`` (live blocks), ``reserved`` (what the allocator holds) or ``device`` (with the context).
         scope: ``test`` counts what fixtures hold as well, ``call`` only what the test itself adds.
         device: index of the device, ``None`` for the worst of the visible ones.
-        enforce: cap the allocator, so that the line that breaks the budget raises.
-        max_leak_bytes: what the test may leave behind; ``None`` does not check.
+        enforce: cap the allocator, so that the line of code that breaks the budget raises an error.
+        max_leak_bytes: the memory that the test may leave allocated; ``None`` does not check it.
         min_free_bytes: skip the test when the device has less free than this.
-        ranks: what is held against the limit where a test has several processes: ``card`` takes all that lived on one
-            card at the same time together, ``each`` takes every process by itself.
-        search: under ``@given``, make the peak hypothesis's target.
+        ranks: what is held against the limit when a test has several processes: ``card`` adds up those that share a
+            card at the same time, ``each`` takes every process by itself.
+        search: under ``@given``, let hypothesis look for the example with the largest peak.
         origin: ``"marker"``, ``"ini"``, ``"cli"`` or ``"phase"``, with the location in ``where``.
     """
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain JSON values and back, by their type hints."""
+"""Convert frozen dataclasses to plain JSON values and back, by their type hints."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NAMES = {cls: name for name, cls in _TAGGED.items()}
 
 
 def encode(value: Any) -> Any:
-    """Dicts, lists, text, numbers, booleans and ``None``.
+    """Convert a value to dicts, lists, text, numbers, booleans and ``None``.
 
-    Fields that hold their default are left out, verdicts are tagged.
+    Fields that have their default value are left out. A verdict gets the key ``verdict``, which names its kind.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {_TAG: _NAMES[type(value)]} if type(value) in _NAMES else {}
@@ -36,12 +36,12 @@ def encode(value: Any) -> Any:
 
 
 def decode(cls: type[T], data: Any) -> T:
-    """The dataclass that :func:`encode` or ``dataclasses.asdict`` took apart.
+    """Make a ``cls`` from the data that :func:`encode` or ``dataclasses.asdict`` made.
 
-    Fields that this version does not know are passed over. A verdict must come from ``encode``, which names its kind.
+    Unknown fields are ignored. Only ``encode`` names the kind of a verdict, so a verdict must come from it.
 
     Raises:
-        VramUsageError: the data are not those of a ``cls``; the message names the field.
+        VramUsageError: the data do not describe a ``cls``; the message names the field.
     """
     result: T = _decode(cls, data, cls.__name__)
     return result

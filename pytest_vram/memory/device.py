@@ -1,4 +1,4 @@
-"""Where memory is: a device, and the software around it."""
+"""A device whose memory is measured, and the software that a report was made with."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["cuda", "dry", "host", "nvml", "accelerator"]
-"""How a figure came about: measured on a card, allocator-exact over a stub driver, traced on the CPU, ..."""
+"""Which probe measured: ``cuda`` on a real card, ``dry`` on a dry GPU, ``host`` for CPU tensors, ``nvml`` by sampling
+NVML, ``accelerator`` for XPU and other devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device whose memory is measured.
 
-    ``total_bytes`` and ``capability`` are ``None`` where nothing reports them.
+    ``total_bytes`` and ``capability`` are ``None`` if nothing reports them.
     """
 
     kind: Kind
@@ -26,7 +27,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What a report was made with. Versions are ``None`` where the package is absent."""
+    """The versions and devices that a report was made with. A version is ``None`` if the package is not installed."""
 
     python: str
     pytest_vram: str

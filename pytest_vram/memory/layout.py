@@ -1,4 +1,4 @@
-"""What the allocator held at one moment, segment by segment: what is in use, and what is lost between."""
+"""The allocator's segments at one moment: the parts that are in use, and the free parts between them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 State = Literal["active", "pending", "free"]
-"""``active`` belongs to a tensor; ``pending`` was freed and still waits for another stream; ``free`` is cached."""
+"""A block is ``active`` if a tensor uses it, ``pending`` if it was freed and another stream may still use it, and
+``free`` if the allocator can hand it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Neighbouring blocks of a segment that are alike: ``count`` of them, ``size_bytes`` together."""
+    """Neighbouring blocks of a segment with the same properties: ``count`` blocks with ``size_bytes`` in total."""
 
     state: State
     size_bytes: int
@@ -22,16 +23,19 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A piece of memory that the allocator got from the driver; sizes are those of one.
+    """A piece of memory that the allocator got from the driver, or several that are identical.
+
+    Sizes are those of one segment.
 
     Attributes:
-        count: how many there are that are alike to the last block.
-        pool: ``small`` for requests up to 1 MiB, ``large`` for all others; a block never comes from the other pool.
-        expandable: grown piece by piece, instead of all at once.
-        private: of a memory pool of its own, such as a CUDA graph's; nobody else gets its free blocks.
-        largest_free_bytes: the largest request that it could still serve.
-        blocks: how many it is split into.
-        runs: its blocks by address; those of a segment split into very many may stop early.
+        pool: ``small`` serves requests up to 1 MiB, ``large`` all others; a request is never served from the other.
+        count: the number of segments that have the same size and the same blocks.
+        largest_free_bytes: size of the largest free block.
+        blocks: the number of blocks in the segment.
+        expandable: whether the segment can grow (``expandable_segments:True``).
+        private: whether the segment belongs to a private memory pool, such as that of a CUDA graph. Requests outside of
+            the pool cannot use its free blocks.
+        runs: the blocks in the order of their addresses. A segment with very many blocks lists only the first ones.
     """
 
     pool: Literal["small", "large"]
@@ -47,7 +51,7 @@ class Segment:
 
     @property
     def free_bytes(self) -> int:
-        """Cached: neither a tensor's nor waiting."""
+        """Return the bytes in free blocks."""
         return self.size_bytes - self.active_bytes - self.pending_bytes
 
 
@@ -56,13 +60,16 @@ class Layout:
     """All segments of one device at one moment.
 
     Attributes:
-        reserved_bytes: in all segments.
-        allocated_bytes: in blocks of tensors.
-        pending_bytes: in blocks that were freed and still wait for another stream.
-        cached_bytes: in segments without any block in use, which the allocator gives back before it runs out.
-        largest_free_bytes: the largest request that could be served without asking the driver.
-        segment_count: how many segments there are.
-        segments: the largest of them, those that are alike once; ``more_count`` with ``more_bytes`` are left out.
+        reserved_bytes: bytes in all segments.
+        allocated_bytes: bytes in blocks that tensors use.
+        pending_bytes: bytes in blocks that were freed and that another stream may still use.
+        cached_bytes: bytes in segments without a block in use. The allocator returns such segments to the driver before
+            it raises OutOfMemoryError.
+        largest_free_bytes: the largest request that the allocator can serve without asking the driver.
+        segment_count: the number of segments.
+        segments: the largest segments; identical ones are listed once, with their ``count``.
+        more_count: the number of segments that are not listed.
+        more_bytes: the bytes in the segments that are not listed.
     """
 
     reserved_bytes: int
@@ -77,10 +84,10 @@ class Layout:
 
     @property
     def unused_bytes(self) -> int:
-        """Reserved and not allocated."""
+        """Return the bytes that are reserved and not allocated."""
         return self.reserved_bytes - self.allocated_bytes
 
     @property
     def fragmented_bytes(self) -> int:
-        """Free between blocks in use: lost to whatever does not fit there, and not to be given back."""
+        """Return the bytes in free blocks between blocks in use: too small for some requests, and not returnable."""
         return self.unused_bytes - self.pending_bytes - self.cached_bytes

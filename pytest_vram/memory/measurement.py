@@ -1,4 +1,4 @@
-"""What was measured. Sizes are whole bytes; ``None`` means that the probe does not report a figure, never 0 or -1."""
+"""The results of measuring a test. Sizes are whole bytes; ``None`` means that the probe does not report a figure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixtureShare:
-    """What one fixture added to allocated memory when it was set up, and still counts in the test's peak."""
+    """The bytes that one fixture allocated during its setup. They are part of the test's peak."""
 
     name: str
     scope: str
@@ -45,7 +45,11 @@ class FixtureShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRead:
-    """A place where the program read a value from a dry GPU that had computed nothing."""
+    """A place where the program read a value back from a dry GPU.
+
+    ``answered`` is false if nothing had computed the value, so that the program read zeros. ``note`` names the
+    assumption that the value rests on, if any.
+    """
 
     location: str
     operation: str
@@ -59,18 +63,18 @@ class Measurement:
     """One test on one device.
 
     Attributes:
-        start_bytes: allocated bytes when the interval began: held by fixtures and by what earlier tests left.
-        uncounted_bytes: held all along by fixtures that the test does not use and by what earlier tests left; part of
-            the peak, and not of what is held against a budget or a baseline.
-        leaked_bytes: allocated bytes left over after teardown; ``None`` when not checked.
-        retries: cudaMalloc retries (cache flushed to satisfy an allocation).
+        start_bytes: allocated bytes when the interval began, held by fixtures or left by earlier tests.
+        uncounted_bytes: bytes held during the whole interval by fixtures that the test does not use, or left by earlier
+            tests. They are part of ``peak``, and are subtracted before it is compared with a budget or a baseline.
+        leaked_bytes: bytes that are still allocated after teardown; ``None`` if this was not checked.
+        retries: how often the allocator emptied its cache to satisfy a request.
         ooms: requests that the allocator refused with OutOfMemoryError. A program may catch the error and go on.
-        contaminated: another process's memory moved in the interval: the figure must not fail a budget.
-        timeline: memory over time, where it was asked for.
-        baseline_bytes: the same test's own allocated peak on such a card in the report's baseline; ``None`` where that
-            has no entry.
-        notes: assumptions that the measurement rests on; empty where there are none.
-        processes: the processes that used the device, where several processes were measured apart.
+        contaminated: whether the memory of another process changed in the interval. Such a figure cannot fail a budget.
+        timeline: memory over time; ``None`` if it was not recorded.
+        baseline_bytes: the allocated peak of this test on such a card in the report's baseline; ``None`` if the
+            baseline has no entry.
+        notes: the assumptions that the measurement rests on.
+        processes: the processes that used the device, if they were measured one by one.
     """
 
     device: Device
@@ -91,6 +95,9 @@ class Measurement:
     processes: tuple[ProcessPeak, ...] = ()
 
     def figure(self, metric: str) -> int | None:
-        """The test's own peak in ``metric`` (``allocated``, ``reserved``, ``device``, ``requested``), in bytes."""
+        """Return the peak without ``uncounted_bytes``, in bytes; ``None`` if the probe does not report ``metric``.
+
+        ``metric`` is ``allocated``, ``reserved``, ``device`` or ``requested``.
+        """
         peak: int | None = getattr(self.peak, f"{metric}_bytes")
         return None if peak is None else max(0, peak - self.uncounted_bytes)

@@ -1,4 +1,4 @@
-"""An assumption that figures rest on: one record, shown wherever the figures are."""
+"""An assumption that figures rest on. Every report that shows the figures shows it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Note:
     """One assumption behind a measurement.
 
     Attributes:
-        name: a short name, the same at every run: ``cuDNN execution plans``.
-        text: what is assumed, as the rest of a sentence that the name begins.
+        name: a short name that is the same in every run, such as ``cuDNN execution plans``.
+        text: the assumption, worded so that it completes a sentence that begins with the name.
         source: the part that makes the assumption: ``driver`` (a stub library of the dry GPU), ``operators`` (an
-            operator whose library the dry GPU has not got), ``recorder`` (the plugin's recording of allocations).
-        figures: whether the peaks rest on it; false where only details beside them do, such as who held the peak.
+            operator whose library the dry GPU lacks), ``recorder`` (the plugin's recording of allocations).
+        figures: whether the peaks rest on it; false if only details do, such as which line of code held the peak.
     """
 
     name: str

@@ -9,14 +9,14 @@ from pytest_vram.memory.peak import Peak
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessPeak:
-    """What one process needed of a device.
+    """The memory of a device that one process used.
 
     Attributes:
         pid: the process's number.
-        peak: its peaks; every figure is ``None`` where the process left none.
-        rank: its rank in a group of processes; ``None`` where it has none.
+        peak: its peaks; every figure is ``None`` if the process left no record.
+        rank: its rank in a group of processes; ``None`` if it is in no group.
         start: when it first used a device, in seconds since the measurement began; ``None`` if it never did.
-        end: when it ended; ``None`` where that is not known.
+        end: when it ended, in the same seconds; ``None`` if that is not known.
         ended: how it ended: ``exit code 0``, ``exit code 1: ValueError: no rows``, ``left no figures``.
     """
 

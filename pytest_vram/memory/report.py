@@ -1,4 +1,4 @@
-"""A session's figures: data first, rendered elsewhere."""
+"""The results of a session as data. The package ``report`` renders them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_vram.memory.verdict import Verdict
 
 SCHEMA_VERSION = 1
 NOISE_BYTES = 512
-"""One block: a percentage of a peak of a few kilobytes means nothing."""
+"""The size of one block of the allocator. Smaller changes are ignored, whatever percentage of the peak they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestRecord:
-    """One test: its budget, what was measured (one entry a device), and the verdict (``None`` without a budget).
+    """One test: its budget, one measurement for each device, and the verdict, which is ``None`` without a budget.
 
-    ``processes`` are those below the test's own that used a GPU: ranks, workers, subprocesses.
+    ``processes`` are the child processes that used a GPU: ranks, workers, subprocesses.
     """
 
     __test__ = False  # pytest collects classes named Test*
@@ -35,7 +35,7 @@ class TestRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """What a report was held against: the name of the file, and the growth that passes, in percent."""
+    """The baseline that a report was compared with: the name of its file, and the tolerated growth in percent."""
 
     source: str
     tolerance_percent: float
@@ -43,7 +43,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Every test of a session, in the order in which they ran; ``baseline`` where it was held against one."""
+    """The tests of a session in the order in which they ran, and the baseline that they were compared with, if any."""
 
     schema_version: int = SCHEMA_VERSION
     environment: Environment
@@ -52,5 +52,5 @@ class Report:
 
 
 def grew(before_bytes: int, after_bytes: int, tolerance_percent: float) -> bool:
-    """Whether a peak grew by more than the tolerance, and by more than a block."""
+    """Whether a peak grew by more than the tolerance plus one block of the allocator."""
     return after_bytes > before_bytes * (1 + tolerance_percent / 100) + NOISE_BYTES

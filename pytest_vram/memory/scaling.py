@@ -1,4 +1,4 @@
-"""How a peak grows: the order of its growth, from a few measured sizes."""
+"""Find the order in which a peak grows with an argument, from a few measured sizes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ class Scaling:
     """Growth of a peak with one argument.
 
     Attributes:
-        argument: its name.
-        values: the sizes, ascending.
-        peaks: bytes at each.
-        order: k where the peak's growing part goes with the k-th power: 1 is linear, 2 quadratic, 0 none.
+        argument: the argument's name.
+        values: the sizes that were measured, ascending.
+        peaks: the peak in bytes at each size.
+        order: the exponent k if the growing part of the peak is proportional to the k-th power of the argument: 0 is
+            no growth, 1 linear, 2 quadratic.
     """
 
     argument: str
@@ -30,12 +31,12 @@ class Scaling:
 
 
 def fit(argument: str, values: Sequence[float], peaks: Sequence[int]) -> Scaling:
-    """The order of growth.
+    """Fit the order of growth.
 
-    Increments between neighbouring sizes cancel what does not grow (weights, workspaces). For a power law c x^k the
-    increment from x to r x is c x^k (r^k - 1): over geometric sizes it goes with x^k, so k is the least-squares slope
-    of log increment against log size. Sizes that are not geometric are corrected for their own ratio, in a fixed
-    point.
+    The increments between neighbouring sizes do not contain what does not grow, such as weights and workspaces. For
+    c x^k, the increment from x to r x is c x^k (r^k - 1). If all ratios r are equal, the increment is proportional to
+    x^k, so k is the least-squares slope of log increment over log size. For unequal ratios, each increment is divided
+    by r^k - 1; since that needs k itself, the fit is repeated until k no longer changes.
 
     Args:
         argument: name, for messages.

@@ -1,4 +1,4 @@
-"""Memory over time: what was held at each moment, by category and by module."""
+"""Memory over time: the bytes held at each moment, by category and by module."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Category = Literal[
     "temporary",
     "other",
 ]
-"""What an allocation is for.
+"""The purpose of an allocation.
 
-``quantization`` are scales and code books; ``logits`` what the head and the loss make; ``temporary`` is freed within
-the forward or backward pass that made it; ``other`` is what no module, optimizer or backward pass made: inputs, for
-example.
+``quantization`` is scales and code books. ``logits`` is what the output layer and the loss allocate. ``temporary`` is
+freed within the forward or backward pass that allocated it. ``other`` is what no module, optimizer or backward pass
+allocated, such as inputs.
 """
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -30,7 +30,7 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One named part of the memory: bytes at each time of its timeline."""
+    """One named part of the memory: its bytes at each time of the timeline."""
 
     name: str
     sizes: tuple[int, ...]
@@ -38,18 +38,19 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """Memory of one test on one device, thinned out for drawing; the peak is kept exactly.
+    """Memory of one test on one device, reduced to the points that a drawing needs. The peak is exact.
 
     Attributes:
         times: seconds since the test's measurement began, ascending.
         allocated: bytes in live blocks, at each time.
-        reserved: bytes that the allocator holds, at each time; empty where the probe reports none.
-        categories: parts of ``allocated`` that add up to it, named as in :data:`Category`.
-        modules: the same bytes by the module that allocated them, largest at the peak first; the rest is ``"other"``.
-        peak_index: position of the allocated peak.
-        events: allocations and frees that were recorded.
-        cut: events that no longer fitted the record: what came before the first time is not shown.
-        layout: the allocator's segments at the peak; ``None`` where there are none.
+        reserved: bytes that the allocator holds, at each time; empty if the probe does not report them.
+        categories: the bytes of each :data:`Category` at each time; together they add up to ``allocated``.
+        modules: the same bytes by the module that allocated them, in the order of size at the peak; small modules are
+            in ``"other"``.
+        peak_index: position of the allocated peak in ``times``.
+        events: number of recorded allocations and frees.
+        cut: whether the recording was full, so that the oldest events are missing from it.
+        layout: the allocator's segments at the peak; ``None`` if the probe has no allocator with segments.
     """
 
     times: tuple[float, ...]
@@ -64,10 +65,10 @@ class Timeline:
 
     @property
     def peak_bytes(self) -> int:
-        """The allocated peak."""
+        """Return the allocated peak in bytes."""
         return self.allocated[self.peak_index] if self.allocated else 0
 
     def at_peak(self) -> dict[str, int]:
-        """Bytes by category at the peak, the largest first, empty ones left out."""
+        """Return the bytes of each category at the peak, the largest first, without empty categories."""
         found = {series.name: series.sizes[self.peak_index] for series in self.categories}
         return dict(sorted(((n, size) for n, size in found.items() if size), key=lambda item: -item[1]))

@@ -1,4 +1,4 @@
-"""What a budget says of a measurement. Exactly one of three, and "could not be measured" is never a pass."""
+"""The result of comparing a measurement with a budget: one of three. A test that was not measured does not pass."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pytest_vram.memory.measurement import Holder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Within:
-    """The budget holds; ``headroom_bytes`` are left of it."""
+    """The peak is within the budget, by ``headroom_bytes``."""
 
     headroom_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exceeded:
-    """The peak is ``over_bytes`` above the budget; it fell into ``phase``, where that is known."""
+    """The peak is ``over_bytes`` above the budget, and was reached in ``phase``, if that is known."""
 
     over_bytes: int
     phase: str | None = None
@@ -25,7 +25,7 @@ class Exceeded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmeasured:
-    """The budget could not be held against anything."""
+    """There is no measurement to compare the budget with."""
 
     reason: str
 

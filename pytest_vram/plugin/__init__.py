@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pytest_vram.plugin.runner import Runner
 
 _RUNNER = "vram-runner"
-_COLLECTOR = "vram-collector"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -53,11 +53,10 @@ def read(config: pytest.Config) -> Settings:
         VramUsageError: a value cannot be used; the message names the option, the value and the valid ones.
     """
     values = {option.name: value(config, option) for option in OPTIONS}
-    base = config.rootpath
-    baseline = None if values["baseline"] is None else _path(config, base, values["baseline"])
+    baseline = None if values["baseline"] is None else _path(config, values["baseline"])
     if values["update_baseline"] and baseline is None:
         raise VramUsageError("--vram-update-baseline needs a file to update: add --vram-baseline=FILE")
-    output = tuple(_path(config, base, text) for text in values["output"] or ())
+    output = tuple(_path(config, text) for text in values["output"] or ())
     for path in output:
         if path.suffix not in SUFFIXES:
             raise VramUsageError(f"--vram-output={path}: the suffix says the format; choose {', '.join(SUFFIXES)}")
@@ -82,7 +81,7 @@ def read(config: pytest.Config) -> Settings:
     )
 
 
-def _path(config: pytest.Config, base: Path, text: str) -> Path:
+def _path(config: pytest.Config, text: str) -> Path:
     path = Path(text).expanduser()
     return path if path.is_absolute() else Path(config.invocation_params.dir) / path
 

@@ -1,1 +1,1 @@
-"""Where numbers come from."""
+"""Probes: they measure the memory of a device, and record which code allocated it."""

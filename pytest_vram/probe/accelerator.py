@@ -1,4 +1,4 @@
-"""Devices other than CUDA that keep the same counters: XPU and whatever else ``torch.accelerator`` speaks for."""
+"""A probe for XPU and the other devices, besides CUDA, whose memory counters ``torch.accelerator`` reads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AcceleratorProbe(PlainProbe):
         self._count = torch.accelerator.device_count()
 
     def devices(self) -> tuple[Device, ...]:
-        """Every device of the current accelerator."""
+        """Return every device of the current accelerator."""
         return tuple(
             Device(
                 kind="accelerator",
@@ -37,11 +37,11 @@ class AcceleratorProbe(PlainProbe):
         )
 
     def allocated(self) -> tuple[int, ...]:
-        """Bytes in live blocks."""
+        """Return the bytes in live blocks of each device."""
         return tuple(torch.accelerator.memory_allocated(index) for index in range(self._count))
 
     def peak(self) -> tuple[Peak, ...]:
-        """Allocated and reserved peaks since the last reset."""
+        """Return the allocated and reserved peaks since the last reset."""
         return tuple(
             Peak(
                 allocated_bytes=torch.accelerator.max_memory_allocated(index),
@@ -51,12 +51,12 @@ class AcceleratorProbe(PlainProbe):
         )
 
     def reset_peak(self) -> None:
-        """Start the peaks from what is held now."""
+        """Set the peaks to what is allocated now."""
         for index in range(self._count):
             torch.accelerator.reset_peak_memory_stats(index)
 
     def counters(self) -> tuple[Counters, ...]:
-        """Retries and OutOfMemory errors, where the device counts them."""
+        """Return retries and OutOfMemory errors; 0 for a device that does not count them."""
         found = []
         for index in range(self._count):
             stats = torch.accelerator.memory_stats(index)
@@ -64,7 +64,7 @@ class AcceleratorProbe(PlainProbe):
         return tuple(found)
 
     def free_bytes(self, index: int) -> int | None:
-        """What the device has left."""
+        """Return the free memory of the device in bytes."""
         return int(torch.accelerator.get_memory_info(index)[0])
 
     def release(self) -> None:

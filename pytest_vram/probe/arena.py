@@ -1,9 +1,9 @@
-"""The size of the block behind each allocation.
+"""Work out the size of the block behind each allocation in torch's memory history.
 
-Torch's memory history records what was asked for. What counts as allocated is the block that was given: rounded up to
-512 bytes or as ``roundup_power2_divisions`` says, and a whole cached block where splitting it would leave too little or
-``max_split_size_mb`` forbids it. This follows the allocator's rules (``round_size`` and ``should_split`` in
-c10/cuda/CUDACachingAllocator.cpp), from the addresses that it chose.
+Torch's memory history records the size that was requested. The allocated memory is the size of the block: the request
+is rounded up to 512 bytes, or as ``roundup_power2_divisions`` says. If the rest of a cached block would be too small,
+or ``max_split_size_mb`` forbids splitting it, the whole block is used. This module applies the allocator's rules
+(``round_size`` and ``should_split`` in c10/cuda/CUDACachingAllocator.cpp) to the recorded addresses.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SMALL_REQUEST = 2**20
-"""Requests up to this size come from small segments, where every rest is split off."""
+"""Requests of up to this many bytes come from small segments, where a block is always split."""
 SMALLEST_REST = 2**20
-"""A rest of at most this size stays with its block in large segments."""
+"""In large segments, a block is not split if the rest has at most this many bytes."""
 _ROUND = 512
-_INTERVALS = 16  # of sizes, for each of which roundup_power2_divisions can be set: to 2 MiB, to 4 MiB, ...
+_INTERVALS = 16  # ranges of sizes with their own roundup_power2_divisions: up to 2 MiB, up to 4 MiB, ...
 
 
 class Arena:
-    """Free blocks by address, kept up to date event by event.
+    """The allocator's free blocks, updated with each event of the history.
 
     Args:
-        settings: ``"allocator_settings"`` of a snapshot; its defaults where there are none.
+        settings: the entry ``"allocator_settings"`` of a snapshot; ``None`` takes the allocator's defaults.
     """
 
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
@@ -43,10 +43,10 @@ class Arena:
         self._expandable = False
 
     def take_segment(self, segment: Mapping[str, Any]) -> dict[int, int]:
-        """Start from a segment of a snapshot.
+        """Add a segment of a snapshot.
 
         Returns:
-            Address and size of its live blocks.
+            The size of each live block in it, by address.
         """
         live, address, key = {}, segment["address"], segment["address"]
         if segment.get("is_expandable"):
@@ -63,13 +63,13 @@ class Arena:
         return live
 
     def see(self, event: Mapping[str, Any]) -> int:
-        """Follow one event of the history.
+        """Apply one event of the history.
 
         Returns:
-            The block's size, for an ``alloc``; 0 for anything else.
+            The size of the block if the event is an ``alloc``, and 0 for any other event.
         """
         action, size = event["action"], event["size"]
-        if action == "oom":  # has no address: nothing was given
+        if action == "oom":  # nothing was allocated, so the event has no address
             return 0
         address = event["addr"]
         if action == "alloc":
@@ -109,7 +109,7 @@ class Arena:
         return max(_ROUND, -(-asked // _ROUND) * _ROUND)
 
     def _add(self, address: int, size: int, segment: int) -> None:
-        """A block becomes free, and one with its free neighbours in the same segment."""
+        """Add a free block, and join it with the free blocks next to it in the same segment."""
         before = self._ends.get(address)
         if before is not None and self._free[before][1] == segment:
             size += self._remove(before)[0]
@@ -126,7 +126,7 @@ class Arena:
         return size, segment
 
     def _cut_out(self, address: int, size: int) -> None:
-        """Memory goes back to the driver: all of a segment, or a part of an expandable one."""
+        """Remove memory that is returned to the driver: a whole segment, or a part of an expandable one."""
         around = next((start for start, (n, _) in self._free.items() if start <= address < start + n), None)
         if around is None:
             return

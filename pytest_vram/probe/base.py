@@ -1,4 +1,4 @@
-"""What a probe answers that knows nothing but how much memory there is: a base to build others on."""
+"""The base class of probes that measure only how much memory is allocated."""
 
 from __future__ import annotations
 
@@ -13,62 +13,63 @@ if TYPE_CHECKING:
 
 
 class PlainProbe:
-    """Everything of a :class:`~pytest_vram.probe.protocol.Probe` but the figures themselves.
+    """Implements every method of :class:`~pytest_vram.probe.protocol.Probe` except those that measure.
 
-    A subclass has ``kind``, ``devices``, ``allocated``, ``peak`` and ``reset_peak``, and what else it knows better.
+    A subclass defines ``kind``, ``devices``, ``allocated``, ``peak`` and ``reset_peak``, and overrides the methods for
+    which it has more information.
     """
 
     def devices(self) -> tuple[Device, ...]:
-        """To be given by the subclass."""
+        """Return the devices; each subclass implements this."""
         raise NotImplementedError
 
     def on_reset(self, before: Callable[[], None]) -> None:
-        """Resets by the program under test are not seen, or there are none."""
+        """Do nothing: this probe does not notice resets by the program under test."""
 
     def counters(self) -> tuple[Counters, ...]:
-        """No such events are counted."""
+        """Return zeros: this probe counts no events."""
         return (Counters(),) * len(self.devices())
 
     def free_bytes(self, index: int) -> int | None:
-        """Unknown."""
+        """Return None: the free memory is unknown."""
         return None
 
     def contaminated(self) -> tuple[bool, ...]:
-        """Never: this process alone is counted."""
+        """Return False: only this process is measured, so others do not matter."""
         return (False,) * len(self.devices())
 
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
-        """Nothing is recorded."""
+        """Do nothing: this probe records no allocations."""
 
     def end_test(self) -> None:
-        """Nothing to stop."""
+        """Do nothing."""
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """Unknown."""
+        """Return nothing: allocations are not recorded."""
         return ()
 
     def left(self, index: int, top: int) -> tuple[Holder, ...]:
-        """Unknown."""
+        """Return nothing: allocations are not recorded."""
         return ()
 
     def timeline(self, index: int) -> Timeline | None:
-        """Memory over time is not recorded."""
+        """Return None: memory over time is not recorded."""
         return None
 
     def host_reads(self) -> tuple[HostRead, ...]:
-        """The device computes."""
+        """Return nothing: the device computes its values."""
         return ()
 
     def notes(self) -> tuple[Note, ...]:
-        """No assumption is made."""
+        """Return nothing: the figures rest on no assumption."""
         return ()
 
     def settle(self) -> None:
-        """Nothing is known to be kept for later."""
+        """Do nothing: no library is known to keep workspaces on this device."""
 
     def release(self) -> None:
-        """No cache is known."""
+        """Do nothing: this probe knows of no cache."""
 
     def cap(self, index: int, limit_bytes: int | None) -> bool:
-        """Cannot be done."""
+        """Return whether the request is to lift a cap: this probe cannot set one."""
         return limit_bytes is None

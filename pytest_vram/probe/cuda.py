@@ -1,4 +1,4 @@
-"""PyTorch's caching allocator on a CUDA device: a real GPU and a dry one, by the same code."""
+"""The probe for PyTorch's caching allocator on CUDA devices. It treats real and dry GPUs alike."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CudaProbe:
-    """Reads torch's own counters. Creates no context: before the first one, everything reads as 0."""
+    """Reads torch's memory counters. It never creates a CUDA context: before the program does, every figure is 0."""
 
     def __init__(self) -> None:
         self.dry = driver.is_active()
@@ -37,7 +37,7 @@ class CudaProbe:
         self._beside: dict[int, tuple[int, float, int | None]] = {}
 
     def devices(self) -> tuple[Device, ...]:
-        """Every visible device."""
+        """Return every visible device."""
         if self._devices is None:
             import torch
 
@@ -45,11 +45,11 @@ class CudaProbe:
         return self._devices
 
     def allocated(self) -> tuple[int, ...]:
-        """Bytes in live blocks, by device."""
+        """Return the bytes in live blocks of each device."""
         return tuple(_stat(stats, "allocated_bytes", "current") for stats in self._stats())
 
     def peak(self) -> tuple[Peak, ...]:
-        """Peaks of requested, allocated, reserved and device bytes since the last reset."""
+        """Return the peaks of requested, allocated, reserved and device bytes since the last reset."""
         found = []
         for index, stats in enumerate(self._stats()):
             reserved = _stat(stats, "reserved_bytes", "peak")
@@ -64,7 +64,7 @@ class CudaProbe:
         return tuple(found)
 
     def reset_peak(self) -> None:
-        """Start all peaks from what is held now."""
+        """Set all peaks to what is held now."""
         if not _initialized():
             return
         import torch
@@ -84,25 +84,25 @@ class CudaProbe:
         self._before_reset.append(before)
 
     def counters(self) -> tuple[Counters, ...]:
-        """Retries and OutOfMemory errors."""
+        """Return the retries and OutOfMemory errors of each device."""
         return tuple(
             Counters(retries=int(stats.get("num_alloc_retries", 0)), ooms=int(stats.get("num_ooms", 0)))
             for stats in self._stats()
         )
 
     def free_bytes(self, index: int) -> int | None:
-        """What the driver has left, and what the allocator holds unused."""
+        """Return the bytes that the driver has left plus those that the allocator holds unused."""
         import torch
 
         free, _ = torch.cuda.mem_get_info(index)
         return int(free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index))
 
     def contaminated(self) -> tuple[bool, ...]:
-        """Never: the allocator counts this process alone."""
+        """Return False: the allocator counts only this process."""
         return (False,) * len(self.devices())
 
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
-        """Record allocations from now on, if asked to."""
+        """Record allocations from now on if ``record`` or ``timeline`` is set."""
         self._reads_before = host_reads.collect() if self.dry else ()
         self._notes_before = notes.collect() if self.dry else {}
         if (record or timeline) and "torch" in sys.modules:
@@ -121,38 +121,38 @@ class CudaProbe:
             self._history = None
 
     def notes(self) -> tuple[Note, ...]:
-        """Assumptions of the dry GPU since the test began, and gaps of the recording."""
+        """Return the dry GPU's assumptions since the test began, and a note if the recording is incomplete."""
         of_recording = self._history.notes() if self._history is not None else ()
         return (*(notes.since(self._notes_before) if self.dry else ()), *of_recording)
 
     def _recorded(self) -> recorder.Recorder | None:
-        """The recording, where there is one without gaps."""
+        """Return the recorder; None if nothing was recorded or the recording is incomplete."""
         lost = self._history is not None and self._history.lost()
         return self._recorder if _initialized() and not lost else None
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """Who held what at the peak."""
+        """Return the places in the code that held most at the peak."""
         recorded = self._recorded()
         return recorded.holders(index, top) if recorded is not None else ()
 
     def left(self, index: int, top: int) -> tuple[Holder, ...]:
-        """What the test allocated and did not free."""
+        """Return the places in the code whose allocations the test did not free."""
         recorded = self._recorded()
         return recorded.holders(index, top, left=True) if recorded is not None else ()
 
     def timeline(self, index: int) -> Timeline | None:
-        """Memory over time, as far as it was recorded."""
+        """Return memory over time; None if it was not recorded."""
         recorded = self._recorded()
         return recorded.timeline(index) if recorded is not None else None
 
     def host_reads(self) -> tuple[HostRead, ...]:
-        """Values read from a dry GPU since the test began."""
+        """Return the values read back from a dry GPU since the test began."""
         return host_reads.since(self._reads_before) if self.dry else ()
 
     def settle(self) -> None:
         """Free the cuBLAS workspaces.
 
-        Each test that multiplies matrices is charged for its own, whatever ran before it.
+        Each test that multiplies matrices then allocates its own workspace, whichever tests ran before it.
         """
         if _initialized():
             import torch
@@ -167,11 +167,11 @@ class CudaProbe:
             torch.cuda.empty_cache()
 
     def cap(self, index: int, limit_bytes: int | None) -> bool:
-        """``set_per_process_memory_fraction``, cache emptied first: it counts what is reserved.
+        """Set ``torch.cuda.set_per_process_memory_fraction``; None restores the fraction from before the cap.
 
-        A budget of live blocks can be met with more reserved than it allows: the allocator asks the driver for whole
-        segments. So the cap lies one segment of each size above; what breaks the budget by less is told when the test
-        is over. Lifting brings back the fraction that was set before.
+        The fraction limits reserved memory, so the cache is emptied first. The allocator reserves whole segments: live
+        blocks within the budget can need more reserved bytes than the budget. The cap is therefore the budget plus one
+        segment of each size. If a test exceeds its budget by less than that, it fails when it ends.
         """
         import torch
 
@@ -205,7 +205,7 @@ class CudaProbe:
         return None if known[2] is None else reserved_peak + known[2]
 
     def _watch_resets(self) -> None:
-        """Hear of resets by the program under test: ``torch.cuda.reset_peak_memory_stats`` ends here."""
+        """Patch the functions that ``torch.cuda.reset_peak_memory_stats`` calls, to notice the program's own resets."""
         if self._patched:
             return
         self._patched = True
@@ -255,11 +255,11 @@ def _describe(index: int, kind: Kind) -> Device:
 
 
 def _beside_the_allocator(index: int, device: Device, reserved: int) -> int | None:
-    """Context and all else that this process holds on the card; ``None`` without NVML."""
-    with contextlib.suppress(Exception):  # NVML is an extra, and says no in containers in many ways
+    """Return the bytes that this process holds on the card outside of the allocator; None without NVML."""
+    with contextlib.suppress(Exception):  # NVML is an optional dependency, and fails in containers in many ways
         from pytest_vram.probe.nvml import process_bytes
 
         used = process_bytes(device.uuid, index)
-        # Less than this process is known to hold: NVML sees other process numbers than we do, as in a container.
+        # A container has its own process numbers, so NVML does not find this process: the figure would be too small.
         return None if used is None or used < reserved else used - reserved
     return None

@@ -1,4 +1,4 @@
-"""Torch's memory history: recorded while a test runs, and the user's line in each of its stacks."""
+"""Record torch's memory history while a test runs, and find the user's line of code in its stack traces."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 MAX_EVENTS = 1_000_000
 BACKWARD = "backward pass"
-"""Place of what autograd's own thread allocated: gradients, mostly."""
+"""The location shown for what autograd's own thread allocated, mostly gradients."""
 _LIBRARIES = tuple(
     os.path.join(path, "")
     for path in sorted({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}, key=len, reverse=True)
 )
-"""The longest first: a virtual environment's lie below the standard library's on some systems."""
+"""Library folders, the longest path first: some systems have a virtual environment inside the standard library's."""
 _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 class History:
     """Records allocations with their Python stacks, unless the program under test does so itself.
 
-    What it costs while it runs is what ``benchmarks/plugin_overhead.py recorded`` prints; reading costs far more, and
-    is for failures.
+    ``benchmarks/plugin_overhead.py recorded`` measures the cost of recording. Reading the history costs far more, so
+    only failures read it.
     """
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class History:
         _started.add(self)
         if torch.cuda.is_initialized() or hasattr(torch.cuda._tls, "is_initializing"):
             self._begin()
-        else:  # a context takes hundreds of megabytes of a card: the program under test makes it, or nobody
+        else:  # creating a context takes hundreds of megabytes of a card, so this is left to the program under test
             torch.cuda._lazy_call(self._begin)
 
     def _begin(self) -> None:
         import torch
 
-        # Asked only once there is an allocator: before, the question ends the process.
+        # Without an allocator, _cuda_isHistoryEnabled would end the process; this runs once there is one.
         if not self._wanted or torch._C._cuda_isHistoryEnabled():
             return
         self._mine = True
@@ -71,7 +71,7 @@ class History:
         self._mine = False
 
     def lose(self) -> None:
-        """The program under test has stopped or cleared torch's history, of which there is one."""
+        """Note that the program under test has stopped or cleared torch's history; a process has only one."""
         self._lost = True
 
     def lost(self) -> bool:
@@ -79,7 +79,7 @@ class History:
         return self._lost
 
     def notes(self) -> tuple[Note, ...]:
-        """What to tell of the record: nothing where it is whole."""
+        """Return a note if the recording is incomplete."""
         return (LOST,) if self._lost else ()
 
 
@@ -91,9 +91,9 @@ LOST = Note(
     figures=False,
 )
 _started: weakref.WeakSet[History] = weakref.WeakSet()
-_ours = [0]  # calls of ours that are under way
+_ours = [0]  # number of calls by this package that are in progress
 _SETTERS = ("_cuda_record_memory_history", "_cuda_record_memory_history_legacy")
-"""Where torch.cuda.memory._record_memory_history ends, in torch 2.6 to 2.15."""
+"""The functions that torch.cuda.memory._record_memory_history calls in torch 2.6 to 2.15."""
 
 
 @contextlib.contextmanager
@@ -107,7 +107,7 @@ def _by_us() -> Iterator[None]:
 
 @functools.cache
 def _watch() -> None:
-    """Hear of everybody who sets torch's history, from now on."""
+    """Patch torch to notice every call that starts, stops or clears its memory history."""
     import torch
 
     for name in _SETTERS:
@@ -129,20 +129,20 @@ def _set(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _recorded_events() -> int | None:
-    """How many events torch's history holds; ``None`` where it does not record."""
+    """Return the number of events in torch's history; None if it is not recording."""
     import torch
 
-    # Before there is an allocator, the question ends the process.
+    # Without an allocator, _cuda_isHistoryEnabled would end the process.
     if not torch.cuda.is_initialized() or not torch._C._cuda_isHistoryEnabled():
         return None
     return sum(len(trace) for trace in torch._C._cuda_memorySnapshot(None)["device_traces"])
 
 
 def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
-    """``file:line in function`` of the innermost frame that is neither a library's nor this package's.
+    """Return ``file:line in function`` of the innermost frame in the user's code.
 
-    Without one, of the innermost library's; ``backward pass`` where autograd's thread ran nothing of Python but this
-    package.
+    Without such a frame, it is the innermost frame of a library. If the stack has no frame outside of this package, as
+    in autograd's thread, the result is ``backward pass``.
     """
     fallback = ""
     for frame in frames:
@@ -156,12 +156,12 @@ def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file is neither a library's, nor this package's, nor made up."""
+    """Whether a file belongs to the user: not to a library or this package, and not generated code."""
     return not filename.startswith((*_LIBRARIES, _OURS, "<"))
 
 
 def _short(path: str) -> str:
-    """``train.py`` for a file below the working directory, ``peft/tuners/lora/bnb.py`` for a library's."""
+    """Return a path relative to the working directory (``train.py``) or the libraries' folder (``peft/model.py``)."""
     for prefix in (*_LIBRARIES, os.path.join(os.getcwd(), "")):
         if path.startswith(prefix):
             return path[len(prefix) :]

@@ -1,7 +1,8 @@
-"""CPU tensors, followed operator by operator, for machines whose torch has no CUDA.
+"""The probe for CPU tensors, used if torch has no CUDA. It observes every operator that runs.
 
-Each storage counts as the block that the CUDA caching allocator would give it, from the operator that makes it to its
-death: saved activations and optimizer state included. There is no cache, so there is no reserved figure.
+Each storage counts from the operator that creates it until it is freed, with the size of the block that the CUDA
+caching allocator would use. This includes saved activations and optimizer state. There is no cache, so the probe
+reports no reserved figure.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ROUND = 512
 
 
 class _Follower(TorchDispatchMode):
-    """Sees every operator of the thread, and the storages of what it returns."""
+    """Runs for every operator of the thread, and counts the storages of the tensors that it returns."""
 
     reserves = False
 
@@ -91,10 +92,10 @@ class _Follower(TorchDispatchMode):
         event["time_us"] = time_ns() // 1000
         self.recorded.append(event)
 
-    # What a recorder asks.
+    # The methods that pytest_vram.probe.recorder.Source asks for.
 
     def before(self) -> list[dict[str, Any]]:
-        """Each storage as a segment of its own."""
+        """Return each live storage as a segment with one block."""
         return [
             {
                 "device": 0,
@@ -106,16 +107,16 @@ class _Follower(TorchDispatchMode):
         ]
 
     def events(self, index: int) -> tuple[list[dict[str, Any]], None]:
-        """Allocations and frees since the recording began."""
+        """Return the allocations and frees since the recording began."""
         return list(self.recorded), None
 
     def address(self, tensor: Tensor) -> tuple[int, int] | None:
-        """A storage is known by its own address: that of its bytes may be nothing, or another's."""
+        """Return device 0 and the address of the storage object; its data may have no address, or share another's."""
         return (0, tensor.untyped_storage()._cdata) if tensor.device.type == "cpu" else None
 
 
 class HostProbe(PlainProbe):
-    """Follows CPU tensors between ``begin_test`` and ``end_test``, in the thread of the tests."""
+    """Measures CPU tensors between ``begin_test`` and ``end_test``, in the thread that runs the tests."""
 
     kind: Kind = "host"
 
@@ -125,29 +126,29 @@ class HostProbe(PlainProbe):
         self._entered = False
 
     def devices(self) -> tuple[Device, ...]:
-        """The host, as one device."""
+        """Return the host as one device."""
         return (Device(kind="host", index=0, name="CPU", total_bytes=_pages("SC_PHYS_PAGES")),)
 
     def allocated(self) -> tuple[int, ...]:
-        """Bytes of the live storages, rounded to blocks."""
+        """Return the bytes of the live storages, rounded up to blocks."""
         return (self._follower.allocated,)
 
     def peak(self) -> tuple[Peak, ...]:
-        """Peaks of requested and allocated bytes since the last reset."""
+        """Return the peaks of requested and allocated bytes since the last reset."""
         follower = self._follower
         return (Peak(requested_bytes=follower.peak_requested, allocated_bytes=follower.peak_allocated),)
 
     def reset_peak(self) -> None:
-        """Start the peaks from what is held now."""
+        """Set the peaks to what is allocated now."""
         follower = self._follower
         follower.peak_requested, follower.peak_allocated = follower.requested, follower.allocated
 
     def free_bytes(self, index: int) -> int | None:
-        """Host memory that is free."""
+        """Return the free memory of the host in bytes."""
         return _pages("SC_AVPHYS_PAGES")
 
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
-        """Follow operators from now on."""
+        """Observe operators from now on."""
         self._follower.recorded.clear()
         self._follower.recording = record or timeline
         if self._follower.recording:
@@ -158,7 +159,7 @@ class HostProbe(PlainProbe):
             self._entered = True
 
     def end_test(self) -> None:
-        """Stop following; storages that live on are still noticed when they die."""
+        """Stop observing operators. Storages that are alive still count until they are freed."""
         if self._entered:
             self._follower.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._entered = False
@@ -169,15 +170,15 @@ class HostProbe(PlainProbe):
         self._follower.recorded.clear()
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """Who held what at the peak."""
+        """Return the places in the code that held most at the peak."""
         return self._recorder.holders(index, top) if self._recorder is not None else ()
 
     def left(self, index: int, top: int) -> tuple[Holder, ...]:
-        """What the test allocated and did not free."""
+        """Return the places in the code whose allocations the test did not free."""
         return self._recorder.holders(index, top, left=True) if self._recorder is not None else ()
 
     def timeline(self, index: int) -> Timeline | None:
-        """Storages over time, as far as they were recorded."""
+        """Return memory over time; None if it was not recorded."""
         return self._recorder.timeline(index) if self._recorder is not None else None
 
 

@@ -1,4 +1,4 @@
-"""Peaks over nested intervals, out of a device that has one peak counter."""
+"""Measure the peaks of nested intervals with the single peak counter of a device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _METRICS = ("requested_bytes", "allocated_bytes", "reserved_bytes", "device_byte
 
 
 class Interval:
-    """One interval: the largest value of each metric so far, by device."""
+    """One interval: the largest value of each metric so far, for each device."""
 
     __slots__ = ("peaks",)
 
@@ -24,8 +24,8 @@ class Interval:
 class Intervals:
     """Opens and closes intervals over one probe.
 
-    The probe's counter is reset when an interval opens; what it showed before is folded into every interval that is
-    open. The same happens when the program under test resets the counter itself.
+    When an interval opens, the probe's counter is reset. Before that, its value is merged into the peak of every open
+    interval. The same happens when the program under test resets the counter itself.
     """
 
     def __init__(self, probe: Probe) -> None:
@@ -34,7 +34,7 @@ class Intervals:
         probe.on_reset(self.fold)
 
     def begin(self) -> Interval:
-        """Open an interval inside those that are open."""
+        """Open an interval inside the intervals that are open."""
         self.fold()
         self._probe.reset_peak()
         interval = Interval(len(self._probe.devices()))
@@ -49,12 +49,12 @@ class Intervals:
         return interval.peaks
 
     def read(self, interval: Interval) -> tuple[Peak, ...]:
-        """The peak so far."""
+        """Return the interval's peak so far, on each device."""
         self.fold()
         return interval.peaks
 
     def fold(self) -> None:
-        """Take the probe's peak into every open interval."""
+        """Merge the probe's peak into every open interval."""
         if not self._open:
             return
         now = self._probe.peak()
@@ -64,7 +64,7 @@ class Intervals:
 
 
 def larger(a: Peak, b: Peak) -> Peak:
-    """The larger of each metric; a metric that only one of the two reports is that one's."""
+    """Return the larger value of each metric. If only one of the two reports a metric, its value is taken."""
     values: dict[str, int | None] = {}
     for metric in _METRICS:
         known = [v for v in (getattr(a, metric), getattr(b, metric)) if v is not None]

@@ -1,4 +1,4 @@
-"""What NVML says of a card: the process's bytes, and everybody's. Through ``nvidia-ml-py`` (the extra ``nvml``)."""
+"""Read a card's memory from NVML: this process's bytes and everybody's. Needs ``nvidia-ml-py`` (extra ``nvml``)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _FOREIGN_TOLERANCE = 1 << 20
 
 
 def process_bytes(uuid: str | None, index: int) -> int | None:
-    """Bytes that this process holds on a card, without those below it; ``None`` where the driver does not say.
+    """Return the bytes that this process holds on a card, without its children; ``None`` if the driver does not say.
 
     Args:
-        uuid: of the card; index 0 of NVML need not be torch's ``cuda:0``.
-        index: used where no uuid is known.
+        uuid: UUID of the card, because NVML may number the cards differently from torch.
+        index: NVML's number of the card, used if ``uuid`` is None.
 
     Raises:
-        ProbeUnavailable: no NVML.
+        ProbeUnavailable: NVML is not available.
     """
     pynvml = _nvml()
     return _bytes_of(pynvml, _handle(pynvml, uuid, index), {os.getpid()})
@@ -35,9 +35,9 @@ def process_bytes(uuid: str | None, index: int) -> int | None:
 class NvmlProbe(PlainProbe):
     """Samples the whole process on a card, for programs whose memory torch does not manage.
 
-    NVML has no peak counter: the figures are those of the moments at which the plugin looks (begin and end of a test
-    and of its phases), which the kind ``nvml`` says. When another process's memory moved in between, the figure is
-    contaminated.
+    NVML has no peak counter. The plugin samples at the beginning and the end of a test and of its phases, so a peak in
+    between is missed; the kind ``nvml`` marks such figures. A figure is contaminated if the memory of another process
+    changed in the meantime.
     """
 
     kind: Kind = "nvml"
@@ -99,13 +99,13 @@ class NvmlProbe(PlainProbe):
 
 
 def visible_selectors(value: str | None, count: int) -> list[str]:
-    """What ``CUDA_VISIBLE_DEVICES`` selects: indices and (prefixes of) UUIDs of GPUs and MIG instances, in order.
+    """Return the entries of ``CUDA_VISIBLE_DEVICES``: indices and (prefixes of) UUIDs of GPUs and MIG instances.
 
-    Like the driver, it stops at the first entry that is not one.
+    Like the driver, it ignores the first invalid entry and everything after it.
 
     Args:
-        value: of the variable; ``None`` selects all.
-        count: cards in the machine.
+        value: the value of the variable; ``None`` selects all cards.
+        count: the number of cards in the machine.
     """
     if value is None:
         return [str(index) for index in range(count)]

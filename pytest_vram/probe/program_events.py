@@ -1,8 +1,7 @@
-"""What the program was doing, with the time of it: module calls, backward passes, optimizer steps, and whose tensors
-are whose.
+"""Record when the program calls modules, runs a backward pass or an optimizer step, and which tensors belong to whom.
 
-Kept beside torch's memory history, whose entries carry times of the same clock, this tells what each allocation is for.
-Costs nothing while it is off.
+Torch's memory history has times of the same clock. Together, the two tell what each allocation is for. This module
+costs nothing while it is off.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import weakref
 from dataclasses import dataclass, field
 from functools import wraps
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,46 +26,58 @@ _WRAPPERS = re.compile(r"^(?:base_model\.model\.|module\.|_orig_mod\.)+")
 
 
 Step = tuple[int, str, str, bool]
-"""From a time on the program does something else: nanoseconds of the Unix clock, kind, module, is it the head.
+"""One event of the program: its time in nanoseconds of the Unix clock, its kind, the module's name, and whether the
+module is the output layer.
 
-The kind is ``enter`` or ``leave`` (a module), ``backward``, ``optimizer`` or ``end`` (of either of them). A plain
-tuple, because a training step makes thousands.
+The kind is ``enter`` or ``leave`` for a module, ``backward``, ``optimizer``, or ``end`` for the end of either of the
+last two. It is a plain tuple, because a training step makes thousands of them.
 """
 
 
-Label = tuple[int, int, int, "Category", str]
-"""As seen at a time in nanoseconds, the block of a device at an address is of a category, and of a module."""
+class Label(NamedTuple):
+    """What a tensor's block is for, as seen at one time."""
+
+    time_ns: int
+    """Nanoseconds of the Unix clock."""
+    device: int
+    """Index of the device that holds the block."""
+    address: int
+    """The block's address on the device."""
+    category: Category
+    module: str
+    """Name of the module that the tensor belongs to; ``""`` where it is not known."""
 
 
 _Doing = tuple[str, str, bool]
-"""A step without its time."""
+"""A step without its time: kind, module, and whether the module is the output layer."""
 _Mark = _Doing | None
-"""``None`` for modules that count as the one above them: only groups are told apart."""
+"""What to record when a module is called; ``None`` if its allocations count as those of the module around it."""
 _LEAVE: _Doing = ("leave", "", False)
 
 
 @dataclass(slots=True)
 class Marks:
-    """All that was noted, in order of time."""
+    """All recorded events and labels, in the order of time."""
 
     steps: list[Step] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
 
 
 class Notes:
-    """Takes marks between ``start`` and ``stop``: of module calls, backward passes and optimizer steps.
+    """Records module calls, backward passes and optimizer steps between ``start`` and ``stop``.
 
     Args:
-        address: device and address by which the history knows a tensor's memory; ``None`` for memory it does not know.
+        address: returns the device and address under which the history records a tensor's memory, or ``None`` if the
+            history does not record it.
     """
 
     def __init__(self, address: Callable[[Tensor], tuple[int, int] | None] | None = None) -> None:
-        # Times and what began then, side by side: no object is made for a mark, so none has to be collected.
+        # Times and events are in separate lists: an event creates no object that the garbage collector has to visit.
         self._times: list[int] = []
         self._doing: list[_Doing] = []
         self._labels: list[Label] = []
         self._address = address or on_card
-        # By id: the mark, and whose it is, for an id may be given again.
+        # By id of the module. The reference tells whether the module still exists, because Python reuses ids.
         self._known: dict[int, tuple[_Mark, weakref.ref[nn.Module]]] = {}
         self._trainable: list[tuple[weakref.ref[Any], str]] = []
         self._states: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -76,12 +87,12 @@ class Notes:
 
     @property
     def marks(self) -> Marks:
-        """All that was noted until now."""
+        """Return all that was recorded until now."""
         steps = [(time, *doing) for time, doing in zip(self._times, self._doing, strict=True)]
         return Marks(steps=steps, labels=self._labels)
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Start to record."""
         import torch
         from torch.optim import optimizer as optimizers
 
@@ -97,10 +108,10 @@ class Notes:
         self._around = torch.nn.Module.__call__ = self._around_call(torch.nn.Module.__call__)  # type: ignore[method-assign]
 
     def stop(self) -> None:
-        """Cease to. What was noted stays."""
+        """Stop recording. What was recorded stays."""
         import torch
 
-        self._on = False  # whoever patched on top of this keeps it: it only passes calls on from now on
+        self._on = False  # if another library has patched the patch, the patch stays and only passes calls on
         for handle in self._handles:
             handle.remove()
         call = self._originals.pop("call", None)
@@ -111,9 +122,9 @@ class Notes:
         self._handles, self._originals = [], {}
 
     def _around_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """In the place of ``nn.Module.__call__``, thousands of times a step, so in few instructions.
+        """Return the replacement for ``nn.Module.__call__``. It runs thousands of times per step, so it does little.
 
-        Global forward hooks would take every call of every module off its fast way: they cost three times as much.
+        Global forward hooks would cost three times as much, because with them torch leaves the fast path of every call.
         """
         from torch.compiler import is_dynamo_compiling
 
@@ -136,7 +147,7 @@ class Notes:
             note(mark or self._own(module))
             try:
                 return original(module, *args, **kwargs)
-            finally:  # checkpointing leaves a recomputed layer by an exception
+            finally:  # activation checkpointing ends the recomputation of a layer with an exception
                 depth -= 1
                 tick(time_ns())
                 note(_LEAVE)
@@ -144,10 +155,10 @@ class Notes:
         return call
 
     def _meet(self, module: nn.Module) -> None:
-        """A module that is new here: remember those below it, and whose their tensors are."""
+        """Handle the first call of a module: remember its submodules, and label its tensors."""
         import torch
 
-        # Parameters with an operator dispatch of their own, as 4-bit ones, would run it to tell their address.
+        # A parameter that overrides __torch_function__, such as a 4-bit one, would run its code to give its address.
         with torch._C.DisableTorchFunctionSubclass():
             parameters, buffers = self._walk(module)
             frozen = any(not parameter.requires_grad for parameter, _, _ in parameters)
@@ -165,16 +176,21 @@ class Notes:
                 self._label(now, buffer, "weights", name)
 
     def _walk(self, module: nn.Module) -> tuple[list[tuple[Any, str, bool]], list[tuple[Tensor, str]]]:
-        """Mark a module and all below it; its parameters, with whether they are an adapter's, and its buffers.
+        """Register a module and its submodules.
 
-        Names below a layer's part are not made: a 7B model with adapters has thousands of them, and none is shown.
+        Inside a part of a layer, such as its attention, submodules get no names of their own: a 7B model with adapters
+        has thousands of them, and no report shows them.
+
+        Returns:
+            The parameters, each with its module's name and whether it belongs to an adapter; and the buffers, each with
+            its module's name.
         """
         parameters: list[tuple[Any, str, bool]] = []
         buffers: list[tuple[Tensor, str]] = []
         known, head, adapts = self._known, _output_layer(module), _Adapters()
         known[id(module)] = (("enter", type(module).__name__, False), weakref.ref(module))
         seen = {id(module)}
-        # Module, name, group, whether those below it can have another, whether it is an adapter's.
+        # Module, name, group, whether all submodules are in the same group, whether it belongs to an adapter.
         todo = [(module, "", "", False, False)]
         while todo:
             parent, name, group, closed, adapter = todo.pop()
@@ -199,7 +215,7 @@ class Notes:
         return parameters, buffers
 
     def _own(self, module: nn.Module) -> _Doing:
-        """The mark of a module that is called by itself, though its parent is known."""
+        """Return the event of a module that the program calls directly, without its parent."""
         mark = ("enter", type(module).__name__, False)
         self._known[id(module)] = (mark, weakref.ref(module))
         return mark
@@ -226,10 +242,10 @@ class Notes:
         address, append = self._address, self._labels.append
         for reference, module in self._trainable:
             parameter = reference()
-            # Asked for once: each time it is asked for, an object is made.
+            # Read once, because each access to ``grad`` creates an object.
             gradient = None if parameter is None else parameter.grad
             if gradient is not None and (place := address(gradient)) is not None:
-                append((now, *place, "gradients", module))
+                append(Label(now, *place, "gradients", module))
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._note("optimizer")
@@ -237,7 +253,7 @@ class Notes:
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         now = time_ns()
         self._note("end")
-        if self._states.get(optimizer) != len(optimizer.state):  # its state is made once, in the first step
+        if self._states.get(optimizer) != len(optimizer.state):  # the optimizer creates its state in the first step
             self._states[optimizer] = len(optimizer.state)
             for state in optimizer.state.values():
                 for tensor in _tensors(state):
@@ -246,7 +262,7 @@ class Notes:
     def _label(self, now: int, tensor: Tensor, category: Category, module: str = "") -> None:
         place = self._address(tensor)
         if place is not None:
-            self._labels.append((now, *place, category, module))
+            self._labels.append(Label(now, *place, category, module))
 
     def _note(self, kind: str) -> None:
         self._times.append(time_ns())
@@ -254,7 +270,7 @@ class Notes:
 
 
 class _Adapters(dict[str, bool]):
-    """Whether a part of a name is an adapter's, looked at once."""
+    """Whether a part of a module's name belongs to an adapter; each part is matched once."""
 
     def __missing__(self, key: str) -> bool:
         self[key] = found = bool(_ADAPTERS.search(key))
@@ -262,19 +278,19 @@ class _Adapters(dict[str, bool]):
 
 
 def on_card(tensor: Tensor) -> tuple[int, int] | None:
-    """Device and address of the block of a CUDA tensor."""
+    """Return the device and address of the block of a CUDA tensor; None for other tensors."""
     device = tensor.get_device()
     if device < 0 or not tensor.is_cuda:
         return None
-    # A storage is an object that has to be made first; where the tensor begins with it, nobody needs it.
+    # Reading the storage creates an object. A tensor without an offset has the same address as its storage.
     whole = tensor.storage_offset() == 0
     return device, tensor.data_ptr() if whole else tensor.untyped_storage().data_ptr()
 
 
 def module_group(name: str) -> str:
-    """``base_model.model.model.layers.3.self_attn.q_proj`` -> ``model.layers.*.self_attn``."""
+    """Return the group of a module: ``model.layers.*.self_attn`` for ``model.layers.3.self_attn.q_proj``."""
     parts = ["*" if part.isdigit() else part for part in _WRAPPERS.sub("", name).split(".")]
-    if parts[0] == "*":  # a Sequential, or whatever else has numbered parts at the top
+    if parts[0] == "*":  # a model whose submodules are numbered, such as a Sequential
         return "model[*]"
     end = parts.index("*") + 2 if "*" in parts else 2
     return ".".join(parts[:end])
@@ -289,7 +305,7 @@ def _output_layer(module: nn.Module) -> Any:
 
 
 def _quantization_constants(parameter: Any) -> Iterator[Tensor]:
-    """Scales and code books that bitsandbytes keeps beside a 4-bit or 8-bit weight."""
+    """Yield the scales and code books that bitsandbytes keeps with a 4-bit or 8-bit weight."""
     import torch
 
     state = getattr(parameter, "quant_state", None)

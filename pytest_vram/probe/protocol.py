@@ -1,4 +1,4 @@
-"""What a probe is: the one thing the plugin asks about memory."""
+"""The interface of a probe, through which the plugin measures memory."""
 
 from __future__ import annotations
 
@@ -16,81 +16,81 @@ class Counters:
     """Events on one device since the process began."""
 
     retries: int = 0
-    """Times the allocator gave its cache back to satisfy a request."""
+    """How often the allocator emptied its cache to satisfy a request."""
     ooms: int = 0
     """OutOfMemory errors that the allocator raised."""
 
 
 @runtime_checkable
 class Probe(Protocol):
-    """Reads memory of the devices that this process sees. Sequences have one entry a device, in the order of
-    ``devices``.
+    """Measures the memory of the devices that this process sees.
 
-    A probe starts nothing: asking it creates no context and imports no torch. A device that the process has not used
-    yet reads as 0 bytes.
+    Sequences have one entry for each device, in the order of ``devices``. A probe neither creates a CUDA context nor
+    imports torch. A device that the process has not used yet has 0 bytes.
     """
 
     kind: Kind
 
     def devices(self) -> tuple[Device, ...]:
-        """The devices, as they are visible to this process."""
+        """Return the devices that are visible to this process."""
 
     def allocated(self) -> tuple[int, ...]:
-        """Bytes held now, in the probe's finest metric."""
+        """Return the bytes held now, in the probe's most precise metric."""
 
     def peak(self) -> tuple[Peak, ...]:
-        """Maxima since the last ``reset_peak``."""
+        """Return the peaks since the last ``reset_peak``."""
 
     def reset_peak(self) -> None:
-        """Let the maxima start again from what is held now."""
+        """Set the peaks to what is held now."""
 
     def on_reset(self, before: Callable[[], None]) -> None:
-        """Call ``before`` when somebody else is about to reset the peaks, so that nothing is lost."""
+        """Call ``before`` each time that the program under test is about to reset the peaks."""
 
     def counters(self) -> tuple[Counters, ...]:
-        """Events so far."""
+        """Return the number of events so far."""
 
     def free_bytes(self, index: int) -> int | None:
-        """Bytes that device ``index`` could still give; ``None`` where unknown."""
+        """Return the bytes that can still be allocated on device ``index``; ``None`` if that is unknown."""
 
     def contaminated(self) -> tuple[bool, ...]:
-        """Whether another process's memory moved since the last ``reset_peak``."""
+        """Return whether another process's memory changed since ``begin_test``."""
 
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
-        """A test begins; ``record`` asks for what ``holders`` needs, ``timeline`` for categories over time as well."""
+        """Begin a test. ``record`` records allocations for ``holders``; ``timeline`` adds categories over time."""
 
     def end_test(self) -> None:
-        """The test is over."""
+        """End the test and its recording."""
 
     def holders(self, index: int, top: int) -> tuple[Holder, ...]:
-        """Who held memory on device ``index`` at the peak since ``begin_test``, the largest first.
+        """Return the ``top`` places in the code that held most on device ``index`` at the peak, the largest first.
 
-        Empty where unknown.
+        The peak is that since ``begin_test``. The result is empty if allocations were not recorded.
         """
 
     def left(self, index: int, top: int) -> tuple[Holder, ...]:
-        """What was allocated on device ``index`` since ``begin_test`` and is still there, the largest first.
+        """Return the ``top`` places whose allocations on device ``index`` since ``begin_test`` are still live.
 
-        Empty where unknown.
+        The largest is first. The result is empty if allocations were not recorded.
         """
 
     def timeline(self, index: int) -> Timeline | None:
-        """Memory of device ``index`` over time since ``begin_test``; ``None`` where it was not recorded."""
+        """Return the memory of device ``index`` over time since ``begin_test``; ``None`` if it was not recorded."""
 
     def host_reads(self) -> tuple[HostRead, ...]:
-        """Reads since ``begin_test`` of values that nothing computed; empty on devices that compute."""
+        """Return the values read back since ``begin_test`` from a dry GPU; empty on devices that compute."""
 
     def notes(self) -> tuple[Note, ...]:
-        """Assumptions made since ``begin_test`` that the figures or the record of holders rest on."""
+        """Return the assumptions since ``begin_test`` that the figures or the recording rest on."""
 
     def settle(self) -> None:
-        """Give back what libraries keep for later (BLAS workspaces): it is whose who asks for it next."""
+        """Free the workspaces that BLAS libraries keep, so that the next test that needs one allocates it anew."""
 
     def release(self) -> None:
-        """Give cached memory back to the device."""
+        """Return cached memory to the device."""
 
     def cap(self, index: int, limit_bytes: int | None) -> bool:
-        """Let allocations on device ``index`` fail beyond ``limit_bytes``.
+        """Let allocations on device ``index`` fail beyond ``limit_bytes``; ``None`` lifts the cap.
 
-        ``None`` lifts the cap. False: cannot be done.
+        Returns:
+            Whether the probe could do so.
         """

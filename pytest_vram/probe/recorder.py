@@ -1,4 +1,4 @@
-"""Records one test: allocations, and what the program did meanwhile; tells memory over time and who held the peak."""
+"""Record the allocations of one test with the program's events, and find memory over time and who held the peak."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ if TYPE_CHECKING:
     from pytest_vram.probe.replay import Block, Replay
 
 
-_EVER = ("allocated", "freed")  # counts that only grow: the same ones mean that nothing happened
+_EVER = ("allocated", "freed")  # these counts only grow: if they are unchanged, nothing was allocated or freed
 
 
 class Source(Protocol):
-    """Where a recorder reads the history."""
+    """The history of allocations that a recorder reads."""
 
     reserves: bool
-    """Whether there is an allocator, with segments that are reserved."""
+    """Whether there is an allocator that reserves segments."""
 
     def before(self) -> Sequence[Mapping[str, Any]]:
-        """The segments now, as in ``torch.cuda.memory._snapshot()["segments"]``."""
+        """Return the current segments, as in ``torch.cuda.memory._snapshot()["segments"]``."""
 
     def events(self, index: int) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any] | None]:
-        """What device ``index`` recorded, as in the snapshot's ``"device_traces"``; and the allocator's settings."""
+        """Return the events of device ``index``, as in a snapshot's ``"device_traces"``, and the allocator settings."""
 
     def address(self, tensor: Tensor) -> tuple[int, int] | None:
-        """See :class:`pytest_vram.probe.program_events.Notes`."""
+        """Return a tensor's device and address; see :class:`pytest_vram.probe.program_events.Notes`."""
 
 
 class Recorder:
-    """While a history runs: what was held before it, and the program's marks.
+    """Evaluates a history of allocations: memory over time, and who held the peak.
 
-    Without ``marks`` there is the curve, and no categories: what a failing budget shows, at no cost while it runs.
+    With ``marks``, it also records the program's events, which tell the category and module of each allocation. Without
+    them, recording costs nothing beyond the history; a failing budget shows such a curve, without categories.
 
     Args:
-        marks: whether to listen to the program.
-        source: the history; torch's of CUDA devices without one.
+        marks: whether to record the program's events.
+        source: the history; ``None`` takes torch's history of CUDA devices.
     """
 
     def __init__(self, *, marks: bool = True, source: Source | None = None) -> None:
@@ -59,7 +60,7 @@ class Recorder:
         self._read: dict[int, tuple[Replay, bool]] = {}
 
     def start(self) -> None:
-        """Begin, after the history."""
+        """Start to record; the history must be running."""
         self._before = self._source.before()
         self._start_us = time.time_ns() // 1000
         if self._marks:
@@ -70,7 +71,7 @@ class Recorder:
         self._notes.stop()
 
     def timeline(self, index: int) -> Timeline:
-        """Memory over time of device ``index`` until now, and its segments at the peak."""
+        """Return the memory of device ``index`` over time until now, with the segments at the peak."""
         played, cut = self._replay(index)
         segments = self._segments(index)
         before = sum(segment["total_size"] for segment in segments)
@@ -82,14 +83,16 @@ class Recorder:
         return replace(found, layout=layout(played, segments, self._tell))
 
     def holders(self, index: int, top: int, *, left: bool = False) -> tuple[Holder, ...]:
-        """The ``top`` places that held most at the recorded peak, with category and module; with ``left``, what was
-        allocated since the start and is there now."""
+        """Return the ``top`` places in the code that held most at the recorded peak, with category and module.
+
+        With ``left``, return the places whose allocations since the start are still live.
+        """
         played, _ = self._replay(index)
         found = replay.holders(played, top if self._marks else len(played.blocks), left=left)
         return found if self._marks else _by_line(found, top)
 
     def _tell(self, block: Block) -> tuple[str, str | None]:
-        """Line and category; without marks the category is a guess."""
+        """Return a block's line of code and its category, which is None without marks."""
         return replay.place(block), (block.category or "other") if self._marks else None
 
     def _replay(self, index: int) -> tuple[Replay, bool]:
@@ -106,7 +109,7 @@ class Recorder:
 
 
 class TorchHistory:
-    """Torch's own, of CUDA devices."""
+    """Torch's own memory history of CUDA devices."""
 
     reserves = True
 
@@ -122,7 +125,7 @@ class TorchHistory:
 
         snapshot = torch._C._cuda_memorySnapshot(None)
         traces = snapshot["device_traces"]
-        # Not every torch tells its settings.
+        # Some versions of torch do not report the settings.
         return traces[index] if index < len(traces) else [], snapshot.get("allocator_settings")
 
     def address(self, tensor: Tensor) -> tuple[int, int] | None:
@@ -134,7 +137,7 @@ _seen: tuple[object, list[Mapping[str, Any]]] = (None, [])
 
 
 def _segments_now() -> list[Mapping[str, Any]]:
-    """The allocator's segments. To list them takes a microsecond a block, so it is done again only after a change."""
+    """Return the allocator's segments. Listing takes a microsecond per block, so it is repeated only after a change."""
     import torch
 
     global _seen
@@ -148,7 +151,7 @@ def _segments_now() -> list[Mapping[str, Any]]:
 
 
 def _by_line(found: Iterable[Holder], top: int) -> tuple[Holder, ...]:
-    """Without marks, categories are guesses: by line alone."""
+    """Sum holders by line of code, because without marks their categories are guesses."""
     lines: dict[str, list[Holder]] = {}
     for holder in found:
         lines.setdefault(holder.location, []).append(holder)

@@ -1,4 +1,4 @@
-"""Torch's memory history and the program's marks, replayed side by side: memory over time, and who held the peak."""
+"""Replay torch's memory history with the program's events, to find memory over time and who held the peak."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ POINTS = 240
 _MODULES = 7
 _OUTSIDE = "outside modules"
 HELD_BEFORE = "held before the test"
-""""Location" of what no recorded line allocated."""
+"""The location shown for blocks that were allocated before the recording."""
 _MODULE_CALL = "torch/nn/modules/module.py"
 _LOSS = re.compile(r"loss|cross_entropy", re.IGNORECASE)
 
 
 @dataclass(slots=True)
 class Block:
-    """One allocation and its life, in positions of the event list: ``-1`` is before the first event.
+    """One allocation. ``born``, ``died`` and ``gone`` are positions in the list of events; -1 is before the first.
 
-    It ``died`` when it was freed, and was ``gone`` when no other stream used it any more.
+    A block ``died`` when it was freed, and is ``gone`` when no other stream uses it any more.
     """
 
     size: int
@@ -46,19 +46,19 @@ class Block:
     frames: Sequence[Mapping[str, Any]] = ()
 
     def alive(self, at: int) -> bool:
-        """Whether it was a tensor's after the first ``at`` events."""
+        """Whether a tensor used the block after the first ``at`` events."""
         return self.born < at and (self.died is None or self.died >= at)
 
 
 class _State:
-    """What the program is doing, as the marks are passed."""
+    """What the program is doing at the current event of the replay."""
 
     def __init__(self) -> None:
         self.stack: list[Step] = []
         self.doing: list[str] = []
         self.past_head = False
-        self.call: list[Block] = []  # made in the outermost module call that is open
-        self.saved: list[Block] = []  # outlived it: saved for backward
+        self.call: list[Block] = []  # blocks allocated in the outermost module call that is in progress
+        self.saved: list[Block] = []  # blocks that outlived such a call: saved for the backward pass
 
     def pass_by(self, step: Step) -> None:
         _, kind, _, head = step
@@ -80,7 +80,7 @@ class _State:
                 self.stack.clear()
 
     def name(self, block: Block) -> None:
-        """Say of a new block what it seems to be for, before its life is known."""
+        """Set a new block's module, and the category that it has if nothing later corrects it."""
         if self.stack:
             block.module = self.stack[-1][2]
         doing = self.doing[-1] if self.doing else ""
@@ -102,7 +102,7 @@ class _State:
         self.call.clear()
 
     def _backward_over(self) -> None:
-        # Whatever outlives the backward pass was not saved for it: the BLAS library's workspace, outputs kept.
+        # A block that outlives the backward pass was not saved for it: a BLAS workspace, or an output that was kept.
         for block in self.saved:
             if block.died is None and block.category == "activations":
                 block.category = "other"
@@ -111,13 +111,13 @@ class _State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """A history, replayed.
+    """The result of replaying a history.
 
     Attributes:
-        events: as they were recorded.
-        blocks: every block that lived.
-        totals: bytes before the first event and after each.
-        peak: position in ``totals`` of their first maximum.
+        events: the events as they were recorded.
+        blocks: every block that was live at some time.
+        totals: allocated bytes before the first event, and after each event.
+        peak: position of the first maximum in ``totals``.
     """
 
     events: Sequence[Mapping[str, Any]]
@@ -133,15 +133,15 @@ def replay(
     device: int,
     settings: Mapping[str, Any] | None = None,
 ) -> Replay:
-    """Replay a history: every block that lived, what it was for, and the curve of their sum.
+    """Replay a history: find every block, what it is for, and the allocated bytes over time.
 
     Args:
-        events: of one device, as in ``torch.cuda.memory._snapshot()["device_traces"]``.
+        events: the events of one device, as in ``torch.cuda.memory._snapshot()["device_traces"]``.
         before: the segments of that device as they were before the first event, as in the same function's
             ``"segments"``.
-        marks: what the program did meanwhile.
-        device: whose labels to take.
-        settings: the allocator's, as in the same function's ``"allocator_settings"``.
+        marks: the program's events and labels.
+        device: index of the device, whose labels are used.
+        settings: the allocator's settings, as in the same function's ``"allocator_settings"``.
     """
     blocks = _blocks(events, before, marks, device, Arena(settings))
     change = [0] * (len(events) + 2)
@@ -199,14 +199,14 @@ def _blocks(
 def timeline(
     played: Replay, *, start_us: int, reserved_before: int, cut: bool = False, points: int = POINTS
 ) -> Timeline:
-    """Thin a history out to a curve of at most ``points`` + 2 points, by category and by module; the peak stays exact.
+    """Reduce a replay to a curve of at most ``points`` + 2 points, by category and module. The peak stays exact.
 
     Args:
         played: from :func:`replay`.
         start_us: when the measurement began, in microseconds of the Unix clock.
         reserved_before: bytes that the allocator held before the first event.
-        cut: whether older events were lost.
-        points: resolution.
+        cut: whether the oldest events were lost.
+        points: the number of points, without the first, the last and the peak.
     """
     events, blocks, totals = played.events, played.blocks, played.totals
     chosen = _chosen(totals, played.peak, points)
@@ -228,9 +228,9 @@ def timeline(
 
 
 def holders(played: Replay, top: int, *, left: bool = False) -> tuple[Holder, ...]:
-    """Who held what at the peak, by line of code, category and module; the largest ``top``.
+    """Return the ``top`` largest holders at the peak, by line of code, category and module.
 
-    With ``left`` instead: what was allocated since the first event and is there after the last.
+    With ``left``, return the holders of what was allocated since the first event and is live after the last one.
     """
     at = len(played.events) if left else played.peak
     groups: dict[tuple[str, str, str], list[int]] = {}
@@ -252,7 +252,7 @@ def holders(played: Replay, top: int, *, left: bool = False) -> tuple[Holder, ..
 
 
 def place(block: Block) -> str:
-    """The line of code that a block is shown with."""
+    """Return the line of code that is shown for a block."""
     if block.frames:
         return user_line(block.frames)
     if block.born < 0:
@@ -261,7 +261,7 @@ def place(block: Block) -> str:
 
 
 def module_of(block: Block) -> str:
-    """The group of modules that a block counts to."""
+    """Return the group of modules that a block belongs to."""
     return module_group(block.module) if block.module else _OUTSIDE
 
 
@@ -274,7 +274,7 @@ def _stick(label: Label, live: Mapping[int, Block]) -> None:
 
 
 def _chosen(totals: Sequence[int], peak: int, points: int) -> list[int]:
-    """The largest position of each of ``points`` stretches, the first, the last and the peak."""
+    """Choose the position of the maximum of each of ``points`` intervals, the first, the last and the peak."""
     count = len(totals)
     if count <= points:
         return list(range(count))
@@ -284,7 +284,7 @@ def _chosen(totals: Sequence[int], peak: int, points: int) -> list[int]:
 
 
 def _series(blocks: Iterable[Block], chosen: Sequence[int], names: Mapping[str, str], key: Any) -> list[Series]:
-    """Sizes by group at the chosen positions."""
+    """Return the bytes of each group at the chosen positions."""
     sums = {name: [0] * (len(chosen) + 1) for name in names}
     for block in blocks:
         name = key(block)
@@ -321,9 +321,9 @@ def _reserved(events: Sequence[Mapping[str, Any]], before: int) -> list[int]:
 
 
 def _in_loss(frames: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a loss made it: a function or file of that name, inside of whatever module was called last.
+    """Whether a loss allocated a block: a function or file has "loss" in its name, within the innermost module call.
 
-    Further out the name says nothing: a ``compute_loss`` that calls the model has the whole forward pass below it.
+    Frames outside of that call do not count: a ``compute_loss`` that calls the model contains the whole forward pass.
     """
     for frame in frames:
         if frame["name"] == "_call_impl" and frame["filename"].endswith(_MODULE_CALL):

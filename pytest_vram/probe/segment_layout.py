@@ -1,4 +1,4 @@
-"""The allocator's segments at the peak, out of the replayed history."""
+"""Find the allocator's segments at the peak from a replayed history."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pytest_vram.probe.replay import Block, Replay
 
 SEGMENTS = 400
-"""Different ones in a layout; a training step of a 7B model has about 300, most of them alike."""
+"""The most different segments in a layout. A training step of a 7B model has about 300, most of them identical."""
 RUNS = 64
-"""Of one segment."""
+"""The most runs of one segment."""
 
 
 @dataclass(slots=True)
 class _Range:
-    """Addresses that the driver gave."""
+    """A range of addresses that the allocator got from the driver."""
 
     start: int
     size: int
@@ -37,7 +37,7 @@ class _Range:
 
 @dataclass(slots=True)
 class _Found:
-    """One segment, while its blocks are being gathered by address."""
+    """One segment and its used blocks, while they are collected."""
 
     range: _Range
     used: list[tuple[int, int, State, Block | None]] = field(default_factory=list)
@@ -46,12 +46,12 @@ class _Found:
 def layout(
     played: Replay, before: Sequence[Mapping[str, Any]], tell: Callable[[Block], tuple[str, str | None]]
 ) -> Layout:
-    """The segments at the peak.
+    """Return the segments at the peak.
 
     Args:
         played: from :func:`pytest_vram.probe.replay.replay`.
         before: the segments of the device before the first event.
-        tell: the line of code and the category that a block is to be shown with.
+        tell: returns the line of code and the category to show for a block.
     """
     at = played.peak
     events = played.events[:at]
@@ -80,7 +80,7 @@ def layout(
 
 
 def _ranges(events: Sequence[Mapping[str, Any]], before: Iterable[Mapping[str, Any]]) -> list[_Range]:
-    """What the allocator has from the driver, by address; neighbouring parts of an expandable segment are one."""
+    """Return the ranges that the allocator got from the driver; parts of an expandable segment are joined."""
     held = {
         one["address"]: _Range(
             start=one["address"],
@@ -120,7 +120,7 @@ def _ranges(events: Sequence[Mapping[str, Any]], before: Iterable[Mapping[str, A
 
 
 def _unmap(held: dict[int, _Range], start: int, size: int) -> None:
-    """A part of expandable segments goes back, which may have been mapped in other parts than it is unmapped in."""
+    """Remove a part of expandable segments. It may span several mapped parts, or end inside of one."""
     for one in [r for r in held.values() if r.start < start + size and start < r.start + r.size]:
         del held[one.start]
         if one.start < start:
@@ -130,7 +130,7 @@ def _unmap(held: dict[int, _Range], start: int, size: int) -> None:
 
 
 def _waiting(events: Sequence[Mapping[str, Any]], before: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-    """Blocks that were freed before the first event and wait still: address and size."""
+    """Return address and size of blocks that were freed before the first event and another stream still uses."""
     waiting = {}
     for segment in before:
         address = segment["address"]
@@ -166,7 +166,7 @@ def _segment(found: _Found, tell: Callable[[Block], tuple[str, str | None]]) -> 
 
 
 def _runs(found: _Found, tell: Callable[[Block], tuple[str, str | None]]) -> Iterator[Run]:
-    """Every block of a segment by address, and the gaps between them, which are free."""
+    """Yield the used blocks of a segment by address, and the free gaps between them."""
     position, end = found.range.start, found.range.start + found.range.size
     for address, size, state, block in sorted(found.used, key=lambda one: one[0]):
         if address > position:
@@ -179,7 +179,7 @@ def _runs(found: _Found, tell: Callable[[Block], tuple[str, str | None]]) -> Ite
 
 
 def _few(runs: list[Run]) -> tuple[Run, ...]:
-    """Like neighbours as one; where that leaves too many, those of one category; and no more than ``RUNS``."""
+    """Join neighbours with the same line and category; if too many are left, those of one category. Keep ``RUNS``."""
     joined = _joined(runs, lambda run: (run.state, run.category, run.location))
     if len(joined) > RUNS:
         joined = _joined(joined, lambda run: (run.state, run.category))

@@ -1,4 +1,4 @@
-"""Which probe a session gets, or why there is none. Looks at the machine without importing torch."""
+"""Choose the probe of a session, or say why there is none. The choice does not import torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parse_choice(text: str) -> Choice:
     """Read ``auto``, ``cuda``, ``dry``, ``dry:CARD``, ``dry:CARDx2``, ``host``, ``nvml`` or ``off``.
 
     Raises:
-        VramUsageError: it is none of them, no card has that name, or there cannot be that many.
+        VramUsageError: the text is none of them, no card has that name, or the number of cards is too large.
     """
     kind, colon, card = text.partition(":")
     if kind not in KINDS or (colon and kind != "dry") or (colon and not card):
@@ -66,7 +66,7 @@ def _dry_choice(text: str, card: str) -> Choice:
 
 @lru_cache(maxsize=1)
 def torch_build() -> str | None:
-    """``"cuda"``, ``"cpu"`` or another build of the installed torch; ``None`` without torch. Imports nothing of it."""
+    """Return the build of the installed torch, ``"cuda"`` or ``"cpu"``, without importing it; None without torch."""
     loaded = sys.modules.get("torch")
     if loaded is not None:
         return "cuda" if loaded.version.cuda else "cpu"
@@ -110,10 +110,10 @@ def go_dry(card: str, count: int | None = None, *, chosen: str = "") -> None:
 
 
 def choose(choice: Choice) -> Probe:
-    """The probe for a choice; for ``auto`` the best there is. To be called when the first test needs it.
+    """Return the probe for a choice; for ``auto``, the best one. It imports torch, so call it when a test needs it.
 
     Raises:
-        ProbeUnavailable: there is none; the message says why and what would help.
+        ProbeUnavailable: there is no such probe here; the message says why, and what to do.
     """
     if choice.kind == "off":
         raise ProbeUnavailable("measuring is switched off (vram_gpu = off)")

@@ -1,1 +1,1 @@
-"""Report -> terminal, JSON, Markdown, CSV, HTML."""
+"""Render a report for the terminal and as JSON, Markdown, CSV and HTML."""

@@ -1,4 +1,4 @@
-"""Memory over time in a few lines of text."""
+"""Draw memory over time as a few lines of text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 def curve(
     timeline: Timeline, *, limit: int | None = None, width: int = 60, height: int = 5, phases: Sequence[Phase] = ()
 ) -> list[str]:
-    """Draw allocated memory over the test's allocations, from left to right, with a line at the budget.
+    """Draw allocated memory from left to right over the recorded allocations and frees, with a line at the budget.
 
     Args:
-        timeline: what to draw; nothing comes back for an empty one.
-        limit: the budget in bytes; drawn where it lies below the peak.
-        width: columns of the drawing; what stands before it takes 11 more.
-        height: rows of the drawing; the phases and a caption come below it.
-        phases: named below the part of the curve where they ran, as far as there is room.
+        timeline: the timeline to draw; an empty one gives no lines.
+        limit: the budget in bytes; it is drawn if it is below the peak.
+        width: columns of the drawing; the labels to the left of it take 11 more.
+        height: rows of the drawing; a row for the phases and a caption follow below.
+        phases: phases to name below their part of the curve, if there is room.
     """
     count, top = len(timeline.allocated), timeline.peak_bytes
     if not count or top <= 0:
@@ -51,14 +51,14 @@ def curve(
 
 
 def _phases(timeline: Timeline, phases: Sequence[Phase], width: int) -> str:
-    """The outermost phases as ``╰─forward─╯╰─backward─╯``; one without room for its name has none."""
+    """Return the outermost phases as ``╰─forward─╯╰─backward─╯``; the name is left out if there is no room for it."""
     line, count = [" "] * width, len(timeline.times)
     for phase in phases:
         if phase.parent is not None:
             continue
         first = bisect.bisect_left(timeline.times, phase.start) * width // count
         last = min(width - 1, max(first, (bisect.bisect_right(timeline.times, phase.end) * width - 1) // count))
-        while first < last and line[first] != " ":  # where the one before it ended
+        while first < last and line[first] != " ":  # these columns belong to the phase before
             first += 1
         room = last - first - 1
         if line[first] != " " or room < 1:

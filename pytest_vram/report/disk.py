@@ -1,4 +1,4 @@
-"""A report read back from a file, and text put into one whole. Beneath the formats, so that a baseline can use it."""
+"""Read a report from a file, and write text to a file atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load(path: str | os.PathLike[str]) -> Report:
     """Read a ``.json`` report.
 
     Raises:
-        VramUsageError: it is not there, not a report, or of a later version of this package.
+        VramUsageError: the file does not exist, is not a report, or has another schema version.
     """
     source = Path(path)
     try:
@@ -38,7 +38,7 @@ def load(path: str | os.PathLike[str]) -> Report:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Put ``text`` at ``path``: the new text or the old one, never a part."""
+    """Write ``text`` to ``path`` so that a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

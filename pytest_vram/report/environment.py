@@ -1,4 +1,4 @@
-"""What a report was made with, without importing any of it."""
+"""Collect the versions and devices that a report was made with, without importing the packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def environment(tests: Iterable[TestRecord] = ()) -> Environment:
-    """Versions of this process, and the devices that the records name."""
+    """Return the versions in this process, and the devices in the records."""
     devices: dict[Device, None] = {}
     for test in tests:
         devices.update(dict.fromkeys(m.device for m in test.measurements))

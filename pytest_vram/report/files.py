@@ -1,4 +1,4 @@
-"""Reports as files: the suffix says the format."""
+"""Write reports to files and read them. The suffix of a file determines its format."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _NESTED = ("fixtures", "phases", "holders", "host_reads", "notes", "ranks")
 
 
 def save(report: Report, path: str | os.PathLike[str], before: Report | None = None) -> None:
-    """Write a report; a file that is there is replaced whole, or not at all.
+    """Write a report to a file atomically; an existing file is replaced.
 
     Args:
-        report: what to write.
-        path: its suffix says the format.
-        before: an earlier report; a page shows what grew since, by category and line.
+        report: the report to write.
+        path: the file; its suffix determines the format.
+        before: an earlier report; an HTML page shows the growth since then, by category and line of code.
 
     Raises:
-        VramUsageError: no format has that suffix.
-        OSError: it cannot be written.
+        VramUsageError: there is no format for the suffix.
+        OSError: the file cannot be written.
     """
     target = Path(path)
     if target.suffix not in _FORMATS:
@@ -50,19 +50,20 @@ def save(report: Report, path: str | os.PathLike[str], before: Report | None = N
 
 
 def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.DataFrame:
-    """A ``.json`` report as a table; sizes are in bytes.
+    """Return a ``.json`` report as a table; sizes are in bytes.
 
     Args:
-        path: what ``--vram-output`` wrote.
-        table: ``tests``: one row a test, indexed by node id, and the others one row a
+        path: a file that ``--vram-output`` wrote.
+        table: the table to return. The rows are
 
-            * ``timeline``: moment, with a column a category;
-            * ``holders``: line of code that held memory at the peak;
-            * ``segments``: segment of the allocator at the peak;
-            * ``ranks``: process below a test, the one that needs most first.
+            * ``tests``: the tests, indexed by node id;
+            * ``timeline``: the recorded moments of each test, with one column for each category;
+            * ``holders``: the lines of code that held memory at the peak of each test;
+            * ``segments``: the allocator's segments at the peak of each test;
+            * ``ranks``: the processes below each test, the one with the largest peak first.
 
     Raises:
-        VramUsageError: as :func:`load`, or there is no such table.
+        VramUsageError: the report cannot be read (see :func:`load`), or there is no such table.
         ImportError: pandas is missing: ``pip install 'pytest-vram[report]'``.
     """
     try:
@@ -87,13 +88,13 @@ def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.Da
 
 
 def to_json(report: Report) -> str:
-    """The report as ``schema.json`` describes it."""
+    """Return the report as JSON text in the format that ``schema.json`` describes."""
     head = {"schema_version": report.schema_version}
     return json.dumps({**head, **encode(report)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def to_csv(report: Report) -> str:
-    """One line a test; sizes in bytes, nothing where there is no figure."""
+    """Return the report as CSV: one line per test, sizes in bytes, and an empty cell for a missing figure."""
     out = io.StringIO()
     writer = csv.DictWriter(out, _columns(), lineterminator="\n")
     writer.writeheader()
@@ -102,7 +103,7 @@ def to_csv(report: Report) -> str:
 
 
 def to_html(report: Report, before: Report | None = None) -> str:
-    """The page of :mod:`pytest_vram.report.html`."""
+    """Return the report as the HTML page of :mod:`pytest_vram.report.html`."""
     from pytest_vram.report.html import render
 
     return render(report, before)

@@ -1,4 +1,4 @@
-"""Markdown for a CI summary: a table, and a folded section for each failure."""
+"""Render a report as Markdown for a CI summary: a table, and a collapsed section for each failed test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARKS = {"exceeded": "❌", "unmeasured": "❔", "within": "✅", "none": ""}
 
 
 def render(report: Report) -> str:
-    """The report in GitHub's Markdown. Names from the report stay text, whatever is in them."""
+    """Return the report in GitHub's Markdown. Special characters in names are escaped."""
     table = rows(report)
     broken = [row for row in table if row.verdict == "exceeded"]
     unmeasured = sum(row.verdict == "unmeasured" for row in table)
@@ -49,7 +49,7 @@ def render(report: Report) -> str:
 
 
 def _notes(table: list[Row]) -> list[str]:
-    """What figures rest on, and tests that met a full card: for passed tests too, which have no section below."""
+    """Render the assumptions, and the tests that ran out of memory. Passed tests are included."""
     tests = Counter(note for row in table for note in row.notes)
     lines = [
         f"- {escape(f'{note.name}: {note.text}')} ({count} test{'s' * (count > 1)})" for note, count in tests.items()
@@ -60,7 +60,7 @@ def _notes(table: list[Row]) -> list[str]:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and HTML leave alone, in one line."""
+    """Escape text for Markdown and HTML, and join its lines."""
     return _SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 

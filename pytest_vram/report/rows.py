@@ -1,4 +1,4 @@
-"""A report as rows: what every rendering shows, worked out once."""
+"""Convert a report to rows: the figures that every format shows."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class RankRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One test, on the device on which it needed most.
+    """One test, with its figures on the device on which it needed most.
 
     Attributes:
-        peak_bytes: the test's own, in the metric of :func:`worst`; ``None`` where not measured.
-        fixtures_bytes: what fixtures hold of it.
+        peak_bytes: the test's own peak in ``metric``; ``None`` if it was not measured.
+        fixtures_bytes: the part of the peak that fixtures hold.
         verdict: ``within``, ``exceeded``, ``unmeasured``, or ``none`` without a budget.
-        used: share of the budget, 1 at the limit; ``None`` without budget or figure.
-        baseline_bytes: the allocated peak in the report's baseline; ``None`` where that has no entry.
-        change_bytes: growth since, negative where it shrank; ``None`` without an entry.
-        regressed: whether it grew by more than the baseline's tolerance.
+        used: the peak as a share of the budget, 1 at the limit; ``None`` without a budget or a peak.
+        baseline_bytes: the allocated peak in the report's baseline; ``None`` if the baseline has no entry.
+        change_bytes: growth since the baseline, negative if the peak shrank; ``None`` without an entry.
+        regressed: whether the peak grew by more than the baseline's tolerance.
         unused_bytes: reserved and not allocated, at the allocated peak; ``None`` where the segments were not recorded,
             as for the next two.
         fragmented_bytes: the part of it that lies free between blocks in use.
@@ -103,16 +103,17 @@ class Row:
 
 
 def rows(report: Report) -> list[Row]:
-    """Every test, worst first: broken budgets, then by peak."""
+    """Return a row for every test: tests over their budget first, then in the order of their peaks."""
     tolerance = report.baseline.tolerance_percent if report.baseline else 0
     found = [row(test, tolerance) for test in report.tests]
     return sorted(found, key=lambda r: (r.verdict != "exceeded", -(r.peak_bytes or -1), r.nodeid))
 
 
 def worst(test: TestRecord) -> tuple[str, Measurement | None]:
-    """The metric that a test is shown in, and the measurement on the device on which it needed most.
+    """Return the metric that is shown for a test, and the measurement of the device on which it needed most.
 
-    The metric is its budget's; without one allocated memory, or the device's where the probe knows no other.
+    The metric is that of the budget. Without a budget it is ``allocated``, or ``device`` if that is all that the probe
+    reports.
     """
     known = any(m.peak.allocated_bytes is not None for m in test.measurements) or not test.measurements
     metric = test.budget.metric if test.budget else "allocated" if known else "device"
@@ -150,7 +151,7 @@ def _fullest(test: TestRecord, metric: str) -> Card | None:
 
 
 def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
-    """One test as a row; growth over its baseline up to the tolerance is none."""
+    """Return the row of one test; growth of at most ``tolerance_percent`` is not a regression."""
     metric, measurement = worst(test)
     limit = test.budget.limit_bytes if test.budget else None
     fullest = _fullest(test, metric)
@@ -207,7 +208,7 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
 
 
 def refusals_text(row: Row) -> str:
-    """What the allocator refused the test, in words; ``""`` where it refused nothing."""
+    """Return the test's out-of-memory errors as text; ``""`` if there were none."""
     if not row.ooms:
         return ""
     errors = f"{row.ooms} out-of-memory error{'s' if row.ooms > 1 else ''}"
@@ -220,7 +221,7 @@ def uneven_text(value: float) -> str:
 
 
 def change_text(size: int | None) -> str:
-    """``+1.20 GiB``, ``−88.3 MiB``, ``none``; ``new`` without an entry in the baseline."""
+    """Return a change such as ``+1.20 GiB``, ``−88.3 MiB`` or ``none``; ``new`` without an entry in the baseline."""
     if size is None:
         return "new"
     return f"{'+' if size > 0 else ''}{format_bytes(size)}".replace("-", "−") if size else "none"

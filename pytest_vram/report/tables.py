@@ -1,4 +1,4 @@
-"""What was recorded of one test, as lines of a table: over time, by holder, by segment."""
+"""Convert the recording of one test to tables: over time, by holder, and by segment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Line = dict[str, Any]
 
 
 def timeline_lines(measurement: Measurement) -> Iterator[Line]:
-    """One line a moment: seconds, bytes allocated and reserved, and bytes of each category that was found."""
+    """Yield a line for each moment: seconds, allocated and reserved bytes, and the bytes of each category."""
     timeline = measurement.timeline
     if timeline is None:
         return
@@ -32,13 +32,13 @@ def timeline_lines(measurement: Measurement) -> Iterator[Line]:
 
 
 def holder_lines(measurement: Measurement) -> Iterator[Line]:
-    """One line a place of the code."""
+    """Yield a line for each holder of the peak."""
     for holder in measurement.holders:
         yield asdict(holder)
 
 
 def segment_lines(measurement: Measurement) -> Iterator[Line]:
-    """One line a kind of segment, ``count`` of them, with the line of code that holds most of it."""
+    """Yield a line for each group of identical segments, with the line of code that holds most of it."""
     layout = measurement.timeline.layout if measurement.timeline else None
     for segment in layout.segments if layout else ():
         used: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The table at the end of a session."""
+"""Render the table at the end of a session."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _RANKS = 8  # processes of one test
 
 
 def render(report: Report, *, width: int = 80, color: bool = False, verbosity: int = 0, top: int = 5) -> str:
-    """The table: peak, of which fixtures, budget, how much of it is used, kind of figure; worst first.
+    """Return the table: peak, the part of fixtures, budget, used share and kind of probe, with the worst test first.
 
     Args:
-        report: what to show.
-        width: of the terminal, in columns; names are cut in the middle so that a row is never wider.
+        report: the report to show.
+        width: columns of the terminal; long names are shortened in the middle to fit.
         color: whether to use terminal colours.
-        verbosity: pytest's: below 0 the ten worst rows only, from 1 on with phases.
-        top: host reads shown, and tests named with an assumption.
+        verbosity: pytest's verbosity: below 0, only the ten worst rows are shown; from 1 on, the phases too.
+        top: the number of host reads to show, and of tests to name for each assumption.
     """
     table = rows(report)
     hidden = max(0, len(table) - _QUIET_ROWS) if verbosity < 0 else 0
@@ -43,12 +43,12 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbosity: i
 
 
 def display_width(text: str) -> int:
-    """Columns that a text takes: wide characters take two, combining ones none."""
+    """Return the columns that a text takes: two for a wide character, none for a combining one."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut out of the middle so that the text takes at most ``width`` columns: the file and the parameters stay."""
+    """Shorten a text in the middle to at most ``width`` columns, so that the file and the parameters stay."""
     if display_width(text) <= width:
         return text
     if width < 3:
@@ -59,7 +59,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def bar(used: float | None, width: int = _BAR) -> str:
-    """How much of the budget is used, in eighths of a column."""
+    """Return a bar that shows the used share of the budget, in eighths of a column."""
     if used is None:
         return " " * width
     eighths = round(min(1.0, max(0.0, used)) * width * 8)
@@ -123,7 +123,7 @@ def _ranks(row: Row, width: int, *, everything: bool) -> list[str]:
 
 
 def _host_reads(table: list[Row], top: int) -> list[str]:
-    """Where a dry figure rests on a guess."""
+    """List the host reads after which the figures rest on a guess."""
     counts: Counter[str] = Counter()
     for row in table:
         for read in row.host_reads:
@@ -137,7 +137,7 @@ def _host_reads(table: list[Row], top: int) -> list[str]:
 
 
 def _refusals(table: list[Row], top: int) -> list[str]:
-    """Tests that met a full card, and whether they got over it."""
+    """List the tests that ran out of memory, and whether they passed."""
     found = [f"  {row.nodeid}: {refusals_text(row)}" for row in table if row.ooms]
     if not found:
         return []
@@ -146,7 +146,7 @@ def _refusals(table: list[Row], top: int) -> list[str]:
 
 
 def _notes(table: list[Row], top: int) -> list[str]:
-    """Each assumption, and how many tests rest on it. None is left out, and of the tests the worst are named."""
+    """List every assumption, with the worst of the tests that rest on it."""
     tests: dict[Note, list[str]] = {}
     for row in table:
         for note in row.notes:

@@ -1,4 +1,5 @@
-/* Who holds how much: the figures that everything else is checked against, and a journal of how they came about. */
+/* Counts the memory that is taken of each card, of managed memory and of the host. Every other figure is checked
+ * against these counts. */
 #include "dry.h"
 
 #include <string.h>
@@ -11,26 +12,13 @@ typedef struct {
     uint64_t managed, managed_peak; /* cudaMallocManaged: not the allocator's, and not resident on the card by itself */
 } device_account;
 
-typedef struct {
-    uint64_t address, bytes;
-    int32_t kind, device;
-} journal_entry;
-
-#define JOURNAL_ENTRIES 65536
-
 static device_account accounts[DRY_MAX_DEVICES];
-static uint64_t host, host_peak, written_entries;
-static journal_entry journal[JOURNAL_ENTRIES];
-
-void dry_journal(int kind, int device, uintptr_t address, size_t bytes) {
-    journal[written_entries++ % JOURNAL_ENTRIES] = (journal_entry){address, bytes, kind, device};
-}
+static uint64_t host, host_peak;
 
 int dry_charge(int device, size_t bytes) {
     device_account *a = &accounts[device];
     if (bytes > dry_the_card()->total_bytes - a->used) {
         a->refusals++;
-        dry_journal(DRY_JOURNAL_REFUSED, device, 0, bytes);
         return 0;
     }
     a->used += bytes;
@@ -61,7 +49,6 @@ int dry_context_create(int device) {
     a->used += bytes;
     if (a->used > a->peak) a->peak = a->used;
     dry_publish(device, a->used, a->peak, a->context);
-    dry_journal(DRY_JOURNAL_CONTEXT, device, 0, bytes);
     return 1;
 }
 
@@ -114,17 +101,4 @@ void pytest_vram_dry_reset_peaks(void) {
     }
     host_peak = host;
     dry_unlock();
-}
-
-/* Copies the entries from number `first` on, as far as they are still kept; returns how many have been written ever. */
-uint64_t pytest_vram_dry_journal(uint64_t first, journal_entry *out, uint64_t room, uint64_t *copied) {
-    dry_lock();
-    if (written_entries > JOURNAL_ENTRIES && first < written_entries - JOURNAL_ENTRIES)
-        first = written_entries - JOURNAL_ENTRIES;
-    *copied = 0;
-    for (uint64_t i = first; i < written_entries && *copied < room; i++)
-        out[(*copied)++] = journal[i % JOURNAL_ENTRIES];
-    uint64_t total = written_entries;
-    dry_unlock();
-    return total;
 }

@@ -1,5 +1,6 @@
-/* What a card is, beyond its memory. Figures by compute capability: CUDA C++ Programming Guide, "Technical
- * Specifications per Compute Capability". PyTorch sizes its reductions' scratch and picks attention kernels by them. */
+/* Returns the attributes of a card besides its memory. The limits by compute capability are those of the CUDA C++
+ * Programming Guide, "Technical Specifications per Compute Capability". PyTorch uses them to size the scratch memory of
+ * reductions and to choose attention kernels. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -15,7 +16,7 @@ static const struct {
     {90, 2048, 32, 228, 227, 1}, {100, 2048, 32, 228, 227, 1}, {120, 1536, 24, 100, 99, 1},
 };
 
-/* The row of the newest capability that is not above the card's. */
+/* Returns the row of the highest capability that is not above that of the card. */
 static int row(void) {
     int capability = dry_the_card()->major * 10 + dry_the_card()->minor, best = 0;
     for (int i = 0; i < (int)(sizeof limits / sizeof *limits); i++)
@@ -72,7 +73,7 @@ int dry_attribute(int attribute, int device) {
     case cudaDevAttrCooperativeLaunch:
     case cudaDevAttrHostRegisterSupported:
     case cudaDevAttrMemoryPoolsSupported: return 1;
-    case 102: return 1; /* CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, which the runtime does not name */
+    case 102: return 1; /* CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, for which the runtime has no name */
     default: return 0;
     }
 }

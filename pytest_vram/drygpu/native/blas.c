@@ -1,5 +1,5 @@
-/* cuBLAS: handles are real, matrix products return at once. Its workspace is PyTorch's own tensor, so there is nothing
- * to allocate here. The few functions whose result goes to the host write zero. */
+/* Implements cuBLAS. Handles keep their settings, and matrix products return without computing. PyTorch allocates the
+ * workspace itself, as a tensor, so nothing is allocated here. Functions whose result may go to the host write zero. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"

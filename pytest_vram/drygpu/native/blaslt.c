@@ -1,5 +1,5 @@
-/* cuBLASLt: descriptors remember nothing, and the heuristic offers one algorithm that needs no workspace. PyTorch
- * allocates its Lt workspace before it asks, so the figure does not depend on the answer. */
+/* Implements cuBLASLt. Descriptors store nothing, and the heuristic returns one algorithm that needs no workspace.
+ * PyTorch allocates its workspace before it calls the heuristic, so the algorithm does not change the figures. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -37,8 +37,7 @@ const char *cublasLtGetStatusString(int status) {
     return status == OK ? "success" : "the requested functionality is not supported";
 }
 
-/* Descriptors are opaque to every caller: 64 zeroed bytes are as good as any, made here or in the caller's own storage.
- */
+/* Callers never look into a descriptor, so 64 zeroed bytes serve, allocated here or in the caller's storage. */
 static int make(void **descriptor) { return (*descriptor = calloc(1, 64)) ? OK : ALLOC_FAILED; }
 int cublasLtMatmulDescCreate(void **d, int compute, int scale) { return (void)compute, (void)scale, make(d); }
 int cublasLtMatrixLayoutCreate(void **d, int type, uint64_t rows, uint64_t columns, int64_t leading) {

@@ -1,4 +1,4 @@
-/* Which card this is. Read once from the environment, which is also how child processes inherit it. */
+/* Reads the card from an environment variable, once. Child processes inherit the variable, and so the card. */
 #include "dry.h"
 
 #include <pthread.h>
@@ -9,11 +9,11 @@
 static dry_card card;
 static int physical_count, visible_count;
 static int visible[DRY_MAX_DEVICES];
-static size_t copy_limit = (size_t)1 << 20;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 void dry_uuid(int physical, uint8_t uuid[16]) {
-    /* Made from the card, so that two processes agree on it and two cards of one kind differ in the last byte. */
+    /* The UUID depends only on the card's name and number, so it is the same in all processes. Cards of one kind differ
+     * in the last byte. */
     uint64_t hash = 1469598103934665603ull;
     for (const char *c = card.product; *c; c++) hash = (hash ^ (uint8_t)*c) * 1099511628211ull;
     memset(uuid, 0, 16);
@@ -23,7 +23,7 @@ void dry_uuid(int physical, uint8_t uuid[16]) {
 }
 
 static int index_of_uuid(const char *text) {
-    /* A prefix is enough when it names one card. */
+    /* A prefix of a UUID is enough if it matches one card only. */
     int found = -1;
     for (int device = 0; device < physical_count; device++) {
         uint8_t u[16];
@@ -52,10 +52,10 @@ static void read_visible(void) {
         char *end = item;
         long index = strncmp(item, "GPU-", 4) == 0 ? index_of_uuid(item) : strtol(item, &end, 10);
         if (strncmp(item, "GPU-", 4) != 0 && end == item) index = -1;
-        if (index < 0 || index >= physical_count) return; /* as CUDA does: the list ends at the first invalid entry */
+        if (index < 0 || index >= physical_count) return; /* as in CUDA, the list ends at the first invalid entry */
         for (int i = 0; i < visible_count; i++)
             if (visible[i] == index) {
-                visible_count = 0; /* a card named twice: CUDA shows none */
+                visible_count = 0; /* if a card is listed twice, CUDA shows no card */
                 return;
             }
         visible[visible_count++] = (int)index;
@@ -80,8 +80,6 @@ static void read_environment(void) {
         return;
     }
     memcpy(card.product, product, sizeof product);
-    const char *limit = getenv("PYTEST_VRAM_DRY_COPY_LIMIT");
-    if (limit != NULL) copy_limit = strtoull(limit, NULL, 10);
     read_visible();
 }
 
@@ -93,6 +91,4 @@ const dry_card *dry_the_card(void) {
 int dry_physical_count(void) { return dry_the_card(), physical_count; }
 int dry_visible_count(void) { return dry_the_card(), visible_count; }
 int dry_physical_index(int index) { return index >= 0 && index < dry_visible_count() ? visible[index] : -1; }
-size_t dry_copy_limit(void) { return dry_the_card(), copy_limit; }
-void dry_set_copy_limit(size_t bytes) { dry_the_card(), copy_limit = bytes; }
 int pytest_vram_dry_device_count(void) { return dry_visible_count(); }

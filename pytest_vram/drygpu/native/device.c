@@ -1,4 +1,4 @@
-/* Which devices there are, the current one of a thread, peers, versions. */
+/* Returns the devices, the current device of a thread, peer access and versions. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"

@@ -1,5 +1,5 @@
-/* The driver API: devices, contexts, memory, streams. CUresult and cudaError_t share the numbers used here, and the
- * handles are the same, so most of it is the runtime's answer under another name. */
+/* Implements the driver API: devices, contexts, memory and streams. CUresult and cudaError_t have the same values for
+ * the errors used here, and the handles are the same, so most functions call the runtime's. */
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -245,7 +245,7 @@ CUresult cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end) {
 }
 
 #if CUDA_VERSION >= 12090
-/* The driver's own log: it never has anything to say here. */
+/* The driver's log is always empty. */
 CUresult cuLogsRegisterCallback(CUlogsCallback function, void *data, CUlogsCallbackHandle *handle) {
     (void)function, (void)data;
     *handle = (CUlogsCallbackHandle)&contexts[0];

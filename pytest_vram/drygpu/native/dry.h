@@ -12,6 +12,7 @@
 
 #define DRY_MAX_DEVICES 64
 #define DRY_PAGE ((size_t)2 << 20) /* granularity of physical device memory: 2 MiB on every supported card */
+#define DRY_COPY_LIMIT ((size_t)1 << 20) /* larger copies and fills carry no values */
 #define DRY_ROUND_UP(n, to) ((((n) + (to) - 1) / (to)) * (to))
 
 /* ---- config.c: which card, how many, which of them this process sees ---- */
@@ -29,8 +30,6 @@ int dry_physical_count(void);        /* cards in the machine: what NVML sees */
 int dry_visible_count(void);         /* after CUDA_VISIBLE_DEVICES */
 int dry_physical_index(int visible); /* -1 when there is no such device */
 void dry_uuid(int physical, uint8_t uuid[16]);
-size_t dry_copy_limit(void); /* copies above this many bytes carry no values */
-void dry_set_copy_limit(size_t bytes);
 
 /* ---- lock.c: one lock for all state; a forked child starts with it open ---- */
 void dry_lock(void);
@@ -41,7 +40,7 @@ typedef struct {
     uintptr_t base;
     size_t size;
     size_t counted; /* bytes this range counts against the device */
-    int kind;       /* the owner's business */
+    int kind;       /* each user of spans defines its own kinds */
     int device;
     void *owner;
 } dry_span;
@@ -67,35 +66,22 @@ int dry_space_device_of(uintptr_t address); /* device, DRY_IS_MANAGED or DRY_NOT
 uintptr_t dry_space_base(int device);
 size_t dry_space_size(int device);
 void dry_space_discard(uintptr_t base, size_t size); /* give the pages back; they read as zeros */
-int dry_host_discard(uintptr_t base, size_t size);   /* the same for the program's memory; 0: it must be written to */
+int dry_host_discard(uintptr_t base, size_t size);   /* the same for the program's memory; 0 if it fails */
 void *dry_map_host(size_t size);                     /* zeroed, lazily backed host memory, or NULL */
 void *dry_map_fixed(uintptr_t address, size_t size); /* the same at that address, if nothing is there */
 uintptr_t dry_managed_take(size_t size, int device);
 int dry_managed_release(uintptr_t base, dry_span *removed);
 
-/* ---- account.c: who holds how much, and the journal ---- */
-enum {
-    DRY_JOURNAL_MALLOC = 1,
-    DRY_JOURNAL_FREE,
-    DRY_JOURNAL_REFUSED,
-    DRY_JOURNAL_CREATE,
-    DRY_JOURNAL_RELEASE,
-    DRY_JOURNAL_MANAGED,
-    DRY_JOURNAL_MANAGED_FREE,
-    DRY_JOURNAL_HOST,
-    DRY_JOURNAL_HOST_FREE,
-    DRY_JOURNAL_CONTEXT
-};
+/* ---- account.c: how much memory is taken ---- */
 int dry_context_create(int device); /* charges the context once; 0 if it does not fit */
 int dry_context_exists(int device);
-int dry_charge(int device, size_t bytes); /* 0: the card has not got that many left */
+int dry_charge(int device, size_t bytes); /* 0 if the card has less memory left */
 void dry_refund(int device, size_t bytes);
 size_t dry_used_bytes(int device); /* with the context */
 void dry_charge_managed(int device, size_t bytes);
 void dry_refund_managed(int device, size_t bytes);
 void dry_charge_host(size_t bytes);
 void dry_refund_host(size_t bytes);
-void dry_journal(int kind, int device, uintptr_t address, size_t bytes);
 
 /* ---- live.c: the same for other processes to read ---- */
 void dry_publish(int device, uint64_t used, uint64_t peak, uint64_t context);
@@ -117,7 +103,7 @@ int dry_host_find(const void *pointer, void **base, size_t *size); /* pinned or 
 int dry_pool_free(dry_span span);
 
 /* ---- exit.c ---- */
-void dry_watch_exit(void); /* once PyTorch, and with it the C++ runtime, is loaded */
+void dry_watch_exit(void); /* call it after PyTorch has loaded the C++ runtime */
 
 /* ---- device.c, stream.c ---- */
 int dry_current_device(void);
@@ -126,7 +112,7 @@ int dry_ready(void);                    /* current device, context created; -1 i
 int dry_entry_point(const char *symbol, void **function);
 int dry_attribute(int attribute, int device); /* cudaDeviceAttr numbers, shared with CUdevice_attribute */
 typedef struct CUstream_st *dry_stream;
-int dry_is_capturing(dry_stream stream); /* and counts one node if it is */
+int dry_is_capturing(dry_stream stream); /* counts one node if the stream is capturing */
 
 /* ---- launch.c ---- */
 int dry_launch(const void *function, unsigned block_threads, size_t shared_bytes, dry_stream stream);
@@ -138,6 +124,6 @@ const char *dry_error_name(int error);
 const char *dry_error_text(int error);
 int dry_not_implemented(const char *name, int status);
 const char *dry_not_implemented_text(const char *name);
-void dry_note(const char *text); /* "name: sentence", a literal: an assumption that the figures rest on, each time */
+void dry_note(const char *text); /* counts an assumption; a literal "name: text" */
 
 #endif

@@ -1,4 +1,4 @@
-/* Errors: their names and texts, the last one of each thread, and the honest answer for what is not here. */
+/* Errors: their names and texts, the last error of each thread, and the status of functions that are missing. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -77,7 +77,7 @@ cudaError_t cudaGetLastError(void) {
     return error;
 }
 
-/* ---- what is not here ---- */
+/* ---- functions that are not implemented ---- */
 #define REPORTED 256
 static const char *reported[REPORTED];
 static int reported_count;
@@ -100,10 +100,10 @@ const char *dry_not_implemented_text(const char *name) {
     return "operation not supported by the dry GPU";
 }
 
-/* Name number `index` of the missing functions that were called, or NULL: read by drygpu/driver.py. */
+/* Returns the name of the called missing function number `index`, or NULL; drygpu/driver.py reads it. */
 const char *pytest_vram_dry_missing(int index) { return index >= 0 && index < reported_count ? reported[index] : NULL; }
 
-/* ---- what the figures rest on: read by drygpu/driver.py ---- */
+/* ---- assumptions behind the figures, which drygpu/driver.py reads ---- */
 #define NOTES 32
 static struct {
     const char *text;
@@ -111,7 +111,7 @@ static struct {
 } notes[NOTES];
 static int note_count;
 
-/* Counts each time that an assumption is made: a test that makes it again is told apart from one that does not. */
+/* Counts an assumption each time that it is made, so that each test's own assumptions are known. */
 void dry_note(const char *text) {
     dry_lock();
     int i = 0;
@@ -130,7 +130,7 @@ void pytest_vram_dry_add_note(const char *text) {
     if (kept != NULL) dry_note(kept);
 }
 
-/* Note number `index`, and how often it was made; NULL past the last one. */
+/* Returns note number `index`, with its count in `*count`; NULL after the last one. */
 const char *pytest_vram_dry_note(int index, uint64_t *count) {
     dry_lock();
     const char *text = index >= 0 && index < note_count ? notes[index].text : NULL;

@@ -1,9 +1,9 @@
-/* How a process ends: quietly, and with its exit code on record.
+/* Prevents an abort at the end of a process, and records the exit code.
  *
  * Python before 3.14 ends a thread that asks for the interpreter lock while the interpreter shuts down, by
- * pthread_exit. That unwinds through PyTorch's autograd threads, whose frames are noexcept, so the C++ runtime calls
- * std::terminate and a script that did all its work ends in an abort. A real GPU is slow enough to hide the race:
- * backward() returns late. Here the threads still let go of the graph when the script is over already.
+ * pthread_exit. In PyTorch's autograd threads this unwinds noexcept frames, so the C++ runtime calls std::terminate,
+ * and a script that did all its work aborts. On a real GPU, backward() returns so late that this does not happen. On a
+ * dry GPU, the threads may still be freeing the graph when the script ends.
  *
  * The remedy is Python 3.14's own: such a thread sleeps, and goes with the process.
  */
@@ -36,8 +36,8 @@ static void sleep_if_finalizing(void) {
 }
 
 static void install(void) {
-    /* By its mangled name, for the stub is C and must not bring a C++ runtime of its own; out of the library itself,
-     * which need not be in the global scope. */
+    /* The mangled name is used because the stub is written in C and must not load a C++ runtime. The symbol is taken
+     * from the library itself, which need not be in the global scope. */
     void *runtime = dlopen("libstdc++.so.6", RTLD_NOLOAD | RTLD_LAZY);
     handler (*set_terminate)(handler) =
         (handler (*)(handler))(runtime ? dlsym(runtime, "_ZSt13set_terminatePFvvE") : NULL);
@@ -46,7 +46,7 @@ static void install(void) {
 
 void dry_watch_exit(void) { pthread_once(&once, install); }
 
-/* ---- the exit code, for drygpu/recorder.py: Python's own exit functions are not told it ---- */
+/* ---- the exit code, for drygpu/process/record.py: functions of Python's atexit do not get it ---- */
 static char exit_path[4096];
 static pid_t exit_owner;
 

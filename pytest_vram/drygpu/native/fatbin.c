@@ -1,4 +1,4 @@
-/* Which of a fat binary's images the card would run. cub picks its tuning, and so its scratch, by that. */
+/* Finds the image of a fat binary that the card would run. cub chooses its tuning by it, and so its scratch memory. */
 #include "dry.h"
 #include "fatbin.h"
 
@@ -34,7 +34,7 @@ static void choose(dry_fatbin *image) {
     const wrapper *w = image->wrapper;
     int card = dry_the_card()->major * 10 + dry_the_card()->minor, ptx = 0;
     if (w == NULL || w->magic != WRAPPER_MAGIC) {
-        image->binary = image->ptx = card; /* a form unknown to us: trust that it runs */
+        image->binary = image->ptx = card; /* an unknown format is assumed to run */
         return;
     }
     const fatbin_header *h = w->data;

@@ -1,4 +1,4 @@
-/* A fat binary: one library's kernels, compiled for several architectures. */
+/* A fat binary contains the kernels of one library, compiled for several architectures. */
 #ifndef PYTEST_VRAM_DRY_FATBIN_H
 #define PYTEST_VRAM_DRY_FATBIN_H
 

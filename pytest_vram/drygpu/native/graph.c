@@ -1,5 +1,5 @@
-/* CUDA graphs: what is captured is counted, not kept, for there is nothing to replay. The allocator's private pools,
- * which are what a graph costs in memory, are PyTorch's own and work as ever. */
+/* CUDA graphs: captured nodes are counted and not stored, because there is nothing to replay. A graph costs the memory
+ * of a private pool of PyTorch's allocator, which works here as on a real card. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -110,7 +110,7 @@ cudaError_t cudaGraphCreate(cudaGraph_t *graph, unsigned flags) {
 }
 
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count) {
-    /* Nodes are mere handles here: any address that is not NULL serves. */
+    /* A node is only a handle, so any address that is not NULL will do. */
     if (nodes != NULL)
         for (size_t i = 0; i < *count; i++) nodes[i] = i < graph->nodes ? (cudaGraphNode_t)graph : NULL;
     if (nodes == NULL || *count > graph->nodes) *count = graph->nodes;
@@ -185,7 +185,7 @@ cudaError_t cudaGraphRetainUserObject(cudaGraph_t graph, cudaUserObject_t object
     return cudaSuccess;
 }
 
-/* Memory that graphs allocate by themselves (cudaMallocAsync while capturing) is not modelled: there is none. */
+/* Memory that a graph itself allocates (cudaMallocAsync during capture) is not supported, so these report none. */
 cudaError_t cudaDeviceGetGraphMemAttribute(int device, enum cudaGraphMemAttributeType attribute, void *value) {
     (void)device, (void)attribute;
     *(uint64_t *)value = 0;

@@ -1,4 +1,4 @@
-/* Pinned host memory: real memory of the process, counted. */
+/* Pinned host memory is ordinary memory of the process, which is counted here. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -28,7 +28,6 @@ int dry_host_alloc(size_t bytes, void **pointer) {
     dry_spans_insert(&pinned,
                      (dry_span){.base = (uintptr_t)got, .size = rounded, .counted = bytes, .kind = HOST_ALLOCATED});
     dry_charge_host(bytes);
-    dry_journal(DRY_JOURNAL_HOST, -1, (uintptr_t)got, bytes);
     dry_unlock();
     *pointer = got;
     return cudaSuccess;
@@ -42,7 +41,6 @@ int dry_host_free(void *pointer) {
     if (ok) {
         dry_spans_remove(&pinned, found->base, &span);
         dry_refund_host(span.counted);
-        dry_journal(DRY_JOURNAL_HOST_FREE, -1, span.base, span.counted);
         munmap(pointer, span.size);
     }
     dry_unlock();

@@ -1,4 +1,4 @@
-/* One lock for all state. Calls are short and never call back into the program while they hold it. */
+/* One lock protects all state. It is held only briefly, and never while code of the program runs. */
 #include "dry.h"
 
 #include <pthread.h>

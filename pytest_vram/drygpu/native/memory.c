@@ -1,4 +1,4 @@
-/* cudaMalloc and its kin: device memory, managed memory, what a pointer is. */
+/* cudaMalloc and related functions: device memory, managed memory, and the attributes of pointers. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -24,8 +24,7 @@ int dry_malloc(int device, size_t bytes, uintptr_t *address) {
     }
     dry_span span = {.kind = SPAN_MALLOC, .counted = rounded};
     *address = dry_space_take(device, rounded, DRY_PAGE, 0, span);
-    if (*address) dry_journal(DRY_JOURNAL_MALLOC, device, *address, bytes);
-    else dry_refund(device, rounded);
+    if (*address == 0) dry_refund(device, rounded);
     dry_unlock();
     return *address ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -40,14 +39,12 @@ int dry_free(uintptr_t address) {
     } else if (device == DRY_IS_MANAGED) {
         dry_managed_release(address, &span);
         dry_refund_managed(span.device, span.counted);
-        dry_journal(DRY_JOURNAL_MANAGED_FREE, span.device, address, span.counted);
     } else if (found->kind == SPAN_POOL) {
         result = dry_pool_free(*found);
     } else {
         dry_forget(address, found->size);
         dry_space_release(device, address, &span);
         dry_refund(device, span.counted);
-        dry_journal(DRY_JOURNAL_FREE, device, address, span.counted);
     }
     dry_unlock();
     return result;
@@ -78,7 +75,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     return cudaSuccess;
 }
 
-/* ---- managed memory: it pages in and out, so it is counted apart and refused only when the address space ends ---- */
+/* ---- managed memory: it can leave the card, so it is counted separately and fails only without address space ---- */
 cudaError_t cudaMallocManaged(void **pointer, size_t bytes, unsigned flags) {
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
@@ -86,10 +83,7 @@ cudaError_t cudaMallocManaged(void **pointer, size_t bytes, unsigned flags) {
         return dry_fail(cudaErrorInvalidValue);
     dry_lock();
     uintptr_t base = dry_managed_take(bytes, device);
-    if (base) {
-        dry_charge_managed(device, bytes);
-        dry_journal(DRY_JOURNAL_MANAGED, device, base, bytes);
-    }
+    if (base) dry_charge_managed(device, bytes);
     dry_unlock();
     *pointer = (void *)base;
     return dry_fail(base ? cudaSuccess : cudaErrorMemoryAllocation);
@@ -143,7 +137,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, c
     return cudaSuccess;
 }
 
-/* Another process has a card of its own here: there is nothing to share. */
+/* Memory is not shared with other processes, because each process has its own dry card. */
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *pointer) {
     (void)handle, (void)pointer;
     return dry_fail(

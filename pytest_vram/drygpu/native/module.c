@@ -1,5 +1,5 @@
-/* Modules and kernels of the driver API: what Triton and torch.compile load and launch. A module is taken on trust and
- * nothing in it is run. */
+/* Modules and kernels of the driver API, which Triton and torch.compile load and launch. Modules are not checked, and
+ * nothing in them runs. */
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -29,7 +29,7 @@ CUresult cuModuleLoadFatBinary(CUmodule *module, const void *image) { return cuM
 CUresult cuModuleLoad(CUmodule *module, const char *file) { return cuModuleLoadData(module, file); }
 CUresult cuModuleUnload(CUmodule module) { return free(module), CUDA_SUCCESS; }
 
-/* Functions are asked for once and kept: a few bytes each that live as long as the process. */
+/* A program asks for each function once. Its few bytes stay allocated until the process ends. */
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
     if (module == NULL || name == NULL) return CUDA_ERROR_INVALID_VALUE;
     *function = calloc(1, sizeof **function);
@@ -87,7 +87,7 @@ CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function, const 
 }
 
 #if CUDA_VERSION >= 12000
-/* Libraries and their kernels are modules and their functions under other names. */
+/* Libraries and their kernels are the same as modules and their functions. */
 CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jit, void **jit_values,
                            unsigned jit_count, CUlibraryOption *options, void **values, unsigned count) {
     (void)jit, (void)jit_values, (void)jit_count, (void)options, (void)values, (void)count;

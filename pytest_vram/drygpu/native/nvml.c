@@ -1,5 +1,5 @@
-/* NVML: what nvidia-smi and pynvml see. It counts from the physical cards, whatever CUDA_VISIBLE_DEVICES says, and
- * knows of this process alone: every process has cards of its own here. */
+/* Implements NVML, which nvidia-smi and pynvml call. Its device numbers ignore CUDA_VISIBLE_DEVICES. It reports only
+ * this process, because every process has its own dry cards. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -72,7 +72,7 @@ const char *nvmlErrorString(int status) {
     }
 }
 
-/* The oldest driver branch that runs this CUDA: programs compare it, so it must read as a version. */
+/* The oldest driver branch that supports this CUDA. Programs compare it, so it must have the form of a version. */
 #define DRIVER_VERSION (CUDART_VERSION >= 13000 ? "580.0" : "525.0")
 int nvmlSystemGetDriverVersion(char *out, unsigned room) { return copy_text(out, room, DRIVER_VERSION); }
 int nvmlSystemGetNVMLVersion(char *out, unsigned room) {

@@ -30,7 +30,6 @@ static void shrink(cudaMemPool_t pool, size_t keep) {
     if (target < least) target = least;
     if (target >= pool->reserved) return;
     dry_refund(pool->device, pool->reserved - target);
-    dry_journal(DRY_JOURNAL_FREE, pool->device, 0, pool->reserved - target);
     pool->reserved = target;
 }
 
@@ -39,7 +38,6 @@ static int take(cudaMemPool_t pool, size_t bytes, uintptr_t *address) {
     if (needed > pool->reserved) {
         size_t more = needed - pool->reserved;
         if (!dry_charge(pool->device, more)) return cudaErrorMemoryAllocation;
-        dry_journal(DRY_JOURNAL_MALLOC, pool->device, 0, more);
         pool->reserved = needed;
     }
     dry_span span = {.kind = SPAN_POOL, .counted = rounded, .owner = pool};

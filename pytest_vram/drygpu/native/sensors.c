@@ -1,7 +1,7 @@
-/* NVML's sensors: what a card says of its temperature, power, clocks and load.
+/* Implements NVML's sensors: temperature, power, clocks and load.
  *
  * A dry GPU has no sensors and does no work, so every reading is a constant: that of a healthy card at rest. A program
- * that logs or checks these readings goes on as it would on a real card. No reading changes with what the program does.
+ * that logs or checks these readings therefore runs as on a real card. No reading depends on what the program does.
  */
 #include <string.h>
 
@@ -118,7 +118,7 @@ int nvmlDeviceGetMaxPcieLinkWidth(device_t device, unsigned *lanes) {
     return nvmlDeviceGetCurrPcieLinkWidth(device, lanes);
 }
 
-/* What a consumer card answers too: it has neither error correction nor partitions to speak of. */
+/* The answers of a consumer card, which has neither error correction nor partitions. */
 int nvmlDeviceGetEccMode(device_t device, int *current, int *pending) {
     return (void)device, (void)current, (void)pending, NOT_SUPPORTED;
 }

@@ -1,8 +1,8 @@
-/* Address space: where device and managed memory live.
+/* Manages the address space of device memory and managed memory.
  *
- * A device is a stretch of private anonymous memory that is reserved, not committed. Addresses are fixed, so that two
- * runs of one program see the same ones. Pages exist only where a small copy or fill wrote; huge pages are refused, for
- * one written byte must not cost 2 MiB of the host.
+ * The memory of a device is a range of private anonymous memory that is reserved and not committed. Addresses are
+ * fixed, so that two runs of a program see the same ones. Pages exist only where a small copy or fill has written. Huge
+ * pages are switched off, because one written byte would take 2 MiB of the host's memory.
  */
 #include "dry.h"
 
@@ -24,13 +24,13 @@ typedef struct {
 } space;
 
 static space devices[DRY_MAX_DEVICES], managed;
-static int opened; /* devices[0..opened) may be open: bounds the search */
+static int opened; /* only devices[0..opened) can be open, so a search ends there */
 
 static void *reserve(uintptr_t hint, size_t size) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (hint ? MAP_FIXED_NOREPLACE : 0);
     void *got = mmap((void *)hint, size, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (got == MAP_FAILED && errno == ENOMEM) {
-        /* vm.overcommit_memory=2 counts private memory even when it is never touched. A sparse file is not counted. */
+        /* With vm.overcommit_memory=2, Linux counts private memory even if it is never used, but not a sparse file. */
         int file = memfd_create("pytest-vram-dry", MFD_CLOEXEC);
         if (file >= 0) {
             if (ftruncate(file, (off_t)size) == 0)
@@ -40,7 +40,7 @@ static void *reserve(uintptr_t hint, size_t size) {
         }
     }
     if (got == MAP_FAILED) return NULL;
-    if (hint && (uintptr_t)got != hint) { /* kernels before 4.17 take MAP_FIXED_NOREPLACE for a mere hint */
+    if (hint && (uintptr_t)got != hint) { /* before Linux 4.17, MAP_FIXED_NOREPLACE is only a hint */
         munmap(got, size);
         errno = EEXIST;
         return NULL;
@@ -71,7 +71,7 @@ static int open_space(space *s, uintptr_t hint, size_t size, size_t least, const
 int dry_space_open(int device) {
     size_t stride = ALL_DEVICES / (size_t)dry_physical_count() / DRY_PAGE * DRY_PAGE;
     if (stride > ONE_DEVICE) stride = ONE_DEVICE;
-    /* Twice the card: expandable segments reserve 9/8 of it at one go. */
+    /* Twice the card's memory, because one expandable segment reserves addresses for 9/8 of it. */
     size_t least = DRY_ROUND_UP(2 * dry_the_card()->total_bytes + ((size_t)1 << 30), DRY_PAGE);
     if (least > stride) stride = least;
     if (!open_space(&devices[device], FIRST_ADDRESS + (size_t)dry_physical_index(device) * stride, stride, least,
@@ -114,7 +114,7 @@ dry_span *dry_space_find(uintptr_t address, int *device) {
 uintptr_t dry_space_base(int device) { return devices[device].base; }
 size_t dry_space_size(int device) { return devices[device].size; }
 
-/* The whole pages of a range; the bytes before and after them become zeros. */
+/* Returns the whole pages within a range, and sets the bytes of the range before and after them to zero. */
 static int whole_pages(uintptr_t base, size_t size, uintptr_t *first, size_t *bytes) {
     static size_t page;
     if (page == 0) page = (size_t)sysconf(_SC_PAGESIZE);
@@ -134,7 +134,7 @@ void dry_space_discard(uintptr_t base, size_t size) {
     uintptr_t first;
     size_t bytes;
     if (!whole_pages(base, size, &first, &bytes)) return;
-    /* A sparse file keeps its pages through MADV_DONTNEED; MADV_REMOVE frees them, and refuses private memory. */
+    /* MADV_DONTNEED does not free the pages of a sparse file. MADV_REMOVE does, and fails for private memory. */
     if (madvise((void *)first, bytes, MADV_REMOVE) != 0) madvise((void *)first, bytes, MADV_DONTNEED);
 }
 
@@ -142,7 +142,7 @@ int dry_host_discard(uintptr_t base, size_t size) {
     uintptr_t first;
     size_t bytes;
     if (!whole_pages(base, size, &first, &bytes)) return 1;
-    /* MADV_FREE refuses all but private anonymous memory, which is the kind that MADV_DONTNEED turns into zeros. */
+    /* MADV_FREE succeeds only for private anonymous memory, for which MADV_DONTNEED then gives zeros. */
     return madvise((void *)first, bytes, MADV_FREE) == 0 && madvise((void *)first, bytes, MADV_DONTNEED) == 0;
 }
 

@@ -1,4 +1,4 @@
-/* Sorted, non-overlapping address ranges: allocations, mappings, registered host memory. */
+/* Sorted, non-overlapping address ranges, used for allocations, mappings and registered host memory. */
 #include "dry.h"
 
 #include <stdlib.h>
@@ -52,7 +52,7 @@ int dry_spans_remove(dry_spans *spans, uintptr_t base, dry_span *removed) {
     return 1;
 }
 
-/* The lowest address with room: addresses must not depend on chance, for the allocator breaks ties by address. */
+/* Returns the lowest address with room. PyTorch's allocator orders equal blocks by address, so runs are repeatable. */
 uintptr_t dry_spans_first_fit(const dry_spans *spans, uintptr_t low, uintptr_t high, size_t size, size_t align) {
     uintptr_t candidate = DRY_ROUND_UP(low, align);
     for (size_t i = 0; i < spans->count; i++) {

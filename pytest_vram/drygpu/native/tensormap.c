@@ -1,5 +1,6 @@
-/* Tensor maps describe memory to the copy engines of capability 9.0 and up. There are none here, and the 128 bytes of a
- * map are read by nobody else. Apart from module.c, where the header's long prototypes are in scope. */
+/* Tensor maps describe memory to the copy engines of capability 9.0 and above. A dry GPU has none, so nothing reads a
+ * map and it stays empty. This file is separate from module.c because that includes the header, whose prototypes differ
+ * from these. */
 int cuTensorMapEncodeTiled(void) { return 0; }
 int cuTensorMapEncodeIm2col(void) { return 0; }
 int cuTensorMapReplaceAddress(void) { return 0; }

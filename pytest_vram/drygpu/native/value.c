@@ -1,8 +1,8 @@
-/* The few values that device memory carries.
+/* Stores the values of device memory that are known, and copies and fills them.
  *
- * A copy or fill up to the copy limit is really done, so that what a program sends to the device it can read back.
- * Larger ones only move the mark of what is known: whatever a model's size, the host pays for small tensors alone.
- * Kernels compute nothing, so a value is right until a kernel would have changed it; what is unknown reads as zeros.
+ * A copy or fill of at most DRY_COPY_LIMIT bytes is carried out, so that a program can read back what it sent. A larger
+ * one only marks the range as unknown, so that large tensors cost the host no memory. Kernels compute nothing: a stored
+ * value is right until a kernel would change it. Unknown bytes read as zeros.
  */
 #include "dry.h"
 
@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define GRAIN 512u /* the allocator's own rounding: no two tensors share a grain */
+#define GRAIN 512u /* the allocator rounds to this size, so no two tensors share a grain */
 #define CHUNK ((size_t)2 << 20)
 #define GRAINS (CHUNK / GRAIN)
 
@@ -18,7 +18,7 @@ typedef struct {
     uint64_t known[GRAINS / 64];
 } chunk;
 
-static chunk **chunks[DRY_MAX_DEVICES]; /* by device, by 2 MiB of its address space */
+static chunk **chunks[DRY_MAX_DEVICES]; /* for each device, one pointer per 2 MiB of its address space */
 
 static chunk *chunk_at(int device, uintptr_t address, int create) {
     if (chunks[device] == NULL) {
@@ -31,8 +31,8 @@ static chunk *chunk_at(int device, uintptr_t address, int create) {
     return *slot;
 }
 
-/* One pass over the grains of a range. mark: 1 sets, 0 clears, -1 only looks. Returns bit 0: some known, bit 1: some
- * not. */
+/* Marks the grains of a range as known (mark = 1) or unknown (0), or leaves them (-1). Returns what they were before:
+ * bit 0 is set if some grain was known, bit 1 if some was not. */
 static int grains(int device, uintptr_t base, size_t bytes, int mark) {
     int seen = 0;
     uintptr_t origin = dry_space_base(device), end = base + bytes;
@@ -63,7 +63,7 @@ static int grains(int device, uintptr_t base, size_t bytes, int mark) {
     return seen;
 }
 
-/* Back to zeros, without touching a page that was never written. */
+/* Sets a range to zeros, without touching pages that were never written. Marks and returns as grains() does. */
 static int clear(int device, uintptr_t base, size_t bytes, int mark) {
     int seen = grains(device, base, bytes, mark);
     if (seen & 1) {
@@ -78,57 +78,31 @@ void dry_forget(uintptr_t base, size_t bytes) {
     if (device >= 0 && bytes) clear(device, base, bytes, 0);
 }
 
-/* ---- reads: the log, and answers from outside ---- */
-typedef struct {
-    uint64_t address, bytes;
-    int32_t device, known, answered, padding;
-} read_entry;
-
-#define READ_ENTRIES 4096
-#define ANSWER_BYTES 65536
-
+/* ---- reads, which a hook may answer ---- */
 typedef int (*read_hook)(uint64_t address, uint64_t bytes, int known, void *destination);
 
-static read_entry reads[READ_ENTRIES];
-static uint64_t read_count;
 static read_hook hook;
-static struct answer {
-    struct answer *next;
-    size_t bytes;
-    char data[];
-} *answers, **answers_end = &answers;
-
-static int take_answer(void *destination, size_t bytes) {
-    struct answer *a = answers;
-    if (a == NULL || a->bytes != bytes) return 0;
-    memcpy(destination, a->data, bytes);
-    answers = a->next;
-    if (answers == NULL) answers_end = &answers;
-    free(a);
-    return 1;
-}
 
 static void read_device(int device, void *destination, uintptr_t source, size_t bytes) {
     int seen = grains(device, source, bytes, -1);
-    int known = !(seen & 2), answered = take_answer(destination, bytes);
-    if (!answered && hook != NULL) {
+    int known = !(seen & 2), answered = 0;
+    if (hook != NULL) {
         read_hook ask = hook;
-        dry_unlock(); /* the hook may use the device itself */
+        dry_unlock(); /* the hook may call functions of this library */
         answered = ask(source, bytes, known, destination);
         dry_lock();
     }
-    reads[read_count++ % READ_ENTRIES] = (read_entry){source, bytes, device, known, answered, 0};
     if (answered) return;
     if (seen & 1) {
         memcpy(destination, (void *)source, bytes);
         return;
     }
-    if (bytes <= dry_copy_limit() || !dry_host_discard((uintptr_t)destination, bytes)) memset(destination, 0, bytes);
+    if (bytes <= DRY_COPY_LIMIT || !dry_host_discard((uintptr_t)destination, bytes)) memset(destination, 0, bytes);
 }
 
 /* ---- copies and fills ---- */
 static void write_device(int device, uintptr_t destination, const void *source, size_t bytes) {
-    if (bytes > dry_copy_limit()) {
+    if (bytes > DRY_COPY_LIMIT) {
         clear(device, destination, bytes, 0);
         return;
     }
@@ -137,9 +111,9 @@ static void write_device(int device, uintptr_t destination, const void *source, 
 }
 
 static void copy_within(int to, uintptr_t destination, int from, uintptr_t source, size_t bytes) {
-    /* Half known is not known. Bytes that are not marked as known must be zeros, for only marked ones are ever cleared.
-     */
-    if (bytes > dry_copy_limit() || grains(from, source, bytes, -1) != 1) {
+    /* If a part of the source is unknown, the destination becomes unknown. Unknown bytes must be zeros, because only
+     * bytes that are marked as known are ever cleared. */
+    if (bytes > DRY_COPY_LIMIT || grains(from, source, bytes, -1) != 1) {
         clear(to, destination, bytes, 0);
         return;
     }
@@ -177,7 +151,7 @@ int dry_fill(void *destination, const void *pattern, size_t width, size_t count)
     int device = dry_space_device_of(base), ok = 1;
     if (device >= 0 && dry_space_find(base, NULL) == NULL) ok = 0;
     else if (device >= 0 && is_zero(pattern, width)) clear(device, base, bytes, 1);
-    else if (device >= 0 && bytes > dry_copy_limit()) clear(device, base, bytes, 0);
+    else if (device >= 0 && bytes > DRY_COPY_LIMIT) clear(device, base, bytes, 0);
     else if (device == DRY_IS_MANAGED && is_zero(pattern, width)) dry_space_discard(base, bytes);
     else {
         if (device >= 0) grains(device, base, bytes, 1);
@@ -210,48 +184,8 @@ int pytest_vram_dry_mark(uint64_t address, uint64_t bytes, int known) {
     return ok;
 }
 
-int pytest_vram_dry_queue_answer(const void *data, uint64_t bytes) {
-    struct answer *a = bytes && bytes <= ANSWER_BYTES ? malloc(sizeof *a + bytes) : NULL;
-    if (a == NULL) return 0;
-    a->next = NULL;
-    a->bytes = bytes;
-    memcpy(a->data, data, bytes);
-    dry_lock();
-    *answers_end = a;
-    answers_end = &a->next;
-    dry_unlock();
-    return 1;
-}
-
-/* Drops queued answers nobody asked for; returns how many there were. */
-int pytest_vram_dry_drop_answers(void) {
-    int dropped = 0;
-    dry_lock();
-    while (answers != NULL) {
-        struct answer *a = answers;
-        answers = a->next;
-        free(a);
-        dropped++;
-    }
-    answers_end = &answers;
-    dry_unlock();
-    return dropped;
-}
-
 void pytest_vram_dry_set_read_hook(read_hook function) {
     dry_lock();
     hook = function;
     dry_unlock();
-}
-
-void pytest_vram_dry_set_copy_limit(uint64_t bytes) { dry_set_copy_limit(bytes); }
-
-uint64_t pytest_vram_dry_reads(uint64_t first, read_entry *out, uint64_t room, uint64_t *copied) {
-    dry_lock();
-    if (read_count > READ_ENTRIES && first < read_count - READ_ENTRIES) first = read_count - READ_ENTRIES;
-    *copied = 0;
-    for (uint64_t i = first; i < read_count && *copied < room; i++) out[(*copied)++] = reads[i % READ_ENTRIES];
-    uint64_t total = read_count;
-    dry_unlock();
-    return total;
 }

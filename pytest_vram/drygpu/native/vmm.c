@@ -1,5 +1,5 @@
-/* Virtual memory management, which expandable segments are made of: reserve addresses, create memory, map one to the
- * other. Memory counts from cuMemCreate until it is both released and unmapped. */
+/* Implements virtual memory management, which expandable segments use: reserve addresses, create memory, and map the
+ * memory to the addresses. Memory counts from cuMemCreate until it is both released and unmapped. */
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
@@ -22,7 +22,6 @@ static dry_spans mappings;
 static void drop(memory *m) {
     if (--m->references) return;
     dry_refund(m->device, m->size);
-    dry_journal(DRY_JOURNAL_RELEASE, m->device, (uintptr_t)m, m->size);
     free(m);
 }
 
@@ -72,7 +71,6 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     *m = (memory){.device = device, .size = size, .references = 1, .properties = *properties};
     dry_lock();
     int ok = dry_context_create(device) && dry_charge(device, size);
-    if (ok) dry_journal(DRY_JOURNAL_CREATE, device, (uintptr_t)m, size);
     dry_unlock();
     if (!ok) {
         free(m);
@@ -105,7 +103,7 @@ CUresult cuMemMap(CUdeviceptr pointer, size_t size, size_t offset, CUmemGenericA
     return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-/* One call may unmap several neighbours, as long as it takes each of them whole. */
+/* One call may unmap several neighbouring mappings, but not a part of one. */
 CUresult cuMemUnmap(CUdeviceptr pointer, size_t size) {
     uintptr_t at = (uintptr_t)pointer, end = at + size;
     dry_lock();

@@ -1,1 +1,1 @@
-"""What happens in a process that runs on a dry GPU, from its start to its end."""
+"""The code that runs in a process with a dry GPU, from its start to its end."""

@@ -1,8 +1,8 @@
-"""Puts the stub libraries beneath PyTorch, before PyTorch is imported.
+"""Load the stub libraries before PyTorch is imported, so that PyTorch uses them in place of CUDA.
 
-A program that is linked against ``libcudart.so.13`` takes whatever library of that name is loaded already. So the stubs
-only have to come first: through ``LD_PRELOAD`` for a program that is yet to start, through ``dlopen`` for this one. The
-environment names the card, and children inherit both.
+If a library named ``libcudart.so.13`` is already loaded, the loader uses it for every program that needs one. So the
+stub libraries only have to be loaded first: through ``LD_PRELOAD`` in a new process, through ``dlopen`` in this one. An
+environment variable names the card. Child processes inherit both variables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CARD_VARIABLE = "PYTEST_VRAM_DRY_CARD"
-COPY_LIMIT_VARIABLE = "PYTEST_VRAM_DRY_COPY_LIMIT"
 MOST_DEVICES = 64
 LEAST_VARIABLE = "PYTEST_VRAM_DRY_LEAST"
 """How many cards there are at least, whatever is asked for: a test's ranks have a card each."""
@@ -38,28 +37,26 @@ def activate(
     count: int = 1,
     total_bytes: int | None = None,
     context_bytes: int | None = None,
-    copy_limit_bytes: int | None = None,
     replace_real_gpu: bool = False,
 ) -> None:
-    """Give this process, and those it starts, dry GPUs. To be called before ``import torch``.
+    """Give dry GPUs to this process and the processes that it starts. Call it before ``import torch``.
 
-    Calling it again with the same arguments does nothing. Until torch looks at the cards they may be exchanged for
-    others, unless the user chose them: so a ``conftest.py`` may say how many it needs.
+    A second call with the same arguments does nothing. Until torch looks at the cards they may be exchanged for others,
+    unless the user chose them: so a ``conftest.py`` may say how many it needs.
 
     Args:
         card: a name from the card table (``"rtx-4080"``) or a :class:`Card`.
-        count: how many such cards.
-        total_bytes: device memory in bytes, in place of the card's.
-        context_bytes: what the CUDA context takes of it, in bytes, in place of the card's.
-        copy_limit_bytes: copies to and from the device above this size carry no values (default 1 MiB).
-        replace_real_gpu: stand in even where the machine has a real GPU.
+        count: the number of cards.
+        total_bytes: device memory in bytes; ``None`` takes the card's.
+        context_bytes: size of the CUDA context in bytes; ``None`` takes the card's.
+        replace_real_gpu: use dry GPUs even if the machine has a real one.
 
     Raises:
-        DryGpuError: PyTorch is imported already, other dry GPUs are active, the machine has a real GPU, or the stubs
+        DryGpuError: PyTorch is already imported, other dry GPUs are active, the machine has a real GPU, or the stubs
             cannot be built.
         VramUsageError: an argument is out of range, or no card has that name.
     """
-    variables = _variables(card, count, total_bytes, context_bytes, copy_limit_bytes)
+    variables = _variables(card, count, total_bytes, context_bytes)
     if is_active():
         if os.environ.get(CARD_VARIABLE) == variables[CARD_VARIABLE]:
             startup.watch()
@@ -126,44 +123,40 @@ def environment(
     count: int = 1,
     total_bytes: int | None = None,
     context_bytes: int | None = None,
-    copy_limit_bytes: int | None = None,
     replace_real_gpu: bool = False,
     base: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return an environment for a subprocess that has dry GPUs. Arguments and errors are those of :func:`activate`.
 
     Args:
-        base: the environment to extend, by default this process's.
+        base: the environment to extend; ``None`` takes that of this process.
 
     Returns:
         ``base`` with ``LD_PRELOAD`` and the card added.
     """
-    variables = _variables(card, count, total_bytes, context_bytes, copy_limit_bytes)
+    variables = _variables(card, count, total_bytes, context_bytes)
     _refuse_real_gpu(replace_real_gpu)
     build = ensure_built()
     result = dict(os.environ if base is None else base)
-    result.pop(COPY_LIMIT_VARIABLE, None)
     result.update(variables)
     result.update(_inherited(build, result))
     return result
 
 
 def real_gpu_present() -> bool:
-    """Whether an NVIDIA GPU's device file is on this machine."""
+    """Whether this machine has the device file of an NVIDIA GPU."""
     return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
 
 
 def _refuse_real_gpu(allowed: bool) -> None:
     if not allowed and real_gpu_present():
         raise DryGpuError(
-            "this machine has a real GPU, whose place the dry GPU does not take by itself: pass replace_real_gpu=True "
-            "to measure dry all the same"
+            "this machine has a real GPU, which the dry GPU does not replace by default: pass replace_real_gpu=True to "
+            "use the dry GPU in its place"
         )
 
 
-def _variables(
-    card: str | Card, count: int, total_bytes: int | None, context_bytes: int | None, copy_limit_bytes: int | None
-) -> dict[str, str]:
+def _variables(card: str | Card, count: int, total_bytes: int | None, context_bytes: int | None) -> dict[str, str]:
     found = find_card(card) if isinstance(card, str) else card
     count = max(count, int(os.environ.get(LEAST_VARIABLE, "1")))
     total = found.total_bytes if total_bytes is None else total_bytes
@@ -174,12 +167,7 @@ def _variables(
         raise VramUsageError(f"context_bytes={context} does not fit into total_bytes={total}")
     major, minor = found.capability
     text = f"{total}|{context}|{major}.{minor}|{found.multiprocessors}|{found.l2_bytes}|{count}|{found.product}"
-    variables = {CARD_VARIABLE: text}
-    if copy_limit_bytes is not None:
-        if copy_limit_bytes < 0:
-            raise VramUsageError(f"copy_limit_bytes={copy_limit_bytes}: a size cannot be negative")
-        variables[COPY_LIMIT_VARIABLE] = str(copy_limit_bytes)
-    return variables
+    return {CARD_VARIABLE: text}
 
 
 def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:
@@ -189,8 +177,8 @@ def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:
     return {
         **startup.inherited(base),
         "LD_PRELOAD": ":".join([str(build.core), *before]),
-        # Triton links its launcher against libcuda and asks ldconfig where that is, which knows nothing of the stubs.
+        # Triton links its launcher against libcuda. It asks ldconfig for the path, which does not know the stubs.
         "TRITON_LIBCUDA_PATH": str(build.folder),
-        # How long PyTorch waits at exit for autograd threads, of which one may sleep for good: see native/exit.c.
+        # Seconds that PyTorch waits at exit for autograd threads; one of them may never end: see native/exit.c.
         "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": base.get("TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT", "1.0"),
     }

@@ -1,8 +1,8 @@
-"""The figures of one process of ``python -m pytest_vram run``: kept while it runs, left in a folder when it ends.
+"""Record the figures of one process of ``python -m pytest_vram run``, and write them to a folder when it ends.
 
-A program may reset torch's peaks as often as it likes: what they were before is kept. Each process has one file. It is
-written when torch is imported, again at the first use of a device, and with the figures when the process ends; so a
-process that was killed has a file without figures. Times are those of the monotonic clock, which all processes share.
+If the program resets torch's peaks, the recorder keeps the earlier values. Each process writes one file: when torch is
+imported, again when a device is first used, and with the figures when the process ends. So the file of a killed process
+has no figures. Times are those of the monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ Record = dict[str, Any]
 _COUNTS = ("num_alloc_retries", "num_ooms")
 
 
-class Recorder:
-    """Watches one process."""
+class ProcessRecorder:
+    """Records the figures of one process; the program may reset torch's counters."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,20 +78,20 @@ class Recorder:
         }
 
     def start_again(self) -> None:
-        """Begin a record of its own in a forked child; it is left if the child uses a device or fails."""
+        """Begin a new record in a forked child. It is written only if the child uses a device or fails."""
         self._reset()
         host_reads.reset()
         notes.reset()
         self.forked = True
 
     def end_with_multiprocessing(self) -> None:
-        """In a child of multiprocessing, which may end without running atexit's functions."""
+        """Write the record at the end of a multiprocessing child, which may not run functions of ``atexit``."""
         multiprocessing.util.Finalize(None, self.write, exitpriority=0)
 
     def save(self) -> None:
-        """Write what is known by now; a reader finds the file whole.
+        """Write the record as it is now, atomically.
 
-        A folder that cannot be written to must not stop the program; its figures are then missed.
+        If the folder cannot be written to, the program goes on and its figures are missing.
         """
         self.record.update(_group())
         partial = self.folder / f".{self.path.name}"
@@ -100,13 +100,13 @@ class Recorder:
             partial.rename(self.path)
 
     def use(self) -> None:
-        """A device is used from now on."""
+        """Record the time at which a device is first used."""
         if self.record["used_ns"] is None:
             self.record["used_ns"] = time.monotonic_ns()
             self.save()
 
     def ended(self, code: int) -> None:
-        """The process, a child of multiprocessing's, is about to end with this exit code."""
+        """Record the exit code of a multiprocessing child that is about to end."""
         if os.getpid() == self.process and (code or not self._left_out()):
             self.record.update(exit_code=code, ended_ns=time.monotonic_ns())
             self.save()
@@ -116,7 +116,7 @@ class Recorder:
         return self.forked and self.record["used_ns"] is None
 
     def keep_peaks(self) -> None:
-        """Read the peaks, before they are reset or for the record."""
+        """Merge torch's peaks into those of the record. It runs before every reset and at the end."""
         for device in _used_devices():
             statistics = torch.cuda.memory_stats(device)
             kept = self.peaks.setdefault(device, dict.fromkeys(_PEAKS, 0))
@@ -124,7 +124,7 @@ class Recorder:
                 kept[name] = max(kept[name], statistics.get(key, 0))
 
     def keep_counts(self) -> None:
-        """Add up the counters, before they are reset or for the record."""
+        """Add torch's counters to those of the record. It runs before every reset and at the end."""
         for device in _used_devices():
             statistics = torch.cuda.memory_stats(device)
             kept = self.counts.setdefault(device, dict.fromkeys(_COUNTS, 0))
@@ -132,7 +132,7 @@ class Recorder:
                 kept[name] += statistics.get(name, 0)
 
     def write(self) -> None:
-        """Leave the record, with the figures of the devices that were used."""
+        """Write the record with the figures of the devices that were used."""
         if self.written or os.getpid() != self.process or self._left_out():
             return
         self.written = True
@@ -163,30 +163,30 @@ class Recorder:
 
 
 def begin(folder: Path) -> None:
-    """Watch this process, and those it forks, until they end."""
-    recorder = Recorder(folder)
+    """Record this process and the processes that it forks, until they end."""
+    recorder = ProcessRecorder(folder)
     _before("_cuda_resetPeakMemoryStats", recorder.keep_peaks)
     _before("_cuda_resetAccumulatedMemoryStats", recorder.keep_counts)
     _before("_accelerator_resetPeakStats", recorder.keep_peaks)
     _before("_accelerator_resetAccumulatedStats", recorder.keep_counts)
     _listen_for_errors(recorder)
     if os.environ.get(SNAPSHOT_VARIABLE):
-        # A context must not exist before the program wants one: it could not fork any more.
+        # This must not create a CUDA context before the program does: a process with a context cannot fork.
         torch.cuda._lazy_call(_record_history)
     if os.environ.get(TIMELINE_VARIABLE):
         torch.cuda._lazy_call(_record_over_time)
     torch.cuda._lazy_call(recorder.use)
     atexit.register(recorder.write)
     os.register_at_fork(after_in_child=recorder.start_again)
-    multiprocessing.util.register_after_fork(recorder, Recorder.end_with_multiprocessing)
+    multiprocessing.util.register_after_fork(recorder, ProcessRecorder.end_with_multiprocessing)
     _listen_for_exit_codes(recorder)
 
 
 def _record_over_time() -> None:
     from pytest_vram.probe.history import History
-    from pytest_vram.probe.recorder import Recorder as OverTime
+    from pytest_vram.probe.recorder import Recorder
 
-    history, recorder = History(), OverTime()
+    history, recorder = History(), Recorder()
     history.start()
     recorder.start()
     _running.append((history, recorder))
@@ -216,8 +216,8 @@ def _before(name: str, action: Callable[[], None]) -> None:
     setattr(torch._C, name, first)
 
 
-def _listen_for_errors(recorder: Recorder) -> None:
-    """Note an error that ends the program, and an out-of-memory error that ends a thread."""
+def _listen_for_errors(recorder: ProcessRecorder) -> None:
+    """Record an error that ends the program, and an out-of-memory error that ends a thread."""
     before, before_thread = sys.excepthook, threading.excepthook
 
     def note(error: BaseException | None, *, ends_program: bool) -> None:
@@ -241,8 +241,8 @@ def _listen_for_errors(recorder: Recorder) -> None:
     sys.excepthook, threading.excepthook = hook, thread_hook
 
 
-def _listen_for_exit_codes(recorder: Recorder) -> None:
-    """Note the exit codes of multiprocessing's children, whose errors no hook sees.
+def _listen_for_exit_codes(recorder: ProcessRecorder) -> None:
+    """Record the exit codes of multiprocessing children, because ``sys.excepthook`` does not see their errors.
 
     ``BaseProcess._bootstrap`` is private, and the same from Python 3.8 to 3.14: it runs the child and returns its code.
     """
@@ -257,7 +257,7 @@ def _listen_for_exit_codes(recorder: Recorder) -> None:
 
 
 def _group() -> Record:
-    """Which process of a group this is, as launchers say it in the environment; ``None`` where they do not."""
+    """Return this process's rank and group from the environment that launchers set; None for missing values."""
     found: Record = {name: _number(variable) for name, variable in _PLACES.items()}
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
@@ -276,14 +276,14 @@ def _of_recording() -> tuple[Note, ...]:
 
 
 def _used_devices() -> list[int]:
-    """Devices with a context. Asking torch about another one would create its context."""
+    """Return the devices with a context. Asking torch about another device would create its context."""
     if not torch.cuda.is_initialized():
         return []
     return [device for device in range(driver.device_count()) if driver.stats(device).context_bytes]
 
 
 def _physical_index(device: int) -> int:
-    """The device's number before ``CUDA_VISIBLE_DEVICES``: the last byte of a dry GPU's UUID."""
+    """Return the device's number without ``CUDA_VISIBLE_DEVICES``, from the last byte of a dry GPU's UUID."""
     return int(str(torch.cuda.get_device_properties(device).uuid)[-2:], 16)
 
 
@@ -312,7 +312,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _write_snapshot(process: int) -> None:
-    """The first process to end takes the name that was asked for; the others add their number."""
+    """Write torch's memory history. The first process to end uses the requested name, others append their number."""
     path = os.environ.get(SNAPSHOT_VARIABLE)
     if path:
         with contextlib.suppress(FileExistsError), open(f"{os.environ[RECORD_VARIABLE]}/.snapshot", "x"):

@@ -1,4 +1,4 @@
-"""What happens in a process with dry GPUs as soon as it has imported torch."""
+"""Set up a process with dry GPUs as soon as it has imported torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SITE_FOLDER = Path(__file__).parent / "inherited"
-"""Put on ``PYTHONPATH`` by ``inherited``: its ``sitecustomize`` calls ``watch`` in every Python process below."""
+"""``inherited`` adds this folder to ``PYTHONPATH``, so that every child process runs the ``sitecustomize`` in it."""
 
 
 def inherited(base: Mapping[str, str]) -> dict[str, str]:
-    """The variables that make child processes carry values too, given the environment ``base``."""
+    """Return the variables, added to ``base``, with which Python child processes carry values on their dry GPUs too."""
     before = [path for path in base.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != SITE_FOLDER]
     return {"PYTHONPATH": os.pathsep.join([str(SITE_FOLDER), *before])}
 
 
 def watch() -> None:
-    """Carry values from the moment torch is imported; at once, if it is already."""
+    """Call :func:`torch_is_there` when torch is imported; at once if it already is."""
     if not driver.is_active():
         return
     after_torch(torch_is_there)
 
 
 def torch_is_there() -> None:
-    """Torch is imported: carry values from now on, and record where that is asked for."""
+    """Set up a process that has just imported torch: carry values, and record its figures if that is requested."""
     if os.environ.get(PROCESSES_VARIABLE):
         from pytest_vram.probe import reporter
 

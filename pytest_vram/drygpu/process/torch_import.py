@@ -1,4 +1,7 @@
-"""Calls a function as soon as torch is imported. Imports nothing of this package: it also runs in ``sitecustomize``."""
+"""Call a function as soon as torch is imported.
+
+``sitecustomize`` loads this file too, so it imports nothing of this package.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def after_torch(action: Callable[[], None]) -> None:
-    """Call ``action`` when torch has been imported.
+    """Call ``action`` once, when the import of torch has finished.
 
-    At once, if it is already. A second call of the same kind is one.
+    If torch is already imported, ``action`` is called at once. If a call is already waiting for the import, nothing is
+    added, even if it was made by another copy of this module.
     """
     if "torch" in sys.modules:
         action()
@@ -25,7 +29,10 @@ def after_torch(action: Callable[[], None]) -> None:
 
 
 class TorchFinder(importlib.abc.MetaPathFinder):
-    """Lets others find torch, and adds what comes after its import. Being asked does not mean being imported."""
+    """An import finder that wraps torch's loader, so that ``action`` runs after the import.
+
+    A search for torch that is not followed by its import, such as ``find_spec("torch")``, does not run ``action``.
+    """
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
@@ -34,7 +41,7 @@ class TorchFinder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Torch's own specification, with a loader around its loader."""
+        """Return torch's module specification, with its loader replaced by :class:`_ThenAct`."""
         if fullname != "torch" or self._asking:
             return None
         self._asking = True
@@ -48,6 +55,8 @@ class TorchFinder(importlib.abc.MetaPathFinder):
 
 
 class _ThenAct(importlib.abc.Loader):
+    """Executes torch with its own loader, restores that loader, and then calls ``action``."""
+
     def __init__(self, loader: importlib.abc.Loader, action: Callable[[], None]) -> None:
         self._loader, self._action = loader, action
 

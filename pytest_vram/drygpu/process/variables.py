@@ -1,16 +1,16 @@
-"""Environment variables that carry a command's wishes into the processes below it."""
+"""Environment variables through which a command tells its child processes what to record."""
 
 RECORD_VARIABLE = "PYTEST_VRAM_RECORD"
-"""Names the folder where each process leaves its figures when it ends; not set: it leaves none."""
+"""The folder into which each process writes its figures when it ends. If it is not set, none are written."""
 
 SNAPSHOT_VARIABLE = "PYTEST_VRAM_SNAPSHOT"
-"""Names the file for torch's memory history; not set: none is recorded."""
+"""The file for torch's memory history. If it is not set, no history is recorded."""
 
 TIMELINE_VARIABLE = "PYTEST_VRAM_TIMELINE"
-"""Set: memory over time is recorded, and left with the figures."""
+"""If it is set, memory over time is recorded and written with the figures."""
 
 EXIT_SUFFIX = ".exit"
-"""Of the file beside a process's record into which the stub library writes the exit code."""
+"""The suffix of the file next to a process's record, into which the stub library writes the exit code."""
 
 PROCESSES_VARIABLE = "PYTEST_VRAM_PROCESSES"
-"""Names the folder where each process below a measured test leaves its figures; ``native/live.c`` reads it too."""
+"""The folder into which each process below a measured test writes its figures; ``native/live.c`` reads it too."""

@@ -1,4 +1,4 @@
-"""Compiles the stub libraries beneath the dry GPU: C files, and one function for every name that has none in them."""
+"""Compile the stub libraries of the dry GPU: its C files, and a fallback for every CUDA function they lack."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pytest_vram.errors import DryGpuError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# zig turns undefined behaviour into calls of a runtime, which a shared library has not got, unless told not to.
+# By default, zig compiles undefined behaviour to calls of a runtime that a shared library does not contain.
 _FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O1", "-fPIC", "-w", "-fno-sanitize=undefined")
-# The old kind of run path comes before LD_LIBRARY_PATH, which names the real libcuda.so.1 in many GPU containers.
+# DT_RPATH is searched before LD_LIBRARY_PATH, which contains the real libcuda.so.1 in many GPU containers.
 _RUN_PATH = ("-Wl,-rpath,$ORIGIN", "-Wl,--disable-new-dtags")
 _LINK = ("-shared", "-fPIC", "-Wl,-Bsymbolic", *_RUN_PATH, "-Wl,--no-as-needed")
 _LIBRARIES = ("-ldl", "-lpthread")
 
 
 def compile_stubs(toolkit: Toolkit, compiler: Sequence[str], *, native: Path, core: str, folder: Path) -> None:
-    """Compile the C files of ``native`` for one PyTorch into ``folder``, which appears whole or not at all.
+    """Compile the C files of ``native`` for one PyTorch into ``folder``, which is created atomically.
 
     Args:
-        core: name of the library that holds everything; loading it puts all the other names in place.
+        core: name of the library that contains all functions; loading it loads the other libraries too.
 
     Raises:
         DryGpuError: the compiler cannot be run, or fails; the message quotes it.
@@ -59,12 +59,12 @@ class _Compiler:
             objects = list(pool.map(self.compile, sorted(self.native.glob("*.c"))))
         real = self.link("real.so", core, objects)
 
-        # What is defined by now is real; everything else that may be asked for says that it is not here.
+        # The functions in `real` are implemented. Every other one gets a fallback that reports "not supported".
         fallbacks = self.work / "fallbacks.c"
         write_fallbacks(fallbacks, functions - read_dynamic_symbols(real).functions, header=self.native / "dry.h")
         objects.append(self.compile(fallbacks))
 
-        # Each name is an empty library that leads to the core, and the core leads to them: loading it brings them all.
+        # Each name is an empty library that depends on the core. The core depends on them, so loading it loads all.
         without_names = self.link(core, core, objects)
         empty = self.work / "empty.c"
         empty.write_text("")
@@ -85,7 +85,7 @@ class _Compiler:
         return target
 
     def run(self, command: Sequence[str]) -> None:
-        # A compiler must not itself run on top of stubs.
+        # The compiler must not load the stub libraries.
         variables = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)

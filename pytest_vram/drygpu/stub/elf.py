@@ -1,7 +1,7 @@
-"""Reads the dynamic symbols of a shared library: what it needs from others, and what it offers.
+"""Read the dynamic symbols of a shared library: those that it needs from others, and those that it exports.
 
-Only what the loader itself reads (System V ABI, "Dynamic Linking"): 64-bit little-endian ELF, which is every Linux
-machine that PyTorch ships CUDA wheels for.
+The module reads the sections that the loader reads (System V ABI, "Dynamic Linking") in 64-bit little-endian ELF files.
+All Linux machines for which PyTorch has CUDA wheels use that format.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _LOCAL = 0
 
 
 class ElfError(ValueError):
-    """The file is not a shared library that can be read here; the message says why."""
+    """The file is not a shared library that this module can read; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicSymbols:
-    """What one shared library asks of the loader.
+    """The dynamic symbols of one shared library.
 
     Attributes:
-        needed: names of the libraries it is linked against.
-        soname: its own name, ``None`` when it has none.
-        undefined: symbols it takes from other libraries.
-        functions: functions it offers to others.
+        needed: names of the libraries that it is linked against.
+        soname: its own name; ``None`` if it has none.
+        undefined: symbols that it needs from other libraries.
+        functions: functions that it exports.
     """
 
     needed: tuple[str, ...]
@@ -48,7 +48,7 @@ def read_dynamic_symbols(path: Path) -> DynamicSymbols:
     """Read the dynamic symbol table of the shared library at ``path``.
 
     Raises:
-        ElfError: not a 64-bit little-endian ELF file, or one without a dynamic section.
+        ElfError: the file is not a 64-bit little-endian ELF file, or has no dynamic section.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Writes the C file of all functions known by name only: each says so once and reports "not supported"."""
+"""Write a C file with the CUDA functions that the stubs do not implement. Each one returns "not supported"."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-# What each library's own status enumeration calls "not supported" (ncclInvalidUsage, for want of one, and CUFILE's
-# CU_FILE_DRIVER_NOT_INITIALIZED, which callers take for "no GPUDirect Storage here").
+# The status of each library that means "not supported". NCCL has none, so ncclInvalidUsage is used. For cuFile it is
+# CU_FILE_DRIVER_NOT_INITIALIZED, which callers understand as "no GPUDirect Storage on this machine".
 _STATUS = (
     (re.compile(r"(__)?cuda[A-Z]"), 801),
     (re.compile(r"cublas"), 15),
@@ -31,7 +31,7 @@ def not_supported_status(name: str) -> int:
     """Return the status that ``name``'s library uses for "not supported".
 
     Raises:
-        ValueError: no library of CUDA's has functions of that name.
+        ValueError: the name has the prefix of no CUDA library.
     """
     for pattern, status in _STATUS:
         if pattern.match(name):

@@ -1,8 +1,8 @@
-"""Finds the stub libraries for the installed PyTorch in the user's cache, or has them compiled into it, once.
+"""Find the stub libraries for the installed PyTorch in the user's cache, and compile them if they are not there.
 
-The cache's key covers everything that goes into the libraries, so a new PyTorch, bitsandbytes, compiler or version of
-this package gets libraries of its own, and an old one keeps its. Two processes may build at the same time: one builds,
-the other waits.
+The cache key depends on everything that the libraries are built from. So another version of PyTorch, bitsandbytes or
+this package, or another compiler, gets a build of its own, and older builds stay. If two processes need a build at the
+same time, one compiles it and the other waits.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Build:
     """The compiled stubs of one PyTorch.
 
     Attributes:
-        folder: where they are. ``libcuda.so.1`` and its like are in it, in front of everything that looks for them.
-        core: the library to load before PyTorch; it brings the others.
-        toolkit: what they were built for.
+        folder: the folder of the libraries, such as ``libcuda.so.1``.
+        core: the library to load before PyTorch; it loads the others.
+        toolkit: the PyTorch and CUDA that they were built for.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Build:
 
 
 def cache_folder() -> Path:
-    """Return where builds are kept: ``$PYTEST_VRAM_CACHE``, else ``pytest-vram`` in the user's cache folder."""
+    """Return the folder of all builds: ``$PYTEST_VRAM_CACHE``, or ``pytest-vram`` in the user's cache folder."""
     if chosen := os.environ.get("PYTEST_VRAM_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
@@ -53,10 +53,10 @@ def cache_folder() -> Path:
 
 
 def find_compiler() -> tuple[str, ...]:
-    """Return the C compiler's command: ``$CC``, else ``cc``, ``gcc`` or ``clang``, else the one in the ziglang package.
+    """Return the command of the C compiler: ``$CC``, or ``cc``, ``gcc``, ``clang``, or that of the ziglang package.
 
     Raises:
-        DryGpuError: there is none.
+        DryGpuError: there is no C compiler.
     """
     if chosen := os.environ.get("CC"):
         command = tuple(chosen.split())
@@ -76,10 +76,11 @@ def find_compiler() -> tuple[str, ...]:
 
 
 def ensure_built() -> Build:
-    """Return the stubs for the installed PyTorch, compiling them if this is the first time.
+    """Return the stub libraries for the installed PyTorch. The first call on a machine compiles them.
 
     Raises:
-        DryGpuError: not on Linux, no CUDA build of PyTorch, no headers, no compiler, or a compiler that fails.
+        DryGpuError: this is not Linux, there is no CUDA build of PyTorch, the CUDA headers or a compiler are missing,
+            or the compiler fails.
     """
     if sys.platform != "linux":
         raise DryGpuError(
@@ -99,7 +100,7 @@ def ensure_built() -> Build:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder.parent / f"{folder.name}.lock"):
                 if not core.exists():
-                    # Here, for it brings in much that a start from the cache does without.
+                    # Imported here, because a start from the cache does not need this module.
                     from pytest_vram.drygpu.stub.compile import compile_stubs
 
                     compile_stubs(toolkit, compiler, native=NATIVE, core=CORE, folder=folder)
@@ -112,7 +113,7 @@ def ensure_built() -> Build:
 
 
 def _key(toolkit: Toolkit) -> str:
-    """Hash what goes in. Libraries by size and time: reading 500 MB of them would cost more than the whole start."""
+    """Hash everything that a build depends on. Libraries count by size and time: reading 500 MB takes too long."""
     digest = hashlib.sha256()
     builders = [Path(__file__).with_name(name) for name in ("library.py", "compile.py", "fallback.py", "toolkit.py")]
     for path in (*sorted(NATIVE.rglob("*.[ch]")), *builders):

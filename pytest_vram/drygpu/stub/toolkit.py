@@ -1,4 +1,4 @@
-"""Finds the installed CUDA build of PyTorch, and what the dry GPU has to stand in for."""
+"""Find the installed CUDA build of PyTorch, and the CUDA functions that the dry GPU has to replace."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Toolkit:
     Attributes:
         torch_version: for example ``"2.14.1+cu130"``.
         cuda_version: for example ``"13.0"``.
-        libraries: what calls CUDA: PyTorch's own libraries and bitsandbytes'.
+        libraries: the libraries that call CUDA: those of PyTorch and of bitsandbytes.
         include: folders with ``cuda_runtime_api.h`` and ``cuda.h``.
-        library_folders: where the real CUDA libraries are, whose exports are stood in for.
+        library_folders: folders of the real CUDA libraries, whose functions the stubs replace.
         cudnn_version: as ``cudnnGetVersion()`` reports it, 92400 for 9.24.0.
         nccl_version: as ``ncclGetVersion()`` reports it, 22703 for 2.27.3.
     """
@@ -46,11 +46,11 @@ class Toolkit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surface:
-    """What programs can ask of CUDA.
+    """The libraries and functions that the stubs replace.
 
     Attributes:
-        names: the libraries to stand in for, by the name that programs are linked against.
-        functions: every function that one of them may be asked for.
+        names: names of the libraries, as programs are linked against them.
+        functions: every function that a program may call in them.
     """
 
     names: tuple[str, ...]
@@ -61,7 +61,7 @@ def find_toolkit() -> Toolkit:
     """Find the CUDA build of PyTorch that ``import torch`` would import, without importing it.
 
     Raises:
-        DryGpuError: no PyTorch, one without CUDA, or one whose CUDA headers are not installed.
+        DryGpuError: PyTorch is not installed, is not a CUDA build, or its CUDA headers are not installed.
     """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
@@ -96,7 +96,10 @@ def _assigned(text: str, name: str) -> str | None:
 
 
 def _wheel_version(site: Path, distribution: str, *, default: int) -> int:
-    """Read "9.24.0.43" as 92400. PyTorch only compares it, so where there is no wheel (conda) a recent one will do."""
+    """Return the version of a wheel: 92400 for "9.24.0.43". Without a wheel, as with conda, return ``default``.
+
+    PyTorch only compares the number, so any recent version is good enough.
+    """
     for folder in site.glob(f"{distribution}-*.dist-info"):
         found = re.match(r"-(\d+)\.(\d+)\.(\d+)", folder.name.removeprefix(distribution))
         if found:
@@ -128,7 +131,7 @@ def _find_headers(site: Path, cuda: str) -> tuple[Path, ...]:
 
 
 def read_surface(toolkit: Toolkit) -> Surface:
-    """Read off the installed libraries what the dry GPU may be asked for. Takes a second or two."""
+    """Read from the installed libraries which functions the dry GPU may be asked for. This takes one or two seconds."""
     names: set[str] = set()
     functions: set[str] = set()
     for path in toolkit.libraries:

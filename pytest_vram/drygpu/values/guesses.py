@@ -1,8 +1,7 @@
-"""What a dry GPU assumes of values it cannot know, where an assumption keeps a program on the path a real card would
-take.
+"""Assume values that a dry GPU cannot know, so that a program takes the branches that it would take on a real card.
 
-Each assumption carries a label, which follows every value made from it into the list of host reads. None of them
-changes what is allocated by the operator itself; they decide what the program does next.
+Each assumption has a label. If the program reads a value that was computed from an assumption, the list of host reads
+shows the label. An assumption never changes what the operator itself allocates; it decides what the program does next.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 SPREAD = "indices taken as spread evenly (a router's experts, sampled tokens)"
-"""A router's choice and a sampler's come from the same operators (topk, argmax): the label must be true of both."""
+"""Routers and samplers use the same operators (topk, argmax), so the label must be true of both."""
 FINITE = "values taken as finite"
 ALL_TRUE = "unknown mask taken as all true"
 ALL_DISTINCT = "unknown values taken as all distinct"
@@ -27,11 +26,12 @@ PASSED = "a check inside a backward formula taken as passed"
 SMALLEST = "random numbers taken as the smallest"
 
 NOT_ON_CPU = frozenset({"random_", "randperm", "multinomial", "_amp_foreach_non_finite_check_and_unscale_"})
-"""Running these on the CPU would move the CPU's generator of random numbers; the last has no CPU kernel."""
+"""These are not computed on the CPU: the first three would advance the CPU's random generator, the last has no CPU
+kernel."""
 
 
 def size(name: str, args: Sequence[Any]) -> tuple[int, str]:
-    """The size of a result that depends on unknown data: the largest it can be, and the label that says so."""
+    """Return the largest size that a result can have if it depends on unknown data, and the assumption's label."""
     return args[0].numel(), ALL_TRUE if name == "nonzero" else ALL_DISTINCT
 
 
@@ -51,14 +51,14 @@ def _dimension(args: Sequence[Any], kwargs: dict[str, Any], position: int, defau
 
 
 def _top(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """topk: row r takes the columns r*k, r*k + 1, ... around and around, so that each is taken equally often."""
+    """Handle topk: row r takes the columns r*k, r*k + 1, ..., modulo their number, so all are taken equally often."""
     dim = _dimension(args, kwargs, 2, -1)
     for indices in _integers(outputs):
         _round_robin(indices, args[0].shape[dim] if args[0].dim() else 1, -1 if dim is None else dim)
 
 
 def _extreme(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """argmax and max along a dimension: a different column for each row."""
+    """Handle argmax, and max along a dimension: consecutive rows take consecutive columns."""
     dim = _dimension(args, kwargs, 1, None)
     columns = args[0].numel() if dim is None else args[0].shape[dim]
     for indices in _integers(outputs):
@@ -79,7 +79,7 @@ def _round_robin(indices: torch.Tensor, columns: int, dim: int) -> None:
 
 
 def _sorted(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """sort: the values lie in order already."""
+    """Handle sort: assume that the values are already in order."""
     dim = kwargs.get("dim", -1)
     for indices in _integers(outputs[1:]):
         if indices.dim():
@@ -89,13 +89,13 @@ def _sorted(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any])
 
 
 def _drawn(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """multinomial draws tokens or rows: a different one for each row."""
+    """Handle multinomial, which draws tokens or rows: consecutive draws take consecutive columns."""
     for indices in _integers(outputs):
         _round_robin(indices, args[0].shape[-1], -1)
 
 
 def _smallest(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """random_(low, high): the smallest number allowed."""
+    """Handle random_(low, high): take the smallest allowed number."""
     low = args[1] if len(args) > 2 and isinstance(args[1], int) else 0
     for drawn in _integers(outputs):
         _set(drawn, torch.full((), low, dtype=drawn.dtype), SMALLEST)
@@ -107,18 +107,18 @@ def _permutation(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, 
 
 
 def _false(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """isnan and isinf."""
+    """Handle isnan and isinf: assume that every value is finite."""
     for answer in outputs:
         _set(answer, torch.zeros((), dtype=torch.bool), FINITE)
 
 
 def _equal(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """``x == x`` and ``x == inf``, as ``isfinite`` asks them."""
+    """Handle ``x == x`` and ``x == inf``, which ``isfinite`` computes: assume that every value is finite."""
     _same_or_infinite(outputs, args, same=True)
 
 
 def _unequal(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """``x != x`` and ``x != inf``."""
+    """Handle ``x != x`` and ``x != inf``: assume that every value is finite."""
     _same_or_infinite(outputs, args, same=False)
 
 
@@ -135,12 +135,12 @@ def _same_or_infinite(outputs: Sequence[Any], args: Sequence[Any], *, same: bool
 
 
 def _nothing_infinite(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """The gradient scaler's question: was any gradient infinite?"""
+    """Handle the gradient scaler's check for infinite gradients: assume that there is none."""
     _set(args[1], torch.zeros((), dtype=args[1].dtype), FINITE)
 
 
 def _every_element(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """nonzero of an unknown mask: the coordinates of all elements."""
+    """Handle nonzero of an unknown mask: return the coordinates of all elements."""
     (coordinates,) = outputs
     if known_values.is_carried(coordinates) and coordinates.numel():
         _set(coordinates, torch.ones(args[0].shape, dtype=torch.bool).nonzero(), ALL_TRUE)

@@ -1,7 +1,7 @@
-"""Where a program reads values back from a dry GPU, and whether the answer can be believed.
+"""List the places where a program reads values back from a dry GPU, and whether each value is the program's own.
 
-The stub calls ``_on_read`` for every copy from the device to the host, before it is made. Operators that are about to
-read say so with ``reading``; a read that nobody announced is looked up by its address.
+The stub library calls ``on_read`` before every copy from the device to the host. Operators that are about to read
+announce it with ``reading``. For a read that was not announced, the storage is looked up by its address.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Announced:
 
     Attributes:
         operation: the operator's name.
-        known: the value that will be read is the program's own.
-        guess: what the value rests on otherwise.
-        count: answer every read with this number: the size of a result that depends on the data.
-        whole: operators inside this one read on its behalf.
+        known: whether the value is known. It is the program's own, unless ``guess`` names an assumption.
+        guess: the assumption that a known value rests on; ``""`` if there is none.
+        count: if set, every read returns this number. It is the size of a result that depends on unknown data.
+        whole: whether reads by operators that this one calls are listed under this operator's name.
     """
 
     operation: str
@@ -63,7 +63,7 @@ _reads: dict[tuple[str, str, bool, str], int] = {}
 
 @contextlib.contextmanager
 def reading(announced: Announced) -> Iterator[None]:
-    """Announce the reads made inside."""
+    """Announce the reads that are made within this context."""
     outer = _current.announced
     if outer is None or not outer.whole:
         _current.announced = announced
@@ -74,7 +74,7 @@ def reading(announced: Announced) -> Iterator[None]:
 
 
 def note(operation: str, *, answered: bool, remark: str = "") -> None:
-    """List one read, made by the code that now runs."""
+    """Add one read by the running code to the list."""
     location, inner = _where(sys._getframe(1))
     remark = "; ".join(part for part in (remark, inner) if part)
     key = (location, operation, answered, remark)
@@ -83,7 +83,7 @@ def note(operation: str, *, answered: bool, remark: str = "") -> None:
 
 
 def collect() -> tuple[HostRead, ...]:
-    """Every place that read since the last ``reset``: the unanswered first, then by how often."""
+    """Return every place that read since the last ``reset``: unanswered reads first, then the most frequent."""
     with _lock:
         reads = [
             HostRead(location=location, operation=operation, count=count, answered=answered, note=remark)
@@ -93,7 +93,7 @@ def collect() -> tuple[HostRead, ...]:
 
 
 def since(earlier: tuple[HostRead, ...]) -> tuple[HostRead, ...]:
-    """What ``collect`` lists beyond ``earlier``, with the counts of the interval alone."""
+    """Return the reads since ``earlier = collect()``, with their counts since then."""
     before = {(read.location, read.operation, read.answered, read.note): read.count for read in earlier}
     grown = (
         replace(read, count=read.count - before.get((read.location, read.operation, read.answered, read.note), 0))
@@ -103,15 +103,20 @@ def since(earlier: tuple[HostRead, ...]) -> tuple[HostRead, ...]:
 
 
 def reset() -> None:
-    """Forget the list, in a forked child: another thread of the parent may have held the lock, and is not here."""
+    """Empty the list in a forked child, with a new lock: a thread of the parent may have held the old one."""
     global _lock
     _lock = threading.Lock()
     _reads.clear()
 
 
 def on_read(address: int, size: int, marked: bool, destination: int) -> bool:
-    """Called by the stub before ``size`` bytes at ``address`` are copied to ``destination``; true: the answer is
-    there."""
+    """List a copy of ``size`` bytes from ``address`` to ``destination`` that the stub library is about to make.
+
+    ``marked`` tells whether the stub knows every byte.
+
+    Returns:
+        Whether ``destination`` holds the answer already, so that the stub copies nothing.
+    """
     try:
         return _answer(address, size, marked, destination)
     except Exception as error:  # an exception cannot pass through C
@@ -134,13 +139,13 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
     note(announced.operation, answered=announced.known, remark=announced.guess if announced.known else UNKNOWN_NOTE)
     if announced.known or not marked:
         return False
-    # What an earlier owner of these addresses left there is not this tensor's value.
+    # The bytes that are marked as known belong to a freed tensor at the same address.
     ctypes.memset(destination, 0, size)
     return True
 
 
 def outside_python() -> bool:
-    """Whether no code outside of this package is running in this thread: a thread of autograd, within a formula."""
+    """Whether only this package's Python code is on the stack, as in a formula that an autograd thread runs."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if not os.path.realpath(frame.f_code.co_filename).startswith(_OWN):
@@ -150,7 +155,7 @@ def outside_python() -> bool:
 
 
 def _where(frame: FrameType | None) -> tuple[str, str]:
-    """The user's line, and the library's line inside which the read happened (``""`` when it is the same)."""
+    """Return the user's line, and the line of the library in which the read happened (``""`` without one)."""
     inner: str | None = None
     while frame is not None:
         owner, path = _classify(frame.f_code.co_filename)
@@ -164,7 +169,10 @@ def _where(frame: FrameType | None) -> tuple[str, str]:
 
 @functools.cache
 def _classify(filename: str) -> tuple[str, str]:
-    """Whose code a file is (``user``, ``library`` or ``plumbing``), and its path as a report shows it."""
+    """Return who owns a file (``user``, ``library`` or ``plumbing``), and its path as reports show it.
+
+    ``plumbing`` is torch, the standard library, this package and generated code.
+    """
     if filename.startswith("<"):  # code without a file: typed in by the user, or made by a program
         return ("user" if filename.startswith(_TYPED_IN) else "plumbing"), filename
     path = os.path.realpath(filename)

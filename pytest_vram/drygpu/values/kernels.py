@@ -1,10 +1,10 @@
-"""Puts Python kernels in front of torch's CUDA kernels, in the way that the installed torch offers.
+"""Register Python kernels in place of torch's CUDA kernels, or around them.
 
-torch 2.9 and later hand out a registered kernel (``torch.library.get_kernel``): ours takes its place and calls it.
-torch 2.6 to 2.8 do not. There ours is registered for the key ``BackendSelect``, which every call passes on its way
-from autograd to the device's kernel, and passes the call on with ``OpOverload.redispatch``. Calls on CPU tensors then
-pass through Python as well, some microseconds each. The second way may go when torch 2.9 is the oldest supported
-version.
+In torch 2.9 and later, ``torch.library.get_kernel`` returns a registered kernel, so a Python kernel can replace it and
+call it. torch 2.6 to 2.8 lack that function. There, the Python kernel is registered for the dispatch key
+``BackendSelect``, through which every call passes between autograd and the device's kernel, and it passes the call on
+with ``OpOverload.redispatch``. Calls on CPU tensors then run through Python too, which costs some microseconds each.
+The second way may go when torch 2.9 is the oldest supported version.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def put_in_front(library: torch.library.Library, overload: OpOverload, make: Cal
     """Run ``make(call)`` in place of the CUDA kernel of ``overload``.
 
     Args:
-        library: a fragment of the operator's namespace, which keeps the registration alive.
+        library: a fragment of the operator's namespace; the registration lasts as long as this object.
         overload: an operator that has a CUDA kernel.
-        make: is given ``call(keyset, *args, **kwargs)``, which runs torch's own kernel, and returns the kernel to
+        make: takes ``call(keyset, *args, **kwargs)``, which runs torch's own kernel, and returns the kernel to
             register, a function of the same arguments.
     """
     if hasattr(torch.library, "get_kernel"):
@@ -44,7 +44,7 @@ def put_in_front(library: torch.library.Library, overload: OpOverload, make: Cal
 
 
 def replace(library: torch.library.Library, overload: OpOverload, kernel: Kernel) -> None:
-    """Run ``kernel(*args, **kwargs)`` in place of the CUDA kernel of ``overload``, which is never called."""
+    """Run ``kernel(*args, **kwargs)`` in place of the CUDA kernel of ``overload``, which is then never called."""
     if hasattr(torch.library, "get_kernel"):
         _register(library, overload, kernel, "CUDA", allow_override=True)
     else:
@@ -52,16 +52,16 @@ def replace(library: torch.library.Library, overload: OpOverload, kernel: Kernel
 
 
 def label(overload: OpOverload) -> str:
-    """The operator's full name as the dispatcher writes it: ``aten::add.Tensor``, ``aten::topk``."""
+    """Return the operator's full name as the dispatcher writes it, such as ``aten::add.Tensor`` or ``aten::topk``."""
     schema = overload._schema
     return f"{schema.name}.{schema.overload_name}".rstrip(".")
 
 
 def scalar(value: complex, like: torch.Tensor | None) -> torch.Tensor:
-    """Return a number as the tensor without dimensions that an operator on ``like`` would see.
+    """Return a number as a tensor without dimensions, of the type that it has beside the tensor ``like``.
 
-    torch passes a number to an operator that takes a tensor as a tensor that is marked as a number. The dispatcher
-    hands it to Python as a plain number, without the mark, and takes none back.
+    If an operator takes a tensor and is given a number, torch makes a tensor that is marked as a number. The dispatcher
+    passes it to a Python kernel as a plain number, but does not accept a plain number back.
     """
     if like is not None:
         dtype = torch.result_type(like, value)
@@ -78,7 +78,7 @@ def scalar(value: complex, like: torch.Tensor | None) -> torch.Tensor:
 
 
 class Numbers:
-    """The positions at which an operator takes a tensor and may be given a plain number."""
+    """The arguments of an operator that are tensors and for which a Python kernel may get a plain number."""
 
     def __init__(self, overload: OpOverload) -> None:
         arguments = enumerate(overload._schema.arguments)
@@ -87,7 +87,7 @@ class Numbers:
         self._skip = 1 if overload._schema.name.startswith("aten::where") else 0
 
     def as_tensors(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """``args`` with a tensor in the place of each such number."""
+        """Return ``args`` with each such number replaced by a tensor."""
         if not any(type(args[i]) in _NUMBERS for i in self._positions if i < len(args)):
             return args
         like = next((a for a in args[self._skip :] if isinstance(a, torch.Tensor)), None)
@@ -96,7 +96,7 @@ class Numbers:
 
 def _register(library: Any, overload: OpOverload, kernel: Kernel, key: str, **how: bool) -> None:
     with warnings.catch_warnings():
-        # torch 2.9 says that a kernel is overridden although it was told to.
+        # torch 2.9 warns of an overridden kernel even if overriding is allowed explicitly.
         warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
         library.impl(label(overload).partition("::")[2], kernel, key, **how)
 
@@ -104,7 +104,7 @@ def _register(library: Any, overload: OpOverload, kernel: Kernel, key: str, **ho
 def _select(library: Any, overload: OpOverload, make: Callable[[Kernel], Kernel]) -> None:
     """Register for ``BackendSelect``: CUDA calls go to what ``make`` returns, all others to their own kernels."""
     if torch._C._dispatch_has_kernel_for_dispatch_key(label(overload), "BackendSelect"):
-        return  # tril_indices and its like, which make a tensor from numbers: what they make counts as unknown
+        return  # operators such as tril_indices, which make a tensor from numbers; their results count as unknown
     beneath = torch._C._dispatch_keyset_full_after(_SELECT)
     numbers = Numbers(overload)
 

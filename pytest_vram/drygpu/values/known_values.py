@@ -1,10 +1,10 @@
-"""Which tensors of a dry GPU have values that can be believed, and CPU views of them.
+"""Remember which tensors of a dry GPU have known values, and give CPU views of them.
 
-Kernels of a dry GPU compute nothing. What the program copied or filled is there, though, and so is what ``values.py``
-works out from it on the CPU. The stub remembers *where* something was written, in grains of 512 bytes; but the
-caching allocator hands the same addresses out again, so a storage must also be listed here before its bytes are
-believed. The list holds weak
-references: it never keeps memory alive, and so never changes a figure.
+Kernels of a dry GPU compute nothing. But the values that the program copied or filled are known, and so are those that
+``carry.py`` computes from them on the CPU. The stub library marks the addresses that were written, in grains of 512
+bytes. Since the caching allocator uses addresses again, a mark alone is not enough: a value is known only if its
+storage is listed here as well. The list holds weak references, so it never keeps memory alive and never changes a
+figure.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 WHOLE_NUMBERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
-"""Types that decide branches and sizes: their small tensors are carried."""
+"""Types whose values decide branches and sizes. Tensors of these types are carried up to ``WHOLE_NUMBERS_LIMIT``."""
 
 WHOLE_NUMBERS_LIMIT = 16 * MIB
-"""Larger tensors of whole numbers are not carried. A one-hot routing of 2048 tokens to 8 of 128 experts takes 16
-MiB."""
+"""The largest tensor of whole numbers that is carried, in bytes. A one-hot routing of 2048 tokens to 8 of 128 experts
+takes 16 MiB."""
 
 FLOATS_LIMIT = KIB
-"""Floats are carried up to this size: scales, weights of a loss, counters kept as floats; not parameters."""
+"""The largest tensor of floats that is carried, in bytes: scales, loss weights and counters, but not parameters."""
 
 _PRUNE_EVERY = 4096
 
 
 class Known:
-    """A storage with believable bytes.
+    """A storage with known bytes.
 
     Attributes:
         base: address of the storage's first byte.
-        size: its bytes.
-        whole: every byte is known, so that the stub need not be asked.
-        guess: what the values rest on when they are not the program's own; ``""`` when they are.
-        expected: values that another rank sends, to be fetched before anybody looks: see :func:`expect`.
+        size: size of the storage in bytes.
+        whole: whether every byte is known; otherwise the stub library tells which bytes are.
+        guess: the assumption that the values rest on; ``""`` if they are the program's own.
+        expected: values that another rank sends, fetched before anybody reads the tensor: see :func:`expect`.
     """
 
     __slots__ = ("base", "expected", "guess", "size", "weak", "whole")
@@ -59,24 +59,24 @@ class Known:
         free(self.weak)  # a default argument outlives the module's own names when the interpreter shuts down
 
     def alive(self) -> bool:
-        """The storage is there, and still has the memory that it had."""
+        """Whether the storage still exists, with the same memory."""
         storage: Any = torch.UntypedStorage._new_with_weak_ptr(self.weak)
         return storage is not None and storage.data_ptr() == self.base
 
 
 _known: dict[int, Known] = {}
-"""By address. A tensor that is merely looked up must not get a Python object for its storage: autograd counts
-references to decide whether it may add a gradient in place."""
+"""Known storages by address. Looking a tensor up must not create a Python object for its storage, because autograd
+counts references to decide whether it may add a gradient in place."""
 
 
 def is_carried(tensor: torch.Tensor) -> bool:
-    """Is ``tensor`` of a kind and size whose values are worth carrying?"""
+    """Whether tensors of this type and size are carried."""
     size = tensor.numel() * tensor.element_size()
     return size <= (WHOLE_NUMBERS_LIMIT if tensor.dtype in WHOLE_NUMBERS else FLOATS_LIMIT)
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First address and number of bytes between the first and the last element, both included."""
+    """Return the address of the first element, and the bytes from it to the end of the last element."""
     if tensor.numel() == 0:
         return tensor.data_ptr(), 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -133,7 +133,7 @@ def _put(entry: Known, address: int, size: int, fetch: Callable[[], tuple[bytes 
 
 
 def find(tensor: torch.Tensor) -> Known | None:
-    """The entry that vouches for every element of ``tensor`` on a dry device; ``None``: its values are not known."""
+    """Return the entry of a tensor on a dry GPU if every element is known, and ``None`` otherwise."""
     entry = _entry(tensor)
     if entry is None or entry.whole or driver.is_known(*_extent(tensor)):
         return entry
@@ -141,7 +141,7 @@ def find(tensor: torch.Tensor) -> Known | None:
 
 
 def find_address(address: int) -> Known | None:
-    """The entry of the storage that holds ``address``, for reads that no operator announced."""
+    """Return the entry of the storage that contains ``address``; used for reads that no operator announced."""
     for entry in list(_known.values()):
         if entry.base <= address < entry.base + entry.size and entry.alive():
             if entry.expected:
@@ -156,7 +156,7 @@ def can_learn(tensor: torch.Tensor) -> bool:
 
 
 def learn(tensor: torch.Tensor, guess: str = "") -> None:
-    """The elements of ``tensor`` now hold what the program would find there (or a ``guess`` of it)."""
+    """Mark the elements of ``tensor`` as known: the program's own values, or values that rest on ``guess``."""
     if tensor.numel() == 0 or not can_learn(tensor):
         return
     address, size = _extent(tensor)
@@ -176,14 +176,14 @@ def learn(tensor: torch.Tensor, guess: str = "") -> None:
 
 
 def _unmark_around(entry: Known, address: int, size: int) -> None:
-    """Marks that an earlier owner of these addresses left must not vouch for the rest of a new storage."""
+    """Clear the marks of a new storage outside of the given range, which an earlier storage may have left."""
     written = ctypes.string_at(address, size)
     driver.mark_known(entry.base, entry.size, known=False)
     ctypes.memmove(address, written, size)
 
 
 def forget(tensor: torch.Tensor) -> None:
-    """A kernel wrote unknown values into ``tensor``: no longer believe them."""
+    """Mark the elements of ``tensor`` as unknown, because a kernel wrote to them."""
     entry = _entry(tensor)
     if entry is not None and tensor.numel():
         entry.whole = False
@@ -191,13 +191,13 @@ def forget(tensor: torch.Tensor) -> None:
 
 
 def prune() -> None:
-    """Drop the entries of storages that are gone."""
+    """Remove the entries of storages that no longer exist."""
     for key in [key for key, entry in _known.items() if not entry.alive()]:
         del _known[key]
 
 
 def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor over the very memory of ``tensor``: same shape and strides, no copy."""
+    """Return a CPU tensor that shares the memory of ``tensor``, with the same shape and strides."""
     if tensor.device.type != "cuda":
         return tensor
     address, size = _extent(tensor)
@@ -209,7 +209,7 @@ def on_cpu(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def vouch(values: Iterable[Any]) -> tuple[bool, str]:
-    """Are all tensors among ``values`` (lists included) known, and if so, on what guess do they rest?"""
+    """Return whether all tensors in ``values``, nested lists included, are known, and the first guess they rest on."""
     guess = ""
     for value in values:
         if isinstance(value, torch.Tensor):

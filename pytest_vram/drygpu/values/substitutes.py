@@ -1,7 +1,7 @@
-"""Operators whose libraries a dry GPU has not got: cuSOLVER's decompositions and cuFFT's transforms.
+"""Replace operators whose libraries a dry GPU lacks: the decompositions of cuSOLVER and the transforms of cuFFT.
 
-Their results are allocated as the operator's own shape function says; the library's workspace is not, for only the
-library knows its size. Each call is noted (see :mod:`pytest_vram.drygpu.notes`).
+A substitute allocates the results that the operator's shape function describes. It does not allocate the library's
+workspace, because only the library knows its size. Each call adds a note (see :mod:`pytest_vram.drygpu.notes`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def install(library: torch.library.Library) -> None:
 
 
 def _with_cuda_kernel(name: str) -> Iterator[OpOverload]:
-    """The operator's overloads that have a kernel of their own for CUDA, those that write to ``out`` among them."""
+    """Yield the operator's overloads that have a CUDA kernel, including those that write to ``out``."""
     packet = getattr(torch.ops.aten, name, None)
     for overload in packet.overloads() if packet is not None else ():
         label = f"{name}.{overload}".removesuffix(".default")
@@ -94,12 +94,12 @@ def _result(shape: Any, device: torch.device) -> Any:
     if not isinstance(shape, torch.Tensor):
         return shape
     result = torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype, device=device)
-    # An error code, or pivots: zero is "no error".
+    # Integer results are error codes or pivots; an error code of zero means "no error".
     return result if result.is_floating_point() or result.is_complex() else result.zero_()
 
 
 def _resize(out: torch.Tensor, shape: torch.Tensor) -> None:
-    """Give a result that the caller brought its shape, and its own strides where it had no memory yet."""
+    """Resize an ``out`` tensor of the caller to a result's shape; an empty one also gets the result's strides."""
     if out.numel() == 0 and shape.numel():
         out.resize_(shape.untyped_storage().nbytes() // shape.element_size())
         out.as_strided_(shape.shape, shape.stride())
@@ -110,16 +110,16 @@ def _resize(out: torch.Tensor, shape: torch.Tensor) -> None:
 
 
 def _columns_first(matrix: torch.Tensor) -> torch.Tensor:
-    """A new matrix of the same shape whose columns lie in one piece, as LAPACK wants them."""
+    """Return a new matrix of the same shape with contiguous columns, which LAPACK requires."""
     return torch.empty_like(matrix.mT, memory_format=torch.contiguous_format).mT
 
 
 def _least_squares(
     a: torch.Tensor, b: torch.Tensor, rcond: float | None = None, *, driver: str | None = None
 ) -> tuple[torch.Tensor, ...]:
-    """linalg.lstsq by ``gels``, the only driver on CUDA: no rank and no singular values.
+    """Return the results of linalg.lstsq with ``gels``, the only driver on CUDA: without rank and singular values.
 
-    The solution is a view of the right-hand side's copy, which has the rows of the taller one.
+    The solution is a view of a copy of the right-hand side, which has as many rows as the larger dimension of ``a``.
     """
     vector = b.dim() == 1 or (a.dim() - 1 == b.dim() and b.shape == a.shape[:-1])
     right = b.unsqueeze(-1) if vector else b
@@ -137,9 +137,9 @@ def _least_squares(
 
 
 def _householder(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """geqrf: the reflectors in place of the matrix, and their factors."""
+    """Return the results of geqrf: the reflectors, in the shape of the matrix, and their factors."""
     return _columns_first(matrix), matrix.new_empty((*matrix.shape[:-2], min(matrix.shape[-2:])))
 
 
 _SHAPES: dict[str, Callable[..., Any]] = {"linalg_lstsq": _least_squares, "geqrf": _householder}
-"""Shapes of operators that have no shape function of their own in torch 2.14."""
+"""Shape functions for operators that have none in torch 2.14."""

@@ -1,4 +1,4 @@
-"""One self-contained page: a table that needs no JavaScript, and charts that do; no request leaves it."""
+"""Render a report as one HTML file that loads nothing. The table works without JavaScript, the charts need it."""
 
 from pytest_vram.report.html.page import render
 

@@ -1,6 +1,6 @@
-"""What the page's script draws, as compact JSON: small enough that a thousand tests stay under 2 MB.
+"""Make the data for the page's script: JSON so compact that a thousand tests take less than 2 MB.
 
-Names of tests are not in it, for the script reads them off the table; nor is what most tests have in common.
+It does not contain the names of tests, which the script reads from the table, nor empty and default values.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pytest_vram.report.rows import Row
 
 FULL = 25
-"""Tests, worst first, that get every point and holder; those after them share what room is left."""
+"""The number of tests, worst first, with all points and holders. Later tests share the room that is left."""
 CURVES_BYTES = 250_000
-"""For the curves of all other tests together."""
+"""The most bytes for the curves of all other tests together."""
 PAGE_BYTES, ROW_BYTES = 1_900_000, 500
-"""For the whole page, and for a row of its table. The drawings of segments get what is left, the worst tests' first."""
+"""The most bytes for the page, and for a row of its table. Drawings of segments take what is left, worst test first."""
 POINTS, HOLDERS = 240, 30
 _FEW_POINTS, _FEW_HOLDERS, _FEW_PHASES = 12, 4, 3
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -39,22 +39,22 @@ class _Detail(NamedTuple):
 
 
 class Strings:
-    """Texts that come often are kept once; the data name them by number."""
+    """Stores each text once; the data refer to it by number."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def number(self, text: str | None) -> int:
-        """The number of a text; -1 for none."""
+        """Return the number of a text; -1 for None."""
         return -1 if text is None else self._numbers.setdefault(text, len(self._numbers))
 
     def all(self) -> list[str]:
-        """The texts, by number."""
+        """Return the texts in the order of their numbers."""
         return list(self._numbers)
 
 
 def page_data(report: Report, before: Report | None = None) -> dict[str, Any]:
-    """The data of a page, tests worst first."""
+    """Return the data of a page, with the worst test first."""
     strings = Strings()
     tests = {test.nodeid: test for test in report.tests}
     earlier = {test.nodeid: test for test in before.tests} if before is not None else {}
@@ -78,13 +78,13 @@ def page_data(report: Report, before: Report | None = None) -> dict[str, Any]:
 
 
 def pack(values: Sequence[int], top: int) -> str:
-    """Two characters a value, as steps of ``top`` / 4095: finer than a screen shows."""
+    """Encode each value as two characters, in steps of ``top`` / 4095, which is finer than a screen shows."""
     steps = (max(0, min(_STEPS, round(value * _STEPS / top))) if top else 0 for value in values)
     return "".join(_DIGITS[step >> 6] + _DIGITS[step & 63] for step in steps)
 
 
 def thinned(timeline: Timeline, points: int) -> list[int]:
-    """Positions that keep the first, the last, the peak, and the largest of each stretch between."""
+    """Choose the positions of the first value, the last, the peak, and the largest of each interval between."""
     count = len(timeline.allocated)
     if count <= points:
         return list(range(count))
@@ -154,7 +154,7 @@ def _size(data: Any) -> int:
 
 
 def _short(data: dict[str, Any]) -> dict[str, Any]:
-    """Without what is empty; no change is a change of 0."""
+    """Remove empty values; a missing change means a change of 0."""
     return {
         name: value
         for name, value in data.items()
@@ -196,7 +196,7 @@ def _phase(phase: Phase) -> list[Any]:
 
 
 def _placed(phases: Sequence[Phase], timeline: Timeline, chosen: Sequence[int]) -> list[list[Any]]:
-    """Phases with their first and last point: the axis counts allocations, not seconds."""
+    """Return phases with their first and last point, because the axis counts allocations, not seconds."""
     times = [timeline.times[i] for i in chosen]
     placed = []
     for phase in phases:
@@ -206,7 +206,7 @@ def _placed(phases: Sequence[Phase], timeline: Timeline, chosen: Sequence[int]) 
 
 
 def _before(old: Measurement | None, new: Measurement) -> dict[str, Any] | None:
-    """What grew and shrank since an earlier report, by category and by line; only on the same card and kind."""
+    """Return the changes since an earlier report, by category and line; only for the same card and kind of probe."""
     if old is None or (old.device.kind, old.device.name) != (new.device.kind, new.device.name):
         return None
     lines = _changes(
@@ -220,7 +220,7 @@ def _before(old: Measurement | None, new: Measurement) -> dict[str, Any] | None:
 
 
 def _changes(old: Sequence[tuple[str, int]], new: Sequence[tuple[str, int]]) -> list[list[Any]]:
-    """Name, bytes before and after; the largest change first."""
+    """Return name, bytes before and bytes after, with the largest change first."""
     if not old or not new:
         return []
     sums: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""The page: head, session, table and the rest that is there without JavaScript."""
+"""Render the HTML page, and those of its parts that do not need JavaScript."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _NOTICED = 5  # tests that grew, named at the top
 
 
 def render(report: Report, before: Report | None = None) -> str:
-    """The report as one HTML file.
+    """Return the report as one HTML file.
 
     Args:
-        report: what to show.
-        before: an earlier report, to say what grew since.
+        report: the report to show.
+        before: an earlier report, to show the growth since then.
     """
     table = rows(report)
     title = text(table[0].nodeid) if len(table) == 1 else f"{len(table):,} tests"
@@ -83,7 +83,7 @@ def _session(report: Report, table: list[Row]) -> str:
 
 
 def _notice(report: Report, table: list[Row]) -> str:
-    """What grew since the baseline, in plain sight."""
+    """Render a notice of the tests that grew since the baseline."""
     if report.baseline is None:
         return ""
     source, tolerance = text(report.baseline.source), f"{report.baseline.tolerance_percent:g}%"
@@ -160,7 +160,7 @@ def _changed(row: Row) -> str:
 
 
 def _bar(used: float | None) -> str:
-    """Percent, and a bar on which the budget is a line; its length is a class, because styles in tags are forbidden."""
+    """Render percent and a bar; its length is a CSS class, because the page's policy forbids style attributes."""
     if used is None:
         return ""
     filled = round(min(1.5, max(0.0, used)) * 50) * 2

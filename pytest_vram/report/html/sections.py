@@ -1,4 +1,4 @@
-"""What stands below the table of tests: fixtures, leaks, segments, host reads; and details where no script runs."""
+"""Render the tables below the table of tests: fixtures, leaks, segments and host reads; and details without script."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from pytest_vram.report.rows import Row
 
 _MOST = 50
-"""Rows of one table."""
+"""The most rows of one table."""
 _WITHOUT_SCRIPT = 5
-"""Tests, worst first, whose holders and segments are there without JavaScript."""
+"""The number of tests, worst first, whose holders and segments are shown without JavaScript."""
 _HOLDERS = 10
 
 Cells = list[str]
 
 
 def text(value: object) -> str:
-    """Text that stays text."""
+    """Return a value as text, escaped for HTML."""
     return html.escape(str(value), quote=True)
 
 
 def sides(report: Report, before: Report | None, table: list[Row]) -> list[str]:
-    """Every table that has something in it."""
+    """Return every table that is not empty."""
     parts = [
         _gone(report, before),
         _ranks(table),
@@ -45,7 +45,7 @@ def sides(report: Report, before: Report | None, table: list[Row]) -> list[str]:
 
 
 def _processes(report: Report) -> str:
-    """Each process of a measurement that kept them apart, by device."""
+    """Render the processes of measurements that list them, by device."""
     body = [
         [
             str(m.device.index),
@@ -64,7 +64,7 @@ def _processes(report: Report) -> str:
 
 
 def _noted(table: list[Row]) -> str:
-    """What figures rest on, and the tests that met a full card."""
+    """Render the assumptions behind the figures, and the tests that ran out of memory."""
     tests = Counter(note for row in table for note in row.notes)
     body = [[note.name, note.text, f"{count:,}"] for note, count in tests.items()]
     body += [["the card was full", f"{row.nodeid}: {refusals_text(row)}", "1"] for row in table if row.ooms]
@@ -72,7 +72,7 @@ def _noted(table: list[Row]) -> str:
 
 
 def _side(title: str, heads: list[tuple[str, str]], body: list[Cells], *, opened: bool = False, note: str = "") -> str:
-    """A folded table; heads are words and their class (``n`` for numbers)."""
+    """Render a collapsible table; ``heads`` are titles with their CSS class (``n`` for numbers)."""
     if not body:
         return ""
     return (
@@ -154,17 +154,26 @@ def _reads(table: list[Row]) -> str:
 
 
 def _gone(report: Report, before: Report | None) -> str:
-    from pytest_vram import baseline
-
+    """Render the tests that were measured in the earlier run and not in this one."""
     if before is None:
         return ""
-    old, new = baseline.peaks(before, failed=True), baseline.peaks(report, failed=True)
-    body = [[name, format_bytes(max(old[name].values()))] for name in sorted(set(old) - set(new))]
+    old, new = _allocated_peaks(before), _allocated_peaks(report)
+    body = [[name, format_bytes(old[name])] for name in sorted(set(old) - set(new))]
     return _side("Gone since the earlier run", [("test", "l"), ("peak then", "n")], body)
 
 
+def _allocated_peaks(report: Report) -> dict[str, int]:
+    """Return the largest allocated peak of each measured test, in bytes, by node id."""
+    found: dict[str, int] = {}
+    for test in report.tests:
+        for measurement in test.measurements:
+            if peak := measurement.figure("allocated"):
+                found[test.nodeid] = max(found.get(test.nodeid, 0), peak)
+    return found
+
+
 def _without_script(report: Report, table: list[Row]) -> str:
-    """The worst tests' holders and segments as tables."""
+    """Render tables of the worst tests' holders and segments, for browsers without JavaScript."""
     tests = {test.nodeid: test for test in report.tests}
     parts: list[str] = []
     for row in table:

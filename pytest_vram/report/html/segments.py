@@ -1,4 +1,4 @@
-"""The allocator's segments for the page: rows of a table, and a drawing as compact data."""
+"""Prepare the allocator's segments for the page: rows of a table, and compact data for a drawing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATES = ("active", "pending", "free")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentRow:
-    """Segments of one pool and size, together: how many, and what is in them."""
+    """The segments of one pool and size together."""
 
     pool: str
     size_bytes: int
@@ -30,7 +30,7 @@ class SegmentRow:
 
 
 def segment_rows(layout: Layout) -> tuple[list[SegmentRow], int, int]:
-    """The table, those that take most first; and how many segments with how many bytes are not in it."""
+    """Return the rows, largest first, and the number and bytes of the segments that they leave out."""
     groups: dict[tuple[str, int], list[Segment]] = {}
     for segment in layout.segments:
         groups.setdefault((_pool(segment), segment.size_bytes), []).append(segment)
@@ -68,12 +68,12 @@ def _pool(segment: Segment) -> str:
 
 
 def layout_data(layout: Layout, number: Callable[[str | None], int], *, full: bool) -> dict[str, Any]:
-    """What the script shows: sums, and in ``full`` the table and every run of every segment.
+    """Return the data for the script: the sums and, if ``full``, the table and every run of every segment.
 
     Args:
         layout: the segments.
-        number: from a text to its number.
-        full: whether there is room for more than the sums.
+        number: returns the number of a text.
+        full: whether to include more than the sums.
     """
     sums = (
         layout.reserved_bytes,

@@ -4,34 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vram.units import GIB, KIB, MIB, TIB, format_bytes, gb_to_bytes, mb_to_bytes, parse_bytes
+from pytest_vram.units import GIB, KIB, MIB, TIB, format_bytes, gb_to_bytes
+
+_FACTORS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("16GiB", 16 * GIB),
-        ("16 GB", 16 * GIB),
-        ("1.5g", 3 * GIB // 2),
-        ("512 MB", 512 * MIB),
-        ("512mib", 512 * MIB),
-        (".5k", 512),
-        ("4096", 4096),
-        ("4096 B", 4096),
-        ("2T", 2 * TIB),
-        ("-1k", -KIB),
-        (" 7 ", 7),
-    ],
-)
-def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "1,5 GB", "16 X", "1e3", "nan", "0x10", "1 2"])
-def test_what_is_no_size_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size: write for example") as error:
-        parse_bytes(text)
-    assert repr(text) in str(error.value)
+def parse(text: str) -> float:
+    number, unit = text.split()
+    return float(number) * _FACTORS[unit]
 
 
 @pytest.mark.parametrize(
@@ -62,16 +42,14 @@ def test_sizes_are_written_with_three_digits(size: int | None, text: str) -> Non
 
 @given(st.integers(-(2**60), 2**60))
 def test_what_is_written_reads_as_the_same_size_to_three_digits(size: int) -> None:
-    back = parse_bytes(format_bytes(size))
+    back = parse(format_bytes(size))
     assert abs(back - size) <= abs(size) * 0.0051
 
 
 @given(st.integers(0, 2**55), st.integers(0, 2**55))
 def test_a_larger_size_is_never_written_as_a_smaller_one(a: int, b: int) -> None:
     small, large = sorted((a, b))
-    assert parse_bytes(format_bytes(small)) <= parse_bytes(format_bytes(large)) or format_bytes(small) == format_bytes(
-        large
-    )
+    assert parse(format_bytes(small)) <= parse(format_bytes(large)) or format_bytes(small) == format_bytes(large)
 
 
 @given(st.integers(0, 1024 * TIB - 1))
@@ -82,4 +60,3 @@ def test_no_size_takes_more_than_eight_columns(size: int) -> None:
 def test_gb_is_a_power_of_two() -> None:
     assert gb_to_bytes(16) == 16 * 2**30
     assert gb_to_bytes(0.5) == 2**29
-    assert mb_to_bytes(1.5) == 3 * 2**19

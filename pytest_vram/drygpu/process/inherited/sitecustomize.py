@@ -1,4 +1,4 @@
-"""Found by every Python process that inherits a dry GPU: its values are carried as in the process that activated it."""
+"""Run by every Python process that inherits a dry GPU, so that values are carried as in the parent process."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def _run_the_other_one() -> None:
-    """Python runs one sitecustomize only: the one that this folder hides is run here."""
+    """Run the ``sitecustomize`` that this folder hides, because Python runs only the first one."""
     import importlib.machinery
     import importlib.util
 
@@ -21,12 +21,12 @@ def _torch_is_there() -> None:
     try:
         from pytest_vram.drygpu.process.startup import torch_is_there
     except ImportError:
-        return  # another environment's Python: it has dry GPUs, but nothing carries their values
+        return  # the Python of another environment, without this package: its dry GPUs carry no values
     torch_is_there()
 
 
 def _watch() -> None:
-    """Without importing the package: pytest wants to be the first to import what its plugins are made of."""
+    """Load torch_import.py by its path. pytest warns if a plugin's package is imported before it rewrites asserts."""
     import importlib.util
 
     path = os.path.join(os.path.dirname(_HERE), "torch_import.py")

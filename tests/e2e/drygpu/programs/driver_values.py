@@ -14,9 +14,8 @@ import sys
 from pytest_vram.drygpu import driver
 
 GRAIN = 512
-LIMIT = 64 * 1024
+LIMIT = 1 << 20  # DRY_COPY_LIMIT of native/dry.h
 cuda = ctypes.CDLL(None)
-driver.set_copy_limit(LIMIT)
 chance = random.Random(int(sys.argv[1]))
 
 
@@ -46,7 +45,7 @@ def pick_range(buffer: Buffer) -> tuple[int, int]:
     if buffer.size > 256 * GRAIN and chance.random() < 0.3:  # near the 64 grains that the driver marks at one go
         size = chance.choice([62, 63, 64, 65, 127, 128]) * GRAIN
         return chance.randrange((buffer.size - size) // (64 * GRAIN) + 1) * 64 * GRAIN, size
-    size = min(buffer.size, int(2 ** chance.uniform(0, 18)))
+    size = min(buffer.size, int(2 ** chance.uniform(0, 22)))
     start = chance.randrange(buffer.size - size + 1)
     if chance.random() < 0.7:  # as tensors lie: at the start of a grain
         start = start // GRAIN * GRAIN
@@ -64,7 +63,7 @@ def forgettable(buffer: Buffer, start: int, size: int) -> bool:
     return start % GRAIN == 0 and (size % GRAIN == 0 or start + size == buffer.size)
 
 
-buffers = [Buffer(chance.choice([3000, 70_000, 300_000, 3 << 20])) for _ in range(4)]
+buffers = [Buffer(chance.choice([3000, 70_000, 3 << 20, 5 << 20])) for _ in range(4)]
 wrong: list[str] = []
 for step in range(int(sys.argv[2])):
     buffer = chance.choice(buffers)
