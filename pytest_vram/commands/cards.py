@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pytest_vram.drygpu.cards import CARDS, CONTEXT_SOURCE, Card, find_card
+from pytest_vram.drygpu.cards import CARDS, CONTEXT_SOURCE, SPEED_SOURCE, Card, context_source, find_card
 from pytest_vram.units import GIB, format_bytes
 
 if TYPE_CHECKING:
@@ -65,10 +65,12 @@ def _details(card: Card) -> str:
             f"{', deduced' if card.approximate else ''}",
             f"                  {card.source}",
             f"  context         {card.context_bytes} bytes ({format_bytes(card.context_bytes)})",
-            f"                  {CONTEXT_SOURCE}",
+            f"                  {context_source(card)}",
             f"  capability      {card.capability[0]}.{card.capability[1]}",
             f"  multiprocessors {card.multiprocessors}, each with {format_bytes(limits.shared_multiprocessor_bytes)}"
             f" of shared memory and up to {limits.max_threads} threads",
             f"  L2 cache        {format_bytes(card.l2_bytes)}",
+            f"  clocks          {card.clock_mhz} MHz, memory {card.memory_clock_mhz} MHz over {card.bus_bits} bits",
+            f"                  {SPEED_SOURCE}",
         ]
     )

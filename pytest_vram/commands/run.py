@@ -27,7 +27,7 @@ from pytest_vram.commands.run_text import render
 from pytest_vram.drygpu.cards import find_card
 from pytest_vram.drygpu.process.activate import environment
 from pytest_vram.drygpu.process.startup import inherited
-from pytest_vram.drygpu.process.variables import RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
+from pytest_vram.drygpu.process.variables import CUDNN_VARIABLE, RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.errors import DryGpuError, VramUsageError
 from pytest_vram.report import files
 from pytest_vram.units import gb_to_bytes
@@ -51,6 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--count", type=int, default=1, metavar="N", help="number of cards (default 1)")
     parser.add_argument("--alloc-conf", metavar="CONF", help="settings of the allocator, as in PYTORCH_CUDA_ALLOC_CONF")
     parser.add_argument("--total-gb", type=float, metavar="X", help="device memory in GiB (default: that of the card)")
+    parser.add_argument(
+        "--no-cudnn",
+        action="store_true",
+        help="count cuDNN's workspaces as 0 bytes instead of asking the installed cuDNN for their size, which takes up "
+        "to a second, and longer with cudnn.benchmark",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")
     parser.add_argument(
         "--snapshot", type=Path, metavar="OUT", help="write torch's memory history to this file, for memory_viz"
@@ -79,6 +85,7 @@ def main(args: argparse.Namespace) -> int:
             total_bytes=None if args.total_gb is None else gb_to_bytes(args.total_gb),
             snapshot=args.snapshot,
             over_time=args.html is not None,
+            ask_cudnn=not args.no_cudnn,
         )
         if args.json is not None:
             args.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
@@ -100,6 +107,7 @@ def run(
     total_bytes: int | None = None,
     snapshot: Path | None = None,
     over_time: bool = False,
+    ask_cudnn: bool = True,
 ) -> RunReport:
     """Run ``command`` (a script, ``-m`` and a module, or a program, each with its arguments) on dry GPUs.
 
@@ -120,6 +128,8 @@ def run(
         del variables["CUDA_VISIBLE_DEVICES"]
     if alloc_conf is not None:
         variables["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
+    if not ask_cudnn:
+        variables[CUDNN_VARIABLE] = "off"
     if snapshot is not None:
         variables[SNAPSHOT_VARIABLE] = str(snapshot.absolute())
     if over_time:

@@ -63,6 +63,55 @@ CONTEXT_SOURCE = (
     " github.com/3DTopia/Phidias-Diffusion/issues/8); kernels loaded later add to it"
 )
 
+MEASURED_CONTEXT_SOURCE = (
+    "measured on such a card (driver 580.159.04, CUDA 13.0), idle; it grows by what is loaded later, as measured there"
+)
+
+SPEED_SOURCE = (
+    "entered by hand from what is generally published of the product, and not read off a card: boost clock, memory"
+    " clock and bus width; they rank kernels and never change a size that torch itself asks for"
+)
+
+# Highest clock of the multiprocessors in MHz, clock of the memory in MHz, width of its bus in bits.
+_SPEEDS = {
+    "t4": (1590, 5001, 256),
+    "rtx-3060": (1777, 7501, 192),
+    "rtx-3080": (1710, 9501, 320),
+    "rtx-3090": (1695, 9751, 384),
+    "rtx-4060": (2460, 8501, 128),
+    "rtx-4060ti-16": (2535, 9001, 128),
+    "rtx-4070": (2475, 10501, 192),
+    "rtx-4080": (2505, 11201, 256),
+    "rtx-4090": (2520, 10501, 384),
+    "rtx-5080": (2617, 15001, 256),
+    "rtx-5090": (2407, 14001, 512),
+    "l4": (2040, 6251, 192),
+    "a10g": (1710, 6251, 384),
+    "l40s": (2520, 9001, 384),
+    "a100-40": (1410, 1215, 5120),
+    "a100-80": (1410, 1593, 5120),
+    "h100-80": (1980, 2619, 5120),
+    "h200": (1980, 3201, 6144),
+    "b200": (1965, 3996, 7680),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextGrowth:
+    """What a driver loads onto a card when it is first needed, on top of an idle context. Sizes in bytes.
+
+    Attributes:
+        first_kernel_bytes: at the first kernel of all.
+        products_bytes: at the first matrix product: the library's kernels.
+        plans_bytes: at the first plan of cuDNN.
+        module_bytes: with each module of PyTorch's or bitsandbytes', at the first of its kernels.
+    """
+
+    first_kernel_bytes: int = 0
+    products_bytes: int = 0
+    plans_bytes: int = 0
+    module_bytes: int = 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
@@ -75,7 +124,11 @@ class Card:
         capability: compute capability (major, minor).
         multiprocessors: number of streaming multiprocessors.
         l2_bytes: size of the L2 cache.
-        context_bytes: what a process holds before its first tensor (CUDA context); see ``CONTEXT_SOURCE``.
+        context_bytes: what a process holds before its first tensor (CUDA context); see :func:`context_source`.
+        growth: what the driver loads later; ``None`` for a card that was not measured: its context keeps its size.
+        clock_mhz: highest clock of the multiprocessors, in MHz; see ``SPEED_SOURCE``.
+        memory_clock_mhz: clock of the memory, in MHz; each line of the bus moves two bits in a clock.
+        bus_bits: width of the memory bus, in bits.
         source: the source of ``total_bytes``.
         approximate: ``total_bytes`` was deduced rather than read off this card.
     """
@@ -87,6 +140,10 @@ class Card:
     multiprocessors: int
     l2_bytes: int
     context_bytes: int
+    growth: ContextGrowth | None
+    clock_mhz: int
+    memory_clock_mhz: int
+    bus_bits: int
     source: str
     approximate: bool = False
 
@@ -94,6 +151,17 @@ class Card:
     def architecture(self) -> Architecture:
         """Return the limits of the card's compute capability."""
         return _ARCHITECTURES[self.capability]
+
+
+# Measured: an idle context in bytes, and what it grows by. H200 (driver 580.159.04, CUDA 13.0): 526.8 MiB idle, 618.8
+# after the first elementwise kernels, 684.8 after the first bf16 matrix product, 692.8 after the first attention, some
+# 880 in a QLoRA step, which launches kernels of 30 modules: the last is what the size of a module was taken from.
+_CONTEXTS = {
+    "h200": (
+        552402944,
+        ContextGrowth(first_kernel_bytes=78 * MIB, products_bytes=52 * MIB, plans_bytes=8 * MIB, module_bytes=7 * MIB),
+    ),
+}
 
 
 def _card(
@@ -114,7 +182,11 @@ def _card(
         capability=capability,
         multiprocessors=multiprocessors,
         l2_bytes=l2_mib * MIB,
-        context_bytes=100 * MIB + round(multiprocessors * 2.9) * MIB,
+        context_bytes=_CONTEXTS[name][0] if name in _CONTEXTS else 100 * MIB + round(multiprocessors * 2.9) * MIB,
+        growth=_CONTEXTS[name][1] if name in _CONTEXTS else None,
+        clock_mhz=_SPEEDS[name][0],
+        memory_clock_mhz=_SPEEDS[name][1],
+        bus_bits=_SPEEDS[name][2],
         source=source,
         approximate=approximate,
     )
@@ -183,7 +255,15 @@ CARDS: tuple[Card, ...] = (
     ),
     _card("a100-80", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 40, 81151, _LLAMA.format(81151)),
     _card("h100-80", "NVIDIA H100 80GB HBM3", (9, 0), 132, 50, 81089, _TORCH.format(81089) + " (torch 2.7, CUDA 12.8)"),
-    _card("h200", "NVIDIA H200", (9, 0), 132, 60, 143156, _TORCH.format(143156)),
+    _card(
+        "h200",
+        "NVIDIA H200",
+        (9, 0),
+        132,
+        60,
+        150109880320 / MIB,
+        "torch.cuda.mem_get_info on such a card, 150109880320 bytes (driver 580.159.04, CUDA 13.0)",
+    ),
     _card("b200", "NVIDIA B200", (10, 0), 148, 126, 182631, _TORCH.format(182631)),
 )
 
@@ -210,3 +290,8 @@ def find_card(name: str) -> Card:
     near += [known for known in _BY_NAME if key and key in known and known not in near]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise VramUsageError(f"there is no card {name!r} in the table: {hint}known cards are {', '.join(_BY_NAME)}")
+
+
+def context_source(card: Card) -> str:
+    """Say where the figure of a card's context is from."""
+    return CONTEXT_SOURCE if card.growth is None else MEASURED_CONTEXT_SOURCE

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from pytest_vram.errors import DryGpuError
 
+_CLOCK_RATE = 13  # cudaDevAttrClockRate, in kHz
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverStats:
@@ -19,9 +21,10 @@ class DriverStats:
 
     Attributes:
         total_bytes: the card's memory.
-        used_bytes: memory in use, the context included; ``cudaMemGetInfo`` reports ``total - used`` as free.
+        used_bytes: memory in use, the context included. ``cudaMemGetInfo`` reports as free what is left of the total
+            after this and after the managed memory that fits on the card.
         peak_bytes: largest ``used_bytes`` since :func:`reset_peaks`.
-        context_bytes: size of the CUDA context; 0 until it exists.
+        context_bytes: size of the CUDA context, which grows as kernels are loaded; 0 until it exists.
         allocations: number of successful requests so far (cudaMalloc, cuMemCreate, growth of a pool).
         frees: number of allocations that were freed.
         refusals: number of requests that did not fit.
@@ -140,6 +143,18 @@ def note_counts() -> dict[str, int]:
     while (text := function(ctypes.c_int(len(found)), ctypes.byref(count))) is not None:
         found[text.decode()] = count.value
     return found
+
+
+def clock_mhz(device: int = 0) -> int:
+    """Return the highest clock of a dry GPU's multiprocessors, in MHz.
+
+    Raises:
+        DryGpuError: there is no dry GPU of that index in this process.
+    """
+    value = ctypes.c_int()
+    if _library().cudaDeviceGetAttribute(ctypes.byref(value), _CLOCK_RATE, ctypes.c_int(device)) != 0:
+        raise DryGpuError(f"there is no dry GPU {device}: this process sees {device_count()}")
+    return value.value // 1000
 
 
 def write_exit(path: str) -> None:

@@ -52,7 +52,24 @@ int dry_context_create(int device) {
     return 1;
 }
 
-size_t dry_used_bytes(int device) { return accounts[device].used; }
+int dry_context_grow(int device, size_t bytes) {
+    device_account *a = &accounts[device];
+    if (bytes > dry_the_card()->total_bytes - a->used) {
+        a->refusals++;
+        return 0;
+    }
+    a->context += bytes;
+    a->used += bytes;
+    if (a->used > a->peak) a->peak = a->used;
+    return 1;
+}
+
+/* What the driver reports as taken: managed memory, which lives on the card while there is room, is part of it. */
+size_t dry_used_bytes(int device) {
+    const device_account *a = &accounts[device];
+    size_t room = dry_the_card()->total_bytes - a->used;
+    return a->used + (a->managed < room ? a->managed : room);
+}
 
 void dry_charge_managed(int device, size_t bytes) {
     device_account *a = &accounts[device];

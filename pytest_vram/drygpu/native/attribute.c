@@ -40,14 +40,14 @@ int dry_attribute(int attribute, int device) {
     case cudaDevAttrWarpSize: return 32;
     case cudaDevAttrMaxRegistersPerBlock:
     case cudaDevAttrMaxRegistersPerMultiprocessor: return 65536;
-    case cudaDevAttrClockRate: return 1500000;
-    case cudaDevAttrMemoryClockRate: return 5000000;
+    case cudaDevAttrClockRate: return card->clock_khz;
+    case cudaDevAttrMemoryClockRate: return card->memory_clock_khz;
     case cudaDevAttrTextureAlignment:
     case cudaDevAttrSurfaceAlignment: return 512;
     case cudaDevAttrTexturePitchAlignment: return 32;
     case cudaDevAttrMultiProcessorCount: return card->multiprocessors;
     case cudaDevAttrPciBusId: return dry_physical_index(device) + 1;
-    case cudaDevAttrGlobalMemoryBusWidth: return 256;
+    case cudaDevAttrGlobalMemoryBusWidth: return card->bus_bits;
     case cudaDevAttrL2CacheSize: return card->l2_bytes;
     case cudaDevAttrMaxThreadsPerMultiProcessor: return limits[row()].threads;
     case cudaDevAttrMaxBlocksPerMultiprocessor: return limits[row()].blocks;

@@ -72,8 +72,10 @@ DOT(cublasCdotu_v2, 8) DOT(cublasCdotc_v2, 8) DOT(cublasZdotu_v2, 16) DOT(cublas
 // clang-format on
 
 /* ---- products, solves and updates: their results stay on the device ---- */
+static int product(void) { return dry_load_products(dry_current_device()) == cudaSuccess ? OK : ALLOC_FAILED; }
+
 // clang-format off
-#define KERNEL(name) int name(void) { return OK; }
+#define KERNEL(name) int name(void) { return product(); }
 #define SDCZ(name) KERNEL(cublasS##name) KERNEL(cublasD##name) KERNEL(cublasC##name) KERNEL(cublasZ##name)
 SDCZ(axpy_v2) SDCZ(copy_v2) SDCZ(swap_v2) SDCZ(scal_v2) SDCZ(rot_v2) SDCZ(gemv_v2) SDCZ(trmv_v2) SDCZ(trsv_v2)
 SDCZ(symv_v2) SDCZ(syr_v2) SDCZ(syr2_v2)

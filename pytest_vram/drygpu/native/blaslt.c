@@ -109,5 +109,5 @@ int cublasLtMatmulAlgoCheck(void *handle, void *operation, void *a, void *b, voi
     return OK;
 }
 
-int cublasLtMatmul(void) { return OK; }
+int cublasLtMatmul(void) { return dry_load_products(dry_current_device()) == cudaSuccess ? OK : ALLOC_FAILED; }
 int cublasLtMatrixTransform(void) { return OK; }

@@ -43,6 +43,12 @@ CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version, c
     return result;
 }
 
+/* By these tables NVIDIA's own libraries reach into its driver, which this is not: there are none. */
+CUresult cuGetExportTable(const void **table, const CUuuid *id) {
+    (void)id;
+    return *table = NULL, CUDA_ERROR_NOT_FOUND;
+}
+
 /* ---- devices ---- */
 CUresult cuDeviceGetCount(int *count) { return *count = dry_visible_count(), CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {

@@ -20,9 +20,12 @@ typedef struct {
     char product[128]; /* as the driver names it: "NVIDIA GeForce RTX 4080" */
     size_t total_bytes;
     size_t context_bytes; /* what the first context takes */
+    size_t first_kernel_bytes, products_bytes, plans_bytes, module_bytes; /* what it grows by: see context.c */
     int major, minor;     /* compute capability */
     int multiprocessors;
     int l2_bytes;
+    int clock_khz, memory_clock_khz; /* the highest of the multiprocessors, and of the memory */
+    int bus_bits;                    /* width of the memory bus */
 } dry_card;
 
 const dry_card *dry_the_card(void);
@@ -54,6 +57,7 @@ dry_span *dry_spans_find(const dry_spans *spans, uintptr_t address);
 int dry_spans_overlap(const dry_spans *spans, uintptr_t base, size_t size);
 int dry_spans_insert(dry_spans *spans, dry_span span); /* 0 when out of host memory */
 int dry_spans_remove(dry_spans *spans, uintptr_t base, dry_span *removed);
+uintptr_t dry_spans_last_fit(const dry_spans *spans, uintptr_t low, uintptr_t high, size_t size, size_t align);
 uintptr_t dry_spans_first_fit(const dry_spans *spans, uintptr_t low, uintptr_t high, size_t size, size_t align);
 
 /* ---- space.c: address space of devices and of managed memory ---- */
@@ -75,9 +79,10 @@ int dry_managed_release(uintptr_t base, dry_span *removed);
 /* ---- account.c: how much memory is taken ---- */
 int dry_context_create(int device); /* charges the context once; 0 if it does not fit */
 int dry_context_exists(int device);
+int dry_context_grow(int device, size_t bytes); /* with the lock held; 0 if it does not fit */
 int dry_charge(int device, size_t bytes); /* 0 if the card has less memory left */
 void dry_refund(int device, size_t bytes);
-size_t dry_used_bytes(int device); /* with the context */
+size_t dry_used_bytes(int device); /* as the driver reports it: with the context, and with managed memory that fits */
 void dry_charge_managed(int device, size_t bytes);
 void dry_refund_managed(int device, size_t bytes);
 void dry_charge_host(size_t bytes);
@@ -114,6 +119,12 @@ int dry_attribute(int attribute, int device); /* cudaDeviceAttr numbers, shared 
 typedef struct CUstream_st *dry_stream;
 int dry_is_capturing(dry_stream stream); /* counts one node if the stream is capturing */
 
+/* ---- context.c: what the driver loads when it is first needed ---- */
+/* Before a launch; `loaded` has a bit for each device that the kernel's module is on. All return cudaError_t values. */
+int dry_load_module(int device, uint64_t *loaded);
+int dry_load_products(int device); /* before a matrix product */
+int dry_load_plans(int device);    /* before a plan of cuDNN */
+
 /* ---- launch.c ---- */
 int dry_launch(const void *function, unsigned block_threads, size_t shared_bytes, dry_stream stream);
 uint64_t dry_launch_count(void);
@@ -124,6 +135,6 @@ const char *dry_error_name(int error);
 const char *dry_error_text(int error);
 int dry_not_implemented(const char *name, int status);
 const char *dry_not_implemented_text(const char *name);
-void dry_note(const char *text); /* counts an assumption; a literal "name: text" */
+int dry_note(const char *text); /* counts an assumption; a literal "name: text" */
 
 #endif

@@ -4,6 +4,7 @@
 #include "dry.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct {
@@ -111,23 +112,25 @@ static struct {
 } notes[NOTES];
 static int note_count;
 
-/* Counts an assumption each time that it is made, so that each test's own assumptions are known. */
-void dry_note(const char *text) {
+/* Counts an assumption each time that it is made, so that each test's own assumptions are known. Keeps a text that is
+ * new, and returns 1 for it. */
+int dry_note(const char *text) {
     dry_lock();
-    int i = 0;
-    while (i < note_count && notes[i].text != text) i++;
+    int i = 0, is_new;
+    while (i < note_count && strcmp(notes[i].text, text) != 0) i++;
+    is_new = i == note_count && i < NOTES;
     if (i < NOTES) {
-        notes[i].text = text;
+        if (is_new) notes[note_count++].text = text;
         notes[i].count++;
-        if (i == note_count) note_count++;
     }
     dry_unlock();
+    return is_new;
 }
 
 /* Of Python code, which lets go of its own text. */
 void pytest_vram_dry_add_note(const char *text) {
     char *kept = strdup(text);
-    if (kept != NULL) dry_note(kept);
+    if (kept != NULL && !dry_note(kept)) free(kept);
 }
 
 /* Returns note number `index`, with its count in `*count`; NULL after the last one. */

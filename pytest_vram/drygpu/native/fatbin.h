@@ -2,9 +2,12 @@
 #ifndef PYTEST_VRAM_DRY_FATBIN_H
 #define PYTEST_VRAM_DRY_FATBIN_H
 
+#include <stdint.h>
+
 typedef struct {
     void *wrapper; /* as passed to __cudaRegisterFatBinary */
     int read;
+    uint64_t loaded; /* on which devices: a bit each */
     int binary, ptx; /* what the card would run: 86 for sm_86; 0 when there is no image for it */
 } dry_fatbin;
 

@@ -118,6 +118,8 @@ int dry_launch(const void *function, unsigned block_threads, size_t shared, dry_
         return cudaErrorInvalidConfiguration;
     dry_fatbin *image = image_of(function);
     if (image != NULL && dry_fatbin_binary(image) == 0) return cudaErrorNoKernelImageForDevice;
+    int error = dry_load_module(device, image != NULL ? &image->loaded : NULL);
+    if (error != cudaSuccess) return error;
     __atomic_add_fetch(&launches, 1, __ATOMIC_RELAXED);
     dry_is_capturing(stream);
     return cudaSuccess;

@@ -1,8 +1,10 @@
 /* Manages the address space of device memory and managed memory.
  *
  * The memory of a device is a range of private anonymous memory that is reserved and not committed. Addresses are
- * fixed, so that two runs of a program see the same ones. Pages exist only where a small copy or fill has written. Huge
- * pages are switched off, because one written byte would take 2 MiB of the host's memory.
+ * fixed, so that two runs of a program see the same ones. They are given out from the top down: among free blocks of
+ * one size PyTorch's allocator takes the one at the lowest address, and in this order it takes the ones that it took on
+ * the H200 of tests/truth. Pages exist only where a small copy or fill has written. Huge pages are switched off, because
+ * one written byte would take 2 MiB of the host's memory.
  */
 #include "dry.h"
 
@@ -86,7 +88,7 @@ uintptr_t dry_space_take(int device, size_t size, size_t align, uintptr_t hint, 
     uintptr_t high = s->base + s->size, base = 0;
     if (hint >= s->base && hint < high && hint % align == 0)
         base = dry_spans_first_fit(&s->spans, hint, hint + size < high ? hint + size : high, size, align);
-    if (base == 0) base = dry_spans_first_fit(&s->spans, s->base, high, size, align);
+    if (base == 0) base = dry_spans_last_fit(&s->spans, s->base, high, size, align);
     if (base == 0) return 0;
     span.base = base;
     span.size = size;

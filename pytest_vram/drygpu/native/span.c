@@ -62,3 +62,19 @@ uintptr_t dry_spans_first_fit(const dry_spans *spans, uintptr_t low, uintptr_t h
     }
     return candidate + size <= high && candidate + size > candidate ? candidate : 0;
 }
+
+/* The highest address between `low` and `high` where `size` bytes are free, or 0. */
+uintptr_t dry_spans_last_fit(const dry_spans *spans, uintptr_t low, uintptr_t high, size_t size, size_t align) {
+    uintptr_t top = high;
+    for (size_t i = spans->count + 1; i-- > 0;) {
+        uintptr_t bottom = i > 0 ? spans->items[i - 1].base + spans->items[i - 1].size : low;
+        if (bottom < low) bottom = low;
+        if (top > bottom && top - bottom >= size) {
+            uintptr_t base = (top - size) / align * align;
+            if (base >= bottom) return base;
+        }
+        if (bottom == low) return 0;
+        top = spans->items[i - 1].base < high ? spans->items[i - 1].base : high;
+    }
+    return 0;
+}

@@ -25,7 +25,7 @@ struct CUstream_st {
 struct CUevent_st {
     int device, recorded;
     unsigned flags;
-    double milliseconds;
+    uint64_t launches, plans; /* kernels and cuDNN plans before it, from which its time is made up */
     struct dry_capture *capture;
 };
 

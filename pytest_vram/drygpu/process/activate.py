@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vram.drygpu import driver
-from pytest_vram.drygpu.cards import Card, find_card
+from pytest_vram.drygpu.cards import Card, ContextGrowth, find_card
 from pytest_vram.drygpu.driver import is_active
 from pytest_vram.drygpu.process import startup
-from pytest_vram.drygpu.stub.library import Build, ensure_built
+from pytest_vram.drygpu.stub.library import Build, cache_folder, ensure_built
 from pytest_vram.errors import DryGpuError, VramUsageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ LEAST_VARIABLE = "PYTEST_VRAM_DRY_LEAST"
 """How many cards there are at least, whatever is asked for: a test's ranks have a card each."""
 CHOSEN_VARIABLE = "PYTEST_VRAM_DRY_CHOSEN"
 """The option with which a user chose the cards, with a ``!`` at the end where it says how many."""
+INDUCTOR_FOLDER = "pytest-vram-dry"
 
 
 def activate(
@@ -161,13 +162,17 @@ def _variables(card: str | Card, count: int, total_bytes: int | None, context_by
     count = max(count, int(os.environ.get(LEAST_VARIABLE, "1")))
     total = found.total_bytes if total_bytes is None else total_bytes
     context = found.context_bytes if context_bytes is None else context_bytes
+    # A size that the caller gives is the whole context's.
+    growth = found.growth if context_bytes is None and found.growth is not None else ContextGrowth()
     if not 1 <= count <= MOST_DEVICES:
         raise VramUsageError(f"count={count}: there can be 1 to {MOST_DEVICES} dry GPUs")
     if not 0 <= context < total:
         raise VramUsageError(f"context_bytes={context} does not fit into total_bytes={total}")
     major, minor = found.capability
-    text = f"{total}|{context}|{major}.{minor}|{found.multiprocessors}|{found.l2_bytes}|{count}|{found.product}"
-    return {CARD_VARIABLE: text}
+    speeds = f"{found.clock_mhz * 1000}|{found.memory_clock_mhz * 1000}|{found.bus_bits}"
+    loaded = f"{growth.first_kernel_bytes}+{growth.products_bytes}+{growth.plans_bytes}+{growth.module_bytes}"
+    sizes = f"{total}|{context}+{loaded}|{major}.{minor}|{found.multiprocessors}|{found.l2_bytes}"
+    return {CARD_VARIABLE: f"{sizes}|{speeds}|{count}|{found.product}"}
 
 
 def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:
@@ -179,6 +184,16 @@ def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:
         "LD_PRELOAD": ":".join([str(build.core), *before]),
         # Triton links its launcher against libcuda. It asks ldconfig for the path, which does not know the stubs.
         "TRITON_LIBCUDA_PATH": str(build.folder),
+        # Inductor remembers its decisions by the card's name: a real card of that name must not find them.
+        "TORCHINDUCTOR_CACHE_DIR": _inductor_folder(base.get("TORCHINDUCTOR_CACHE_DIR")),
         # Seconds that PyTorch waits at exit for autograd threads; one of them may never end: see native/exit.c.
         "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": base.get("TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT", "1.0"),
     }
+
+
+def _inductor_folder(chosen: str | None) -> str:
+    """Return Inductor's cache folder for dry GPUs: within the one that the user chose, else in this package's cache."""
+    if not chosen:
+        return str(cache_folder() / "inductor")
+    folder = Path(chosen)
+    return str(folder if folder.name == INDUCTOR_FOLDER else folder / INDUCTOR_FOLDER)

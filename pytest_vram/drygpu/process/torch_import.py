@@ -1,4 +1,4 @@
-"""Call a function as soon as torch is imported.
+"""Call a function as soon as torch, or one of its modules, is imported.
 
 ``sitecustomize`` loads this file too, so it imports nothing of this package.
 """
@@ -22,31 +22,40 @@ def after_torch(action: Callable[[], None]) -> None:
     If torch is already imported, ``action`` is called at once. If a call is already waiting for the import, nothing is
     added, even if it was made by another copy of this module.
     """
-    if "torch" in sys.modules:
+    after_import("torch", action)
+
+
+def after_import(name: str, action: Callable[[], None]) -> None:
+    """Call ``action`` when the module ``name`` has been imported: at once, if it is already.
+
+    A module that was asked for before keeps the first action.
+    """
+    if name in sys.modules:
         action()
-    elif not any(type(finder).__name__ == TorchFinder.__name__ for finder in sys.meta_path):
-        sys.meta_path.insert(0, TorchFinder(action))
+    elif not any(getattr(finder, "follows", None) == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, TorchFinder(name, action))
 
 
 class TorchFinder(importlib.abc.MetaPathFinder):
-    """An import finder that wraps torch's loader, so that ``action`` runs after the import.
+    """An import finder that wraps the loader of one module, so that ``action`` runs after its import.
 
-    A search for torch that is not followed by its import, such as ``find_spec("torch")``, does not run ``action``.
+    A search for the module that is not followed by its import, such as ``find_spec("torch")``, does not run ``action``.
     """
 
-    def __init__(self, action: Callable[[], None]) -> None:
+    def __init__(self, name: str, action: Callable[[], None]) -> None:
+        self.follows = name
         self._action = action
         self._asking = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return torch's module specification, with its loader replaced by :class:`_ThenAct`."""
-        if fullname != "torch" or self._asking:
+        """Return the module's specification, with its loader replaced by :class:`_ThenAct`; None for other modules."""
+        if fullname != self.follows or self._asking:
             return None
         self._asking = True
         try:
-            spec = importlib.util.find_spec("torch")
+            spec = importlib.util.find_spec(fullname)
         finally:
             self._asking = False
         if spec is not None and spec.loader is not None:

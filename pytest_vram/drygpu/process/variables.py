@@ -3,6 +3,9 @@
 RECORD_VARIABLE = "PYTEST_VRAM_RECORD"
 """The folder into which each process writes its figures when it ends. If it is not set, none are written."""
 
+CUDNN_VARIABLE = "PYTEST_VRAM_CUDNN"
+"""``off``: the installed cuDNN is not asked for its workspaces, which then count as 0 bytes, or are estimated."""
+
 SNAPSHOT_VARIABLE = "PYTEST_VRAM_SNAPSHOT"
 """The file for torch's memory history. If it is not set, no history is recorded."""
 

@@ -50,7 +50,11 @@ class _Compiler:
         self.command = command
         self.native = native
         self.work = work
-        versions = (f"-DDRY_CUDNN_VERSION={toolkit.cudnn_version}", f"-DDRY_NCCL_VERSION={toolkit.nccl_version}")
+        versions = (
+            f"-DDRY_CUDNN_VERSION={toolkit.cudnn_version}",
+            f'-DDRY_CUDNN_FOLDER="{toolkit.cudnn_folder or ""}"',
+            f"-DDRY_NCCL_VERSION={toolkit.nccl_version}",
+        )
         include = (native, native / "shim", *toolkit.include)
         self.flags = (*_FLAGS, *versions, *(f"-I{path}" for path in include))
 

@@ -118,7 +118,8 @@ def _key(toolkit: Toolkit) -> str:
     builders = [Path(__file__).with_name(name) for name in ("library.py", "compile.py", "fallback.py", "toolkit.py")]
     for path in (*sorted(NATIVE.rglob("*.[ch]")), *builders):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for path in (*toolkit.libraries, *toolkit.include):
+    cudnn = () if toolkit.cudnn_folder is None else (toolkit.cudnn_folder,)
+    for path in (*toolkit.libraries, *toolkit.include, *cudnn):
         status = path.stat()
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     versions = (toolkit.torch_version, toolkit.cuda_version, toolkit.cudnn_version, toolkit.nccl_version)

@@ -32,6 +32,7 @@ class Toolkit:
         include: folders with ``cuda_runtime_api.h`` and ``cuda.h``.
         library_folders: folders of the real CUDA libraries, whose functions the stubs replace.
         cudnn_version: as ``cudnnGetVersion()`` reports it, 92400 for 9.24.0.
+        cudnn_folder: where the libraries of cuDNN are, ``None`` where there is no wheel of it.
         nccl_version: as ``ncclGetVersion()`` reports it, 22703 for 2.27.3.
     """
 
@@ -41,6 +42,7 @@ class Toolkit:
     include: tuple[Path, ...]
     library_folders: tuple[Path, ...]
     cudnn_version: int
+    cudnn_folder: Path | None
     nccl_version: int
 
 
@@ -86,6 +88,7 @@ def find_toolkit() -> Toolkit:
         include=_find_headers(site, cuda),
         library_folders=(*sorted((site / "nvidia").glob("*/lib")), root / "lib"),
         cudnn_version=_wheel_version(site, f"nvidia_cudnn_cu{major}", default=91000),
+        cudnn_folder=cudnn if (cudnn := site / "nvidia" / "cudnn" / "lib").is_dir() else None,
         nccl_version=_wheel_version(site, f"nvidia_nccl_cu{major}", default=22700),
     )
 

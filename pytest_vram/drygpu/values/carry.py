@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_vram.drygpu import driver
+from pytest_vram.drygpu.process import inductor
 from pytest_vram.drygpu.values import collectives, guesses, host_reads, kernels, known_values, substitutes
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def install() -> None:
     if _library is not None:
         return
     driver.set_read_hook(host_reads.on_read)
+    inductor.install()
     _library = torch.library.Library("aten", "IMPL")
     for overload in _overloads():
         kernels.put_in_front(_library, overload, functools.partial(_carrying, overload))

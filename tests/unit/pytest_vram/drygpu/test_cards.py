@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from pytest_vram.drygpu.cards import CARDS, Card, find_card
+from pytest_vram.drygpu.cards import CARDS, Card, context_source, find_card
 from pytest_vram.errors import VramUsageError
 from pytest_vram.units import GIB
 
@@ -60,3 +60,16 @@ def test_part_of_a_name_suggests_what_contains_it() -> None:
 def test_a_card_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         find_card("l4").total_bytes = 1  # type: ignore[misc]
+
+
+def test_a_context_that_was_measured_says_so_and_the_others_name_their_formula() -> None:
+    h200 = find_card("h200")
+    assert (h200.total_bytes, h200.context_bytes) == (150109880320, 552402944)
+    assert "measured on such a card" in context_source(h200)
+    assert "per multiprocessor" in context_source(find_card("l4"))
+
+
+@pytest.mark.parametrize(("name", "gigabytes"), [("t4", 320), ("a100-80", 2039), ("h200", 4917), ("rtx-4090", 1008)])
+def test_clocks_and_bus_make_the_bandwidth_of_the_data_sheet(name: str, gigabytes: int) -> None:
+    card = find_card(name)
+    assert 2 * card.memory_clock_mhz * card.bus_bits / 8 / 1000 == pytest.approx(gigabytes, rel=0.01)
