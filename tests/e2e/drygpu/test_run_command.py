@@ -147,7 +147,7 @@ def test_an_interrupt_reaches_the_program_and_its_figures_survive(script: Callab
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert output == "saved\n"
     assert "KeyboardInterrupt" in errors
     assert "peak allocated     64.0 MiB" in errors
