@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Baseline
+from pytest_vram.memory.process import cards_of
 from pytest_vram.memory.report import NOISE_BYTES, grew
 from pytest_vram.report import disk
 from pytest_vram.units import format_bytes
@@ -211,13 +212,12 @@ def dump(peaks: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _cards(record: TestRecord) -> Iterator[tuple[str, int]]:
-    """Card and allocated peak of each device; of several like cards the largest."""
+    """Card and allocated peak of each device, all processes of the test together; of several like cards the largest."""
     found: dict[str, int] = {}
-    for measurement in record.measurements:
-        peak = measurement.figure("allocated")
-        if peak:
-            key = card_key(measurement.device)
-            found[key] = max(found.get(key, 0), peak)
+    for card in cards_of(record.measurements, record.processes, "allocated"):
+        if card.size_bytes:
+            key = card_key(card.worst.device)
+            found[key] = max(found.get(key, 0), card.size_bytes)
     yield from found.items()
 
 

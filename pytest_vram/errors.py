@@ -44,6 +44,18 @@ class VramLeak(VramError):
         self.leaked_bytes = leaked_bytes
 
 
+class VramRankFailed(VramError):
+    """A rank of a test with ``vram_ranks`` failed, or did not end in time.
+
+    Attributes:
+        rank: the one that failed first.
+    """
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
 class VramRegression(VramError):
     """A test's peak grew past its baseline by more than the tolerance."""
 

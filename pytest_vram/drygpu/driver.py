@@ -151,6 +151,11 @@ def is_active() -> bool:
     return True
 
 
+def cards_are_known() -> bool:
+    """Whether anything has asked yet which cards there are: from then on they stay what they are."""
+    return bool(_library().pytest_vram_dry_cards_are_known())
+
+
 def device_count() -> int:
     """Return how many dry GPUs this process sees (after ``CUDA_VISIBLE_DEVICES``)."""
     return int(_library().pytest_vram_dry_device_count())
@@ -310,6 +315,17 @@ def set_read_hook(hook: ReadHook | None) -> None:
     function = _HOOK(call)
     library.pytest_vram_dry_set_read_hook(function)
     _kept_hook = function
+
+
+def add_note(text: str) -> None:
+    """Add an assumption that this program's figures rest on, once; see :func:`notes`."""
+    if text not in notes():
+        _library().pytest_vram_dry_add_note(text.encode())
+
+
+def stand_alone() -> None:
+    """Say that this process stands for one rank of many, so that no other rank is waited for."""
+    _library().pytest_vram_dry_set_alone(ctypes.c_int(1))
 
 
 def set_copy_limit(size_bytes: int) -> None:

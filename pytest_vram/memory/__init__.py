@@ -1,12 +1,13 @@
 """What a measurement is: frozen dataclasses, standard library only."""
 
-from pytest_vram.memory.budget import Budget, Metric, Scope
+from pytest_vram.memory.budget import Budget, Metric, Ranks, Scope
 from pytest_vram.memory.device import Device, Environment, Kind
 from pytest_vram.memory.layout import Layout, Run, Segment
 from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Phase
 from pytest_vram.memory.note import Note, note_lines
 from pytest_vram.memory.peak import Peak
-from pytest_vram.memory.process import ProcessPeak
+from pytest_vram.memory.process import Process
+from pytest_vram.memory.process_peak import ProcessPeak
 from pytest_vram.memory.report import Baseline, Report, TestRecord
 from pytest_vram.memory.timeline import Series, Timeline
 from pytest_vram.memory.verdict import Exceeded, Unmeasured, Verdict, Within
@@ -27,7 +28,9 @@ __all__ = [
     "Note",
     "Peak",
     "Phase",
+    "Process",
     "ProcessPeak",
+    "Ranks",
     "Report",
     "Run",
     "Scope",

@@ -7,6 +7,7 @@ from typing import Literal
 
 Metric = Literal["allocated", "reserved", "device"]
 Scope = Literal["test", "call"]
+Ranks = Literal["card", "each"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,8 @@ class Budget:
         enforce: cap the allocator, so that the line that breaks the budget raises.
         max_leak_bytes: what the test may leave behind; ``None`` does not check.
         min_free_bytes: skip the test when the device has less free than this.
+        ranks: what is held against the limit where a test has several processes: ``card`` takes all that lived on one
+            card at the same time together, ``each`` takes every process by itself.
         search: under ``@given``, make the peak hypothesis's target.
         origin: ``"marker"``, ``"ini"``, ``"cli"`` or ``"phase"``, with the location in ``where``.
     """
@@ -33,5 +36,6 @@ class Budget:
     max_leak_bytes: int | None = None
     min_free_bytes: int | None = None
     search: bool = False
+    ranks: Ranks = "card"
     origin: str = "marker"
     where: str = ""

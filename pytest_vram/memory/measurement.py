@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pytest_vram.memory.device import Device
 from pytest_vram.memory.note import Note
 from pytest_vram.memory.peak import Peak
-from pytest_vram.memory.process import ProcessPeak
+from pytest_vram.memory.process_peak import ProcessPeak
 from pytest_vram.memory.timeline import Timeline
 
 

@@ -1,28 +1,138 @@
-"""One process among several that used a device."""
+"""One process that a test started, and what all processes of a test need of each card together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pytest_vram.memory.peak import Peak
+from pytest_vram.memory.measurement import Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessPeak:
-    """What one process needed of a device.
+class Process:
+    """One process below a test: a rank, a worker, a subprocess.
 
     Attributes:
-        pid: the process's number.
-        peak: its peaks; every figure is ``None`` where the process left none.
-        rank: its rank in a group of processes; ``None`` where it has none.
-        start: when it first used a device, in seconds since the measurement began; ``None`` if it never did.
-        end: when it ended; ``None`` where that is not known.
-        ended: how it ended: ``exit code 0``, ``exit code 1: ValueError: no rows``, ``left no figures``.
+        pid: its number.
+        name: its command line, shortened.
+        began: when it started, in seconds since the machine started.
+        ended: when it left its figures, in the same seconds; ``None`` while it runs, and where that is not known.
+        rank: its rank in ``torch.distributed``; ``None`` where it has none.
+        measurements: its peaks, one entry a device that it used.
+        missing: why its figures are missing or not complete; ``""`` when they are whole.
+        at_most_bytes: where they are missing, what its allocator had from the driver at most, on all cards together:
+            it cannot have allocated more. ``None`` where not even that is known.
+        left_bytes: what it still held on the cards after the test; ``None`` where it had ended, or nothing says.
+        left: it still ran after the test, and held memory on a card.
     """
 
     pid: int
-    peak: Peak
+    name: str
+    began: float
+    ended: float | None = None
     rank: int | None = None
-    start: float | None = None
-    end: float | None = None
-    ended: str = ""
+    measurements: tuple[Measurement, ...] = ()
+    missing: str = ""
+    at_most_bytes: int | None = None
+    left_bytes: int | None = None
+    left: bool = False
+
+    @property
+    def title(self) -> str:
+        """``rank 1 (PID 4711)``, or ``python train.py (PID 4711)``."""
+        return f"{self.name if self.rank is None else f'rank {self.rank}'} (PID {self.pid})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What one card had to hold for a test.
+
+    Attributes:
+        size_bytes: the largest sum of the peaks of processes that lived at the same time; ``None`` where a process
+            does not report the metric.
+        worst: the largest part of it.
+        process: whose part that is; ``None`` for the test's own process.
+        processes: how many processes of the test used the card.
+    """
+
+    size_bytes: int | None
+    worst: Measurement
+    process: Process | None
+    processes: int
+
+
+def cards(
+    own: Sequence[tuple[int | None, Measurement]],
+    processes: Sequence[Process],
+    figure: Callable[[Measurement], int | None],
+    *,
+    each: bool = False,
+) -> list[Card]:
+    """What each card had to hold: of the test's own process and of those below it.
+
+    The peaks of processes that lived at the same time are added, because nobody saw whether they fell on the same
+    moment: the sum is the most that the card can have held. Processes that lived one after the other are not added.
+
+    Args:
+        own: figure and measurement of the test's own process, one entry a device.
+        processes: the others.
+        figure: a measurement's value in the metric that is asked for, in bytes.
+        each: hold each process by itself, although several share a card: one entry a process and device.
+
+    Returns:
+        The entries, the largest first.
+    """
+    parts: dict[str, list[tuple[int | None, Measurement, Process | None]]] = {}
+    for size, measurement in own:
+        parts.setdefault(_card(measurement), []).append((size, measurement, None))
+    for process in processes:
+        for measurement in process.measurements:
+            parts.setdefault(_card(measurement), []).append((figure(measurement), measurement, process))
+    found = []
+    for members in parts.values():
+        used = [part for part in members if part[0] != 0 or part[2] is None]
+        groups = [[part] for part in used] if each else [used]
+        found += [_together(group) for group in groups if group]
+    return sorted(found, key=lambda card: -(card.size_bytes or 0))
+
+
+def cards_of(
+    measurements: Sequence[Measurement], processes: Sequence[Process], metric: str, *, each: bool = False
+) -> list[Card]:
+    """:func:`cards` of a test's record, in ``metric`` (``allocated``, ``reserved``, ``device``, ``requested``)."""
+
+    def figure(measurement: Measurement) -> int | None:
+        return measurement.figure(metric)
+
+    return cards([(figure(m), m) for m in measurements], processes, figure, each=each)
+
+
+def imbalance(sizes: Sequence[int]) -> float | None:
+    """How much more the largest rank needs than the mean of all: 0.25 is 25% more; ``None`` for fewer than two."""
+    if len(sizes) < 2 or not sum(sizes):
+        return None
+    return max(sizes) / (sum(sizes) / len(sizes)) - 1
+
+
+def _card(measurement: Measurement) -> str:
+    """The same for two processes that see the same card under different numbers."""
+    device = measurement.device
+    return device.uuid or f"{device.kind}:{device.index}"
+
+
+def _together(group: list[tuple[int | None, Measurement, Process | None]]) -> Card:
+    _, worst, process = max(group, key=lambda part: part[0] or 0)
+    users = len([part for part in group if part[0] or part[2] is not None])
+    if any(size is None for size, _, _ in group):
+        return Card(size_bytes=None, worst=worst, process=process, processes=users)
+    always = sum(size or 0 for size, _, member in group if member is None)
+    lives = [(size or 0, member) for size, _, member in group if member is not None]
+    most = max(
+        (sum(size for size, other in lives if _alive(other, member.began)) for _, member in lives),
+        default=0,
+    )
+    return Card(size_bytes=always + most, worst=worst, process=process, processes=users)
+
+
+def _alive(process: Process, moment: float) -> bool:
+    return process.began <= moment and (process.ended is None or moment < process.ended)

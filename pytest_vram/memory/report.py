@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pytest_vram.memory.budget import Budget
 from pytest_vram.memory.device import Environment
 from pytest_vram.memory.measurement import Measurement
+from pytest_vram.memory.process import Process
 from pytest_vram.memory.verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -16,7 +17,10 @@ NOISE_BYTES = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestRecord:
-    """One test: its budget, what was measured (one entry a device), and the verdict (``None`` without a budget)."""
+    """One test: its budget, what was measured (one entry a device), and the verdict (``None`` without a budget).
+
+    ``processes`` are those below the test's own that used a GPU: ranks, workers, subprocesses.
+    """
 
     __test__ = False  # pytest collects classes named Test*
 
@@ -26,6 +30,7 @@ class TestRecord:
     measurements: tuple[Measurement, ...] = ()
     verdict: Verdict | None = None
     worst_example: str | None = None
+    processes: tuple[Process, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     config.addinivalue_line("markers", options.MARK_HELP)
     config.addinivalue_line("markers", options.VALUES_HELP)
+    config.addinivalue_line("markers", options.RANKS_HELP)
     activation.configure(config)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pytest_vram.plugin.runner import Runner
     from pytest_vram.plugin.settings import Settings
+    from pytest_vram.probe.select import Choice
 
 RUNNER, COLLECTOR = "vram-runner", "vram-collector"
 _MOST_FILES = 2_000
@@ -41,9 +42,9 @@ def before_conftests(config: pytest.Config) -> None:
     except VramUsageError:
         return  # told by configure(), as all wrong settings are
     if choice.kind == "dry":
-        _go_dry(config, choice.card, chosen=True)
+        _go_dry(config, choice, chosen=f"--vram-gpu={wanted}")
     elif choice.kind == "auto" and select.can_run_dry():
-        _go_dry(config, choice.card, chosen=False)
+        _go_dry(config, choice, chosen="")
 
 
 def configure(config: pytest.Config) -> None:
@@ -85,12 +86,12 @@ def _settings(config: pytest.Config) -> Settings:
         raise pytest.UsageError(str(error)) from error
 
 
-def _go_dry(config: pytest.Config, card: str, *, chosen: bool) -> None:
+def _go_dry(config: pytest.Config, choice: Choice, *, chosen: str) -> None:
     from pytest_vram.errors import DryGpuError
     from pytest_vram.probe import select
 
     try:
-        select.go_dry(card)
+        select.go_dry(choice.card, choice.count, chosen=chosen)
     except DryGpuError as error:
         if chosen:
             raise pytest.UsageError(f"--vram-gpu=dry: {error}") from error
@@ -100,7 +101,8 @@ def _go_dry(config: pytest.Config, card: str, *, chosen: bool) -> None:
 
         config.pluginmanager.register(uncomputed.Dryness(), uncomputed.NAME)
         how = "chosen" if chosen else "no GPU here; --vram-gpu chooses otherwise"
-        config.stash[_NOTICE] = f"dry GPU {card}: allocates as the card would, computes nothing ({how})"
+        cards = choice.card if choice.count in (None, 1) else f"{choice.card} x {choice.count}"
+        config.stash[_NOTICE] = f"dry GPU {cards}: allocates as the card would, computes nothing ({how})"
 
 
 def _require(config: pytest.Config, settings: Settings, kind: str) -> None:

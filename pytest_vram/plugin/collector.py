@@ -11,7 +11,7 @@ import pytest
 from pytest_vram.errors import VramError
 from pytest_vram.memory import Report, TestRecord
 from pytest_vram.memory.codec import decode, encode
-from pytest_vram.plugin.judge import PROPERTY
+from pytest_vram.plugin.ranks import PROPERTY
 
 if TYPE_CHECKING:
     from pytest_vram.baseline import Peaks

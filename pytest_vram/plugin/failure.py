@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_vram.memory import note_lines
+from pytest_vram.plugin.ranks import lines as process_lines
 from pytest_vram.probe.history import BACKWARD
 from pytest_vram.probe.replay import HELD_BEFORE
 from pytest_vram.report.chart import curve
@@ -14,7 +15,8 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement, Note, Phase, Timeline
+    from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement, Note, Phase, Process, Timeline
+    from pytest_vram.memory.process import Card
 
 _KINDS = {
     "cuda": "measured on the GPU",
@@ -35,6 +37,8 @@ def budget_message(
     holders: Sequence[Holder],
     example: str | None = None,
     peak_phase: str | None = None,
+    processes: Sequence[Process] = (),
+    card: Card | None = None,
 ) -> str:
     """The failing test's message: limit, peak, by how much, where, who, and one remedy."""
     device = measurement.device
@@ -48,6 +52,8 @@ def budget_message(
         f"  budget  {limit:>16,} bytes  ({budget.origin}{f' at {budget.where}' if budget.where else ''})",
         f"  device  {device.name}, {device.kind}: {_KINDS[device.kind]}",
     ]
+    if card is not None and processes:
+        lines += _by_process(budget, processes, card)
     if example:
         lines.append(f"  example {example}")
     if peak_phase:
@@ -64,6 +70,15 @@ def budget_message(
         lines += ["", *(f"  {line}" for line in shown), ""]
     lines.append("  " + remedy(budget, peak, limit, measurement, holders))
     return "\n".join(lines)
+
+
+def _by_process(budget: Budget, processes: Sequence[Process], card: Card) -> list[str]:
+    """Whose peak it is, and all processes side by side."""
+    whose = "the test's own process" if card.process is None else card.process.title
+    if card.processes > 1:
+        whose += f", the largest of {card.processes} processes on the card: peaks of those that lived together add up"
+    title = f"  peaks of the processes below the test ({budget.metric}):"
+    return [f"  process {whose}", title, *process_lines(processes, budget.metric)]
 
 
 def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, holders: Sequence[Holder]) -> str:

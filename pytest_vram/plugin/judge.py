@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vram.errors import VramBudgetExceeded, VramError, VramRegression, VramUnmeasured
+from pytest_vram.errors import VramBudgetExceeded, VramError, VramLeak, VramRegression, VramUnmeasured
 from pytest_vram.memory import Exceeded, TestRecord, Unmeasured
 from pytest_vram.memory.codec import encode
 from pytest_vram.plugin.failure import memory_section
 from pytest_vram.plugin.meter import UNTOUCHED
+from pytest_vram.plugin.ranks import CHILD_VARIABLE, PROPERTY, left_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import Budget, Measurement, Verdict
+    from collections.abc import Sequence
+
+    from pytest_vram.memory import Budget, Measurement, Process, Verdict
     from pytest_vram.plugin.meter import Meter
     from pytest_vram.plugin.settings import Settings
-
-PROPERTY = "vram"
 
 
 class VramUnmeasuredWarning(pytest.PytestWarning):
@@ -44,14 +46,40 @@ class Judge:
         """
         __tracebackhide__ = True
         measurements = meter.measurements(meter.worst[0] if meter.worst else None)
-        verdict = meter.verdict(measurements)
-        skipped = self._skips(verdict)
+        processes = meter.processes()
+        verdict = meter.verdict(measurements, processes)
+        if meter.unknown_phase is not None and not isinstance(verdict, Exceeded):
+            verdict = Unmeasured(reason=meter.unknown_phase)
+        skipped = self._skips(verdict) and CHILD_VARIABLE not in os.environ
         record = self.record(item, meter, measurements, "skipped" if skipped else "passed", verdict)
+        if CHILD_VARIABLE in os.environ:
+            return  # one rank of many: the budget is held where the ranks were started
         if isinstance(verdict, Exceeded):
-            raise judged(meter.exceeded(measurements, verdict, example=meter.worst[1] if meter.worst else None))
+            example = meter.worst[1] if meter.worst else None
+            raise judged(meter.exceeded(measurements, verdict, processes, example=example))
         if isinstance(verdict, Unmeasured):
             self.say_unmeasured(item, verdict.reason, skip=skipped)
         self._compare(record)
+
+    def judge_left(self, meter: Meter | None, left: Sequence[Process]) -> None:
+        """Processes that the test left running count against ``max_leak_mb`` with what they hold.
+
+        Raises:
+            VramLeak: they hold more than the test may leave.
+        """
+        __tracebackhide__ = True
+        limit = meter.budget.max_leak_bytes if meter is not None and meter.budget is not None else None
+        held = sum(process.left_bytes or 0 for process in left)
+        if limit is not None and held > limit:
+            names = "".join(f"\n    {left_text(process)}" for process in left)
+            raise judged(
+                VramLeak(
+                    f"the test left processes running that hold {format_bytes(held)} ({held:,} bytes), allowed are"
+                    f" {format_bytes(limit)} (max_leak_mb){names}\n  try: end what the test starts, and wait for it",
+                    limit_bytes=limit,
+                    leaked_bytes=held,
+                )
+            )
 
     def _skips(self, verdict: Verdict | None) -> bool:
         """Whether a test that ran is skipped for its verdict.
@@ -87,7 +115,7 @@ class Judge:
             return
         if _mentions(error, VramBudgetExceeded):
             measurements = meter.measurements(meter.worst[0] if meter.worst else None)
-            self.record(item, meter, measurements, "failed", meter.verdict(measurements))
+            self.record(item, meter, measurements, "failed", meter.verdict(measurements, meter.processes()))
             return
         try:
             measurements = meter.measurements(meter.worst[0] if meter.worst else None)
@@ -114,6 +142,7 @@ class Judge:
             measurements=measurements,
             verdict=verdict,
             worst_example=meter.worst[1] if meter.worst else None,
+            processes=meter.processes(),
         )
         self._publish(item, record)
         return record

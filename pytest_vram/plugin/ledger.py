@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_vram.errors import VramLeak
 from pytest_vram.plugin.failure import leak_message
 from pytest_vram.plugin.figures import Share
-from pytest_vram.plugin.judge import PROPERTY, judged
+from pytest_vram.plugin.judge import judged
+from pytest_vram.plugin.ranks import PROPERTY
+from pytest_vram.probe.nvml import descendants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,6 +35,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._live: dict[int, Share] = {}
+        self._started: dict[int, frozenset[int]] = {}
         self._nested: list[tuple[int, ...]] = []
         self._residue: tuple[int, ...] = ()
         self._collected: tuple[int, ...] = ()
@@ -45,13 +48,22 @@ class Ledger:
 
     # -- fixtures
 
-    def fixture_begins(self, probe: Probe) -> tuple[int, ...]:
-        """A fixture is about to be set up; returns what is held now, for :meth:`fixture_is_up`."""
+    def fixture_begins(self, probe: Probe) -> tuple[tuple[int, ...], set[int]]:
+        """A fixture is about to be set up; returns what is held and which processes there are, for
+        :meth:`fixture_is_up`."""
         self._nested.append(())
-        return probe.allocated()
+        return probe.allocated(), descendants()
 
-    def fixture_is_up(self, fixturedef: pytest.FixtureDef[Any], probe: Probe, before: tuple[int, ...]) -> None:
-        """A fixture is set up: what it added is its share, without that of fixtures that it set up itself."""
+    def fixture_is_up(
+        self, fixturedef: pytest.FixtureDef[Any], probe: Probe, beginning: tuple[tuple[int, ...], set[int]]
+    ) -> None:
+        """A fixture is set up: what it added is its share, without that of fixtures that it set up itself.
+
+        Processes that it started are the fixture's as well: see :meth:`share`.
+        """
+        before, processes = beginning
+        if started := descendants() - processes:
+            self._started[id(fixturedef)] = frozenset(started)
         inner = self._nested.pop()
         grown = _difference(probe.allocated(), before)
         if self._nested:
@@ -77,12 +89,18 @@ class Ledger:
     def fixture_is_gone(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         """A fixture was torn down."""
         self._live.pop(id(fixturedef), None)
+        self._started.pop(id(fixturedef), None)
+
+    def owned(self) -> frozenset[int]:
+        """Numbers of the processes that fixtures started which are still there."""
+        return frozenset[int]().union(*self._started.values())
 
     def share(self, item: pytest.Item, meter: Meter) -> None:
         """Tell the meter which fixtures are the test's own, and what the others hold."""
         used = _fixtures_of(item)
         meter.fixtures = tuple(share for key, share in self._live.items() if key in used)
         meter.others = _sum(share.sizes for key, share in self._live.items() if key not in used)
+        meter.started = frozenset[int]().union(*(pids for key, pids in self._started.items() if key in used))
 
     # -- tests
 

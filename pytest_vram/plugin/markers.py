@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vram import units
 from pytest_vram.errors import VramUsageError
-from pytest_vram.memory import Budget, Metric, Scope
+from pytest_vram.memory import Budget, Metric, Ranks, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ MARK = "vram"
 VALUES_MARK = "vram_values"
 METRICS = typing.get_args(Metric)
 SCOPES = typing.get_args(Scope)
+RANKS = typing.get_args(Ranks)
 
 
 def parse(mark: pytest.Mark, *, default_max_bytes: int | None, where: str) -> Budget:
@@ -57,6 +58,7 @@ def parse(mark: pytest.Mark, *, default_max_bytes: int | None, where: str) -> Bu
         max_leak_bytes=read.get("max_leak_mb"),
         min_free_bytes=read.get("min_free_gb"),
         search=read.get("search", False),
+        ranks=read.get("ranks", "card"),
         origin="marker",
         where=where,
     )
@@ -117,6 +119,7 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "min_free_gb": _optional(_gb),
     "device": _optional(_device),
     "search": _flag,
+    "ranks": _choice(RANKS),
 }
 
 

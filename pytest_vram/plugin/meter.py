@@ -12,14 +12,18 @@ from pytest_vram.errors import VramBudgetExceeded
 from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, Unmeasured, Verdict, Within
 from pytest_vram.plugin.failure import budget_message
 from pytest_vram.plugin.figures import PhasePeak
+from pytest_vram.plugin.ranks import at_most, held, unknown
+from pytest_vram.plugin.ranks import since as started_since
 from pytest_vram.probe.intervals import larger
 from pytest_vram.probe.replay import HELD_BEFORE
+from pytest_vram.probe.reporter import now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_vram.memory import Holder, Note
+    from pytest_vram.memory import Holder, Note, Process
     from pytest_vram.plugin.figures import Share
+    from pytest_vram.probe.children import Children
     from pytest_vram.probe.intervals import Interval, Intervals
     from pytest_vram.probe.protocol import Probe
 
@@ -34,6 +38,7 @@ class Meter:
         fixtures: shares of the fixtures that the test uses.
         others: bytes on each device that fixtures hold which live on for other tests.
         residue: bytes on each device that earlier tests left behind; they do not count against this one.
+        started: numbers of the processes that fixtures of the test started: they count for it.
         worst: peaks and arguments of the worst hypothesis example, once there was one.
     """
 
@@ -46,14 +51,19 @@ class Meter:
         top: int,
         *,
         timeline: bool = False,
+        children: Children | None = None,
     ) -> None:
+        self.children = children
+        self._earlier = {process.pid for process in children.look(ask=False)} if children is not None else set()
         self.probe, self.intervals, self.budget, self.top, self.timeline = probe, intervals, budget, top, timeline
         self.residue = residue
         self.worst: tuple[tuple[Peak, ...], str] | None = None
+        self.unknown_phase: str | None = None  # why a phase's budget could not be held against anything
         if budget is not None and budget.metric != "allocated":
             probe.release()  # what the allocator caches from earlier tests is not this test's
         probe.begin_test(record=budget is not None, timeline=timeline)
         self.began = time.perf_counter()
+        self.began_at = self.call_began_at = now()
         self.start = probe.allocated()
         self.interval = intervals.begin()
         self.call_interval: Interval | None = None
@@ -64,17 +74,18 @@ class Meter:
         self._notes: dict[Note, None] = {}
         self.fixtures: tuple[Share, ...] = ()
         self.others: tuple[int, ...] = ()
+        self.started: frozenset[int] = frozenset()
 
     def begin_call(self) -> None:
         """Fixtures are set up; the test function begins."""
-        self.call_start = self.probe.allocated()
+        self.call_start, self.call_began_at = self.probe.allocated(), now()
         self.call_interval = self.intervals.begin()
 
     @contextlib.contextmanager
     def phase(self, name: str, limit: int | None) -> Iterator[None]:
         """Measure a phase; see :meth:`pytest_vram.plugin.fixtures.Vram.measure`."""
         start, parent = self.probe.allocated(), self._open[-1] if self._open else None
-        interval, begin = self.intervals.begin(), time.perf_counter() - self.began
+        interval, begin, began_at = self.intervals.begin(), time.perf_counter() - self.began, now()
         self._open.append(name)
         failed = True
         try:
@@ -93,7 +104,7 @@ class Meter:
             )
             self.phases.append((phase, peaks, _filled(start, len(peaks))))
             if not failed and limit is not None:
-                self._check_phase(phase, peaks, limit)
+                self._check_phase(phase, peaks, limit, began_at)
 
     def phase_peaks(self, name: str) -> list[PhasePeak]:
         """Peaks of the phases of that name, on the device that needed most."""
@@ -130,7 +141,7 @@ class Meter:
         # A history of its own: who held memory at the peak of another example is not the question.
         self.probe.end_test()
         self.probe.begin_test(record=self.budget is not None, timeline=self.timeline)
-        interval = self.intervals.begin()
+        interval, began_at = self.intervals.begin(), now()
         try:
             yield
         finally:
@@ -142,10 +153,10 @@ class Meter:
                 from hypothesis import target
 
                 target(float(self.figure(peaks)), label="vram")
-            measurements = self.measurements(peaks)
-            verdict = self.verdict(measurements)
+            measurements, processes = self.measurements(peaks), self.processes(began_at)
+            verdict = self.verdict(measurements, processes)
             if isinstance(verdict, Exceeded):
-                error = self.exceeded(measurements, verdict, example=arguments)
+                error = self.exceeded(measurements, verdict, processes, example=arguments)
                 error.judged = True
                 raise error
 
@@ -200,24 +211,55 @@ class Meter:
         self._notes.update(dict.fromkeys(self.probe.notes()))
         return tuple(self._notes)
 
-    def verdict(self, measurements: tuple[Measurement, ...]) -> Verdict | None:
+    def processes(self, since: float | None = None) -> tuple[Process, ...]:
+        """Processes below this one that used a GPU, and count for the test.
+
+        They started while it ran, or a fixture that the test uses started them.
+
+        Args:
+            since: only those that still ran at this moment or started later, in seconds since the machine started.
+        """
+        if self.children is None:
+            return ()
+        call = self.budget is not None and self.budget.scope == "call"
+        found = [
+            p
+            for p in self.children.look()
+            if (self.is_mine(p) and (not call or started_since(p, self.call_began_at)))
+            or (p.pid in self.started and not call)
+        ]
+        return tuple(p for p in found if since is None or p.ended is None or p.ended >= since)
+
+    def is_mine(self, process: Process) -> bool:
+        """Whether a process was started since this test began."""
+        return process.pid not in self._earlier and started_since(process, self.began_at)
+
+    def verdict(self, measurements: tuple[Measurement, ...], processes: tuple[Process, ...] = ()) -> Verdict | None:
         """What the budget says; ``None`` without one."""
         budget = self.budget
         if budget is None or budget.limit_bytes is None:
             return None
-        found = [(self.counted(m), m) for m in measurements if budget.device in (None, m.device.index)]
-        if not found:
+        own = [m for m in measurements if budget.device in (None, m.device.index)]
+        if not own:
             return Unmeasured(reason=f"there is no device {budget.device}; {len(measurements)} visible")
-        if any(value is None for value, _ in found):
-            return Unmeasured(reason=f"the kind {found[0][1].device.kind} reports no {budget.metric} figure")
-        peak, measurement = max(((value or 0, m) for value, m in found), key=lambda pair: pair[0])
-        if measurement.contaminated:
+        found = held(budget, measurements, processes, self.counted)
+        if any(card.size_bytes is None for card in found):
+            kind = next(card.worst.device.kind for card in found if card.size_bytes is None)
+            return Unmeasured(reason=f"the kind {kind} reports no {budget.metric} figure")
+        peak, worst = found[0].size_bytes or 0, found[0]
+        if worst.worst.contaminated:
             return Unmeasured(reason="another process's memory on the card moved during the test")
-        if peak == 0 and all(m.peak.allocated_bytes in (0, self.not_ours(m.device.index)) for _, m in found):
+        if peak > budget.limit_bytes:
+            phase = self._phase_of_peak(worst.worst) if worst.process is None else None
+            return Exceeded(over_bytes=peak - budget.limit_bytes, phase=phase)
+        if (missing := unknown(processes)) is not None:
+            most = at_most(processes) if budget.metric in ("allocated", "reserved") else None
+            if most is None or peak + most > budget.limit_bytes:
+                return Unmeasured(reason=missing)
+            return Within(headroom_bytes=budget.limit_bytes - peak - most)
+        if peak == 0 and all(m.peak.allocated_bytes in (0, self.not_ours(m.device.index)) for m in own):
             # A default budget is for whatever test comes, and most of a suite never touches a device.
             return Within(headroom_bytes=budget.limit_bytes) if budget.origin == "ini" else Unmeasured(reason=UNTOUCHED)
-        if peak > budget.limit_bytes:
-            return Exceeded(over_bytes=peak - budget.limit_bytes, phase=self._phase_of_peak(measurement))
         return Within(headroom_bytes=budget.limit_bytes - peak)
 
     def counted(self, measurement: Measurement) -> int | None:
@@ -236,7 +278,12 @@ class Meter:
         return min(start, _filled(self.residue, index + 1)[index] + _filled(self.others, index + 1)[index])
 
     def exceeded(
-        self, measurements: tuple[Measurement, ...], verdict: Exceeded, *, example: str | None = None
+        self,
+        measurements: tuple[Measurement, ...],
+        verdict: Exceeded,
+        processes: tuple[Process, ...] = (),
+        *,
+        example: str | None = None,
     ) -> VramBudgetExceeded:
         """The error of a broken budget."""
         budget = self.budget
@@ -244,30 +291,56 @@ class Meter:
         assert budget.limit_bytes is not None
         limit = budget.limit_bytes
         peak = limit + verdict.over_bytes
-        held = [m for m in measurements if budget.device in (None, m.device.index)]
-        measurement = max(held, key=lambda m: self.counted(m) or 0)
-        if example is None:  # hypothesis tries many
-            measurement = replace(measurement, timeline=self.probe.timeline(measurement.device.index))
-        holders = self.counted_holders(measurement)
+        card = held(budget, measurements, processes, self.counted)[0]
+        measurement, holders = card.worst, card.worst.holders[: self.top]
+        if card.process is None:
+            if example is None:  # hypothesis tries many
+                measurement = replace(measurement, timeline=self.probe.timeline(measurement.device.index))
+            holders = self.counted_holders(measurement)
         message = budget_message(
-            budget, limit, peak, measurement, phase=None, holders=holders, example=example, peak_phase=verdict.phase
+            budget,
+            limit,
+            peak,
+            measurement,
+            phase=None,
+            holders=holders,
+            example=example,
+            peak_phase=verdict.phase,
+            processes=processes,
+            card=card,
         )
         return VramBudgetExceeded(message, limit_bytes=limit, peak_bytes=peak, phase=verdict.phase)
 
-    def _check_phase(self, phase: Phase, peaks: tuple[Peak, ...], limit: int) -> None:
+    def _check_phase(self, phase: Phase, peaks: tuple[Peak, ...], limit: int, began_at: float) -> None:
+        """Hold a phase against its limit; a process below counts with its whole peak if it lived in the phase."""
         budget = self.budget or Budget(limit_bytes=limit)
-        found = [
-            (max(0, value - self.not_ours(index)), index)
-            for index, peak in enumerate(peaks)
-            if budget.device in (None, index) and (value := getattr(peak, f"{budget.metric}_bytes")) is not None
-        ]
-        value, index = max(found, default=(0, 0))
+        measurements, processes = self.measurements(), self.processes(began_at)
+
+        def counted(measurement: Measurement) -> int | None:
+            index = measurement.device.index
+            value = getattr(peaks[index] if index < len(peaks) else Peak(), f"{budget.metric}_bytes")
+            return None if value is None else max(0, value - self.not_ours(index))
+
+        found = [card for card in held(budget, measurements, processes, counted) if card.size_bytes is not None]
+        value = (found[0].size_bytes or 0) if found else 0
         if value > limit:
-            measurement = self.measurements()[index]
-            holders = self.counted_holders(measurement)
+            measurement = found[0].worst
+            mine = found[0].process is None
+            holders = self.counted_holders(measurement) if mine else measurement.holders[: self.top]
             phase_budget = replace(budget, origin="phase", where="")
-            message = budget_message(phase_budget, limit, value, measurement, phase=phase.name, holders=holders)
+            message = budget_message(
+                phase_budget,
+                limit,
+                value,
+                measurement,
+                phase=phase.name,
+                holders=holders,
+                processes=processes,
+                card=found[0],
+            )
             raise VramBudgetExceeded(message, limit_bytes=limit, peak_bytes=value, phase=phase.name)
+        if (missing := unknown(processes)) is not None:
+            self.unknown_phase = f"in phase {phase.name!r} {missing}"
 
     def counted_holders(self, measurement: Measurement) -> tuple[Holder, ...]:
         """Who held the peak, without what does not count against this test."""

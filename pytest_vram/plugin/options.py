@@ -9,9 +9,15 @@ if TYPE_CHECKING:
 
 MARK_HELP = (
     "vram(*, max_gb=None, max_mb=None, metric='allocated', scope='test', enforce=False, max_leak_mb=None, "
-    "min_free_gb=None, device=None, search=False): the most GPU memory that the test may use; 1 GB is 2**30 bytes."
+    "min_free_gb=None, device=None, search=False, ranks='card'): the most GPU memory that the test may use; "
+    "1 GB is 2**30 bytes."
 )
 VALUES_HELP = "vram_values: the test needs values that a GPU computed; it is skipped where the device computes nothing."
+
+RANKS_HELP = (
+    "vram_ranks(count, *, timeout=600, backend=None): run the test once in each of `count` ranks of one process group, "
+    "and hold its budget for each card."
+)
 
 
 class Option(NamedTuple):
@@ -50,10 +56,11 @@ OPTIONS = (
     ),
     Option(
         name="gpu",
-        metavar="auto|cuda|dry[:CARD]|host|nvml|off",
+        metavar="auto|cuda|dry[:CARD[xN]]|host|nvml|off",
         help=(
             "what to measure on. auto: a GPU if there is one, else a dry GPU, else CPU tensors. dry: PyTorch's real"
-            " allocator over a stub driver, for instance dry:rtx-4080 (`python -m pytest_vram cards`)"
+            " allocator over a stub driver, for instance dry:rtx-4080, or dry:a100-80x2 for two cards (`python -m"
+            " pytest_vram cards`)"
         ),
     ),
     Option(name="require", metavar="cuda|dry|host", help="fail at the start unless figures are of this kind: for CI"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,14 @@ import pytest
 
 from pytest_vram.errors import ProbeUnavailable, VramError, VramUsageError
 from pytest_vram.memory import Budget
-from pytest_vram.plugin import markers
+from pytest_vram.plugin import markers, rankrun
 from pytest_vram.plugin.examples import measuring_examples
 from pytest_vram.plugin.fixtures import Gpu, Vram
-from pytest_vram.plugin.judge import PROPERTY, Judge
+from pytest_vram.plugin.judge import Judge
 from pytest_vram.plugin.ledger import Ledger
 from pytest_vram.plugin.meter import Meter
+from pytest_vram.plugin.ranks import CHILD_VARIABLE, PROPERTY, add_left
+from pytest_vram.probe.children import Children
 from pytest_vram.probe.intervals import Intervals
 from pytest_vram.probe.select import choose
 from pytest_vram.units import format_bytes
@@ -23,10 +26,12 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from pytest_vram.memory import Process
     from pytest_vram.plugin.settings import Settings
     from pytest_vram.probe.protocol import Probe
 
 _METER = pytest.StashKey[Meter]()
+_RANKS = pytest.StashKey["rankrun.Ranks | None"]()
 _BUDGET = pytest.StashKey["Budget | None"]()
 
 
@@ -52,6 +57,7 @@ class Runner:
         self._unavailable: str | None = None
         self._judge, self._ledger = Judge(settings), Ledger()
         self._going: pytest.Item | None = None  # measured, and being torn down
+        self.children: Children | None = None
 
     # -- collection
 
@@ -62,6 +68,9 @@ class Runner:
         for item in items:
             try:
                 item.stash[_BUDGET] = self._declared(item)
+                item.stash[_RANKS] = ranks = rankrun.wanted(item)
+                if ranks is not None:
+                    rankrun.empty(item)
             except VramUsageError as error:
                 problems.append(f"{item.nodeid}: {error}")
         if problems:
@@ -97,7 +106,13 @@ class Runner:
             if concerns:
                 assert self._intervals is not None
                 item.stash[_METER] = Meter(
-                    probe, self._intervals, budget, residue, self.settings.top, timeline=self.settings.timeline
+                    probe,
+                    self._intervals,
+                    budget,
+                    residue,
+                    self.settings.top,
+                    timeline=self.settings.timeline,
+                    children=self.children,
                 )
         return (yield)
 
@@ -109,6 +124,10 @@ class Runner:
         probe = self.probe()
         if probe is not None:
             self._skip_where_useless(item, probe, budget)
+            ranks = item.stash.get(_RANKS, None)
+            if ranks is not None and probe.kind == "cuda" and len(probe.devices()) < ranks.count:
+                reason = f"needs a GPU for each of {ranks.count} ranks, and {len(probe.devices())} are visible"
+                raise pytest.skip.Exception(reason, _use_item_location=True)
         elif budget is not None:
             self._judge.not_measured(item, budget, self._unavailable or "no probe", outcome="skipped")
 
@@ -136,6 +155,16 @@ class Runner:
         self._judge.judge(item, meter)
         return result
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        """Run a test with ``vram_ranks`` in its ranks, and not here."""
+        __tracebackhide__ = True
+        ranks = pyfuncitem.stash.get(_RANKS, None)
+        if ranks is None:
+            return None
+        rankrun.run(pyfuncitem, ranks, self.children.folder if self.children is not None else None)
+        return True
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         """After the last fixture is gone, see what is left."""
@@ -145,7 +174,20 @@ class Runner:
         finally:
             self._going = None
             if self._probe is not None:
-                self._ledger.close(item, self._probe, item.stash.get(_METER, None))
+                meter = item.stash.get(_METER, None)
+                left = self._left_processes(item, meter)
+                self._ledger.close(item, self._probe, meter)
+                self._judge.judge_left(meter, left)
+
+    def _left_processes(self, item: pytest.Item, meter: Meter | None) -> tuple[Process, ...]:
+        """Processes of the test that still run and hold memory, those of fixtures that live on excepted."""
+        if self.children is None or meter is None:
+            return ()
+        owned = self._ledger.owned()
+        left = self.children.left(lambda process: meter.is_mine(process) and process.pid not in owned)
+        if left:
+            add_left(item, left)
+        return left
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
@@ -192,7 +234,15 @@ class Runner:
                 self._unavailable = str(error)
             else:
                 self._probe, self._intervals = probe, Intervals(probe)
+                if probe.kind in ("cuda", "dry"):
+                    self.children = Children(real=probe.kind == "cuda")
         return self._probe
+
+    def pytest_unconfigure(self) -> None:
+        """The session is over: nobody reads what processes leave any more."""
+        if self.children is not None:
+            self.children.close()
+            self.children = None
 
     def _probe_at_hand(self) -> Probe | None:
         """The probe, unless choosing it would import torch into a session that has not needed it yet."""
@@ -210,7 +260,8 @@ class Runner:
         if probe is None:
             self._judge.refuse(f"no GPU to test on: {self._unavailable}")
         assert probe is not None
-        return Gpu.of(probe.devices()[0])
+        devices = probe.devices()
+        return Gpu.of(devices[int(os.environ.get(CHILD_VARIABLE, "0")) % len(devices)])
 
     def vram(self, request: pytest.FixtureRequest) -> Vram:
         """The ``vram`` fixture."""
@@ -221,6 +272,8 @@ class Runner:
 
     def _concerns(self, item: pytest.Item, budget: Budget | None) -> bool:
         if budget is not None or self.settings.measures_all or markers.uses_fixtures(item):
+            return True
+        if item.get_closest_marker(rankrun.MARK) is not None:
             return True
         return item.get_closest_marker(markers.VALUES_MARK) is not None
 

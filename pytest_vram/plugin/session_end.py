@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.memory import Unmeasured
+from pytest_vram.plugin.ranks import left_text
 from pytest_vram.units import GIB, MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_vram.plugin.settings import Settings
 
 _MARGIN = 1.05
+_NAMED = 5
 _SLACK = 1.5  # a budget this many times the peak would let the test grow by half unnoticed
 
 
@@ -44,6 +46,7 @@ def write(terminal: Any, report: Report, settings: Settings, peaks: Peaks, notes
         )
         terminal.write_line(text)
     _write_unmeasured(terminal, report)
+    _write_left(terminal, report)
     if settings.baseline is not None and not settings.update_baseline:
         _write_baseline(terminal, report, settings, peaks)
     if settings.suggest:
@@ -85,6 +88,15 @@ def _write_unmeasured(terminal: Any, report: Report) -> None:
             terminal.write_line(f"  {name}")
         if len(names) > 5:
             terminal.write_line(f"  and {len(names) - 5} more")
+
+
+def _write_left(terminal: Any, report: Report) -> None:
+    """Always shown: what a test leaves running takes memory from the tests after it."""
+    left = [(test.nodeid, process) for test in report.tests for process in test.processes if process.left]
+    for nodeid, process in left[:_NAMED]:
+        terminal.write_line(f"vram: {nodeid} left a process running: {left_text(process)}", yellow=True)
+    if len(left) > _NAMED:
+        terminal.write_line(f"vram: and {len(left) - _NAMED} more processes were left running", yellow=True)
 
 
 def _write_baseline(terminal: Any, report: Report, settings: Settings, peaks: Peaks) -> None:

@@ -17,7 +17,7 @@ _FOREIGN_TOLERANCE = 1 << 20
 
 
 def process_bytes(uuid: str | None, index: int) -> int | None:
-    """Bytes that this process and its children hold on a card; ``None`` where the driver does not say.
+    """Bytes that this process holds on a card, without those below it; ``None`` where the driver does not say.
 
     Args:
         uuid: of the card; index 0 of NVML need not be torch's ``cuda:0``.
@@ -27,7 +27,7 @@ def process_bytes(uuid: str | None, index: int) -> int | None:
         ProbeUnavailable: no NVML.
     """
     pynvml = _nvml()
-    return _own_bytes(pynvml, _handle(pynvml, uuid, index))
+    return _bytes_of(pynvml, _handle(pynvml, uuid, index), {os.getpid()})
 
 
 class NvmlProbe(PlainProbe):
@@ -62,8 +62,9 @@ class NvmlProbe(PlainProbe):
         )
 
     def allocated(self) -> tuple[int, ...]:
-        """This process's bytes on each card, now."""
-        return tuple(_own_bytes(self._pynvml, handle) or 0 for handle in self._handles)
+        """Bytes of this process and of those below it on each card, now."""
+        own = {os.getpid(), *descendants()}
+        return tuple(_bytes_of(self._pynvml, handle, own) or 0 for handle in self._handles)
 
     def peak(self) -> tuple[Peak, ...]:
         """The largest sample."""
@@ -147,8 +148,7 @@ def _handle(nvml: Any, uuid: str | None, index: int) -> Any:
     return nvml.nvmlDeviceGetHandleByIndex(index) if uuid is None else nvml.nvmlDeviceGetHandleByUUID(uuid)
 
 
-def _own_bytes(nvml: Any, handle: Any) -> int | None:
-    own = {os.getpid(), *_children()}
+def _bytes_of(nvml: Any, handle: Any, own: set[int]) -> int | None:
     processes = [*nvml.nvmlDeviceGetComputeRunningProcesses(handle), *_graphics(nvml, handle)]
     sizes = {p.pid: p.usedGpuMemory for p in processes if p.pid in own}
     if any(size is None for size in sizes.values()):
@@ -163,8 +163,26 @@ def _graphics(nvml: Any, handle: Any) -> list[Any]:
         return []
 
 
-def _children() -> set[int]:
-    """Process numbers of all descendants (Linux)."""
+def process_sizes() -> dict[int, int]:
+    """Bytes that each process holds on the visible cards, all cards together, as far as NVML says; else nothing.
+
+    Inside a container NVML may know processes by other numbers than this process does, or not at all.
+    """
+    sizes: dict[int, int] = {}
+    try:
+        nvml = _nvml()
+        handles = [_handle(nvml, uuid, index) for index, uuid in enumerate(_visible(nvml))]
+        for handle in handles:
+            for process in (*nvml.nvmlDeviceGetComputeRunningProcesses(handle), *_graphics(nvml, handle)):
+                if process.usedGpuMemory is not None:
+                    sizes[process.pid] = sizes.get(process.pid, 0) + int(process.usedGpuMemory)
+    except Exception:  # NVML is an extra, and says no in containers in many ways
+        return {}
+    return sizes
+
+
+def descendants() -> set[int]:
+    """Process numbers of all processes below this one (Linux)."""
     found: set[int] = set()
     pending = [os.getpid()]
     while pending:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vram.drygpu import driver
-from pytest_vram.drygpu.process.activate import activate, real_gpu_present
+from pytest_vram.drygpu.process.activate import CHOSEN_VARIABLE, MOST_DEVICES, activate, real_gpu_present
 from pytest_vram.errors import DryGpuError, ProbeUnavailable, VramUsageError
 
 if TYPE_CHECKING:
@@ -28,25 +28,40 @@ class Choice:
 
     kind: str
     card: str = DEFAULT_CARD
+    count: int | None = None
+    """How many dry GPUs; ``None`` where the choice does not say."""
 
 
 def parse_choice(text: str) -> Choice:
-    """Read ``auto``, ``cuda``, ``dry``, ``dry:CARD``, ``host``, ``nvml`` or ``off``.
+    """Read ``auto``, ``cuda``, ``dry``, ``dry:CARD``, ``dry:CARDx2``, ``host``, ``nvml`` or ``off``.
 
     Raises:
-        VramUsageError: it is none of them, or no card has that name.
+        VramUsageError: it is none of them, no card has that name, or there cannot be that many.
     """
     kind, colon, card = text.partition(":")
     if kind not in KINDS or (colon and kind != "dry") or (colon and not card):
         raise VramUsageError(
-            f"vram_gpu = {text!r}: choose auto, cuda, dry, dry:CARD, host, nvml or off "
-            "(`python -m pytest_vram cards` lists the cards)"
+            f"vram_gpu = {text!r}: choose auto, cuda, dry, dry:CARD, dry:CARDx2 for two of them, host, nvml or "
+            "off (`python -m pytest_vram cards` lists the cards)"
         )
     if kind == "dry":
-        from pytest_vram.drygpu.cards import find_card
-
-        return Choice(kind=kind, card=find_card(card or DEFAULT_CARD).name)
+        return _dry_choice(text, card or DEFAULT_CARD)
     return Choice(kind=kind)
+
+
+def _dry_choice(text: str, card: str) -> Choice:
+    from pytest_vram.drygpu.cards import find_card
+
+    several = re.fullmatch(r"(.+?) ?x ?(\d+)", card)
+    if several is None:
+        return Choice(kind="dry", card=find_card(card).name)
+    try:
+        return Choice(kind="dry", card=find_card(card).name)  # a name may end like that: rtx4080
+    except VramUsageError:
+        name, count = find_card(several[1]).name, int(several[2])
+    if not 1 <= count <= MOST_DEVICES:
+        raise VramUsageError(f"vram_gpu = {text!r}: there can be 1 to {MOST_DEVICES} dry GPUs")
+    return Choice(kind="dry", card=name, count=count)
 
 
 @lru_cache(maxsize=1)
@@ -72,8 +87,13 @@ def can_run_dry() -> bool:
     return driver.is_active() or bool(shutil.which("cc") or shutil.which("gcc") or importlib.util.find_spec("ziglang"))
 
 
-def go_dry(card: str) -> None:
-    """Put a dry GPU beneath this process and those it starts.
+def go_dry(card: str, count: int | None = None, *, chosen: str = "") -> None:
+    """Put dry GPUs beneath this process and those it starts.
+
+    Args:
+        card: which.
+        count: how many; ``None`` for one, or for as many as a conftest asks for with ``activate``.
+        chosen: the option that named them; a conftest that names other cards is refused with it.
 
     Raises:
         DryGpuError: see :func:`pytest_vram.drygpu.process.activate`.
@@ -82,7 +102,9 @@ def go_dry(card: str) -> None:
 
     from pytest_vram.drygpu.process import startup
 
-    activate(card)
+    activate(card, count=count or 1)
+    if chosen:
+        os.environ[CHOSEN_VARIABLE] = f"{chosen}{'' if count is None else '!'}"
     os.environ.update(startup.inherited(os.environ))
     startup.watch()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from pytest_vram.errors import VramUsageError
 from pytest_vram.memory.codec import encode
 from pytest_vram.report import markdown
 from pytest_vram.report.disk import load, write_atomically
-from pytest_vram.report.rows import Row, rows
+from pytest_vram.report.rows import RankRow, Row, rows
 from pytest_vram.report.tables import TABLES
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_FILE", "load", "load_report", "save", "to_html"]
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
-_NESTED = ("fixtures", "phases", "holders", "host_reads", "notes")
+_NESTED = ("fixtures", "phases", "holders", "host_reads", "notes", "ranks")
 
 
 def save(report: Report, path: str | os.PathLike[str], before: Report | None = None) -> None:
@@ -58,7 +58,8 @@ def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.Da
 
             * ``timeline``: moment, with a column a category;
             * ``holders``: line of code that held memory at the peak;
-            * ``segments``: segment of the allocator at the peak.
+            * ``segments``: segment of the allocator at the peak;
+            * ``ranks``: process below a test, the one that needs most first.
 
     Raises:
         VramUsageError: as :func:`load`, or there is no such table.
@@ -71,8 +72,11 @@ def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.Da
     report = load(path)
     if table == "tests":
         return pandas.DataFrame(_flat(report), columns=_columns()).set_index("nodeid")
+    if table == "ranks":
+        ranks = [{"nodeid": row.nodeid, **asdict(rank)} for row in rows(report) for rank in row.ranks]
+        return pandas.DataFrame(ranks, columns=["nodeid", *(field.name for field in fields(RankRow))])
     if table not in TABLES:
-        raise VramUsageError(f"table={table!r}: choose tests, {', '.join(TABLES)}")
+        raise VramUsageError(f"table={table!r}: choose tests, {', '.join(TABLES)}, ranks")
     lines = [
         {"nodeid": test.nodeid, "device": measurement.device.index, **line}
         for test in report.tests

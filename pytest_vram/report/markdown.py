@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_vram.memory import note_lines
-from pytest_vram.report.rows import Row, change_text, refusals_text, rows
+from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def render(report: Report) -> str:
         lines.append(f"\n{len(table) - _MOST_ROWS} more tests, all with smaller peaks.")
     lines += _notes(table)
     failed = [row for row in table if row.outcome == "failed" or row.verdict == "exceeded"]
+    lines += _ranks(table)
     for row in failed[:_MOST_DETAILS]:
         lines += ["", *_details(row)]
     if len(failed) > _MOST_DETAILS:
@@ -74,6 +75,22 @@ def _line(row: Row, *, changes: bool) -> str:
     )
 
 
+def _ranks(table: list[Row]) -> list[str]:
+    """Tests of several processes, these side by side."""
+    several = [row for row in table if row.ranks]
+    if not several:
+        return []
+    lines = ["", "| processes of | peak | rank or command | card |", "|---|---:|---|---:|"]
+    lines += [
+        f"| {escape(row.nodeid)} | {format_bytes(rank.peak_bytes)} | {escape(rank.title)} |"
+        f" {'' if rank.card is None else rank.card} |"
+        for row in several[:_MOST_DETAILS]
+        for rank in row.ranks[:_MOST_HOLDERS]
+    ]
+    uneven = [row for row in several[:_MOST_DETAILS] if row.imbalance is not None]
+    return [*lines, *(f"\n{escape(row.nodeid)}: {uneven_text(row.imbalance or 0)}." for row in uneven)]
+
+
 def _details(row: Row) -> list[str]:
     peak = "" if row.peak_bytes is None else f" ({row.peak_bytes:,} bytes)"
     lines = [
@@ -94,6 +111,12 @@ def _details(row: Row) -> list[str]:
     lines += [
         f"- {share.scope} fixture {escape(share.name)}: {format_bytes(share.size_bytes)}" for share in row.fixtures
     ]
+    lines += [
+        f"- {escape(rank.title)}: {format_bytes(rank.peak_bytes)}{f' ({escape(rank.missing)})' if rank.missing else ''}"
+        for rank in row.ranks[:_MOST_HOLDERS]
+    ]
+    if row.imbalance is not None:
+        lines.append(f"- of {len(row.ranks)} processes {uneven_text(row.imbalance)}")
     lines += [f"- phase {escape(p.name)}: {format_bytes(p.peak.allocated_bytes)}" for p in row.phases]
     lines += [f"- note: {escape(line)}" for line in note_lines(row.notes)]
     if row.ooms:

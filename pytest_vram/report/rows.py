@@ -6,11 +6,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_vram.memory import Exceeded, Unmeasured, Within
+from pytest_vram.memory.process import cards_of, imbalance
 from pytest_vram.memory.report import grew
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
     from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Measurement, Note, Phase, Report, TestRecord
+    from pytest_vram.memory.process import Card
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRow:
+    """One process below a test, on the device on which it needed most.
+
+    Attributes:
+        title: its rank, or its command line, and its number.
+        rank: in ``torch.distributed``; ``None`` where it has none.
+        pid: its number.
+        card: index of the device; ``None`` where there are no figures.
+        peak_bytes: in the test's metric; ``None`` where not measured.
+        missing: why there are no figures.
+        left_bytes: what it still held after the test.
+    """
+
+    title: str
+    rank: int | None
+    pid: int
+    card: int | None
+    peak_bytes: int | None
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    device_bytes: int | None
+    missing: str
+    left_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +61,9 @@ class Row:
         recovered: whether the test passed all the same: it caught the errors and went on with less.
         assumptions: names of the notes, in one text.
         notes: assumptions that the figures rest on, of every device.
+        rank_count: how many processes below the test used a GPU.
+        imbalance: how much more than the mean the largest of them needs: 0.25 is 25%; ``None`` for fewer than two.
+        ranks: these processes, the one that needs most first.
     """
 
     nodeid: str
@@ -60,6 +91,9 @@ class Row:
     fragmented_bytes: int | None
     largest_free_bytes: int | None
     assumptions: str
+    rank_count: int
+    imbalance: float | None
+    ranks: tuple[RankRow, ...]
     fixtures: tuple[FixtureShare, ...]
     phases: tuple[Phase, ...]
     holders: tuple[Holder, ...]
@@ -82,14 +116,46 @@ def worst(test: TestRecord) -> tuple[str, Measurement | None]:
     """
     known = any(m.peak.allocated_bytes is not None for m in test.measurements) or not test.measurements
     metric = test.budget.metric if test.budget else "allocated" if known else "device"
-    return metric, max(test.measurements, key=lambda m: m.figure(metric) or -1, default=None)
+    card = _fullest(test, metric)
+    return metric, card.worst if card is not None else None
+
+
+def rank_rows(test: TestRecord, metric: str) -> tuple[RankRow, ...]:
+    """The processes below a test, the one that needs most first."""
+    found = []
+    for process in test.processes:
+        most = max(process.measurements, key=lambda m: m.figure(metric) or -1, default=None)
+        found.append(
+            RankRow(
+                title=process.title,
+                rank=process.rank,
+                pid=process.pid,
+                card=most.device.index if most else None,
+                peak_bytes=most.figure(metric) if most else None,
+                allocated_bytes=most.peak.allocated_bytes if most else None,
+                reserved_bytes=most.peak.reserved_bytes if most else None,
+                device_bytes=most.peak.device_bytes if most else None,
+                missing=process.missing,
+                left_bytes=process.left_bytes if process.left else None,
+            )
+        )
+    return tuple(sorted(found, key=lambda row: (-(row.peak_bytes or -1), row.rank or 0, row.pid)))
+
+
+def _fullest(test: TestRecord, metric: str) -> Card | None:
+    """The card that had to hold most, all processes of the test together."""
+    each = test.budget is not None and test.budget.ranks == "each"
+    found = cards_of(test.measurements, test.processes, metric, each=each)
+    return max(found, key=lambda card: -1 if card.size_bytes is None else card.size_bytes, default=None)
 
 
 def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
     """One test as a row; growth over its baseline up to the tolerance is none."""
     metric, measurement = worst(test)
     limit = test.budget.limit_bytes if test.budget else None
-    peak = measurement.figure(metric) if measurement else None
+    fullest = _fullest(test, metric)
+    peak = fullest.size_bytes if fullest else None
+    ranks = rank_rows(test, metric)
     if limit is not None and isinstance(test.verdict, Exceeded):
         peak = limit + test.verdict.over_bytes
     elif limit is not None and isinstance(test.verdict, Within):
@@ -97,7 +163,8 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
     verdict = "none" if test.verdict is None else type(test.verdict).__name__.lower()
     fixtures = measurement.fixtures if measurement else ()
     before = measurement.baseline_bytes if measurement else None
-    now = measurement.figure("allocated") if measurement else None
+    allocated = _fullest(test, "allocated")
+    now = allocated.size_bytes if allocated else None
     layout = measurement.timeline.layout if measurement and measurement.timeline else None
     notes = tuple(dict.fromkeys(note for m in test.measurements for note in m.notes))
     ooms = sum(m.ooms for m in test.measurements)
@@ -127,6 +194,9 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
         fragmented_bytes=layout.fragmented_bytes if layout else None,
         largest_free_bytes=layout.largest_free_bytes if layout else None,
         assumptions="; ".join(note.name for note in notes),
+        rank_count=len(ranks),
+        imbalance=imbalance([rank.peak_bytes for rank in ranks if rank.peak_bytes is not None]),
+        ranks=ranks,
         fixtures=fixtures,
         phases=measurement.phases if measurement else (),
         holders=measurement.holders if measurement else (),
@@ -142,6 +212,11 @@ def refusals_text(row: Row) -> str:
         return ""
     errors = f"{row.ooms} out-of-memory error{'s' if row.ooms > 1 else ''}"
     return f"{errors}, caught by the test, which went on with less" if row.recovered else errors
+
+
+def uneven_text(value: float) -> str:
+    """``the largest needs 25.0% more than the mean``."""
+    return f"the largest needs {value:.1%} more than the mean"
 
 
 def change_text(size: int | None) -> str:

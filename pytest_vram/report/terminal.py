@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_vram.report.rows import Row, change_text, refusals_text, rows
+from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ _BAR = 10
 _COLORS = {"exceeded": "31", "unmeasured": "33", "within": "32", "none": "0"}
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _QUIET_ROWS = 10
+_RANKS = 8  # processes of one test
 
 
 def render(report: Report, *, width: int = 80, color: bool = False, verbosity: int = 0, top: int = 5) -> str:
@@ -103,6 +104,21 @@ def _table(shown: list[Row], width: int, color: bool, *, phases: bool, changes: 
         lines.append(_painted(text.rstrip(), row, color))
         if phases:
             lines += [f"{_size(p.peak.allocated_bytes):>10}   phase {p.name}" for p in row.phases]
+        lines += _ranks(row, width, everything=phases)
+    return lines
+
+
+def _ranks(row: Row, width: int, *, everything: bool) -> list[str]:
+    """The processes below a test, side by side, the one that needs most first."""
+    shown = row.ranks if everything else row.ranks[:_RANKS]
+    lines = [
+        shorten(f"{_size(r.peak_bytes):>10}   {r.title}{'' if r.card is None else f' on cuda:{r.card}'}", width)
+        for r in shown
+    ]
+    if len(row.ranks) > len(shown):
+        lines.append(f"{'':>10}   and {len(row.ranks) - len(shown)} more processes (-v shows all)")
+    if row.imbalance is not None:
+        lines.append(f"{'':>10}   {uneven_text(row.imbalance)} of the {len(row.ranks)} processes")
     return lines
 
 

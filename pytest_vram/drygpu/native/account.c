@@ -36,12 +36,15 @@ int dry_charge(int device, size_t bytes) {
     a->used += bytes;
     a->allocations++;
     if (a->used > a->peak) a->peak = a->used;
+    dry_publish(device, a->used, a->peak, a->context);
     return 1;
 }
 
 void dry_refund(int device, size_t bytes) {
-    accounts[device].used -= bytes;
-    accounts[device].frees++;
+    device_account *a = &accounts[device];
+    a->used -= bytes;
+    a->frees++;
+    dry_publish(device, a->used, a->peak, a->context);
 }
 
 int dry_context_exists(int device) { return accounts[device].has_context; }
@@ -57,6 +60,7 @@ int dry_context_create(int device) {
     a->context = bytes;
     a->used += bytes;
     if (a->used > a->peak) a->peak = a->used;
+    dry_publish(device, a->used, a->peak, a->context);
     dry_journal(DRY_JOURNAL_CONTEXT, device, 0, bytes);
     return 1;
 }

@@ -97,6 +97,12 @@ void dry_charge_host(size_t bytes);
 void dry_refund_host(size_t bytes);
 void dry_journal(int kind, int device, uintptr_t address, size_t bytes);
 
+/* ---- live.c: the same for other processes to read ---- */
+void dry_publish(int device, uint64_t used, uint64_t peak, uint64_t context);
+
+/* ---- meet.c: ranks of a communicator agree ---- */
+int dry_meet(const char *where, int size, int rank, int colour, int key, int *colours, int *keys);
+
 /* ---- value.c: the few values that device memory carries ---- */
 int dry_copy(void *destination, const void *source, size_t bytes); /* any direction; 0: an address is unknown */
 int dry_fill(void *destination, const void *pattern, size_t width, size_t count);

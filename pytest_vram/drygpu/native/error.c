@@ -124,6 +124,12 @@ void dry_note(const char *text) {
     dry_unlock();
 }
 
+/* Of Python code, which lets go of its own text. */
+void pytest_vram_dry_add_note(const char *text) {
+    char *kept = strdup(text);
+    if (kept != NULL) dry_note(kept);
+}
+
 /* Note number `index`, and how often it was made; NULL past the last one. */
 const char *pytest_vram_dry_note(int index, uint64_t *count) {
     dry_lock();

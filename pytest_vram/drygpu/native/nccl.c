@@ -1,6 +1,7 @@
-/* NCCL: communicators that are alone. A collective is over at once, as if all ranks were like this one, so that one
- * process can stand for one rank of any number, and hold what that rank would hold. The buffers of a real communicator
- * are outside PyTorch's allocator and depend on the machine's links: they are not counted, and the program is told so.
+/* NCCL: communicators that are alone. A collective is over at once and moves nothing between ranks, so that one process
+ * can stand for one rank of any number, and hold what that rank would hold. Small values are told from rank to rank by
+ * drygpu/exchange.py. The buffers of a real communicator are outside PyTorch's allocator and depend on the machine's
+ * links: they are not counted, and the program is told so.
  */
 #include <cuda_runtime_api.h>
 
@@ -9,12 +10,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { OK = 0, SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4 };
 
+enum { NAME_BYTES = 192 };
+
 typedef struct {
     int size, rank, device;
+    unsigned splits;       /* how often it was split */
+    char name[NAME_BYTES]; /* the same on all its ranks, and no other communicator's; empty in a process by itself */
 } *communicator;
 
 typedef struct {
@@ -23,57 +29,89 @@ typedef struct {
 
 /* With each collective too: a test may use a communicator that an earlier one opened. */
 static void note_buffers(void) {
-    dry_note("NCCL: every rank is taken to be like this one, and a communicator's own buffers are counted as 0 bytes");
+    dry_note("NCCL: large tensors are not moved from rank to rank, and a communicator's own buffers (on a card "
+             "NCCL_BUFFSIZE, 4 MiB by default, for each channel and neighbour) are counted as 0 bytes");
 }
 
-static int open_communicator(communicator *made, int size, int rank) {
+static int alone; /* this process stands for one rank of many */
+void pytest_vram_dry_set_alone(int yes) { alone = yes; }
+
+static int open_communicator(communicator *made, int size, int rank, const char *name) {
     int device = dry_ready();
     if (device < 0) return SYSTEM_ERROR;
     if (size < 1 || rank < 0 || rank >= size) return INVALID_ARGUMENT;
     note_buffers();
     *made = malloc(sizeof **made);
     if (*made == NULL) return SYSTEM_ERROR;
-    **made = (__typeof__(**made)){size, rank, device};
+    **made = (__typeof__(**made)){.size = size, .rank = rank, .device = device};
+    snprintf((*made)->name, sizeof (*made)->name, "%s", name);
     return OK;
 }
 
 int ncclGetVersion(int *version) { return *version = DRY_NCCL_VERSION, OK; }
-const char *ncclGetErrorString(int status) { return status == OK ? "no error" : "not supported by the dry GPU"; }
+const char *ncclGetErrorString(int status) {
+    return status == OK             ? "no error"
+           : status == SYSTEM_ERROR ? "no device or no host memory for a communicator, or a rank did not come: see stderr"
+                                    : "not supported by the dry GPU";
+}
 const char *ncclGetLastError(communicator c) { return (void)c, ""; }
 
 int ncclGetUniqueId(unique_id *id) {
     static int count;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
     memset(id, 0, sizeof *id);
-    snprintf(id->bytes, sizeof id->bytes, "pytest-vram-dry-%d-%d", (int)getpid(),
-             __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED));
+    /* With the time: what an earlier process of this number left behind when it was killed must not be met. */
+    snprintf(id->bytes, sizeof id->bytes, "pytest-vram-dry-%d-%d-%llx%08lx", (int)getpid(),
+             __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED), (unsigned long long)now.tv_sec, (unsigned long)now.tv_nsec);
     return OK;
 }
 int ncclCommGetUniqueId(communicator c, unique_id *id) { return (void)c, ncclGetUniqueId(id); }
 
 int ncclCommInitRank(communicator *made, int size, unique_id id, int rank) {
-    return (void)id, open_communicator(made, size, rank);
+    return id.bytes[sizeof id.bytes - 1] = 0, open_communicator(made, size, rank, id.bytes);
 }
 int ncclCommInitRankConfig(communicator *made, int size, unique_id id, int rank, void *config) {
-    return (void)id, (void)config, open_communicator(made, size, rank);
+    return (void)config, ncclCommInitRank(made, size, id, rank);
 }
 int ncclCommInitRankScalable(communicator *made, int size, int rank, int ids, unique_id *id, void *config) {
-    return (void)ids, (void)id, (void)config, open_communicator(made, size, rank);
+    return (void)ids, (void)config, ncclCommInitRank(made, size, *id, rank);
 }
 int ncclCommInitAll(communicator *made, int count, const int *devices) {
     int current = dry_current_device(), status = OK;
     for (int i = 0; i < count && status == OK; i++) {
         dry_set_current_device(devices ? devices[i] : i);
-        status = open_communicator(&made[i], count, i);
+        status = open_communicator(&made[i], count, i, "");
     }
     dry_set_current_device(current);
     return status;
 }
 
-/* Who else has the colour is the other ranks' affair: the new communicator is as large as the old. */
+/* All ranks of the old communicator come, and say which new one they go to; within it they are ordered by their key.
+ * In a process that stands for one of many ranks (or has them all) nobody else comes: then the new communicator is as
+ * large as the old. */
 int ncclCommSplit(communicator c, int colour, int key, communicator *made, void *config) {
-    (void)key, (void)config;
+    (void)config;
     *made = NULL;
-    return colour < 0 ? OK : open_communicator(made, c->size, c->rank);
+    char where[NAME_BYTES + 24];
+    snprintf(where, sizeof where, "%s/%u", c->name, ++c->splits);
+    if (c->name[0] == 0 || c->size == 1 || alone)
+        return colour < 0 ? OK : open_communicator(made, c->size, c->rank, c->name);
+    int *colours = calloc((size_t)c->size * 2, sizeof *colours), size = 0, rank = 0, status = SYSTEM_ERROR;
+    if (colours == NULL) return SYSTEM_ERROR;
+    int *keys = colours + c->size;
+    if (dry_meet(where, c->size, c->rank, colour, key, colours, keys)) {
+        for (int other = 0; other < c->size; other++) {
+            if (colours[other] != colour) continue;
+            size++;
+            rank += keys[other] < key || (keys[other] == key && other < c->rank);
+        }
+        char name[NAME_BYTES];
+        snprintf(name, sizeof name, "%.150s/%d", where, colour);
+        status = colour < 0 ? OK : open_communicator(made, size, rank, name);
+    }
+    free(colours);
+    return status;
 }
 
 int ncclCommCount(communicator c, int *count) { return *count = c->size, OK; }

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_vram.drygpu import driver
 from pytest_vram.drygpu.cards import Card, find_card
 from pytest_vram.drygpu.driver import is_active
 from pytest_vram.drygpu.process import startup
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 CARD_VARIABLE = "PYTEST_VRAM_DRY_CARD"
 COPY_LIMIT_VARIABLE = "PYTEST_VRAM_DRY_COPY_LIMIT"
 MOST_DEVICES = 64
+LEAST_VARIABLE = "PYTEST_VRAM_DRY_LEAST"
+"""How many cards there are at least, whatever is asked for: a test's ranks have a card each."""
+CHOSEN_VARIABLE = "PYTEST_VRAM_DRY_CHOSEN"
+"""The option with which a user chose the cards, with a ``!`` at the end where it says how many."""
 
 
 def activate(
@@ -38,7 +43,8 @@ def activate(
 ) -> None:
     """Give this process, and those it starts, dry GPUs. To be called before ``import torch``.
 
-    Calling it again with the same arguments does nothing.
+    Calling it again with the same arguments does nothing. Until torch looks at the cards they may be exchanged for
+    others, unless the user chose them: so a ``conftest.py`` may say how many it needs.
 
     Args:
         card: a name from the card table (``"rtx-4080"``) or a :class:`Card`.
@@ -58,10 +64,9 @@ def activate(
         if os.environ.get(CARD_VARIABLE) == variables[CARD_VARIABLE]:
             startup.watch()
             return
-        raise DryGpuError(
-            f"this process has dry GPUs already ({os.environ.get(CARD_VARIABLE)}), and they cannot be exchanged: "
-            "start another process for another card"
-        )
+        _exchange(variables)
+        startup.watch()
+        return
     if "torch" in sys.modules:
         name = card if isinstance(card, str) else card.name
         raise DryGpuError(
@@ -80,6 +85,39 @@ def activate(
         raise DryGpuError(f"the dry GPU's library cannot be loaded: {error}") from error
     os.environ.update(_inherited(build, os.environ))
     startup.watch()
+
+
+def _exchange(variables: Mapping[str, str]) -> None:
+    """Put other cards in the place of those that are there, as long as nobody has seen them.
+
+    Raises:
+        DryGpuError: they have been seen, or the user chose them.
+    """
+    here, wanted = os.environ.get(CARD_VARIABLE, ""), variables[CARD_VARIABLE]
+    option = os.environ.get(CHOSEN_VARIABLE, "")
+    if option and (option.endswith("!") or _without_count(here) != _without_count(wanted)):
+        raise DryGpuError(
+            f"the dry GPUs were chosen with {option.removesuffix('!')} ({_plain(here)}), and activate() asks for"
+            f" {_plain(wanted)}: choose these with the option, or leave it out"
+        )
+    if driver.cards_are_known():
+        raise DryGpuError(
+            f"this process has dry GPUs already ({_plain(here)}), and torch has seen them, so that they cannot be "
+            f"exchanged for {_plain(wanted)}: call activate() before anything looks at the GPU, or start another "
+            "process"
+        )
+    os.environ.update(variables)
+
+
+def _without_count(text: str) -> list[str]:
+    parts = text.split("|")
+    return [*parts[:5], *parts[6:]]
+
+
+def _plain(text: str) -> str:
+    """``2 x NVIDIA L4`` out of the variable's text."""
+    parts = text.split("|")
+    return f"{parts[5]} x {parts[6]}" if len(parts) == 7 else text or "none"
 
 
 def environment(
@@ -127,6 +165,7 @@ def _variables(
     card: str | Card, count: int, total_bytes: int | None, context_bytes: int | None, copy_limit_bytes: int | None
 ) -> dict[str, str]:
     found = find_card(card) if isinstance(card, str) else card
+    count = max(count, int(os.environ.get(LEAST_VARIABLE, "1")))
     total = found.total_bytes if total_bytes is None else total_bytes
     context = found.context_bytes if context_bytes is None else context_bytes
     if not 1 <= count <= MOST_DEVICES:

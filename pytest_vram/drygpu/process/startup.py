@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_vram.drygpu import driver
 from pytest_vram.drygpu.process.quiesce import quiesce_at_exit
 from pytest_vram.drygpu.process.torch_import import after_torch
-from pytest_vram.drygpu.process.variables import RECORD_VARIABLE
+from pytest_vram.drygpu.process.variables import PROCESSES_VARIABLE, RECORD_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +33,10 @@ def watch() -> None:
 
 def torch_is_there() -> None:
     """Torch is imported: carry values from now on, and record where that is asked for."""
+    if os.environ.get(PROCESSES_VARIABLE):
+        from pytest_vram.probe import reporter
+
+        reporter.begin()
     if not driver.is_active():
         return
     from pytest_vram.drygpu.values import carry

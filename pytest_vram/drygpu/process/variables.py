@@ -11,3 +11,6 @@ TIMELINE_VARIABLE = "PYTEST_VRAM_TIMELINE"
 
 EXIT_SUFFIX = ".exit"
 """Of the file beside a process's record into which the stub library writes the exit code."""
+
+PROCESSES_VARIABLE = "PYTEST_VRAM_PROCESSES"
+"""Names the folder where each process below a measured test leaves its figures; ``native/live.c`` reads it too."""

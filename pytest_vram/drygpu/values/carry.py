@@ -32,7 +32,8 @@ CARRIED = (
     "isneginf", "isposinf", "le", "linspace", "log2", "logical_and", "logical_not", "logical_or", "logical_xor",
     "lt", "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum",
     "median", "min", "minimum", "mode", "mul", "multinomial", "nan_to_num", "ne", "neg", "nonzero", "pow", "prod",
-    "put_", "random_", "randperm", "range", "reciprocal", "remainder", "repeat_interleave", "roll", "round", "rsub",
+    "put_", "random_", "randperm", "range", "reciprocal", "remainder", "repeat_interleave", "resize", "roll", "round",
+    "rsub",
     "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk",
     "trace", "tril", "tril_indices", "triu", "triu_indices", "trunc", "_unique2", "unique_consecutive",
     "unfold_backward", "unique_dim", "where", "xlogy", "zero_", "_local_scalar_dense",
@@ -110,6 +111,8 @@ class _Operator:
             return self._copy
         if self.name == "equal":
             return self._compare
+        if self.name == "resize_":
+            return self._resize
         if self.name in _SIZED_BY_DATA:
             return self._run_sized
         if self.mutates:
@@ -194,6 +197,20 @@ class _Operator:
             known_values.learn(destination, guess)
         else:
             known_values.forget(destination)
+        return result
+
+    def _resize(self, keyset: Any, tensor: torch.Tensor, size: Any, **kwargs: Any) -> torch.Tensor:
+        """Elements stay as they are, in order of memory; what is new holds anything, and here 0."""
+        known, guess = known_values.vouch((tensor,))
+        before = known_values.on_cpu(tensor).reshape(-1).clone() if known and known_values.is_carried(tensor) else None
+        result: torch.Tensor = self.call(keyset, tensor, size, **kwargs)
+        if before is None or not known_values.is_carried(tensor):
+            known_values.forget(tensor)
+        elif tensor.numel() > len(before):
+            flat = known_values.on_cpu(tensor).view(-1)
+            flat.zero_()
+            flat[: len(before)] = before
+            known_values.learn(tensor, guess)
         return result
 
     # -- steps ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ references: it never keeps memory alive, and so never changes a figure.
 from __future__ import annotations
 
 import ctypes
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,9 +42,10 @@ class Known:
         size: its bytes.
         whole: every byte is known, so that the stub need not be asked.
         guess: what the values rest on when they are not the program's own; ``""`` when they are.
+        expected: values that another rank sends, to be fetched before anybody looks: see :func:`expect`.
     """
 
-    __slots__ = ("base", "guess", "size", "weak", "whole")
+    __slots__ = ("base", "expected", "guess", "size", "weak", "whole")
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
         self.weak = storage._weak_ref()
@@ -51,6 +53,7 @@ class Known:
         self.size = storage.nbytes()
         self.whole = False
         self.guess = ""
+        self.expected: list[Callable[[], None]] = []
 
     def __del__(self, free: Callable[[Any], Any] = torch.UntypedStorage._free_weak_ref) -> None:
         free(self.weak)  # a default argument outlives the module's own names when the interpreter shuts down
@@ -86,7 +89,47 @@ def _entry(tensor: torch.Tensor) -> Known | None:
     if entry is not None and not entry.alive():
         del _known[base]
         return None
+    if entry is not None and entry.expected:
+        _fetch(entry)
     return entry
+
+
+def _fetch(entry: Known) -> None:
+    expected, entry.expected = entry.expected, []
+    for put in expected:
+        put()
+
+
+def expect(tensor: torch.Tensor, fetch: Callable[[], tuple[bytes | None, str]]) -> None:
+    """The elements of ``tensor``, which is contiguous, are about to come from another rank.
+
+    They are fetched when somebody first looks at the tensor, or writes to it. Nothing keeps its memory alive until
+    then.
+
+    Args:
+        tensor: where they go.
+        fetch: waits for the bytes, and returns them with the guess that they rest on; ``None``: they are not known.
+    """
+    if tensor.numel() == 0:
+        return
+    forget(tensor)
+    entry = _entry(tensor)
+    if entry is None:
+        entry = _known[tensor.untyped_storage().data_ptr()] = Known(tensor.untyped_storage())
+        driver.mark_known(entry.base, entry.size, known=False)
+    entry.expected.append(functools.partial(_put, entry, *_extent(tensor), fetch))
+
+
+def _put(entry: Known, address: int, size: int, fetch: Callable[[], tuple[bytes | None, str]]) -> None:
+    data, guess = fetch()
+    if data is None or len(data) != size:
+        return
+    driver.mark_known(address, size)
+    ctypes.memmove(address, data, size)
+    if size == entry.size:
+        entry.whole, entry.guess = True, guess
+    else:
+        entry.guess = entry.guess or guess
 
 
 def find(tensor: torch.Tensor) -> Known | None:
@@ -101,6 +144,8 @@ def find_address(address: int) -> Known | None:
     """The entry of the storage that holds ``address``, for reads that no operator announced."""
     for entry in list(_known.values()):
         if entry.base <= address < entry.base + entry.size and entry.alive():
+            if entry.expected:
+                _fetch(entry)
             return entry
     return None
 

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_vram.report.html.segments import segment_rows
-from pytest_vram.report.rows import refusals_text
+from pytest_vram.report.rows import refusals_text, uneven_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def sides(report: Report, before: Report | None, table: list[Row]) -> list[str]:
     """Every table that has something in it."""
     parts = [
         _gone(report, before),
+        _ranks(table),
         _leaks(table),
         _unused(table),
         _bill(table),
@@ -103,6 +104,23 @@ def _bill(table: list[Row]) -> str:
     found = sorted(sizes.items(), key=lambda item: (-max(item[1]), item[0]))
     body = [[name, scope, str(len(held)), format_bytes(max(held))] for (name, scope), held in found]
     return _side("What fixtures hold", [("fixture", "l"), ("scope", ""), ("tests", "n"), ("holds", "n")], body)
+
+
+def _ranks(table: list[Row]) -> str:
+    body = [
+        [
+            row.nodeid,
+            rank.title,
+            "" if rank.card is None else str(rank.card),
+            format_bytes(rank.peak_bytes),
+            "" if row.imbalance is None or index else uneven_text(row.imbalance),
+            rank.missing or ("" if rank.left_bytes is None else f"still holds {format_bytes(rank.left_bytes)}"),
+        ]
+        for row in table
+        for index, rank in enumerate(row.ranks)
+    ]
+    heads = [("test", "l"), ("process", "l"), ("card", "n"), ("peak", "n"), ("imbalance", ""), ("note", "l")]
+    return _side("Processes below the tests, the largest first", heads, body, opened=True)
 
 
 def _leaks(table: list[Row]) -> str:

@@ -1,0 +1,113 @@
+"""One rank of a test with ``vram_ranks``: a pytest of its own, which runs that test and says how it went."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.config import Config  # the constructor that xdist's workers use as well
+
+from pytest_vram.memory import Process
+from pytest_vram.probe import reporter
+
+if TYPE_CHECKING:
+    from pytest_vram.memory import TestRecord
+
+
+class RankChild:
+    """Makes the process group, takes it down, and tells the process that started the ranks what came out."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
+        self._rank = int(os.environ["RANK"])
+        self._result: dict[str, Any] = {
+            "outcome": "failed",
+            "when": "collection",
+            "text": "the test was not found by this rank: it must be collected under the same name in every process",
+        }
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        """Before the first fixture: fixtures may want the process group."""
+        import torch
+        import torch.distributed as dist
+
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(self._rank % torch.cuda.device_count())
+        backend = self._request["backend"] or ("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        if not dist.is_initialized():
+            dist.init_process_group(backend, timeout=timedelta(seconds=self._request["timeout"]))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self) -> None:
+        """After the last fixture."""
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the first failure; without one, whether the test was skipped."""
+        if report.failed or report.when == "call" or (report.when == "setup" and report.skipped):
+            if self._result["outcome"] == "failed" and self._result["when"] != "collection":
+                return
+            text = report.longreprtext
+            if report.skipped and isinstance(report.longrepr, tuple):
+                text = report.longrepr[2].removeprefix("Skipped: ")
+            sections = "".join(f"\n--- {title} ---\n{content.rstrip()}" for title, content in report.sections)
+            self._result = {
+                "outcome": report.outcome,
+                "when": report.when,
+                "text": text + (sections if report.failed else ""),
+                "time": time.monotonic(),
+            }
+            if report.failed:
+                self._write()
+
+    def pytest_vram_record(self, record: TestRecord) -> None:
+        """The figures of this rank, for the test's budget."""
+        if self._request["figures"] is None:
+            return
+        pid = os.getpid()
+        process = Process(
+            pid=pid,
+            name=reporter.command(pid),
+            began=reporter.started(pid) or reporter.now(),
+            ended=reporter.now(),
+            rank=self._rank,
+            measurements=tuple(m for m in record.measurements if reporter.used(m)),
+        )
+        reporter.write_figures(Path(self._request["figures"]), process)
+
+    def pytest_sessionfinish(self) -> None:
+        """Say how it went."""
+        self._result.setdefault("time", time.monotonic())
+        self._write()
+
+    def _write(self) -> None:
+        folder = Path(self._request["folder"])
+        partial = folder / f".{self._rank}.json"
+        partial.write_text(json.dumps(self._result))
+        partial.rename(folder / f"{self._rank}.json")
+
+
+def main(path: str) -> int:
+    """Run the test that the file's request names; returns pytest's exit code."""
+    request = pickle.loads(Path(path).read_bytes())
+    if request["figures"] is not None:
+        reporter.own(request["figures"], None)  # what the test needs is told here, not what the process needs
+    config = Config.fromdictargs(dict(request["options"]), [request["test"]])
+    config.pluginmanager.register(RankChild(request), "vram-rank-child")
+    return int(config.hook.pytest_cmdline_main(config=config))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,262 @@
+"""``@pytest.mark.vram_ranks(4)``: runs a test once in each of four ranks, and tells which failed first.
+
+Each rank is a pytest of its own for this one test, so that fixtures, parameters and conftests are there as ever; see
+``rankchild.py``. In the test's own process nothing runs but this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vram.drygpu.process.activate import CARD_VARIABLE, LEAST_VARIABLE
+from pytest_vram.errors import VramRankFailed, VramUsageError
+from pytest_vram.plugin.judge import judged
+from pytest_vram.plugin.ranks import CHILD_VARIABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MARK = "vram_ranks"
+MOST_RANKS = 64
+_TIMEOUT = 600.0
+_GRACE = 10.0  # seconds that the other ranks have to end by themselves once one has failed
+_TAIL = 2_000  # characters of a rank's output that are shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """What the marker asks for.
+
+    Attributes:
+        count: how many ranks.
+        timeout: seconds that they have together.
+        backend: of the process group; ``None``: ``cpu:gloo,cuda:nccl`` where there is a GPU, else ``gloo``.
+    """
+
+    count: int
+    timeout: float = _TIMEOUT
+    backend: str | None = None
+
+
+def wanted(item: pytest.Item) -> Ranks | None:
+    """What the test's marker asks for; ``None`` without one, and in a rank's own process.
+
+    Raises:
+        VramUsageError: the marker cannot be used.
+    """
+    mark = item.get_closest_marker(MARK)
+    if mark is None or CHILD_VARIABLE in os.environ:
+        return None
+    example = "write the number of ranks, as in vram_ranks(4)"
+    unknown = sorted(set(mark.kwargs) - {"timeout", "backend"})
+    if unknown:
+        raise VramUsageError(f"vram_ranks() has no argument {unknown[0]!r}: it takes a number, timeout and backend")
+    if len(mark.args) != 1:
+        raise VramUsageError(f"vram_ranks({', '.join(map(repr, mark.args))}): {example}")
+    count, timeout = mark.args[0], mark.kwargs.get("timeout", _TIMEOUT)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_RANKS:
+        raise VramUsageError(f"vram_ranks({count!r}): {example}; 1 to {MOST_RANKS} are possible")
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < float("inf"):
+        raise VramUsageError(f"vram_ranks(timeout={timeout!r}): write seconds above 0")
+    backend = mark.kwargs.get("backend")
+    if backend is not None and not isinstance(backend, str):
+        raise VramUsageError(f"vram_ranks(backend={backend!r}): write a name, such as 'nccl' or 'gloo'")
+    test_case = getattr(item, "cls", None)
+    if not isinstance(item, pytest.Function) or (test_case and issubclass(test_case, unittest.TestCase)):
+        raise VramUsageError("vram_ranks works on test functions and methods, not on unittest.TestCase or doctests")
+    return Ranks(count=count, timeout=float(timeout), backend=backend)
+
+
+def empty(item: pytest.Item) -> None:
+    """Let the test's own process set up no fixture of it: each rank sets up its own."""
+    item.fixturenames = []  # type: ignore[attr-defined]
+
+
+def run(item: pytest.Function, ranks: Ranks, figures: Path | None) -> None:
+    """Run the test in its ranks, and wait for them.
+
+    Args:
+        item: the test.
+        ranks: how many, and how long.
+        figures: where each leaves what it needed; ``None`` where nothing is measured.
+
+    Raises:
+        VramRankFailed: a rank failed, or not all ended in time; the message is that of the first.
+    """
+    __tracebackhide__ = True
+    with tempfile.TemporaryDirectory(prefix="vram-ranks-") as name:
+        folder = Path(name)
+        started = _start(item, ranks, folder, figures)
+        late = _wait(started, folder, ranks.timeout)
+        _judge(started, folder, ranks, late)
+
+
+def _start(item: pytest.Function, ranks: Ranks, folder: Path, figures: Path | None) -> list[subprocess.Popen[bytes]]:
+    request = {
+        "options": _options(item.config),
+        "test": f"{item.path}::{item.nodeid.partition('::')[2]}",
+        "folder": str(folder),
+        "figures": None if figures is None else str(figures),
+        "backend": ranks.backend,
+        "timeout": ranks.timeout,
+    }
+    (folder / "request").write_bytes(pickle.dumps(request))
+    port = _free_port()
+    command = [sys.executable, "-m", "pytest_vram.plugin.rankchild", str(folder / "request")]
+    started = []
+    for rank in range(ranks.count):
+        with (folder / f"{rank}.out").open("wb") as out:
+            started.append(
+                subprocess.Popen(
+                    command,
+                    env=_environment(rank, ranks.count, port),
+                    cwd=item.config.invocation_params.dir,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+    return started
+
+
+def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+    variables = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        CHILD_VARIABLE: str(rank),
+    }
+    card = variables.get(CARD_VARIABLE, "").split("|")
+    if len(card) == 7:  # dry GPUs cost nothing: there is one for each rank
+        card[5] = variables[LEAST_VARIABLE] = str(max(count, int(card[5])))
+        variables[CARD_VARIABLE] = "|".join(card)
+    return variables
+
+
+def _options(config: pytest.Config) -> Mapping[str, Any]:
+    """The session's options for a rank's pytest: those that concern the session as a whole left out."""
+    options = {name: value for name, value in vars(config.option).items() if _plain(value)}
+    changed: dict[str, Any] = {
+        "numprocesses": None, "maxprocesses": None, "dist": "no", "distload": False, "tx": [], "usepdb": False,
+        "xmlpath": None, "lf": False, "failedfirst": False, "newfirst": False, "stepwise": False,
+        "stepwise_skip": False, "stepwise_reset": False, "cacheclear": False, "keyword": "", "markexpr": "",
+        "deselect": None, "maxfail": 0, "reruns": None, "collectonly": False, "runxfail": True, "no_cov": True,
+        "vram_report": None, "vram_output": None, "vram_baseline": None, "vram_update_baseline": None,
+        "vram_suggest": None, "basetemp": None, "file_or_dir": [],
+    }  # fmt: skip
+    options |= {name: value for name, value in changed.items() if name in options}
+    if options.get("hypothesis_seed", "") is None:
+        options["hypothesis_seed"] = str(int.from_bytes(os.urandom(4), "big"))  # the same examples on all ranks
+    options["rootdir"] = str(config.rootpath)
+    options["inifilename"] = None if config.inipath is None else str(config.inipath)
+    blocked = ["no:terminal", "no:cacheprovider", "no:rerunfailures"]
+    options["plugins"] = [*(options.get("plugins") or []), *blocked]
+    return options
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_plain(part) for part in value)
+    if isinstance(value, dict):
+        return all(_plain(part) for part in (*value, *value.values()))
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _wait(started: list[subprocess.Popen[bytes]], folder: Path, timeout: float) -> list[int]:
+    """Until all have ended, one has failed and the others had time to, or the time is over; returns who was late."""
+    deadline, failed = time.monotonic() + timeout, False
+    while running := [rank for rank, process in enumerate(started) if process.poll() is None]:
+        if not failed and any(_failed(folder, rank, process) for rank, process in enumerate(started)):
+            failed, deadline = True, min(deadline, time.monotonic() + _GRACE)
+        if time.monotonic() > deadline:
+            for rank in running:
+                _end(started[rank])
+            return [] if failed else running
+        time.sleep(0.02)
+    return []
+
+
+def _failed(folder: Path, rank: int, process: subprocess.Popen[bytes]) -> bool:
+    result = _result(folder, rank)
+    return result["outcome"] == "failed" if result else process.poll() not in (None, 0)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The rank, and what it started: it leads a group of its own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=3)
+
+
+def _result(folder: Path, rank: int) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((folder / f"{rank}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _judge(started: list[subprocess.Popen[bytes]], folder: Path, ranks: Ranks, late: list[int]) -> None:
+    __tracebackhide__ = True
+    results = {rank: _result(folder, rank) for rank in range(ranks.count)}
+    states = {
+        rank: "did not end in time" if rank in late else _state(results[rank], started[rank].returncode)
+        for rank in results
+    }
+    failed = [rank for rank, result in results.items() if result and result["outcome"] == "failed"]
+    broken = [rank for rank, result in results.items() if result is None]
+    if failed or broken:
+        first = min(failed, key=lambda rank: (results[rank] or {})["time"]) if failed else broken[0]
+        text = (results[first] or {}).get("text") or _tail(folder, first)
+        others = "\n".join(f"  rank {rank} {state}" for rank, state in states.items() if rank != first)
+        what = "failed first" if not late or failed else f"did not end within {ranks.timeout:g} s"
+        where = (results[first] or {}).get("when", "")
+        raise judged(
+            VramRankFailed(
+                f"rank {first} of {ranks.count} {what}{f', in its {where}' if where else ''}:\n{text}"
+                + (f"\nthe other ranks:\n{others}" if others else ""),
+                rank=first,
+            )
+        )
+    skipped = [(rank, result) for rank, result in results.items() if result and result["outcome"] == "skipped"]
+    if skipped:
+        rank, result = skipped[0]
+        raise pytest.skip.Exception(f"rank {rank} of {ranks.count}: {result['text']}", _use_item_location=True)
+
+
+def _state(result: dict[str, Any] | None, code: int | None) -> str:
+    if result is not None:
+        return str(result["outcome"])
+    return f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+
+
+def _tail(folder: Path, rank: int) -> str:
+    text = (folder / f"{rank}.out").read_text(errors="replace")
+    return text[-_TAIL:].strip() or "it printed nothing"

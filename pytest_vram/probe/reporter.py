@@ -1,0 +1,198 @@
+"""The figures of a process below a measured test: kept from its first use of a GPU on, and left when it ends.
+
+Runs in every Python process that inherits the plugin's environment, on a dry GPU and on a real one. A process that
+never uses a GPU leaves nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import multiprocessing.util
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+from pytest_vram.drygpu.process.variables import PROCESSES_VARIABLE
+from pytest_vram.memory import Measurement
+from pytest_vram.memory.codec import encode
+from pytest_vram.memory.process import Process
+
+_HOLDERS = 10
+_TICKS = os.sysconf("SC_CLK_TCK")
+_SHOWN = 80  # characters of a command line
+_reporters: list[_Reporter] = []
+_owned: dict[str, str | None] = {}
+
+
+def now() -> float:
+    """Seconds since the machine started: a clock that all processes share."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def started(pid: int) -> float | None:
+    """When a process started, on the clock of :func:`now`, to a hundredth of a second; ``None`` if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19]) / _TICKS
+
+
+def command(pid: int) -> str:
+    """A process's command line, shortened; ``"process"`` if it is gone."""
+    try:
+        parts = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "process"
+    words = " ".join([os.path.basename(parts[0]), *parts[1:]]).split()
+    return " ".join(words)[:_SHOWN] or "process"
+
+
+class _Reporter:
+    """Watches one process."""
+
+    def __init__(self, folder: Path) -> None:
+        from pytest_vram.probe.cuda import CudaProbe
+        from pytest_vram.probe.intervals import Intervals
+
+        self.folder, self.pid = folder, os.getpid()
+        self._probe = CudaProbe()
+        self._intervals = Intervals(self._probe)
+        self._interval = self._intervals.begin()
+        self._probe.begin_test(record=True)
+        # Says that figures will come: a process that is killed before leaves this behind.
+        (folder / f"{self.pid}.began").write_text(json.dumps(encode(self._process(()))))
+        self._questions = folder / f"{self.pid}.ask"
+        os.mkfifo(self._questions)
+        threading.Thread(target=self._answer, name="vram-answers", daemon=True).start()
+
+    def write(self) -> None:
+        """Leave the figures."""
+        if os.getpid() != self.pid:
+            return
+        measurements = tuple(m for m in self._measurements(holders=True) if used(m))
+        self._probe.end_test()
+        write_figures(self.folder, replace(self._process(measurements), ended=now()))
+        self._questions.unlink(missing_ok=True)
+
+    def _answer(self) -> None:
+        """Leave the figures so far whenever somebody asks: a byte in the pipe is a question."""
+        while True:
+            try:
+                with self._questions.open("rb") as pipe:
+                    pipe.read()
+            except OSError:
+                return  # the folder is gone: nobody will ask any more
+            measurements = tuple(m for m in self._measurements(holders=False) if used(m))
+            write_figures(self.folder, self._process(measurements), suffix="sofar")
+
+    def _process(self, measurements: tuple[Measurement, ...]) -> Process:
+        began = started(self.pid)
+        return Process(
+            pid=self.pid,
+            name=command(self.pid),
+            began=now() if began is None else began,
+            rank=_rank(),
+            measurements=measurements,
+        )
+
+    def _measurements(self, *, holders: bool) -> list[Measurement]:
+        peaks, counters = self._intervals.read(self._interval), self._probe.counters()
+        return [
+            Measurement(
+                device=device,
+                peak=peaks[index],
+                holders=self._probe.holders(device.index, _HOLDERS) if holders else (),
+                retries=counters[index].retries,
+                ooms=counters[index].ooms,
+                host_reads=self._probe.host_reads() if index == 0 else (),
+            )
+            for index, device in enumerate(self._probe.devices())
+            if index < len(peaks)
+        ]
+
+
+def write_figures(folder: Path, process: Process, suffix: str = "json") -> None:
+    """Put one process's figures into the folder, whole or not at all."""
+    unfinished = folder / f".{process.pid}.{suffix}"
+    unfinished.write_text(json.dumps(encode(process)))
+    unfinished.rename(folder / f"{process.pid}.{suffix}")
+
+
+class _Anything:
+    """``register_after_fork`` wants an object that lives as long as it is to be called."""
+
+
+_ANYTHING = _Anything()
+
+
+def own(folder: str, outer: str | None) -> None:
+    """This process reads ``folder``, and does not report there: it reports to ``outer``, if there is one."""
+    _owned[folder] = outer
+
+
+def owner_of(folder: str | None) -> str | None:
+    """Where a process reports whose environment names ``folder``: nowhere, if it has said so with :func:`own`."""
+    return _owned.get(folder, folder) if folder else None
+
+
+def begin() -> None:
+    """Report this process's figures, from the moment it first uses a GPU. Torch is imported; no folder, no report."""
+    folder = owner_of(os.environ.get(PROCESSES_VARIABLE))
+    if folder:
+        _once(os.getpid(), folder)
+
+
+@cache
+def _once(_pid: int, folder: str) -> None:
+    import torch
+
+    torch.cuda._lazy_call(partial(_start, folder))
+    atexit.register(_finish)
+    multiprocessing.util.register_after_fork(_ANYTHING, _finish_with_multiprocessing)
+
+
+def _finish_with_multiprocessing(_: object) -> None:
+    """A child of multiprocessing ends without running atexit's functions, but runs these."""
+    multiprocessing.util.Finalize(None, _finish, exitpriority=0)
+
+
+def follow_forks() -> None:
+    """Let the children that this process forks report, although it does not report itself."""
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def _in_child() -> None:
+    _reporters.clear()
+    _owned.clear()
+    if "torch" in sys.modules:
+        begin()
+
+
+def _start(folder: str) -> None:
+    if not _reporters:
+        _reporters.append(_Reporter(Path(folder)))
+
+
+def _finish() -> None:
+    while _reporters:
+        _reporters.pop().write()
+
+
+def _rank() -> int | None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank())
+    text = os.environ.get("RANK", "")
+    return int(text) if text.isdigit() else None
+
+
+def used(measurement: Measurement) -> bool:
+    """Whether the process had anything on that device."""
+    peak = measurement.peak
+    return bool(peak.allocated_bytes or peak.reserved_bytes or peak.device_bytes)
