@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,17 +137,21 @@ def as_named() -> Iterator[None]:
     peft 0.21 takes ``gate_proj``, ``up_proj`` and ``down_proj`` of some thirty mixtures for experts as transformers 4
     stored them, and adapts the fused parameters of transformers 5 instead: dense layers and shared experts of the same
     names are left without an adapter, silently. This may go when peft looks at the model before it rewrites a name.
+    The first versions of peft that are supported (0.18) rewrite nothing.
     """
-    from peft.utils import transformers_weight_conversion as conversion
-
+    try:
+        conversion: Any = importlib.import_module("peft.utils.transformers_weight_conversion")
+    except ImportError:
+        yield
+        return
     rewrites = {
         "convert_peft_config_for_transformers": lambda *_, **__: None,
         "convert_peft_adapter_state_dict_for_transformers": lambda adapter_state_dict, **_: adapter_state_dict,
     }
-    kept = {name: getattr(conversion, name) for name in rewrites}
+    kept = {name: getattr(conversion, name) for name in rewrites if hasattr(conversion, name)}
     try:
-        for name, nothing in rewrites.items():
-            setattr(conversion, name, nothing)
+        for name in kept:
+            setattr(conversion, name, rewrites[name])
         yield
     finally:
         for name, own in kept.items():

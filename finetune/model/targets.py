@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _EXCLUDED, _NOT_NAMED, _HEAD = "left out by --exclude", "not named by --targets", "the head"
 _OUTSIDE = "outside the language model, which is all that text runs through"
 _CROSS = re.compile(r"\.(?:encoder_attn|encdec_attn|crossattention|cross_attn|cross_attention)\.")
+_MODALITY = re.compile(r"(?:^|_)(?:visual|vision|image|video|audio|speech|multi_?modal)(?:_|$)")
 _UNUSED = "attends to what another model has seen, and text alone has none"
 
 
@@ -118,11 +119,15 @@ def _unfit(base: nn.Module) -> dict[str, str]:
     plain = why_not_plain(model)
     inside = next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
     words = model.get_input_embeddings()
-    foreign = tuple(
-        f"{inside}{name}."
+    parts = {
+        name: child
         for name, child in (decoder or model).named_children()
-        if _sees_or_hears(child) and not any(module is words for module in child.modules())
-    )
+        if not any(module is words for module in child.modules())
+    }
+    senses = [name for name, child in parts.items() if _sees_or_hears(child)]
+    if senses:  # what carries images or sound to the text has no mark, but a name
+        senses += [name for name in parts if _MODALITY.search(name)]
+    foreign = tuple(f"{inside}{name}." for name in senses)
     reasons = {}
     for path, layer in linear_layers(model):
         if layer is head:

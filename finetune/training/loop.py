@@ -178,15 +178,21 @@ def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
     parameters = trained(model)
     learners = {name: p for name, p in parameters.items() if "lora_B" in name} or parameters
     without = [name for name, parameter in learners.items() if parameter.grad is None]
+    if len(without) == len(learners):
+        raise TrainingError(
+            f"no gradient reaches any of the {len(learners)} weights that are trained, the first is {without[0]}: the "
+            "backward pass of this model does not lead to them. Try --no-checkpointing; where that changes nothing, "
+            "the model cannot be trained here"
+        )
     if without:
         paths = [
             [name.removeprefix("base_model.model.").partition(".lora_")[0] for name in part]
             for part in _parts(learners)
         ]
         raise TrainingError(
-            f"{len(without)} of {len(learners)} adapter matrices get no gradient, the first is {without[0]}: it is not "
-            f"on the way from the tokens to the loss. Use --exclude {' '.join(names_of(*paths))}, or try "
-            "--no-checkpointing"
+            f"{len(without)} of {len(learners)} adapter matrices get no gradient from the longest rows, the first is "
+            f"{without[0]}: the model does not use it for them (some layers only work on longer rows). Use --exclude "
+            f"{' '.join(names_of(*paths))}, or try --no-checkpointing"
         )
     if loss > 0 and not any(
         bool(parameter.grad.any()) for parameter in learners.values() if parameter.grad is not None

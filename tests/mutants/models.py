@@ -40,8 +40,8 @@ BUGS: dict[str, Planted] = {
             Bug("choose", "path not in reasons", "True"),
             Bug(
                 "_unfit",
-                "_sees_or_hears(child) and (not any((module is words for module in child.modules())))",
-                "not any((module is words for module in child.modules()))",
+                "[name for name, child in parts.items() if _sees_or_hears(child)]",
+                "list(parts)",
             ),
         ],
     ),
@@ -64,7 +64,7 @@ BUGS: dict[str, Planted] = {
         ["tests/properties/model/test_started_models.py", "tests/properties/model/test_layer_targets.py"],
         [
             Bug("load_adapter", "not trainable", "True"),
-            Bug("as_named", "setattr(conversion, name, nothing)", "pass"),
+            Bug("as_named", "setattr(conversion, name, rewrites[name])", "pass"),
             Bug("_fill", "if lost:", "if False:"),
             Bug("_as_saved", "paths <= layers", "False"),
             Bug("settled", "'lora_alpha'", "'r'"),

@@ -159,7 +159,8 @@ def _refuse_real_gpu(allowed: bool) -> None:
 
 def _variables(card: str | Card, count: int, total_bytes: int | None, context_bytes: int | None) -> dict[str, str]:
     found = find_card(card) if isinstance(card, str) else card
-    count = max(count, int(os.environ.get(LEAST_VARIABLE, "1")))
+    if count >= 1:
+        count = max(count, int(os.environ.get(LEAST_VARIABLE, "1")))
     total = found.total_bytes if total_bytes is None else total_bytes
     context = found.context_bytes if context_bytes is None else context_bytes
     # A size that the caller gives is the whole context's.

@@ -35,7 +35,8 @@ def install(library: torch.library.Library) -> None:
     """Register the collectives' kernels in ``library``, a fragment of the namespace ``c10d``."""
     buckets.install()
     for name, (group_at, prepare) in _COLLECTIVES.items():
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"c10d::{name}", "CUDA"):
+        known = hasattr(torch.ops.c10d, name)  # torch 2.11 has no gather_into_tensor_
+        if known and torch._C._dispatch_has_kernel_for_dispatch_key(f"c10d::{name}", "CUDA"):
             overload = getattr(torch.ops.c10d, name).default
             kernels.put_in_front(library, overload, functools.partial(_kernel, name.strip("_"), group_at, prepare))
     reductions.install()

@@ -37,7 +37,7 @@ def dry_python() -> DryPython:
             env=variables,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,
             check=False,
         )
 
@@ -61,7 +61,7 @@ def run_program(dry_python: DryPython) -> Callable[..., dict[str, Any]]:
 def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs ``python -m pytest_vram run`` and what follows it, as a user would."""
 
-    def run(*args: str, timeout: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, timeout: float = 1800, **more: str) -> subprocess.CompletedProcess[str]:
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **more}
         return subprocess.run(
             [sys.executable, "-m", "pytest_vram", "run", *args],

@@ -27,7 +27,7 @@ def run_plain(program: str) -> dict[str, Any]:
         [sys.executable, "-W", "ignore", str(PROGRAMS / program)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,
         check=False,
         env={**variables, "OMP_NUM_THREADS": "1"},
     )

@@ -147,7 +147,7 @@ def test_an_interrupt_reaches_the_program_and_its_figures_survive(script: Callab
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert output == "saved\n"
     assert "KeyboardInterrupt" in errors
     assert "peak allocated     64.0 MiB" in errors
@@ -195,7 +195,7 @@ distributed.destroy_process_group()
 
 
 def test_ranks_of_torchrun_have_a_card_each(run_command: Run, script: Callable[..., str], tmp_path: Path) -> None:
-    """DistributedDataParallel and FSDP compare parameters across ranks: the other ranks are taken as this one."""
+    """DistributedDataParallel and FSDP compare parameters across ranks, which tell each other."""
     out = tmp_path / "out.json"
     launch = ("torchrun", "--standalone", "--nproc-per-node", "2")
     done = run_command("--gpu", "l4", "--count", "2", "--json", str(out), "--", *launch, script(RANKS))
@@ -203,7 +203,7 @@ def test_ranks_of_torchrun_have_a_card_each(run_command: Run, script: Callable[.
     report = json.loads(out.read_text())
     assert [device["processes"] for device in report["devices"]] == [1, 1]
     assert all(device["peak_allocated_bytes"] > 16 * MIB for device in report["devices"])
-    assert "other ranks taken as this one" in {read["note"] for read in report["host_reads"]}
+    assert "other ranks taken as this one" not in {read["note"] for read in report["host_reads"]}
 
 
 WORKERS = """

@@ -40,7 +40,7 @@ def figures(
     """The JSON of a run, and what it said."""
     path, out = tmp_path / "program.py", tmp_path / "out.json"
     path.write_text(program)
-    done = run_command("--json", str(out), *options, str(path), timeout=300)
+    done = run_command("--json", str(out), *options, str(path))
     assert done.returncode == ends, done.stderr
     return json.loads(out.read_text()), done.stderr
 

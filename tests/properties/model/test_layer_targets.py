@@ -164,6 +164,15 @@ def test_what_sees_and_hears_inside_the_language_model_is_no_part_of_it() -> Non
     assert {left[path] for path in inside} == {"outside the language model, which is all that text runs through"}
 
 
+def test_what_carries_images_to_the_text_is_no_part_of_the_language_model_either() -> None:
+    config = AdapterConfig(rank=4)
+    adapter: Any = nonzero_adapter(attach_adapter(tiny_model_of("git"), config, seed=0))
+    found = coverage(adapter, config)
+    assert found.left["git.visual_projection.visual_projection.0"].startswith("outside the language model")
+    assert not any("image_encoder" in path or "visual" in path for path in found.adapted)
+    assert len(gradients(adapter, checkpointing=False)) == 2 * len(found.adapted)
+
+
 def test_a_name_that_both_have_means_the_language_models_and_one_that_it_has_not_is_refused() -> None:
     found = adapted(gemma3_with_vision(), targets=("q_proj",))
     assert len(found) == 2

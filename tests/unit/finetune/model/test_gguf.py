@@ -97,7 +97,7 @@ def written(file: Path) -> dict[str, object]:
     import numpy as np
     from gguf import GGUFWriter
 
-    words = ["<|end|>", *(chr(c) for c in range(33, 127)), "ab"]
+    words = ["<|end|>", *(chr(c) for c in range(33, 127)), "ab", "cd"]
     writer = GGUFWriter(str(file), "llama")
     writer.add_block_count(1)
     writer.add_context_length(64)
@@ -111,7 +111,7 @@ def written(file: Path) -> dict[str, object]:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
     writer.add_token_types([3, *[1] * (len(words) - 1)])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])  # transformers 5.17 reads a list of one as a string
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
     shapes = {"token_embd": (len(words), 32), "output_norm": (32,), "output": (len(words), 32)}

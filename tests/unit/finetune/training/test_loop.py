@@ -30,8 +30,14 @@ class Adapted(nn.Module):
 def test_a_matrix_without_gradient_is_named() -> None:
     model = Adapted()
     model.lora_B["used"].grad = torch.ones(2)
-    with pytest.raises(TrainingError, match=r"1 of 2 adapter matrices get no gradient, the first is lora_B.unused"):
+    with pytest.raises(TrainingError, match=r"1 of 2 adapter matrices get no gradient .*, the first is lora_B.unused"):
         require_gradients(model, loss=1.0)
+
+
+def test_a_model_whose_backward_pass_leads_to_no_matrix_is_not_told_to_leave_all_of_them_out() -> None:
+    with pytest.raises(TrainingError, match="no gradient reaches any of the 2 weights") as caught:
+        require_gradients(Adapted(), loss=1.0)
+    assert "--exclude" not in str(caught.value)
 
 
 def test_gradients_of_zero_everywhere_are_refused() -> None:
