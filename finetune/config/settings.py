@@ -36,7 +36,7 @@ class ModelConfig:
     """With 4 bits: quantize the scales of the weights as well (saves 0.37 bit per parameter)."""
     compute_dtype: ComputeDtype = "auto"
     """Dtype of the activations and of the weights that are not quantized.
-    auto: --precision where that is a dtype, else bf16 on a GPU that supports it, fp16 on an older one, fp32 on a CPU."""
+    auto: --precision if that is a dtype, else bf16 on a GPU that supports it, fp16 on an older one, fp32 on a CPU."""
     resize_embeddings: bool = False
     """Add embedding rows for tokens that the tokenizer has and the model lacks. The new rows are trained and saved with
     the adapter: for each token one row of the model's hidden size, and a second one where the head has its own
