@@ -189,7 +189,7 @@ def _named(header: list[str], values: list[str]) -> tuple[dict[str, str], str | 
 
 
 def _wrong_count(header: list[str], values: list[str]) -> str:
-    return f"it has {len(values)} columns, and the header has {len(header)}"
+    return f"it has {len(values)} {'column' if len(values) == 1 else 'columns'}, and the header has {len(header)}"
 
 
 def _is_number(text: str) -> bool:

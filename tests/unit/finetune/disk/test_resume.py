@@ -125,7 +125,9 @@ def test_a_model_whose_gradient_depends_on_the_split_keeps_it() -> None:
 
 
 def test_other_versions_are_noted() -> None:
-    assert compare(facts(), facts(versions={"torch": "2.15"})) == ["torch was 2.14, is 2.15: the last bits may differ"]
+    assert compare(facts(), facts(versions={"torch": "2.15"})) == [
+        "torch was 2.14 and is now 2.15: the last bits may differ"
+    ]
 
 
 def test_the_fingerprint_sees_values_names_and_shapes() -> None:
