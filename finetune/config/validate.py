@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import RunConfig
 
-FOUR_BIT = ("fp4", "nf4")
 MAX_SEED = 2**32 - 1  # the largest seed that numpy's legacy generator accepts
 
 
