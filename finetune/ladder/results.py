@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
 
 CACHED = "cached"
 """Category of the memory that the allocator holds and that no tensor uses at the peak. The arithmetic has none."""

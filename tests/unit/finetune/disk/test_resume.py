@@ -1,4 +1,4 @@
-"""What may change between a run and its resumption, and what may not."""
+"""Which differences between a run and its resumption are allowed, and which are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ladder's figures: attributed, told, kept and drawn."""
+"""The figures of the ladder: by category, as a table, as JSON, and as a picture."""
 
 from __future__ import annotations
 
