@@ -55,9 +55,8 @@ def test_the_table_names_what_fits_and_by_how_much() -> None:
 
 
 def test_json_holds_every_figure_of_the_ladder() -> None:
-    assert json.loads(as_json(LADDER)) == dataclasses.asdict(LADDER) | {
-        "rungs": [*map(dataclasses.asdict, LADDER.rungs)]
-    }
+    rungs = [dataclasses.asdict(rung) for rung in LADDER.rungs]
+    assert json.loads(as_json(LADDER)) == dataclasses.asdict(LADDER) | {"rungs": rungs}
 
 
 def test_each_rung_changes_what_its_name_says() -> None:

@@ -1,4 +1,4 @@
-"""A run that would learn nothing stops before its first step; random numbers, saving and evaluation follow the steps."""
+"""A run that would learn nothing stops before its first step; random numbers and evaluations follow the steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first signal stops a run after a whole step, the second one at once."""
+"""The first signal stops a run where nothing is half done, the second one at once."""
 
 from __future__ import annotations
 
