@@ -36,6 +36,7 @@ OTHER_VALUES: dict[str, Any] = {
     "rank": 7,
     "alpha": 7.0,
     "targets": ("q_proj",),
+    "exclude": ("o_proj",),
     "dropout": 0.5,
     "rslora": True,
     "dora": True,
