@@ -1,1 +1,1 @@
-"""A small, exact QLoRA fine-tuner."""
+"""finetune: trains LoRA and QLoRA adapters, with gradients that are exact under accumulation and checkpointing."""

@@ -1,4 +1,7 @@
-"""Flags and YAML to one checked RunConfig. Imports neither torch nor transformers, so a mistake is told at once."""
+"""Turns flags and YAML into one checked RunConfig.
+
+It imports neither torch nor transformers, which take seconds, so that a mistake is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,21 @@ if TYPE_CHECKING:
 PROG = "python -m finetune.qlora"
 
 _DESCRIPTION = """\
-Fine-tune a causal language model with QLoRA: the base frozen and quantized, an adapter trained, gradients exact.
+Fine-tune a causal language model with QLoRA: the base model is quantized and frozen, and an adapter is trained on it
+with exact gradients.
 
 Usage: python -m finetune.qlora [CONFIG.yaml] [--field value ...]
 
-CONFIG.yaml holds the same names as the flags, one `name: value` a line; flags win over it. Without --model and --data
-it trains the embedded model on the embedded data, with the demo's settings (at the end of this text)."""
+CONFIG.yaml uses the same names as the flags, one `name: value` on each line; a flag overrides the file. Without --model
+and --data the demo runs: it trains the embedded model on the embedded data (its settings are at the end of this text).
+"""
 
 
 def parse(argv: Sequence[str]) -> RunConfig:
     """Turn the command line into a checked config.
 
-    Later sources win: the defaults (or the demo's, or with ``--resume`` the recorded run's), the YAML file, the flags.
+    A flag overrides the YAML file, and the file overrides the starting values: the defaults, or the settings of the
+    demo, or with ``--resume`` the settings that the run has recorded.
 
     Args:
         argv: the arguments, without the program's name.
@@ -46,7 +52,8 @@ def parse(argv: Sequence[str]) -> RunConfig:
         settings = yaml_file.load(Path(flags.pop(0)))
     config = _parse_flags(flags, yaml_file.replace(RunConfig(), settings))
     if config.embedded:
-        own_folder = config.output.output != RunConfig().output.output  # only the demo's own is its to overwrite
+        # The demo may overwrite its own folder only, never one that the user named.
+        own_folder = config.output.output != RunConfig().output.output
         preset = yaml_file.replace(DEMO, {"overwrite": DEMO.output.overwrite and not own_folder})
         config = _parse_flags(flags, yaml_file.replace(preset, settings))
     recorded = RunFolder(config.output.output).config
@@ -59,7 +66,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
 
 
 def explain(error: ConfigError) -> str:
-    """The text for a user whose settings cannot be used, a line for each."""
+    """Return the message for a user whose settings cannot be used: a headline, then one line for each setting."""
     count = len(error.problems)
     head = "one setting cannot be used" if count == 1 else f"{count} settings cannot be used"
     lines = [f"finetune.qlora: {head}", *(f"  {problem}" for problem in error.problems)]
@@ -99,15 +106,15 @@ def _epilog() -> str:
     changed = [f"{yaml_file.flag(name)} {value}" for name, value in demo.items() if value != ordinary[name]]
     codes = "\n".join(f"  {code.value:>3}  {code.meaning}" for code in ExitCode)
     return f"""\
-The demo, which is what runs when neither --model nor --data is given, starts from these instead of the defaults:
+Without --model and --data the demo runs. It starts from these settings instead of the defaults:
   {"  ".join(changed)}
 
 The output folder:
-  adapter/              the result: PeftModel.from_pretrained(base, "OUTPUT/adapter"); tokenizer and model card with it
+  adapter/              the result, with tokenizer and model card: PeftModel.from_pretrained(base, "OUTPUT/adapter")
   merged/               the merged model (--merge)
-  summary.json          the run's figures; config.yaml its settings
-  train.jsonl           a row a step; eval.jsonl a row an evaluation
-  checkpoints/step-N/   what --resume goes on from; each with a manifest of checksums
+  summary.json          the run's figures; config.yaml holds its settings
+  train.jsonl           one row for each step; eval.jsonl has one row for each evaluation
+  checkpoints/step-N/   --resume continues from the newest; each has a manifest of checksums
 
 Exit codes:
 {codes}
@@ -116,12 +123,12 @@ Examples:
   {PROG}                                                 # the demo
   {PROG} --model ./mistral-7b --data chats.jsonl         # your model, your rows
   {PROG} --model ./mistral-7b --data chats.jsonl --seq 2048 --rank 32 --print-config > run.yaml
-  {PROG} run.yaml --output runs/second --seed 1          # a file, and what differs
-  {PROG} --output runs/second --resume                   # go on after a crash, with the settings recorded there
-  {PROG} run.yaml --dry-run --gpu rtx-4080               # would it fit? asks no GPU and no weights
+  {PROG} run.yaml --output runs/second --seed 1          # a file, with two settings overridden
+  {PROG} --output runs/second --resume                   # continue after a crash, with the settings recorded there
+  {PROG} run.yaml --dry-run --gpu rtx-4080               # would it fit? needs no GPU and no weights
 
-Rows, any of: {{"messages": [...]}}, {{"prompt": ..., "completion": ...}}, {{"text": ...}},
-  {{"instruction": ..., "input": ..., "output": ...}}; beside them "system", "history", "tools" and
-  "chat_template_kwargs" are used, and in a message "tool_calls" and "weight" (0: not trained on). A column or key that
-  the prompt leaves out is named, with the number of rows that have it.
-CPU threads: OMP_NUM_THREADS or --threads; with other work on the machine, 1 is often faster than all cores."""
+A row of --data has one of these forms: {{"messages": [...]}}, {{"prompt": ..., "completion": ...}}, {{"text": ...}},
+  {{"instruction": ..., "input": ..., "output": ...}}. The columns "system", "history", "tools" and
+  "chat_template_kwargs" are used too, and in a message "tool_calls" and "weight" (0: do not train on this message).
+  The run names each column or key that the prompt leaves out, with the number of rows that have it.
+CPU threads: set OMP_NUM_THREADS or --threads. While other programs run, 1 is often faster than all cores."""

@@ -1,4 +1,4 @@
-"""Errors that a user can act on. Each names the field, the value and the remedy, and knows its exit code."""
+"""The errors that a user can act on. Each message names the field, the value and the remedy; each has an exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What ``python -m finetune.qlora`` exits with."""
+    """The exit codes of ``python -m finetune.qlora``."""
 
     OK = 0
     BUG = 1
@@ -19,18 +19,18 @@ class ExitCode(IntEnum):
 
     @property
     def meaning(self) -> str:
-        """One line for ``--help``."""
+        """The explanation of this code, one line for ``--help``."""
         return _MEANINGS[self]
 
 
 _MEANINGS = {
     ExitCode.OK: "the adapter is written",
     ExitCode.BUG: "a bug in this program, with its traceback; what was saved is sound",
-    ExitCode.USAGE: "a flag, YAML value, data row, model or output folder cannot be used; the message says what would",
-    ExitCode.OUT_OF_MEMORY: "out of memory, on the GPU or on the host; what was saved is sound, go on with --resume",
-    ExitCode.CANNOT_WRITE: "the disk is full or not writable; what was saved is sound, go on with --resume",
+    ExitCode.USAGE: "a flag, YAML value, data row, model or output folder cannot be used; the message gives the remedy",
+    ExitCode.OUT_OF_MEMORY: "out of memory, on the GPU or on the host; what was saved is sound, continue with --resume",
+    ExitCode.CANNOT_WRITE: "the disk is full or not writable; what was saved is sound, continue with --resume",
     ExitCode.NO_LEARNING: "the loss is not a number, or no gradient reaches the adapter; the message says why",
-    ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; the finished steps are saved, go on with --resume",
+    ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; the finished steps are saved, continue with --resume",
 }
 
 
@@ -45,20 +45,20 @@ class Problem:
     """One setting that cannot be used."""
 
     field: str
-    """Name of the setting, as in the YAML file; the flag is the same with dashes."""
+    """Name of the setting as the YAML file has it, such as ``micro_batch``; its flag is ``--micro-batch``."""
     value: object
-    """What was given."""
+    """The value that was given."""
     why: str
-    """What is wrong with it."""
+    """Why the value cannot be used."""
     remedy: str
-    """What would work."""
+    """A value or an action that would work."""
 
     def __str__(self) -> str:
         return f"{self.field} = {self.value!r}: {self.why}; {self.remedy}"
 
 
 class ConfigError(FinetuneError, ValueError):
-    """One or more settings cannot be used. ``problems`` holds each."""
+    """One or more settings cannot be used; ``problems`` has one entry for each."""
 
     def __init__(self, *problems: Problem) -> None:
         self.problems = problems
@@ -66,11 +66,11 @@ class ConfigError(FinetuneError, ValueError):
 
 
 class ModelError(FinetuneError):
-    """The base model cannot be loaded, or not as configured."""
+    """The base model cannot be loaded, or cannot be loaded with these settings."""
 
 
 class MissingModelError(ModelError):
-    """There is no model of that name, in no folder and not on the hub."""
+    """No folder and no hub model has that name."""
 
 
 class DataError(FinetuneError):
@@ -78,7 +78,7 @@ class DataError(FinetuneError):
 
 
 class TrainingError(FinetuneError):
-    """Training would go on without meaning: no gradient reaches the adapter, or the loss is not a number."""
+    """Training would learn nothing: no gradient reaches the adapter, or the loss is not a number."""
 
     exit_code = ExitCode.NO_LEARNING
 
@@ -88,11 +88,11 @@ class CheckpointError(FinetuneError):
 
 
 class OutputError(FinetuneError):
-    """The output folder is taken, locked or not writable."""
+    """The output folder holds another run, is locked by one, or is not writable."""
 
 
 class WriteError(FinetuneError):
-    """The disk is full or refuses to be written, in the middle of a run."""
+    """A write failed during a run, because the disk is full or not writable."""
 
     exit_code = ExitCode.CANNOT_WRITE
 
@@ -101,9 +101,9 @@ class OutOfMemoryError(FinetuneError):
     """Device or host memory ran out.
 
     Attributes:
-        budget_bytes: what there was.
-        held_bytes: what this process held when it failed.
-        savings: the settings that would save most, as (setting, bytes saved).
+        budget_bytes: the memory that there was; None where that is unknown.
+        held_bytes: the memory that this process held when an allocation failed.
+        savings: the settings that would save the most, as (setting, bytes saved).
     """
 
     exit_code = ExitCode.OUT_OF_MEMORY
@@ -118,6 +118,6 @@ class OutOfMemoryError(FinetuneError):
 
 
 class RunInterruptedError(FinetuneError):
-    """Ctrl-C or SIGTERM arrived, and the finished steps are saved."""
+    """Ctrl-C or SIGTERM stopped the run; the finished steps are saved."""
 
     exit_code = ExitCode.INTERRUPTED

@@ -1,8 +1,9 @@
 """``python -m finetune.qlora``: parse -> prepare -> fit -> write the result.
 
-The story in one sitting. Each step is a module of its own: ``cli`` (flags and YAML), ``prepare`` (data, model, adapter,
-optimizer, and what a resumed run restores), ``loop`` (steps, evaluations, checkpoints), ``result`` (adapter, card,
-summary, merged model). Heavy imports wait until the settings are known to be right.
+This module shows a whole run from start to end. Each stage has a module of its own: ``cli`` (flags and YAML),
+``prepare`` (data, model, adapter, optimizer, and the state that a resumed run restores), ``loop`` (steps, evaluations,
+checkpoints) and ``result`` (adapter, model card, summary, merged model). Torch and the other heavy packages are
+imported only after the settings have been checked, so that a mistake in them is reported at once.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, and say in one message what went wrong if something did.
+    """Run the command line, and print one message if the run fails.
 
     Args:
-        argv: the arguments after the program's name; those of the process when None.
+        argv: the arguments after the program's name. None takes the arguments of this process.
 
     Returns:
         The exit code, see :class:`finetune.errors.ExitCode`.
@@ -59,13 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: RunConfig) -> Summary:
-    """Fine-tune as configured, and leave the result in ``config.output.output``.
+    """Fine-tune as configured, and write the result into ``config.output.output``.
 
     Returns:
-        The figures of the run, which ``summary.json`` holds too.
+        The figures of the run. ``summary.json`` holds the same figures.
 
     Raises:
-        FinetuneError: one of its kinds, each with the remedy in its message; what was saved is sound.
+        FinetuneError: the run failed. The subclass tells the cause and the message the remedy; the checkpoints that
+            were saved before are sound.
     """
     validate(config)
     from finetune.disk.durable import run_lock
@@ -83,19 +85,20 @@ def run(config: RunConfig) -> Summary:
             return write_result(setup, evaluations)
     except StopRequested:
         raise RunInterruptedError(
-            f"stopped before the first step or after the last; what was saved is sound, go on with: {cli.PROG} "
+            f"stopped before the first step or after the last; what was saved is sound, continue with: {cli.PROG} "
             f"--output {config.output.output} --resume"
         ) from None
 
 
 def _settle_libraries() -> None:
-    """Keep other libraries' bars and advice out of a log, and their idle threads off the cores.
+    """Silence the progress bars and warnings of other libraries, and make idle OpenMP threads sleep.
 
-    Threads that wait by spinning make a run several times slower as soon as anything else wants the machine.
+    By default an idle OpenMP thread spins: it keeps its core busy while it waits. That makes a run several times slower
+    as soon as another program uses the machine.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks, at import, for optional kernels
-    # peft 0.21 asks transformers 5.23 for a flag by its old name.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenMP reads this when torch is imported
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns that optional kernels are missing
+    # peft 0.21 reads a flag of transformers 5.23 under the flag's old name, which warns.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     if not sys.stderr.isatty():
         for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):

@@ -1,1 +1,1 @@
-"""What a run is told: its settings, the YAML file that holds them, and what each setting may be."""
+"""The settings of a run, the YAML file that holds them, and the checks of their values."""

@@ -1,6 +1,7 @@
-"""Every setting of a run, once: frozen dataclasses, whose fields are the flags, the YAML keys and the help text.
+"""Every setting of a run, as fields of frozen dataclasses.
 
-Imports nothing heavy, so that ``--help`` and a mistyped flag answer at once. What a value may be is in ``validate.py``.
+A field's name is its flag and its YAML key, and its docstring is its text in ``--help``. This module imports nothing
+heavy, so that ``--help`` answers at once. ``validate.py`` checks the values.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MergeBase = Literal["none", "quantized-base", "full-base"]
 EMBEDDED_MODEL = "smollm2-135m"
 EMBEDDED_DATA = "pydoc"
 QUANTIZED = ("int8", "fp4", "nf4")
-"""The precisions that bitsandbytes stores weights in; torch has the others."""
+"""The precisions that bitsandbytes implements; the others are dtypes of torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,22 +28,23 @@ class ModelConfig:
 
     model: str = EMBEDDED_MODEL
     """Local folder, hub name, `.gguf` file, or `smollm2-135m` (embedded, needs no network).
-    The folder may hold a model that bitsandbytes has quantized already, which is loaded as it is,
-    or an adapter, which is trained further on its own base."""
+    A folder may also hold a model that bitsandbytes has quantized already, which is loaded as it is,
+    or an adapter, which is trained further on the base model that it names."""
     precision: Precision = "nf4"
-    """How the base's linear layers are stored. Embeddings, norms and head keep the compute dtype."""
+    """How the base model's linear layers are stored. Embeddings, norms and head keep the compute dtype."""
     double_quant: bool = True
-    """Quantize the 4-bit blocks' scales as well (saves 0.37 bit a parameter)."""
+    """With 4 bits: quantize the scales of the weights as well (saves 0.37 bit per parameter)."""
     compute_dtype: ComputeDtype = "auto"
-    """Dtype of activations and of what is not quantized.
-    auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
+    """Dtype of the activations and of the weights that are not quantized.
+    auto: --precision if that is a dtype, else bf16 on a GPU that supports it, fp16 on an older one, fp32 on a CPU."""
     resize_embeddings: bool = False
-    """Add embedding rows for tokens that the tokenizer has and the model has not. The new rows are trained with the
-    adapter and saved in it: one row of --model's hidden size for each token, two where the head is not tied."""
+    """Add embedding rows for tokens that the tokenizer has and the model lacks. The new rows are trained and saved with
+    the adapter: for each token one row of the model's hidden size, and a second one where the head has its own
+    weights."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention implementation, as transformers names them."""
+    """Attention implementation, under the name that transformers gives it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train. auto: the GPU where there is one."""
+    """Device to train on. auto: the GPU if there is one, else the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,136 +54,143 @@ class AdapterConfig:
     full: bool = False
     """Train every weight instead of an adapter (needs an unquantized precision)."""
     rank: int = 16
-    """Rank r of the update B A."""
+    """Rank r of the adapter: the update of a weight is B A, with B [outputs, r] and A [r, inputs]."""
     alpha: float = 32.0
-    """Scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with --rslora)."""
+    """Scale of the adapter: the update is multiplied by alpha / rank (alpha / sqrt(rank) with --rslora)."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Layers to adapt, by name or part of a path (`q_proj`, `mlp`, `layers.0`), or by a regular expression over the
-    whole path. `all-linear` is every linear layer of the language model except the head and routers.
-    A run says at its start which layers got an adapter, and why the others got none."""
+    """Layers that get an adapter, by name or part of a path (`q_proj`, `mlp`, `layers.0`), or by a regular expression
+    that matches the whole path. `all-linear` means every linear layer of the language model except the head and
+    routers. At its start a run lists the layers that got an adapter, and says why the others got none."""
     exclude: tuple[str, ...] = ()
-    """Layers to leave without an adapter, named as for --targets."""
+    """Layers that get no adapter, named as in --targets."""
     dropout: float = 0.0
-    """Dropout on the adapter's input, 0 to below 1. The base's own, where its config.json has any, is on beside it."""
+    """Probability of dropout on the adapter's input, 0 to below 1. Dropout that the base model's config.json asks for
+    stays on as well."""
     rslora: bool = False
     """Rank-stabilised scaling (https://arxiv.org/abs/2312.03732)."""
     dora: bool = False
     """Weight-decomposed LoRA (https://arxiv.org/abs/2402.09353)."""
     init: Literal["default", "gaussian", "orthogonal"] = "default"
-    """Initial weights of A (B starts at zero, orthogonal excepted)."""
+    """How the weights of A start. B starts at zero, except with orthogonal."""
     adapter_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Dtype of the adapter's weights, gradients included. auto: fp32 on a CPU, bf16 on a GPU that has it."""
+    """Dtype of the adapter's weights and their gradients. auto: bf16 where the base computes in bf16, else fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Rows, and how they become tokens."""
+    """The rows to train on, and how they become tokens."""
 
     data: str = EMBEDDED_DATA
     """Local .jsonl/.json/.csv/.parquet file, hub dataset name, or `pydoc`
     (embedded: the standard library's help topics)."""
     eval_data: str | None = None
-    """Held-out rows, as for --data; without it --eval-fraction of --data is held out."""
+    """Rows for evaluation only, given like --data. Without it, --eval-fraction of --data is held out."""
     eval_fraction: float = 0.1
-    """Share of the rows held out when --eval-data is not given, 0 to below 1."""
+    """Share of the rows of --data that is held out when --eval-data is not given, 0 to below 1."""
     seq: int = 512
-    """Longest sequence in tokens; longer rows are cut, counted and reported."""
+    """Longest sequence in tokens. Longer rows are cut, and the run reports how many."""
     packing: bool = False
-    """Put several rows into one sequence, positions reset and attention kept apart; models that cannot are refused."""
+    """Put several rows into one sequence. No row attends to another, and the positions of each start at 0. A model that
+    cannot keep rows apart is refused."""
     skip_bad_rows: bool = False
-    """Count and list rows that cannot be used, instead of stopping before training."""
+    """Skip rows that cannot be used, and report them. Without it, the first such row stops the run before training."""
     train_on_prompt: bool = False
-    """Take the loss on the prompt's tokens too, not on the answer only."""
+    """Take the loss on the tokens of the prompt as well as on those of the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The steps."""
+    """The training steps."""
 
     max_steps: int | None = None
-    """Optimizer steps; wins over --epochs."""
+    """Number of optimizer steps. If it is given, --epochs is ignored."""
     epochs: float = 1.0
-    """Passes over the data."""
+    """Passes over the training rows; may be a fraction."""
     micro_batch: int = 1
     """Rows in one forward and backward pass."""
     accumulation: int = 16
-    """Micro-batches in one optimizer step; gradients are exactly those of the whole window.
-    The second and all later ones add the gradients' own bytes to the peak at most, once;
-    an adapter's none under a paged optimizer."""
+    """Micro-batches in one optimizer step. The gradient is exactly that of all their rows in one batch.
+    Any value above 1 raises the peak by at most one copy of the gradients;
+    with an adapter and a paged optimizer it does not raise it."""
     learning_rate: float = 2e-4
-    """Peak learning rate."""
+    """Learning rate at the end of warm-up, the highest of the run."""
     schedule: ScheduleName = "cosine"
-    """Learning rate after warm-up."""
+    """How the learning rate changes after warm-up: it stays constant, or falls to 0."""
     warmup_steps: int = 5
-    """Steps of linear warm-up from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
     clip: float = 1.0
-    """Largest global gradient norm, once a window; 0 turns clipping off."""
+    """Largest norm of all gradients together; before each step, larger ones are scaled down to it. 0 turns this off."""
     optimizer: OptimizerName = "paged-adamw"
-    """adamw is torch's, in the weights' own dtype; the others are bitsandbytes', and update a bf16 adapter in fp32.
-    Paged state lives in managed memory on a GPU and is ordinary on a CPU.
-    With it an adapter's gradients wait in host memory for the window's next micro-batch."""
+    """adamw is PyTorch's and computes in the dtype of the trained weights; the others are from bitsandbytes, and update
+    a bf16 adapter in fp32. On a GPU, the state of a paged optimizer lives in managed memory, which moves to the host
+    when the card is full; on a CPU it is ordinary memory.
+    With a paged optimizer the gradients of an adapter wait in host memory between the micro-batches of a step."""
     checkpointing: bool = True
-    """Recompute activations in backward (non-reentrant): one layer's activations instead of all layers'."""
+    """Recompute activations in the backward pass (non-reentrant), so that only one layer's activations are held at a
+    time, and not those of all layers."""
     offload_activations: bool = False
-    """Keep the checkpointed layers' inputs in host memory."""
+    """Keep the inputs of the checkpointed layers in host memory."""
     loss_chunk: int = 256
-    """Tokens whose logits exist at one time in the loss."""
+    """Tokens whose logits the loss computes at a time."""
     seed: int = 0
-    """Seed of data order, dropout and initial adapter weights."""
+    """Seed of the data order, of dropout and of the adapter's initial weights."""
     threads: int = 0
-    """CPU threads; 0 is what torch picks (OMP_NUM_THREADS, else all cores). A resumed run keeps its first count."""
+    """CPU threads. 0 leaves the choice to torch (OMP_NUM_THREADS, else all cores). A resumed run keeps the number that
+    it began with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
-    """What is written, and when."""
+    """The files that a run writes, and when it writes them."""
 
     output: Path = Path("runs/qlora")
     """Folder of the run: adapter, checkpoints, train.jsonl, summary.json."""
     resume: bool = False
-    """Go on from the newest sound checkpoint in --output; exact: the adapter is that of the uninterrupted run."""
+    """Continue from the newest sound checkpoint in --output. The resulting adapter equals that of a run without the
+    interruption, bit for bit."""
     overwrite: bool = False
-    """Remove an earlier run from --output first, instead of refusing to touch it."""
+    """Remove an earlier run from --output first. Without it, a folder that holds a run is refused."""
     save_every: int = 50
-    """Steps between checkpoints; 0 saves at the end only."""
+    """Steps between checkpoints; 0 saves one checkpoint, at the end."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Number of checkpoints that are kept, the newest ones."""
     eval_every: int = 50
-    """Steps between evaluations; 0 evaluates before and after only."""
+    """Steps between evaluations; 0 evaluates only before the first step and after the last."""
     tensorboard: bool = False
-    """Write TensorBoard event files into the run's folder too."""
+    """Write TensorBoard event files into the run's folder as well."""
     merge: MergeBase = "none"
-    """Write a merged model as well: quantized-base merges into the dequantized weights that were trained on,
-    full-base into the original ones."""
+    """Write a model with the adapter merged into its weights as well. quantized-base merges into the dequantized
+    weights, which are those that the adapter was trained on; full-base merges into the original weights."""
     question: str | None = None
-    """Asked before and after training, answer shown. Without it, the shortest held-out prompt is asked."""
+    """Question that the model answers before and after training. Without it, the shortest held-out prompt is asked."""
     answer_tokens: int = 48
-    """Longest answer to --question, in tokens; 0 asks nothing."""
+    """Longest answer to --question, in tokens; 0 asks no question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRunConfig:
-    """Look before you train: each of these prints an answer and trains nothing."""
+    """Answers before training: with any of --print-config, --dry-run and --fit, nothing is trained."""
 
     print_config: bool = False
     """Print the YAML that reproduces this run."""
     dry_run: bool = False
-    """Run the step on a dry GPU at full size, without weights or hardware, and say whether it fits --gpu."""
+    """Run the training step at full size on a dry GPU, without weights or hardware, and say whether it fits --gpu."""
     gpu: str | None = None
     """Card for --dry-run and --fit, such as rtx-4080 (`python -m pytest_vram cards` lists them)."""
     fit: bool = False
-    """Search the settings that train the most tokens a step on --gpu, and print the command."""
+    """Search for the settings that train the most tokens per step on --gpu, and print the command that uses them."""
     html: Path | None = None
-    """Write a page of the dry run: memory over time by category and phase, and the lines that held the peak."""
+    """Write an HTML page about the dry run: memory over time by category and phase, and the lines of code that held the
+    most at the peak."""
     json: Path | None = None
-    """Write the dry run's figures to this file, in bytes."""
+    """Write the figures of the dry run to this file, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """One run, whole."""
+    """All settings of one run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -192,7 +201,7 @@ class RunConfig:
 
     @property
     def embedded(self) -> bool:
-        """Whether both the model and the data are the ones that need no file and no network."""
+        """Whether the run uses the embedded model and the embedded data, as the demo does."""
         return self.model.model == EMBEDDED_MODEL and self.data.data == EMBEDDED_DATA
 
 
@@ -202,4 +211,4 @@ DEMO = RunConfig(
     train=TrainConfig(epochs=0.2, accumulation=4, learning_rate=1e-3, checkpointing=False),
     output=OutputConfig(output=Path("runs/demo"), overwrite=True, save_every=10, eval_every=20),
 )
-"""What takes the place of the defaults when --model and --data are the embedded ones: a few minutes on two cores."""
+"""The settings that replace the defaults when --model and --data are the embedded ones: a few minutes on two cores."""

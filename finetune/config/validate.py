@@ -1,4 +1,4 @@
-"""What every setting may be, alone and together: all that is wrong is told at once, each with its remedy."""
+"""Checks every setting, alone and in combination, and reports all problems at once, each with its remedy."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import RunConfig
 
-FOUR_BIT = ("fp4", "nf4")
-MAX_SEED = 2**32 - 1  # numpy's legacy generator takes no more
+MAX_SEED = 2**32 - 1  # the largest seed that numpy's legacy generator accepts
 
 
 def validate(config: RunConfig) -> None:
     """Check every value and every combination of values.
 
     Raises:
-        ConfigError: with one problem for each setting that cannot be used.
+        ConfigError: some settings cannot be used; ``problems`` has one entry for each.
     """
     problems = [*_ranges(config), *_combinations(config), *_dry(config)]
     if problems:
@@ -45,9 +44,10 @@ def _ranges(config: RunConfig) -> Iterator[Problem]:
         )
     if not all(adapter.exclude):
         remedy = "name a layer such as o_proj, or leave --exclude out"
-        yield Problem(field="exclude", value=adapter.exclude, why="an empty name stands for no layer", remedy=remedy)
+        yield Problem(field="exclude", value=adapter.exclude, why="an empty name names no layer", remedy=remedy)
     if data.eval_data is not None:
-        yield from _filled("eval_data", data.eval_data, "name a file, or leave it out to hold out --eval-fraction")
+        remedy = "name a file, or leave --eval-data out: --eval-fraction of the rows is held out then"
+        yield from _filled("eval_data", data.eval_data, remedy)
     yield from _share("eval_fraction", data.eval_fraction, usual="0.1 is usual")
     yield from _at_least("seq", data.seq, 2)
     if train.max_steps is not None:
@@ -86,8 +86,8 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             field="merge",
             value=output.merge,
-            why="--full trains the weights themselves, there is no adapter to merge",
-            remedy="use --merge none; the written model is whole already",
+            why="--full trains the model's own weights, so there is no adapter to merge",
+            remedy="use --merge none; the run writes the whole trained model anyway",
         )
     for name in ("rslora", "dora"):
         if adapter.full and getattr(adapter, name):
@@ -112,7 +112,7 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             field="offload_activations",
             value=True,
-            why="what is moved to the host are the inputs that checkpointing keeps",
+            why="it moves the inputs that checkpointing keeps to the host, and checkpointing is off",
             remedy="use --checkpointing, or --no-offload-activations",
         )
     if model.device == "cpu" and model.attention == "flash_attention_2":
@@ -130,7 +130,7 @@ def _dry(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             field="gpu",
             value=dry.gpu,
-            why="it names the card of a dry run, and none is asked for",
+            why="it names the card of a dry run, and this is not a dry run",
             remedy="add --dry-run or --fit; to choose where to train, use --device",
         )
     for name in ("html", "json"):
@@ -141,14 +141,14 @@ def _dry(config: RunConfig) -> Iterator[Problem]:
             yield Problem(
                 field=name,
                 value=str(file),
-                why="it names a file for a dry run, and none is asked for",
+                why="it names an output file of a dry run, and this is not a dry run",
                 remedy="add --dry-run or --fit",
             )
         elif file.suffix != f".{name}":
             yield Problem(
                 field=name,
                 value=str(file),
-                why=f"is not the name of a .{name} file",
+                why=f"it is not the name of a .{name} file",
                 remedy=f"use --{name} {file.with_suffix(f'.{name}')}",
             )
 
@@ -165,12 +165,12 @@ def _above_zero(field: str, value: float, usual: str) -> Iterator[Problem]:
 
 def _zero_or_more(field: str, value: float) -> Iterator[Problem]:
     if not (value >= 0 and math.isfinite(value)):
-        yield Problem(field=field, value=value, why="not a number from 0 up", remedy="use 0 to turn it off")
+        yield Problem(field=field, value=value, why="not a number of 0 or more", remedy="use 0 to turn it off")
 
 
 def _share(field: str, value: float, usual: str) -> Iterator[Problem]:
     if not 0 <= value < 1:
-        yield Problem(field=field, value=value, why="not a share from 0 to below 1", remedy=usual)
+        yield Problem(field=field, value=value, why="not a number from 0 to below 1", remedy=usual)
 
 
 def _filled(field: str, value: str, remedy: str) -> Iterator[Problem]:

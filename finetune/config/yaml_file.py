@@ -1,4 +1,4 @@
-"""A run's settings as flat YAML: one name for a setting, here, in the flags and in every message."""
+"""Reads and writes a run's settings as flat YAML. A setting has the same name there, in the flags and in messages."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def sections() -> dict[str, type[Any]]:
-    """The sections of a run, by name, in order: ``{"model": ModelConfig, ...}``."""
+    """Return the sections of :class:`RunConfig` by name, in order: ``{"model": ModelConfig, ...}``."""
     return typing.get_type_hints(RunConfig)
 
 
 def field_types() -> dict[str, tuple[str, Any]]:
-    """Every setting's section and type: ``{"rank": ("adapter", int), ...}``. Names are unique across sections."""
+    """Return each setting's section and type: ``{"rank": ("adapter", int), ...}``. No name is in two sections."""
     return {
         name: (section, kind)
         for section, cls in sections().items()
@@ -35,7 +35,7 @@ def field_types() -> dict[str, tuple[str, Any]]:
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its name, sections dissolved."""
+    """Return every setting by its name, without the sections: ``{"model": ..., "rank": 16, ...}``."""
     return {
         field.name: getattr(getattr(config, section), field.name)
         for section, cls in sections().items()
@@ -44,7 +44,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its name, as JSON keeps it: lists for tuples, text for paths."""
+    """Return every setting by its name, as JSON can hold it: lists in place of tuples, text in place of paths."""
     return {name: _plain(value) for name, value in flatten(config).items()}
 
 
@@ -54,7 +54,7 @@ def flag(name: str) -> str:
 
 
 def as_flags(settings: Mapping[str, Any]) -> str:
-    """Return settings as they are typed on a command line, quoted for a shell."""
+    """Return settings as flags of a command line, quoted for a shell."""
     words = []
     for name, value in settings.items():
         if isinstance(value, bool):
@@ -66,7 +66,7 @@ def as_flags(settings: Mapping[str, Any]) -> str:
 
 
 def replace(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """A copy of ``config`` with the named settings changed, each in its own section."""
+    """Return a copy of ``config`` in which the named settings have other values, whatever section they are in."""
     where = field_types()
     parts = {
         section: dataclasses.replace(
@@ -78,8 +78,11 @@ def replace(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """YAML that :func:`load` turns into the same settings. What only looks (``--dry-run`` and its kin) is left out."""
-    lines = ["# python -m finetune.qlora THIS_FILE.yaml    (flags after the file win over what it says)"]
+    """Return YAML that :func:`load` turns into the same settings.
+
+    The settings of :class:`~finetune.config.settings.DryRunConfig` are left out: they do not change what is trained.
+    """
+    lines = ["# python -m finetune.qlora THIS_FILE.yaml    (a flag after the file overrides the file)"]
     for section, cls in sections().items():
         if section == "dry":
             continue
@@ -90,13 +93,13 @@ def dump(config: RunConfig) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a YAML file of settings, each checked against its field's type.
+    """Read a YAML file of settings, and check each value against the type of its field.
 
     Returns:
-        The settings the file names, by field name; those it leaves out are not there.
+        The settings in the file, by field name; a setting that the file leaves out is not among them.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown, given twice, or its value has the wrong type.
+        ConfigError: the file cannot be read, a key is unknown or given twice, or a value has the wrong type.
     """
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -105,11 +108,12 @@ def load(path: Path) -> dict[str, Any]:
             _file_problem(path, error.strerror or str(error), "name a YAML file that can be read")
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(_file_problem(path, f"not YAML: {error}", "write one `name: value` a line")) from None
+        raise ConfigError(_file_problem(path, f"not YAML: {error}", _ONE_A_LINE)) from None
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise ConfigError(_file_problem(path, f"holds a {type(document).__name__}", "write one `name: value` a line"))
+        why = f"the file holds a {type(document).__name__}, not settings"
+        raise ConfigError(_file_problem(path, why, _ONE_A_LINE))
     types_of, settings, problems = field_types(), {}, []
     for key, value in document.items():
         if isinstance(value, dict) and key in sections():
@@ -130,14 +134,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def unknown_setting(key: str, value: object) -> Problem:
-    """The problem of a name that is no setting, with the names that come near."""
+    """Return the problem for a name that no setting has; its remedy lists settings with a similar name."""
     near = difflib.get_close_matches(key.replace("-", "_").lower(), field_types(), n=3, cutoff=0.6)
-    remedy = "did you mean " + " or ".join(near) + "?" if near else "--print-config prints every setting there is"
+    remedy = "did you mean " + " or ".join(near) + "?" if near else "--print-config prints every setting"
     return Problem(field=key, value=value, why="no such setting", remedy=remedy)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars (``no`` is text, ``2e-4`` a number), and no key twice."""
+    """Reads scalars by the rules of YAML 1.2 (``no`` is text, ``2e-4`` a number), and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -150,7 +154,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what :class:`_Loader` would not read back as text."""
+    """Puts quotes around text that :class:`_Loader` would otherwise read back as a number or a boolean."""
 
 
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -173,7 +177,11 @@ def _plain(value: Any) -> Any:
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    """``value`` as ``kind``; a ``TypeError`` says in words what was wanted."""
+    """Return ``value`` converted to the type ``kind``.
+
+    Raises:
+        TypeError: the value has another type; the message names, in words, the values that the setting takes.
+    """
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _typed(value, next(k for k in typing.get_args(kind) if k is not type(None)))
@@ -197,6 +205,7 @@ def _typed(value: Any, kind: Any) -> Any:
     return value
 
 
+_ONE_A_LINE = "write one `name: value` on each line"
 _IN_WORDS = {
     bool: "true or false",
     int: "a whole number",

@@ -1,1 +1,1 @@
-"""From the rows of a data set to the batches of a step."""
+"""Reads the rows of a data set, turns them into tokens, and makes the batches of each training step."""

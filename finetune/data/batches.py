@@ -1,7 +1,7 @@
-"""Examples, batches, and their order: which rows make up step N is a pure function of the seed and N.
+"""Examples, batches and their order. The seed and N alone decide which rows step N trains on.
 
-A window is what one optimizer step sees. How it is split into micro-batches changes no gradient, so its rows are sorted
-by length, the longest first: little padding, and the largest micro-batch comes first.
+A window holds the rows of one optimizer step. Its gradient does not depend on how it is split into micro-batches, so
+its rows are sorted by length, the longest first. That leaves little padding and puts the largest micro-batch first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import DataConfig, TrainConfig
 
-_HELD_OUT, _ORDER = 1, 2  # what a random generator is for, so that no two draw the same numbers
+_HELD_OUT, _ORDER = 1, 2  # part of a generator's seed, one for each use, so that no two uses draw the same numbers
 _SHOWN_BAD_ROWS = 20
 _SHOWN_COLUMNS = 10
 
@@ -38,26 +38,26 @@ class Example:
     input_ids: NDArray[np.int32]
     """[tokens]"""
     labels: NDArray[np.int32]
-    """[tokens]: the token itself where the loss is taken on it, else -100."""
+    """[tokens]: the token's id if the loss is taken on it, else -100."""
     source: str
-    """Where the row is: ``file:line``."""
+    """Where the row comes from: ``file:line``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Rows side by side: one micro-batch."""
+    """One micro-batch: b sequences of t tokens."""
 
     input_ids: Tensor
     """int64 [b, t]"""
     labels: Tensor
-    """int64 [b, t]: the token at position i is the target of the hidden state at i - 1; -100 is none."""
+    """int64 [b, t]: the label at position i is the target of the hidden state at i - 1; -100 means no target."""
     attention_mask: Tensor | None = None
-    """int64 [b, t]: 1 on real tokens; None where every token is one."""
+    """int64 [b, t]: 1 on real tokens, 0 on padding; None if there is no padding."""
     position_ids: Tensor | None = None
-    """int64 [b, t]: start anew with every row of a packed sequence; None where they simply count up."""
+    """int64 [b, t]: positions that start at 0 again with every row of a packed sequence; None without packing."""
     padded_right: bool | None = None
-    """Whether padding, if there is any, comes after each row's tokens: causal attention never looks at it then. Found
-    from the mask where it is not given, and kept by `to`: a GPU is never asked for it."""
+    """Whether all padding comes after the tokens of its sequence, where causal attention never looks at it. None finds
+    this from the mask when the batch is made. `to` keeps the answer, so that the mask is never read from a GPU."""
 
     def __post_init__(self) -> None:
         if self.padded_right is None:
@@ -67,16 +67,16 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Real tokens, padding left out."""
+        """Number of tokens, without padding."""
         return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     @property
     def targets(self) -> int:
-        """Tokens that the loss is taken on, after the shift by one."""
+        """Number of tokens that the loss is taken on, after the shift by one position."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device; copies from pinned memory do not wait."""
+        """Copy the batch to another device. A copy from pinned memory is asynchronous."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
@@ -92,22 +92,22 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleSet:
-    """Rows of a memory-mapped token file, in a fixed order, and the sequences they are put into."""
+    """Rows of a memory-mapped token file, in a fixed order, and the sequences that they form."""
 
     rows: datasets.Dataset
     """Columns input_ids, labels, length, targets, source."""
     index: NDArray[np.int64]
-    """Which of the rows belong to this set."""
+    """[rows of the set]: their numbers in ``rows``."""
     lengths: NDArray[np.int32]
-    """Tokens of each row of the set."""
+    """[rows of the set]: tokens of each."""
     sequences: Sequences
-    """Which of the set's rows share a sequence: one each without packing."""
+    """The rows of each sequence; without packing each row has its own."""
     fingerprint: str
-    """Digest of the tokens and of which of them are in this set."""
+    """Digest of the file's tokens and of ``index``."""
     pad_id: int
-    """Token that fills a batch up; never told apart by its value."""
+    """Id of the token that pads a batch. A real token may have the same id; the attention mask tells them apart."""
     packed: bool
-    """Whether sequences hold several rows."""
+    """Whether a sequence may hold several rows."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -121,27 +121,27 @@ class ExampleSet:
         )
 
     def batch(self, sequences: Sequence[int]) -> Batch:
-        """The named sequences as one micro-batch."""
+        """Return the sequences with these numbers as one micro-batch."""
         lines = [[self[int(row)] for row in self.sequences[s]] for s in sequences]
         return collate(lines, self.pad_id, packed=self.packed)
 
     def sequence_lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sequence."""
+        """Return the number of tokens of each sequence, [sequences]."""
         return np.add.reduceat(self.lengths[self.sequences.rows].astype(np.int64), self.sequences.starts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataStats:
-    """What came of the rows; as text, what a user wants to know before training."""
+    """How many rows and tokens there are, and what was cut or skipped. ``str()`` gives the text that a user sees."""
 
     train: Counts
     held_out: Counts | None
-    """Counts of --eval-data; None where rows were held out of --data."""
+    """Counts of --eval-data; None if rows were held out of --data."""
     train_rows: int
     held_out_rows: int
     train_tokens: int
     train_sequences: int
-    """Sequences an epoch consists of: as many as rows, fewer with packing."""
+    """Sequences of one epoch: as many as rows, or fewer with packing."""
     longest: int
     """Tokens of the longest training row."""
 
@@ -159,7 +159,7 @@ class DataStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSplit:
-    """What is trained on and what is only looked at."""
+    """The rows that are trained on, and the rows that are held out for evaluation."""
 
     train: ExampleSet
     held_out: ExampleSet
@@ -170,15 +170,15 @@ def load_examples(config: DataConfig, tokenizer: Any, *, seed: int) -> DataSplit
     """Read, tokenize and split the rows.
 
     Args:
-        config: where the rows are and what becomes of them.
-        tokenizer: the model's.
-        seed: which rows are held out, and which share a packed sequence.
+        config: names the sources, and says how rows become tokens.
+        tokenizer: the tokenizer of the model.
+        seed: decides which rows are held out, and which rows share a packed sequence.
 
     Returns:
-        Both sets and the counts. The held-out set is empty where ``eval_fraction`` is 0 or there is but one row.
+        Both sets and the counts. The held-out set is empty if ``eval_fraction`` is 0 or the data has only one row.
 
     Raises:
-        DataError: a row cannot be used, with file and line; or none is left.
+        DataError: a row cannot be used (the message has its file and line), or no row is left.
     """
     rows, counts = tokenized(config.data, config, tokenizer)
     everything = np.arange(len(rows), dtype=np.int64)
@@ -205,13 +205,13 @@ def load_examples(config: DataConfig, tokenizer: Any, *, seed: int) -> DataSplit
 
 
 def collate(sequences: Sequence[Sequence[Example]], pad_id: int, *, packed: bool) -> Batch:
-    """Sequences of one or more examples as a batch, filled up on the right.
+    """Make a batch of sequences, padded on the right to the longest of them.
 
     Args:
-        sequences: for each line of the batch the examples in it.
-        pad_id: what fills a line up. Labels there are -100, and positions (packed) start anew, so that no row sees it.
-        packed: write positions that start anew with every example, which keeps their attention apart. The first token
-            of an example is no target of the one before it.
+        sequences: the examples of each sequence. The first token of an example is never a target.
+        pad_id: id of the token that pads. Padding has the label -100; with ``packed`` its positions start at 0 again,
+            so that no example attends to it.
+        packed: write positions that start at 0 with every example, by which models keep their attention apart.
     """
     width = max(sum(len(example.input_ids) for example in sequence) for sequence in sequences)
     input_ids = torch.full((len(sequences), width), pad_id, dtype=torch.int64)
@@ -227,7 +227,7 @@ def collate(sequences: Sequence[Sequence[Example]], pad_id: int, *, packed: bool
             labels[line, begin] = IGNORED
             positions[line, begin:] = torch.arange(width - begin)
             begin = end
-        if begin < width:  # no position that no row has: a table of learned positions may end there
+        if begin < width:  # padding gets positions that a row has: a table of learned positions may hold no larger ones
             longest = max(len(example.input_ids) for example in sequence)
             positions[line, begin:] = torch.arange(width - begin) % longest
         mask[line, :begin] = 1
@@ -240,21 +240,27 @@ def collate(sequences: Sequence[Sequence[Example]], pad_id: int, *, packed: bool
 
 
 def windows_per_epoch(train: ExampleSet, config: TrainConfig) -> int:
-    """Optimizer steps of one pass over the rows; the last window may be smaller than the others."""
+    """Return the optimizer steps of one pass over the rows. The last window may be smaller than the others."""
     return math.ceil(len(train.sequences) / (config.micro_batch * config.accumulation))
 
 
 def total_steps(train: ExampleSet, config: TrainConfig) -> int:
-    """Optimizer steps of a run: ``max_steps``, else ``epochs`` passes, the last one begun counting in whole steps."""
+    """Return the optimizer steps of a run: ``max_steps`` if given, else those of ``epochs`` passes, rounded up."""
     if config.max_steps is not None:
         return config.max_steps
     return max(1, math.ceil(config.epochs * windows_per_epoch(train, config) - 1e-9))
 
 
 def window_sequences(train: ExampleSet, config: TrainConfig, step: int) -> NDArray[np.int64]:
-    """Which sequences step ``step`` (from 0) trains on, the longest first: a function of the seed and the step alone.
+    """Return the numbers of the sequences that a step trains on, the longest first.
 
-    Every epoch is a permutation of its own, and every sequence is in exactly one window of an epoch.
+    They depend on the seed and the step alone. Every epoch has its own permutation of the sequences, and each sequence
+    is in exactly one window of an epoch.
+
+    Args:
+        train: the training rows.
+        config: for the seed and the size of a window.
+        step: number of the step, from 0.
     """
     epoch, number = divmod(step, windows_per_epoch(train, config))
     order = np.random.default_rng([_ORDER, config.seed, epoch]).permutation(len(train.sequences))
@@ -265,7 +271,7 @@ def window_sequences(train: ExampleSet, config: TrainConfig, step: int) -> NDArr
 
 
 def windows(train: ExampleSet, config: TrainConfig, *, start_step: int = 0) -> Iterator[list[Batch]]:
-    """The windows of the steps from ``start_step`` to the run's last, each a list of micro-batches."""
+    """Yield the windows of the steps from ``start_step`` to the last of the run, each as a list of micro-batches."""
     for step in range(start_step, total_steps(train, config)):
         chosen = window_sequences(train, config, step)
         yield [
@@ -275,9 +281,9 @@ def windows(train: ExampleSet, config: TrainConfig, *, start_step: int = 0) -> I
 
 
 def longest_window(train: ExampleSet, config: TrainConfig) -> list[Batch]:
-    """The dearest micro-batch that any order of the rows can make, twice where a window has more than one.
+    """Return the window that takes the most memory: micro-batches of the longest sequences.
 
-    Twice, because the second runs while the first one's gradients are held.
+    With accumulation it has two, because the second one runs while the gradients of the first are held.
     """
     order = np.argsort(-train.sequence_lengths(), kind="stable")[: config.micro_batch]
     batch = train.batch([int(s) for s in order])
@@ -285,14 +291,17 @@ def longest_window(train: ExampleSet, config: TrainConfig) -> list[Batch]:
 
 
 def batches(examples: ExampleSet, *, micro_batch: int) -> Iterator[Batch]:
-    """Every sequence of a set once, the longest first."""
+    """Yield every sequence of a set once, in micro-batches, the longest first."""
     order = np.argsort(-examples.sequence_lengths(), kind="stable")
     for begin in range(0, len(order), micro_batch):
         yield examples.batch([int(s) for s in order[begin : begin + micro_batch]])
 
 
 def _split(index: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Training and held-out rows, each in the source's order; at least one of each where there are two."""
+    """Split rows into training and held-out rows, each in the order of the source.
+
+    With two rows or more, each part gets at least one; a ``fraction`` of 0 holds none out.
+    """
     count = min(len(index) - 1, max(1, round(fraction * len(index)))) if fraction > 0 else 0
     held = np.sort(np.random.default_rng([_HELD_OUT, seed]).permutation(index)[:count])
     return np.setdiff1d(index, held), held

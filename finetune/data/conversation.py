@@ -1,7 +1,7 @@
-"""A conversation as text: the model's chat template, and where in its text the answers lie.
+"""Renders a conversation with the model's chat template, and finds where the answers begin and end in that text.
 
-An answer is found by its position in the rendered text, never by a mark or a token's value: few templates mark what the
-assistant says, and with many models the padding token is also the one that ends an answer.
+An answer is found by comparing rendered texts, never by a marker or by the value of a token: few templates mark the
+text of the assistant, and with many models the padding token is also the token that ends an answer.
 """
 
 from __future__ import annotations
@@ -18,45 +18,50 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _ASKED = {"role": "user", "content": "?"}
-"""Stands before an answer that nothing was asked before, to see where the template's prompt for it ends."""
+"""A question put before an answer that has none, to see where the template's prompt for the answer ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A stretch of a row's text, and whether the model is to learn to write it."""
+    """A piece of a row's text, and whether the model learns to write it."""
 
     text: str
     learned: bool
     withheld: bool = False
-    """The row says that it is not trained on (``weight: 0``), whatever the settings say."""
+    """Whether the row excludes this piece from training (``weight: 0``), which no setting overrides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What a row hands to a chat template."""
+    """The messages and variables of a row, as its chat template takes them."""
 
     messages: list[dict[str, Any]]
-    """From :func:`finetune.data.messages.read_messages`."""
+    """As :func:`finetune.data.messages.read_messages` returns them."""
     learn_from: int = 0
-    """The first message whose answer is trained on; those before it are a prompt."""
+    """Number of the first message that may be trained on; the messages before it are the prompt."""
     tools: list[Any] | None = None
     settings: Mapping[str, Any]
-    """The row's own variables for the template."""
+    """The row's ``chat_template_kwargs``: variables for the template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Renderer:
-    """A template with the tools and settings of one row."""
+    """The chat template, together with the tools and variables of one row."""
 
     tokenizer: Any
     tools: list[Any] | None
     settings: Mapping[str, Any]
 
     def __call__(self, messages: Sequence[dict[str, Any]], *, ask: bool = False, without: str | None = None) -> str:
-        """The text of the messages, with the prompt for an answer behind it if ``ask``.
+        """Render the messages as text.
+
+        Args:
+            messages: the messages.
+            ask: append the template's prompt for an answer.
+            without: a message key to leave out, see `for_template`.
 
         Raises:
-            BadRowError: the template raised something.
+            BadRowError: the template raised an error.
         """
         with blamed_on_the_row("the chat template refuses it"):
             text: Any = self.tokenizer.apply_chat_template(
@@ -69,7 +74,7 @@ class _Renderer:
             return str(text)
 
     def differs(self, messages: Sequence[dict[str, Any]], whole: str, *, without: str | None = None) -> bool:
-        """Whether the text of the messages is another than ``whole``, or cannot be rendered."""
+        """Tell whether the messages render to another text than ``whole``, or cannot be rendered."""
         try:
             return self(messages, without=without) != whole
         except BadRowError:
@@ -81,19 +86,21 @@ def conversation_parts(
 ) -> tuple[list[Part], list[str]]:
     """Cut the rendered conversation where the assistant's turns begin and end.
 
-    A turn begins where the prompt for it would end, so that what is learned is what the model is asked to write. (Where
-    the template's prompt opens with something that the recorded answer lacks, a thought, it begins where they part.)
+    A turn begins where the template's prompt for it ends, so the model learns exactly the text that it will be asked to
+    write. Some prompts contain text that the recorded answer lacks, such as the start of a thought. The turn then
+    begins at the first character in which prompt and recorded text differ.
 
     Args:
         conversation: the row.
         tokenizer: has the template.
-        train_on_prompt: withheld turns must be found too, since everything else is learned.
+        train_on_prompt: find the withheld turns as well, because all other text is learned.
 
     Returns:
-        The parts, whose texts joined are the rendered conversation; and what the row has and the template leaves out.
+        The parts, whose texts joined are the rendered conversation; and, in words, what the row holds and the template
+        leaves out.
 
     Raises:
-        BadRowError: the template refuses the conversation, or an answer has no fixed place in it.
+        BadRowError: the template refuses the conversation, or renders an answer differently when messages follow it.
     """
     if not tokenizer.chat_template:
         raise BadRowError("messages need a chat template, and the tokenizer has none; use prompt + completion rows")
@@ -115,9 +122,9 @@ def conversation_parts(
 
 
 def _with_arguments_as_taken(messages: list[dict[str, Any]], render: _Renderer) -> list[dict[str, Any]]:
-    """The messages with tool calls' arguments as objects, or as JSON text where the template cannot take objects.
+    """Return the messages with the arguments of tool calls in the form that the template takes: objects, or JSON text.
 
-    A template that cannot raises, or writes an object as Python would print it.
+    A template that takes JSON text only raises an error for an object, or writes it as Python's ``str`` does.
     """
     objects = [value for value in arguments_of(messages) if isinstance(value, dict)]
     if not objects:
@@ -140,7 +147,7 @@ def _renders(messages: list[dict[str, Any]], render: _Renderer) -> bool:
 
 
 def _cut(messages: list[dict[str, Any]], turns: Sequence[int], render: _Renderer) -> list[Part]:
-    """What lies before each of the turns and each turn itself, by turns, and the rest."""
+    """Cut the rendered text into parts: the text before a turn and the turn, for each of the turns, and the rest."""
     whole = render(messages)
     parts: list[Part] = []
     place = 0
@@ -160,28 +167,36 @@ def _cut(messages: list[dict[str, Any]], turns: Sequence[int], render: _Renderer
 
 
 def _beginning(messages: list[dict[str, Any]], answered: str, render: _Renderer) -> tuple[int, int]:
-    """Where the last message, an answer, begins in the text of all of them.
+    """Find where the last message, an answer, begins in the rendered text.
+
+    Args:
+        messages: the conversation up to the answer.
+        answered: the rendered text of ``messages``.
+        render: the template.
 
     Returns:
-        The least place where it may begin, for what is before it is not its own; and where it begins.
+        The length of the text of the earlier messages, before which the answer cannot begin; and the position at which
+        it does begin.
     """
     if len(messages) > 1:
         try:
             before = render(messages[:-1])
             prompt = render(messages[:-1], ask=True)
-        except BadRowError:  # a template that wants a question first refuses what comes before a greeting
+        except BadRowError:  # some templates need a question first, and refuse the messages before a greeting
             return 0, _beginning_unasked(messages, answered, render)
         return len(before), _common(prompt, answered)
     return 0, _beginning_unasked(messages, answered, render)
 
 
 def _beginning_unasked(messages: list[dict[str, Any]], answered: str, render: _Renderer) -> int:
-    """Where an answer begins that no question comes before, such as a greeting.
+    """Find where an answer begins that no question comes before, such as a greeting.
 
-    No template can be asked for the prompt of an empty conversation. So the same answer is rendered behind a question:
-    what is learned of it there is learned here too, where the text ends with it. Where it does not, since a template
-    writes the two differently, the answer begins behind the prompt's words (``<|im_start|>assistant``), which are
-    looked for before its content; and with its content if the template's prompt has none.
+    No template renders the prompt of an empty conversation. So the same answer is rendered after a question:
+
+    * If the text without the question ends with the part that is learned there, that part is the answer.
+    * Otherwise the template writes an answer differently when no question comes before it. The words of the prompt
+      (``<|im_start|>assistant``) are looked for before the content, and the answer begins after them.
+    * If the template's prompt has no words, the answer begins with its content.
     """
     *earlier, answer = messages
     words = ""
@@ -207,17 +222,25 @@ def _beginning_unasked(messages: list[dict[str, Any]], answered: str, render: _R
 
 
 def _common(one: str, other: str) -> int:
-    """Characters that both begin with."""
+    """Return the number of characters with which both texts begin."""
     return len(os.path.commonprefix([one, other]))  # noqa: RUF071  characters, not folders
 
 
 def _without_own_end(
     messages: list[dict[str, Any]], turns: Mapping[int, Part], tokenizer: Any
 ) -> list[dict[str, Any]] | None:
-    """The messages without the end that an answer has written itself, where the template writes one too.
+    """Remove an end marker from the content of an answer if the template appends the same marker.
+
+    Args:
+        messages: the conversation.
+        turns: the rendered part of each answer, by the answer's number.
+        tokenizer: has the end-of-sequence token, one of the markers that are looked for.
 
     Returns:
-        None where no answer has.
+        The messages, with one marker removed; None if no answer has one.
+
+    Raises:
+        BadRowError: an answer consists of the marker alone.
     """
     for turn, part in turns.items():
         content = messages[turn]["content"].rstrip()
@@ -237,10 +260,12 @@ def _without_own_end(
 
 
 def _left_out(messages: list[dict[str, Any]], learned: Sequence[int], whole: str, render: _Renderer) -> list[str]:
-    """What the row has and the text does not depend on: each is left out once, to see whether the text changes.
+    """List, in words, what the row holds and the template does not use.
+
+    Each key and column is left out once. If the text stays the same, the template does not use it.
 
     Raises:
-        BadRowError: the template leaves out all that there is of an answer.
+        BadRowError: an answer has no content, and the template leaves out its other keys.
     """
     found = [
         f"a message key {key!r}"

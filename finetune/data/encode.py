@@ -1,10 +1,12 @@
-"""One row to token ids and labels: what its columns mean, and the loss on the answer only.
+"""Turns one row into token ids and labels. By default only the tokens of the answer have a label.
 
-Columns that are used, by the row's format; every other column that holds something is named once by the run:
+Besides the columns that define a row's format (see `FORMATS`), these are used:
 
-* all formats but ``text``: ``system``, ``tools``, ``chat_template_kwargs``, where the tokenizer has a chat template;
-* ``prompt`` + ``completion`` and alpaca rows: ``history``, a list of [question, answer] pairs as LLaMA-Factory defines
-  it; its answers are learned too.
+* ``system``, ``tools`` and ``chat_template_kwargs``: with a chat template, in every format except ``text``;
+* ``history``: in ``prompt`` + ``completion`` and alpaca rows. It is a list of [question, answer] pairs, as
+  LLaMA-Factory defines it, and its answers are learned too.
+
+The run names every other column that holds something, once.
 """
 
 from __future__ import annotations
@@ -29,14 +31,14 @@ if TYPE_CHECKING:
     from finetune.data.rows import Row
 
 IGNORED = -100
-"""Label of a token that the loss is not taken on, as torch's cross-entropy has it."""
+"""Label of a token that the loss is not taken on, the default ``ignore_index`` of torch's cross-entropy."""
 FORMATS = {
     "messages": ("messages",),
     "prompt/completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-"""Row formats by the columns that tell them, in the order in which they are looked for."""
+"""The row formats, and the columns by which each is recognised, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +48,23 @@ class Encoded:
     input_ids: NDArray[np.int32]
     """[tokens]"""
     labels: NDArray[np.int32]
-    """[tokens]: the token itself where the loss is taken on it, else -100."""
+    """[tokens]: the token's id if the loss is taken on it, else -100."""
     cut: int
-    """Tokens beyond the longest sequence, which were cut off."""
+    """Number of tokens beyond the longest sequence, which were cut off."""
     unused: tuple[str, ...] = ()
-    """What the row holds and the text leaves out, such as ``a column 'score'``."""
+    """Columns and keys that hold something and are not used, in words, such as ``a column 'score'``."""
 
 
 def encode(row: Row, tokenizer: Any, config: DataConfig) -> Encoded:
     """Turn a row into tokens.
 
     Args:
-        row: as read, of any of `FORMATS`.
-        tokenizer: the model's.
-        config: ``seq`` is the longest sequence in tokens, ``train_on_prompt`` takes the loss on everything.
+        row: the row as it was read, in any of `FORMATS`.
+        tokenizer: the tokenizer of the model.
+        config: ``seq`` is the longest sequence in tokens; ``train_on_prompt`` takes the loss on the whole text.
 
     Raises:
-        BadRowError: the row cannot be used, with what is wrong.
+        BadRowError: the row cannot be used; the message says why.
     """
     if row.problem:
         raise BadRowError(row.problem)
@@ -77,21 +79,21 @@ def encode(row: Row, tokenizer: Any, config: DataConfig) -> Encoded:
 
 
 def targets(labels: NDArray[np.int32]) -> int:
-    """Tokens that the loss is taken on: those with a label, except the first, which nothing predicts."""
+    """Count the tokens that the loss is taken on: those with a label, except the first, which no token predicts."""
     return int((labels[1:] != IGNORED).sum())
 
 
 def tokenize(parts: Sequence[Part], tokenizer: Any) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Tokens of the joined text, and which of them the model is to learn: those with a character of a learned part.
+    """Tokenize the joined text of the parts, and tell which tokens the model learns: those that touch a learned part.
 
-    Joined, because tokenizers such as SentencePiece's put a space before every text they are given. A tokenizer that
-    cannot say where its tokens lie gets the parts one by one.
+    The parts are joined first, because some tokenizers (SentencePiece's, for one) put a space before every text that
+    they get. A tokenizer that does not report the position of its tokens gets the parts one by one instead.
 
     Returns:
-        int32 [tokens], bool [tokens].
+        The token ids, int32 [tokens]; and whether each is learned, bool [tokens].
 
     Raises:
-        BadRowError: the tokenizer refuses the text, or the text holds half of a character.
+        BadRowError: the tokenizer refuses the text, or the text has a lone surrogate, half of a character.
     """
     text = "".join(part.text for part in parts)
     _require_whole_characters(text)
@@ -106,31 +108,31 @@ def _tokenized(parts: Sequence[Part], text: str, tokenizer: Any) -> tuple[NDArra
         return np.concatenate([np.asarray(piece, np.int32) for piece in pieces]), np.concatenate(flags)
     coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = np.asarray(coded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    learned_up_to = np.zeros(len(text) + 1, dtype=np.int64)  # learned characters before each position
+    learned_up_to = np.zeros(len(text) + 1, dtype=np.int64)  # the number of learned characters before each position
     place = 0
     for part in parts:
         steps = np.arange(1, len(part.text) + 1) * int(part.learned)
         learned_up_to[place + 1 : place + 1 + len(part.text)] = learned_up_to[place] + steps
         place += len(part.text)
-    # A token of no width (a lone space marker) belongs where the next character does.
+    # A token without characters (a lone space marker) is learned if the character after it is.
     ends = np.maximum(offsets[:, 1], np.minimum(offsets[:, 0] + 1, len(text)))
     return np.asarray(coded["input_ids"], np.int32), learned_up_to[ends] > learned_up_to[offsets[:, 0]]
 
 
 def _require_whole_characters(text: str) -> None:
-    """Refuse a lone surrogate, which JSON can write as an escape and no encoding of text can hold."""
+    """Refuse a lone surrogate. JSON can write one as an escape, but no encoding of text can hold it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
         raise BadRowError(
-            f"its text holds half of a character, {half} (a lone surrogate), as text does that was cut in the middle "
-            "of an emoji; remove it or write the whole character"
+            f"its text holds half of a character, {half} (a lone surrogate), as when an emoji was cut in the middle; "
+            "remove it or write the whole character"
         ) from None
 
 
 def _parts(fields: Any, tokenizer: Any, *, train_on_prompt: bool) -> tuple[list[Part], list[str]]:
-    """The text of a row in parts, and what the row holds and the text leaves out."""
+    """Return the text of a row in parts and, in words, the columns and keys that the text leaves out."""
     if not isinstance(fields, dict):
         raise BadRowError(f"a {type(fields).__name__}, not a mapping of column to value")
     form = _format_of(fields)
@@ -165,12 +167,12 @@ def _parts(fields: Any, tokenizer: Any, *, train_on_prompt: bool) -> tuple[list[
 
 
 def _unused_columns(fields: Mapping[str, Any], used: set[str]) -> list[str]:
-    """The columns that hold something and are not used, in words."""
+    """Return the columns that hold something and are not used, in words."""
     return [f"a column {str(name)!r}" for name, value in fields.items() if name not in used and _holds(value)]
 
 
 def _holds(value: Any) -> bool:
-    """Whether a cell holds anything: tables fill up with None, empty texts and NaN."""
+    """Tell whether a cell holds a value. Tables fill cells without one with None, empty text or NaN."""
     return value is not None and value not in ("", [], {}) and not (isinstance(value, float) and math.isnan(value))
 
 
@@ -198,7 +200,7 @@ def _text(fields: Mapping[str, Any], column: str) -> str:
 
 
 def _optional_text(fields: Mapping[str, Any], column: str) -> str:
-    """A column that may be missing or hold nothing: its text, or the empty one."""
+    """Return the text of a column; the empty text if the column is missing or holds nothing."""
     value = fields.get(column)
     if not _holds(value):
         return ""
@@ -208,14 +210,14 @@ def _optional_text(fields: Mapping[str, Any], column: str) -> str:
 
 
 def _completion(value: Any) -> list[dict[str, Any]]:
-    """The answer to a prompt of messages: messages too, or their text alone."""
+    """Return the answer to a prompt of messages, given as messages or as the text of one."""
     if isinstance(value, str) and value.strip():
         return [{"role": "assistant", "content": value}]
     return read_messages(value, "completion")
 
 
 def _turns(fields: Mapping[str, Any], form: str) -> list[tuple[str, str]]:
-    """Questions and answers of a prompt + completion or an alpaca row, those of its history first."""
+    """Return the questions and answers of a prompt + completion or an alpaca row, those of its history first."""
     if form == "alpaca":
         asked, answer = _text(fields, "instruction"), _text(fields, "output")
         given = _optional_text(fields, "input")
@@ -248,11 +250,11 @@ def _plain_text(fields: Mapping[str, Any], tokenizer: Any) -> list[Part]:
 def _without_template(
     fields: Mapping[str, Any], form: str, turns: list[tuple[str, str]], tokenizer: Any
 ) -> tuple[list[Part], set[str]]:
-    """A row's text where the tokenizer has no chat template, and which of its optional columns are in it.
+    """Return the text of a row when the tokenizer has no chat template, and the optional columns that are in the text.
 
-    Alpaca rows have their own wording (https://github.com/tatsu-lab/stanford_alpaca), with the system text before the
-    first turn and a blank line between turns, as LLaMA-Factory writes them. A prompt and its completion are joined as
-    they are: no wording puts a system text or a history before them.
+    Alpaca rows have their own wording (https://github.com/tatsu-lab/stanford_alpaca). Like LLaMA-Factory, it gets the
+    system text before the first turn, and a blank line between turns. A prompt and its completion are joined
+    unchanged, without ``system`` and ``history``, because no convention says how to write those.
     """
     parts = [Part(text=tokenizer.bos_token if _adds_bos(tokenizer) else "", learned=False)]
     if form != "alpaca":
@@ -274,7 +276,7 @@ def _without_template(
 
 
 def _ended(text: str, tokenizer: Any) -> str:
-    """The text with the end-of-sequence token behind it, unless its tokens end with that one already."""
+    """Append the end-of-sequence token to the text, unless the text ends with that token already."""
     ending = tokenizer.eos_token or ""
     if ending and text.rstrip().endswith(ending):
         ids, _ = tokenize([Part(text=text, learned=True)], tokenizer)
@@ -288,7 +290,7 @@ def _ended(text: str, tokenizer: Any) -> str:
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer itself begins a text with its BOS token; a chat template says so on its own."""
+    """Tell whether the tokenizer puts its BOS token before a text. Chat templates write the token themselves."""
     if tokenizer.bos_token is None:
         return False
     return list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]

@@ -1,7 +1,7 @@
-"""The messages of a conversation: checked, and brought into the form in which chat templates take them.
+"""Checks the messages of a conversation, and converts them into the form that chat templates take.
 
-What the columns and keys mean is what others have made usual: ``tools`` and ``chat_template_kwargs`` as TRL reads them,
-a message's ``weight`` as OpenAI's and Mistral's fine-tuning formats define it, ``tool_calls`` as transformers does.
+The columns and keys have the meaning that other tools gave them: ``tools`` and ``chat_template_kwargs`` that of TRL, a
+message's ``weight`` that of OpenAI's and Mistral's fine-tuning formats, ``tool_calls`` that of transformers.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
 _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "conversation", "messages", "return_dict", "tokenize", "tools")
-"""What ``chat_template_kwargs`` may not set: the messages, the tools and the form of the answer are given already."""
+"""Names that ``chat_template_kwargs`` may not set, because finetune passes them to the template itself."""
 
 
 @contextlib.contextmanager
 def blamed_on_the_row(what: str) -> Iterator[None]:
-    """Turn whatever a template or a tokenizer raises for a row into a `BadRowError` that begins with ``what``.
+    """Turn any error that a template or a tokenizer raises for a row into a `BadRowError` that begins with ``what``.
 
-    The Rust code of tokenizers panics with an exception that is no ``Exception``; it is told by its name. A signal and
-    a lack of memory are no fault of the row and pass through.
+    A panic in the Rust code of tokenizers is not an ``Exception`` in Python, so it is recognised by the name of its
+    class. A ``MemoryError`` and a signal such as Ctrl-C are not caused by the row, and are not caught.
     """
     try:
         yield
@@ -41,17 +41,17 @@ def blamed_on_the_row(what: str) -> Iterator[None]:
 
 
 def read_messages(value: Any, column: str) -> list[dict[str, Any]]:
-    """Check the messages of a row, and copy them in a form that templates take.
+    """Check the messages of a row, and return a copy in the form that templates take.
 
-    A list of text parts becomes one text, and the content of a turn that has none becomes the empty text. Arguments of
-    tool calls that are a JSON object as text become the object.
+    A content that is a list of text parts becomes one text. An assistant message that has other keys and no content
+    gets an empty one. Arguments of tool calls that are JSON text of an object become that object.
 
     Args:
-        value: a list of messages, or the same as JSON text, as a CSV file holds it.
-        column: where they are, for messages.
+        value: a list of messages, or JSON text of one, as a CSV file holds it.
+        column: name of their column, for error messages.
 
     Raises:
-        BadRowError: they are no messages, with the number of the first that is not.
+        BadRowError: the value is not a list of messages; the error gives the number of the first one that is wrong.
     """
     value = parsed_json(value, list)
     if not isinstance(value, list) or not value:
@@ -62,10 +62,10 @@ def read_messages(value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def read_tools(value: Any) -> list[Any] | None:
-    """The tools of a row, from a list or from JSON text; None where there are none.
+    """Return the tools of a row, given as a list or as JSON text of one; None if it has none.
 
     Raises:
-        BadRowError: it is neither.
+        BadRowError: the value is neither.
     """
     found = parsed_json(value, list)
     if not found:
@@ -76,10 +76,10 @@ def read_tools(value: Any) -> list[Any] | None:
 
 
 def read_template_settings(value: Any) -> dict[str, Any]:
-    """The row's own variables for the chat template, from a mapping or from JSON text.
+    """Return the row's variables for the chat template, given as a mapping or as JSON text of one.
 
     Raises:
-        BadRowError: it is neither, or sets what is not its own to set.
+        BadRowError: the value is neither, or sets a variable that finetune sets itself.
     """
     found = parsed_json(value, dict) or {}
     if not isinstance(found, dict):
@@ -91,17 +91,17 @@ def read_template_settings(value: Any) -> dict[str, Any]:
 
 
 def is_withheld(message: dict[str, Any]) -> bool:
-    """Whether the message says ``weight: 0``: a turn that stays in the conversation and is not trained on."""
+    """Tell whether an answer has ``weight: 0``: it stays in the conversation, and is not trained on."""
     return message["role"] == "assistant" and message.get("weight") == 0
 
 
 def for_template(messages: Sequence[dict[str, Any]], *, without: str | None = None) -> list[dict[str, Any]]:
-    """The messages as a template gets them.
+    """Return the messages in the form that is passed to a template, without their weights.
 
     Args:
-        messages: from `read_messages`.
-        without: a key to leave out, to see whether the template uses it. The content is left out, as the empty text,
-            of turns with tool calls only.
+        messages: as `read_messages` returns them.
+        without: a key to leave out, to see whether the template uses it. ``content`` becomes the empty text, and only
+            in messages that have tool calls.
     """
     left_out = {"weight", without} - {"content"}
     shown = [{key: value for key, value in message.items() if key not in left_out} for message in messages]
@@ -112,7 +112,7 @@ def for_template(messages: Sequence[dict[str, Any]], *, without: str | None = No
 
 
 def with_written_arguments(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same messages with the arguments of tool calls as JSON text, for templates that write them as they are."""
+    """Return the messages with the arguments of tool calls as JSON text, for templates that insert them unchanged."""
     return [
         message | {"tool_calls": [_with_arguments(call, _as_text) for call in message["tool_calls"]]}
         if message.get("tool_calls")
@@ -122,7 +122,7 @@ def with_written_arguments(messages: Sequence[dict[str, Any]]) -> list[dict[str,
 
 
 def arguments_of(messages: Sequence[dict[str, Any]]) -> list[Any]:
-    """The arguments of every tool call in a conversation."""
+    """Return the arguments of every tool call in a conversation."""
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     holders = [_holder(call) for call in calls if isinstance(call, dict)]
     return [holder["arguments"] for holder in holders if "arguments" in holder]
@@ -153,14 +153,14 @@ def _message(given: Any, where: str) -> dict[str, Any]:
 
 
 def _content(value: Any, where: str) -> str:
-    """The text of a message, from text or from a list of text parts."""
+    """Return the text of a message whose content is text, or a list of text parts."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         texts = [part.get("text") if isinstance(part, dict) else None for part in value]
         if all(isinstance(text, str) for text in texts):
             return "".join(str(text) for text in texts)
-        raise BadRowError(f"the content of {where} is a list with a part that is no text; only text is trained on")
+        raise BadRowError(f"the content of {where} is a list with a part that is not text; only text is trained on")
     raise BadRowError(f"the content of {where} is a {type(value).__name__}, not text")
 
 
@@ -172,7 +172,7 @@ def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _holder(call: dict[str, Any]) -> dict[str, Any]:
-    """Where a call has its name and arguments: in ``function``, or in the call itself."""
+    """Return the mapping that holds the name and arguments of a call: its ``function``, or the call itself."""
     function = call.get("function")
     return function if isinstance(function, dict) else call
 
@@ -186,7 +186,7 @@ def _with_arguments(call: dict[str, Any], change: Any) -> dict[str, Any]:
 
 
 def _as_object(arguments: Any) -> Any:
-    """An object for a JSON object as text, and for no text at all; anything else as it is."""
+    """Return the object that JSON text holds, an empty object for empty text, and any other value unchanged."""
     if isinstance(arguments, str) and not arguments.strip():
         return {}
     return parsed_json(arguments, dict)
@@ -197,7 +197,7 @@ def _as_text(arguments: Any) -> Any:
 
 
 def parsed_json(value: Any, kind: type) -> Any:
-    """What JSON text says, if it is a ``kind``; every other value as it is."""
+    """Return the value that JSON text holds if its type is ``kind``; any other value is returned unchanged."""
     if not isinstance(value, str):
         return value
     try:

@@ -1,4 +1,4 @@
-"""Which rows share a sequence."""
+"""Decides which rows share a sequence, for ``--packing``."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_PACKING = 3  # what the random generator is for: see finetune.data.batches
+_PACKING = 3  # part of the generator's seed: see finetune.data.batches
 _OPEN = 64
-"""Sequences that are kept open at one time: fills them well, and keeps the search short on millions of rows."""
+"""Sequences that still take rows at one time. So many fill well, and are searched quickly for each of many rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequences:
-    """Rows put into sequences, in two arrays: a set of millions of rows costs 16 bytes each."""
+    """The rows of each sequence, in two arrays that take at most 16 bytes per row."""
 
     rows: NDArray[np.int64]
-    """Every row once, the rows of a sequence next to each other."""
+    """[rows]: the number of every row, once; the rows of a sequence are next to each other."""
     starts: NDArray[np.int64]
-    """Where in ``rows`` each sequence begins."""
+    """[sequences]: the position in ``rows`` at which each sequence begins."""
 
     @classmethod
     def one_each(cls, count: int) -> Sequences:
-        """Every row in a sequence of its own."""
+        """Put every row into a sequence of its own."""
         return cls(rows=np.arange(count), starts=np.arange(count))
 
     def __len__(self) -> int:
@@ -38,18 +38,15 @@ class Sequences:
 
 
 def pack(lengths: NDArray[np.int32], room: int, *, seed: int) -> Sequences:
-    """Put rows into sequences of at most ``room`` tokens, each row whole and in exactly one.
+    """Put rows into sequences of at most ``room`` tokens. Each row stays whole and is in exactly one sequence.
 
-    First fit over shuffled rows, so that what shares a sequence is a matter of the seed alone; shuffled, because sorted
-    rows would put like with like.
+    The rows are shuffled, and each goes into the first open sequence that has room for it. The seed alone decides the
+    result; the shuffle keeps neighbours in the file, which are often alike, from sharing a sequence.
 
     Args:
         lengths: tokens of each row, none above ``room``.
-        room: tokens of a sequence.
-        seed: of the shuffle.
-
-    Returns:
-        The sequences, and the rows in the order in which they lie in each.
+        room: most tokens of a sequence.
+        seed: seed of the shuffle.
     """
     if not len(lengths):
         return Sequences.one_each(0)

@@ -1,6 +1,7 @@
-"""Rows as they are stored: local JSON lines, CSV and Parquet, hub data sets, and the embedded help topics.
+"""Reads rows from local JSON lines, JSON, CSV and Parquet files, hub data sets, and the embedded help topics.
 
-Read one at a time, each with the place it came from, so that a file may be larger than memory and a bad row be named.
+Rows are read one at a time, so that a file may be larger than memory (a JSON list excepted). Each row carries the place
+that it came from, so that an error can name it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-SECTION_CHARACTERS = 700  # of an embedded answer: about 170 tokens
+SECTION_CHARACTERS = 700  # longest embedded answer, about 170 tokens; a longer paragraph stays whole
 SHOWN_CHARACTERS = 80
 _SAMPLE_BYTES = 1 << 20
 _CSV_FIELD_BYTES = 1 << 27
 
 
 class BadRowError(ValueError):
-    """A row cannot be used; the message says what is wrong with it."""
+    """A row cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,27 +37,27 @@ class Row:
     """One row as it is stored."""
 
     source: str
-    """Where it is: ``file:line`` (Parquet and hub: row number), counted from 1."""
+    """Where the row is: ``file:line``, or ``file:row N`` in a JSON list, Parquet or hub data set, counted from 1."""
     fields: Any
-    """What is there: a mapping of column to value, if the row is sound."""
+    """The content of the row: a mapping of column to value, if the row is sound."""
     problem: str | None = None
-    """Why it could not be read; None if it could."""
+    """Why the row could not be read; None if it could."""
 
     def beginning(self) -> str:
-        """The row's first characters on one line, for messages; half a character is shown as its escape."""
+        """Return the first characters of the row on one line, for messages. A lone surrogate is shown as its escape."""
         text = self.fields if isinstance(self.fields, str) else json.dumps(self.fields, ensure_ascii=False, default=str)
         text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
         return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def read_rows(data: str) -> Iterator[Row]:
-    """Every row of a source, in order, one at a time.
+    """Yield every row of a source, in order.
 
     Args:
-        data: a .jsonl, .json, .csv or .parquet file, a hub data set's name, or ``pydoc``.
+        data: a .jsonl, .json, .csv or .parquet file, the name of a hub data set, or ``pydoc``.
 
     Raises:
-        DataError: there is no such file or data set, or it is not text in UTF-8.
+        DataError: there is no such file or data set, the file is damaged, or it is not text in UTF-8.
     """
     if data == EMBEDDED_DATA:
         return _help_topics()
@@ -74,10 +75,10 @@ def read_rows(data: str) -> Iterator[Row]:
 
 
 def source_fingerprint(data: str) -> str | None:
-    """A digest that changes when a local source does: path, size, time of change, first and last mebibyte.
+    """Return a digest that changes with a local source: of its path, size, time of change, first and last MiB.
 
     Returns:
-        None for a hub data set, which is only told apart by reading it.
+        The digest; None for a hub data set, whose changes can be seen only by reading it.
     """
     digest = hashlib.sha256(data.encode())
     if data == EMBEDDED_DATA:
@@ -122,7 +123,7 @@ def _parsed(text: str, source: str) -> Row:
 
 
 def _json(path: Path) -> Iterator[Row]:
-    """A list of rows in one JSON document, which is read whole; or JSON lines under this name."""
+    """Yield the rows of a JSON file: one list, which is read whole, or JSON lines."""
     with path.open(encoding="utf-8-sig") as stream:
         if next((c for c in iter(lambda: stream.read(1), "") if not c.isspace()), "") != "[":
             yield from _json_lines(path)
@@ -159,10 +160,11 @@ def _csv(path: Path) -> Iterator[Row]:
 
 
 def _named(header: list[str], values: list[str]) -> tuple[dict[str, str], str | None]:
-    """The values of a CSV row by the names of their columns, and why the row cannot be read.
+    """Return the values of a CSV row by column name, and the reason if the row cannot be read.
 
-    A column without a name is left out where it holds nothing or a number: it is the index that pandas writes, or what
-    a comma at the end of each line makes. A name that comes twice holds its value once.
+    A column without a name is ignored if it holds nothing or a number: it is the index that pandas writes, or the empty
+    column that a comma at the end of each line makes. Two columns may share a name if one is empty or both hold the
+    same value.
     """
     fields: dict[str, str] = {}
     if len(values) < len(header) and any(header[len(values) :]):
@@ -180,14 +182,14 @@ def _named(header: list[str], values: list[str]) -> tuple[dict[str, str], str | 
         elif value.strip() and not _is_number(value):
             shown = value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "..."
             return fields, (
-                f"column {number} has no name in the header and holds {shown!r}, which is no row number; name the "
+                f"column {number} has no name in the header and holds {shown!r}, which is not a number; name the "
                 "column, or remove it"
             )
     return fields, None
 
 
 def _wrong_count(header: list[str], values: list[str]) -> str:
-    return f"its number of columns is {len(values)}, and the header's {len(header)}"
+    return f"it has {len(values)} {'column' if len(values) == 1 else 'columns'}, and the header has {len(header)}"
 
 
 def _is_number(text: str) -> bool:
@@ -217,7 +219,7 @@ def _hub(name: str) -> Iterator[Row]:
 
     try:
         rows = datasets.load_dataset(name, split="train")
-    except Exception as error:  # the library's kinds are many: not found, offline, no train split, scripts refused
+    except Exception as error:  # of many types: not found, offline, no train split, scripts refused
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
             f"data = {name!r}: no file of that name, and no data set with a 'train' split could be loaded from the "
@@ -236,10 +238,10 @@ def _near(path: Path) -> str:
 
 
 def _help_topics() -> Iterator[Row]:
-    """Questions about the Python language, answered from the standard library's own help topics.
+    """Yield questions about the Python language, with answers from the help topics of the standard library.
 
-    A topic is cut between paragraphs into sections of about 170 tokens; the first is asked for by the topic's title,
-    the others by the words that they begin with.
+    A topic is cut between paragraphs into sections of about 170 tokens, each the answer to one question. The question
+    for the first section names the topic's title; the others also quote the first words of their section.
     """
     from pydoc_data.topics import topics
 

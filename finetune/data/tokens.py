@@ -1,6 +1,7 @@
-"""A data set as tokens in one Arrow file, read through memory mapping: the set may be larger than memory.
+"""Keeps a tokenized data set in one Arrow file, which is memory-mapped, so that it may be larger than memory.
 
-Made once for a source, a tokenizer and the settings that shape tokens, kept in the user's cache, and moved there whole.
+The file is made once for each source, tokenizer and set of settings that shape tokens. It is kept in the user's cache,
+and appears there only when it is complete.
 """
 
 from __future__ import annotations
@@ -29,55 +30,55 @@ if TYPE_CHECKING:
     from finetune.data.encode import Encoded
 
 FORMAT = 2
-"""Counts up when the same row becomes other tokens, so that an old cache is not read."""
+"""Version of the tokens. Raise it when a change makes other tokens of the same row: older caches are not read then."""
 LISTED = 100
-"""Bad rows that are told one by one; the others are counted."""
+"""How many bad rows are listed with their error; further ones are only counted."""
 _TOKENS, _COUNTS = "tokens.arrow", "counts.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What came of a source's rows."""
+    """How many rows of a source were kept, cut and skipped, and which rows are extreme."""
 
     rows: int
     """Rows read."""
     bad: int
     """Rows that could not be used and were skipped."""
     listed: tuple[str, ...]
-    """The first of them, each as place, what is wrong, and its beginning."""
+    """The first of the bad rows, each with its place, the error, and the beginning of the row."""
     truncated: int
-    """Rows cut to the longest sequence."""
+    """Rows cut to ``--seq`` tokens."""
     tokens_cut: int
     """Tokens that were cut off."""
     without_target: int
-    """Rows left out because, once cut, nothing is left to learn."""
+    """Rows left out because no token of the answer is within ``--seq`` tokens."""
     unused: tuple[tuple[str, int], ...]
-    """What rows hold and their text leaves out, in words, each with the number of rows that hold it."""
+    """Columns and keys that are not used, in words, each with the number of rows that have it."""
     largest_id: int
-    """The largest token id of the rows kept."""
+    """The largest token id of the rows that were kept."""
     largest_id_source: str
-    """The first row that has it: ``file:line``."""
+    """The first row that has this id: ``file:line``."""
     longest: int
-    """Tokens of the longest row kept."""
+    """Tokens of the longest row that was kept."""
     longest_source: str
-    """The first row of that length."""
+    """The first row of that length: ``file:line``."""
     fingerprint: str
-    """Digest of every token and label kept, in order."""
+    """Digest of every token and label that was kept, in order."""
 
 
 def tokenized(data: str, config: DataConfig, tokenizer: Any) -> tuple[datasets.Dataset, Counts]:
-    """The rows of a source as tokens.
+    """Tokenize the rows of a source, or take them from the cache.
 
     Args:
         data: a file, a hub name, or ``pydoc``.
         config: ``seq``, ``train_on_prompt`` and ``skip_bad_rows`` are used.
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
 
     Returns:
         A memory-mapped set with the columns input_ids, labels, length, targets and source; and the counts.
 
     Raises:
-        DataError: a row cannot be used (and is not to be skipped), or no row is left.
+        DataError: a row cannot be used (without ``skip_bad_rows``), or no row is left.
     """
     import datasets
 
@@ -90,7 +91,7 @@ def tokenized(data: str, config: DataConfig, tokenizer: Any) -> tuple[datasets.D
 
 
 def _write(folder: Path, data: str, config: DataConfig, tokenizer: Any) -> None:
-    """Tokenize a source into a folder beside ``folder``, and rename it when it is whole."""
+    """Tokenize a source into a temporary folder beside ``folder``, and rename it when it is complete."""
     from datasets import Features, Sequence, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -124,7 +125,7 @@ def _write(folder: Path, data: str, config: DataConfig, tokenizer: Any) -> None:
 
 
 class _Tally:
-    """Counts while rows go by."""
+    """Counts the rows while they are tokenized."""
 
     def __init__(self) -> None:
         self.rows = self.bad = self.truncated = self.tokens_cut = self.without_target = self.kept = 0
@@ -135,7 +136,7 @@ class _Tally:
         self.digest = hashlib.sha256()
 
     def keep(self, coded: Encoded, source: str) -> None:
-        """Count a row that is trained on or held out."""
+        """Count a row that is kept, to be trained on or held out."""
         self.kept += 1
         largest, length = int(coded.input_ids.max()), len(coded.input_ids)
         if largest > self.largest_id:
@@ -193,7 +194,7 @@ def _examples(data: str, config: DataConfig, tokenizer: Any, tally: _Tally) -> I
 
 
 def _nothing_left(counts: Counts) -> str:
-    """Why no row is left, in a sentence."""
+    """Say why no row is left."""
     if not counts.rows:
         return "it holds no rows"
     reasons = []
@@ -206,7 +207,8 @@ def _nothing_left(counts: Counts) -> str:
 
 
 def _key(data: str, config: DataConfig, tokenizer: Any) -> str:
-    source = source_fingerprint(data) or os.urandom(16).hex()  # a hub set may have changed: made anew for each run
+    # A hub set may have changed since the last run, so it gets a new key, and is tokenized again, every time.
+    source = source_fingerprint(data) or os.urandom(16).hex()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     shape = [
         FORMAT,

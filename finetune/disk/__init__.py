@@ -1,1 +1,1 @@
-"""What a run keeps on disk: files that survive a crash, checkpoints, logs, and what a resumed run must match."""
+"""What a run keeps on disk: files that survive a crash, checkpoints, logs, and the facts a resumed run must match."""

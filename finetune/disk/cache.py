@@ -1,4 +1,4 @@
-"""The folder where converted models and tokenized data are kept from one run to the next."""
+"""Finds the folder where converted models and tokenized data are kept from one run to the next."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return the folder of converted models and tokenized data; it need not exist yet.
+    """Return the folder of converted models and tokenized data, which may not exist yet.
 
-    ``$FINETUNE_CACHE``, else ``$XDG_CACHE_HOME/finetune``, else ``~/.cache/finetune``.
+    It is ``$FINETUNE_CACHE``, else ``$XDG_CACHE_HOME/finetune``, else ``~/.cache/finetune``.
     """
     if chosen := os.environ.get("FINETUNE_CACHE"):
         return Path(chosen)

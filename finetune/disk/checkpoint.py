@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked before they are believed, and enough to go on exactly."""
+"""Writes and reads checkpoints. Each is complete or absent, is verified when read, and continues a run exactly."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _PREFIX = "step-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint whose every byte was held against its manifest."""
+    """A checkpoint that was read, and whose files all match the checksums of its manifest."""
 
     path: Path
     step: int
     """Optimizer steps done."""
     facts: Mapping[str, Any]
-    """What :func:`save` was told about the run, as plain JSON."""
+    """The facts of the run that :func:`save` got, as plain JSON."""
     state: Tree
-    """What :func:`save` was given: weights, optimizer, random generators. On the CPU."""
+    """The state that :func:`save` got: weights, optimizer, random generators. Its tensors are on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A checkpoint that is not used, and why."""
+    """A damaged checkpoint, which is not used, and the reason."""
 
     path: Path
     reason: str
@@ -50,20 +50,23 @@ class Refused:
 
 
 def save(folder: Path, *, step: int, facts: Mapping[str, Any], state: Tree, keep: int) -> Path:
-    """Write ``folder/step-N`` and remove all but the newest ``keep``.
+    """Write ``folder/step-N``, then remove all checkpoints but the newest ``keep``.
 
-    The folder appears under its name by one rename, after every file in it is on the disk: a process killed, or a
-    power cut, at any moment leaves the earlier checkpoints and nothing that could be taken for one.
+    Every file is flushed to the disk before the folder gets its name by one rename. If the process is killed or the
+    power fails at any moment, the earlier checkpoints remain, and no incomplete one looks like a checkpoint.
 
     Args:
-        folder: where a run's checkpoints are.
+        folder: the folder of the run's checkpoints.
         step: optimizer steps done.
-        facts: plain JSON that :func:`load` gives back.
+        facts: facts about the run as plain JSON, which :func:`load` returns.
         state: nested dicts and lists of tensors and numbers (:data:`finetune.disk.state.Tree`).
-        keep: how many checkpoints stay, this one included.
+        keep: how many checkpoints are kept, this one included.
+
+    Returns:
+        The path of the new checkpoint.
 
     Raises:
-        WriteError: the disk is full or refuses; the earlier checkpoints are untouched.
+        WriteError: the disk is full or not writable; the earlier checkpoints are untouched.
     """
     tensors, skeleton = pack(state)
     path = folder / f"{_PREFIX}{step:08d}"
@@ -80,19 +83,19 @@ def save(folder: Path, *, step: int, facts: Mapping[str, Any], state: Tree, keep
 
 
 def paths(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, newest first, sound or not."""
+    """Return the checkpoints in ``folder``, the newest first. They are not verified."""
     found = [p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit() and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name.removeprefix(_PREFIX)), reverse=True)
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[Refused]]:
-    """The newest sound checkpoint, and those newer than it that are damaged.
+    """Read the newest checkpoint that is sound.
 
     Returns:
-        ``(None, [])`` where there is none at all.
+        The checkpoint, and the damaged ones that are newer; ``(None, [])`` if there are no checkpoints.
 
     Raises:
-        CheckpointError: there are checkpoints, and none is sound.
+        CheckpointError: there are checkpoints, and all are damaged.
     """
     refused: list[Refused] = []
     for path in paths(folder):
@@ -102,7 +105,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[Refused]]:
             refused.append(Refused(path=path, reason=str(error)))
     if refused:
         raise CheckpointError(
-            "no checkpoint is sound:\n"
+            "every checkpoint is damaged:\n"
             + "\n".join(f"  {refusal}" for refusal in refused)
             + f"\nRemove {folder} to start this run from the beginning, or choose another --output."
         )
@@ -110,10 +113,10 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[Refused]]:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint, each file held against its size and SHA-256 in the manifest first.
+    """Compare the size and SHA-256 of each file with the manifest, then read the checkpoint.
 
     Raises:
-        CheckpointError: a file is missing, truncated or altered, or the format is of another version.
+        CheckpointError: a file is missing, truncated or altered, or another version of finetune wrote the format.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_bytes())

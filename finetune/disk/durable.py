@@ -1,4 +1,4 @@
-"""Files that survive a power cut: written aside, flushed to the disk, then renamed into place."""
+"""Writes files that survive a power cut: under a temporary name first, flushed to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TEMPORARY, _TRASH = ".tmp-", ".trash-"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put ``text`` at ``path``: after a crash there is the old content or the new one, never a mixture."""
+    """Write ``text`` to ``path``. After a crash the file has its old content or the new one, never a mixture."""
     aside = path.with_name(f"{_TEMPORARY}{path.name}")
     with saving(path):
         with open(aside, "w", encoding="utf-8") as file:
@@ -33,20 +33,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """:func:`write_text` of indented JSON."""
+    """Write ``value`` as indented JSON with :func:`write_text`."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def folder(path: Path) -> Iterator[Path]:
-    """Fill a folder that appears at ``path`` whole, or not at all. One that is there already is replaced.
+    """Make a folder that appears at ``path`` complete or not at all. It replaces a folder of that name.
 
     Yields:
-        The folder to write into. When the block ends every file is flushed to the disk and the folder is renamed;
-        when it raises, the folder is removed.
+        A temporary folder to write into. When the block ends, every file is flushed to the disk and the folder is
+        renamed to ``path``. When the block raises, the temporary folder is removed.
 
     Raises:
-        WriteError: the disk is full or refuses.
+        WriteError: the disk is full or not writable.
     """
     aside = path.with_name(f"{_TEMPORARY}{path.name}")
     with saving(path):
@@ -56,7 +56,7 @@ def folder(path: Path) -> Iterator[Path]:
             yield aside
             for item in sorted(aside.rglob("*")):
                 if item.is_file():
-                    item.chmod(_file_mode())  # safetensors makes its files for the owner alone
+                    item.chmod(_file_mode())  # safetensors lets only the owner read its files
                 _fsync(item)
             _fsync(aside)
             remove_folder(path)
@@ -68,7 +68,7 @@ def folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder so that a crash on the way leaves nothing that looks like it."""
+    """Remove a folder. It is renamed first, so that a crash in between leaves no half of it under its own name."""
     if path.exists():
         trash = path.with_name(f"{_TRASH}{path.name}")
         shutil.rmtree(trash, ignore_errors=True)
@@ -77,7 +77,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process had half written or half removed in ``path``."""
+    """Remove the temporary files and folders that a killed process has left in ``path``."""
     for item in path.glob(".t*-*") if path.is_dir() else ():
         if item.name.startswith((_TEMPORARY, _TRASH)):
             shutil.rmtree(item) if item.is_dir() else item.unlink()
@@ -85,7 +85,7 @@ def remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def saving(path: Path) -> Iterator[None]:
-    """Turn whatever a full or read-only disk makes the libraries raise into one :class:`WriteError`."""
+    """Turn any error that a full or read-only disk causes, whichever library raises it, into a :class:`WriteError`."""
     try:
         yield
     except Exception as error:
@@ -93,16 +93,16 @@ def saving(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise WriteError(
-            f"cannot write {path}: {reason}. {_free(path)}What was saved before is sound: make room, then go on with "
-            "--resume (--keep 1 keeps fewer checkpoints, --save-every makes fewer)."
+            f"cannot write {path}: {reason}. {_free(path)}What was saved before is sound: make room, then continue "
+            "with --resume (--keep 1 keeps fewer checkpoints, a larger --save-every writes fewer)."
         ) from error
 
 
 class Lines:
-    """A JSON-lines file that is appended to, a line at a time."""
+    """A JSON-lines file to which rows are appended, one at a time."""
 
     def __init__(self, path: Path, *, keep: int) -> None:
-        """Open ``path``, cut to the rows whose ``step`` is at most ``keep``: those after it will be written again."""
+        """Open ``path``, and remove the rows whose ``step`` is above ``keep``: a resumed run writes them again."""
         self.path = path
         kept = [line for line in _sound_lines(path) if json.loads(line)["step"] <= keep]
         write_text(path, "".join(kept))
@@ -110,13 +110,13 @@ class Lines:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one row; it is the kernel's afterwards, so a killed process does not lose it."""
+        """Write one row, and pass it to the kernel, so that it is not lost if the process is killed."""
         with saving(self.path):
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
 
     def sync(self) -> None:
-        """Flush what is written to the disk, so that a power cut does not lose it either."""
+        """Flush the rows to the disk, so that they are not lost in a power cut either."""
         with saving(self.path):
             os.fsync(self._file.fileno())
 
@@ -126,25 +126,23 @@ class Lines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; a last line that a crash cut short is left out."""
+    """Return the rows of a JSON-lines file, without a last line that a crash has cut short."""
     return [json.loads(line) for line in _sound_lines(path)]
 
 
 @contextlib.contextmanager
 def run_lock(output: Path) -> Iterator[None]:
-    """Hold ``output`` for this process, so that two runs never write into one folder. Ends with the process.
+    """Lock ``output``, so that two runs never write into one folder. The lock ends with the block or the process.
 
     Raises:
-        OutputError: another process holds it, or the folder cannot be made.
+        OutputError: another process has locked it, or the folder cannot be made.
     """
     path = output / ".lock"
     try:
         output.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise OutputError(
-            f"output = {str(output)!r}: {error.strerror}; name a folder that can be written with --output"
-        ) from None
+        raise OutputError(f"output = {str(output)!r}: {error.strerror}; name a writable folder with --output") from None
     with contextlib.closing(os.fdopen(descriptor, "r+")) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,7 +159,7 @@ def run_lock(output: Path) -> Iterator[None]:
 
 
 def _file_mode() -> int:
-    mask = os.umask(0)  # the only way to read it is to set it
+    mask = os.umask(0)  # it can be read only by setting it
     os.umask(mask)
     return 0o666 & ~mask
 
@@ -181,7 +179,7 @@ def _fsync(path: Path) -> None:
 
 
 def _disk_error(error: BaseException | None) -> str | None:
-    # safetensors and torch wrap the system's error in their own types; the number survives in the chain or the text.
+    # safetensors and torch wrap the system's error in their own types; its number is in the chain or in the message.
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             return error.strerror

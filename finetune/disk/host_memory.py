@@ -1,4 +1,4 @@
-"""What this process holds of the host's memory, and how much it may hold."""
+"""Reads how much host memory this process holds, and how much it may hold."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
-_UNLIMITED = 2**60  # control groups say "max" or a number near 2**63
+_UNLIMITED = 2**60  # without a limit, a control group says "max" or a number near 2**63
 
 
 def resident_bytes() -> int:
-    """Resident set size of this process now, in bytes."""
+    """Return the resident set size of this process, in bytes."""
     return _status_bytes("VmRSS") or peak_resident_bytes()
 
 
 def peak_resident_bytes() -> int:
-    """The largest resident set size this process has had, in bytes.
+    """Return the largest resident set size that this process has had, in bytes.
 
-    Read from the kernel's ``VmHWM``, which starts anew with each program; ``ru_maxrss`` also remembers the parent's.
+    It is read from the kernel's ``VmHWM``, which starts at zero with each program. ``ru_maxrss``, which is used without
+    it, also includes the peak of the parent process.
     """
     return _status_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def limit_bytes() -> int:
-    """The most this process may hold, in bytes: the machine's memory, or a lower limit of control group or ulimit."""
+    """Return the most bytes this process may hold: the machine's memory, or a lower limit (control group or ulimit)."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
@@ -41,9 +42,9 @@ def limit_bytes() -> int:
 
 
 def give_back_freed() -> None:
-    """Return to the system what was freed but kept by the C library, where it is glibc; elsewhere nothing happens.
+    """Make glibc return freed memory to the system. With another C library this does nothing.
 
-    Loading leaves hundreds of MiB of it behind, in pieces that training's larger blocks do not fit into.
+    Loading a model leaves hundreds of MiB of freed memory with glibc, in pieces too small for the blocks of training.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

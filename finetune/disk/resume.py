@@ -1,4 +1,7 @@
-"""What a resumed run must share with the run it resumes, so that its result is the uninterrupted one's, bit for bit."""
+"""Checks that a resumed run matches the run it continues, so that its result equals, bit for bit, an uninterrupted one.
+
+Some differences are allowed, because they do not change the result or change it by rounding only.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _FINGERPRINTED = {"model", "data", "eval_data"}
-"""Names of folders and files: they may move, what is in them is compared instead."""
+"""Settings that name folders and files. Those may move, so their content is compared in place of their name."""
 
 FREE = _FINGERPRINTED | {
     *(field.name for section in (OutputConfig, DryRunConfig) for field in dataclasses.fields(section)),
@@ -28,7 +31,7 @@ FREE = _FINGERPRINTED | {
     "offload_activations",
     "threads",
 }
-"""Settings that may change between a run and its resumption: they change no bit of the adapter."""
+"""Settings that a resumed run may change, because they do not change a bit of the adapter."""
 
 _SPLIT = ("micro_batch", "accumulation")
 _LENGTH = ("max_steps", "epochs")
@@ -39,24 +42,24 @@ _SAMPLE = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFacts:
-    """What a checkpoint records of its run besides the numbers themselves; plain JSON inside."""
+    """The facts about a run that its checkpoints record beside its state. All values are plain JSON."""
 
     settings: Mapping[str, Any]
     """Every setting by name."""
     threads: int
-    """CPU threads torch computed with."""
+    """CPU threads that torch computed with."""
     device: str
     """Kind of device: cpu or cuda."""
     base: str
     """Fingerprint of the base model's weights."""
     data: str
-    """Fingerprint of the training rows as tokens."""
+    """Fingerprint of the tokens of the training rows."""
     versions: Mapping[str, str]
-    """Versions of the packages that compute."""
+    """Versions of the packages that compute, and the name of the GPU if there is one."""
 
 
 def package_versions() -> dict[str, str]:
-    """The installed versions of the packages that compute, and the GPU."""
+    """Return the installed versions of the packages that compute, and the name of the GPU if there is one."""
     found = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     for name in _PACKAGES:
         try:
@@ -67,9 +70,9 @@ def package_versions() -> dict[str, str]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A short digest of a model's parameters: names, shapes, dtypes, and the first bytes of each.
+    """Return a short digest of a model's parameters: their names, shapes, dtypes and first elements.
 
-    A sample, because hashing 40 GB at every start is not worth what it could find beyond this.
+    Only the first 1,024 elements of each are hashed: hashing 40 GB at every start would take long and find little more.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -80,22 +83,23 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = None) -> list[str]:
-    """Hold a run against the one it resumes.
+    """Compare a run with the run that it continues.
 
     Args:
-        recorded: of the run that is resumed.
-        now: of the run that goes on.
-        split_matters: why this model's gradient is another where the same window is split another way, if it is.
+        recorded: facts of the run that is continued.
+        now: facts of the run that continues it.
+        split_matters: why the gradient of this model depends on how a window is split into micro-batches; None if it
+            does not.
 
     Returns:
-        Notes for the user: differences that may change the last bits of the result, not its meaning.
+        Notes for the user, on differences that may change the last bits of the result.
 
     Raises:
-        ConfigError: a difference that makes it another run, with the field, both values and the remedy.
+        ConfigError: a difference would change the result; the error has the field, both values and the remedy.
     """
     notes, problems = check_settings(recorded.settings, now.settings), []
     for field, before, after, what in (
-        ("threads", recorded.threads, now.threads, "another count of CPU threads adds up in another order"),
+        ("threads", recorded.threads, now.threads, "with another number of CPU threads, sums are rounded differently"),
         ("device", recorded.device, now.device, "another kind of device rounds differently"),
         ("model", recorded.base, now.base, "the base model's weights are not those this run began with"),
         ("data", recorded.data, now.data, "the training rows are not those this run began with"),
@@ -109,24 +113,31 @@ def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = No
         raise ConfigError(*problems)
     for name, version in recorded.versions.items():
         if now.versions.get(name) != version:
-            notes.append(f"{name} was {version}, is {now.versions.get(name)}: the last bits may differ")
+            notes.append(f"{name} was {version} and is now {now.versions.get(name)}: the last bits may differ")
     return notes
 
 
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings' part of :func:`compare`, which can be told before anything is loaded."""
+    """Compare the settings of two runs, as :func:`compare` does. This needs no model and no data.
+
+    Returns:
+        Notes for the user, on differences that change the result by rounding only.
+
+    Raises:
+        ConfigError: a setting that changes the result is different.
+    """
     changed = {name for name in now if name in before and before[name] != now[name]} - FREE
     notes = []
     if now["schedule"] == "constant" and changed & set(_LENGTH):
-        changed -= set(_LENGTH)  # without a decay, the steps so far are the first steps of the longer run
+        changed -= set(_LENGTH)  # with a constant rate, the steps so far do not depend on the run's length
     if changed & set(_SPLIT) and _window(before) == _window(now) and not now["packing"] and now["dropout"] == 0:
         changed -= set(_SPLIT)
-        notes.append("the same window is split another way: equal up to rounding, no longer byte for byte")
+        notes.append("the window is split into other micro-batches: the result is equal up to rounding, not exactly")
     if changed & set(_ROUNDING):
         changed -= set(_ROUNDING)
-        notes.append("loss_chunk changed: equal up to rounding, no longer byte for byte")
+        notes.append("loss_chunk changed: the result is equal up to rounding, not exactly")
     if changed:
-        what = "it changes what is computed"
+        what = "this setting changes the result"
         raise ConfigError(*(_changed(name, before[name], now[name], what) for name in now if name in changed))
     return notes
 

@@ -1,4 +1,4 @@
-"""The files of a run: the one place that knows what they are called."""
+"""Names the files of a run. No other module knows these names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The output folder of one run, and the path of everything that a run writes into it."""
+    """The output folder of one run, and the paths of the files and folders in it."""
 
     path: Path
 
@@ -22,27 +22,27 @@ class RunFolder:
 
     @property
     def train_rows(self) -> Path:
-        """One JSON line for each optimizer step."""
+        """JSON lines, one for each optimizer step."""
         return self.path / "train.jsonl"
 
     @property
     def eval_rows(self) -> Path:
-        """One JSON line for each evaluation."""
+        """JSON lines, one for each evaluation."""
         return self.path / "eval.jsonl"
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
+        """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder for each checkpoint."""
+        """The folder of the checkpoints; each is a folder in it."""
         return self.path / "checkpoints"
 
     @property
     def merged(self) -> Path:
-        """The merged model, where ``--merge`` asks for one."""
+        """The folder of the merged model, if ``--merge`` asks for one."""
         return self.path / "merged"
 
     @property
@@ -51,10 +51,10 @@ class RunFolder:
         return self.path / "summary.json"
 
     def trained(self, *, full: bool) -> Path:
-        """Return the folder of the result: the adapter, or with ``--full`` the whole model."""
+        """Return the folder of the result: of the adapter, or with ``--full`` of the whole model."""
         return self.path / ("model" if full else "adapter")
 
     def written(self) -> list[Path]:
-        """Return the path of everything but the settings that a run may have left here, whether it exists or not."""
+        """Return every path that a run may write here, except its settings, whether it exists or not."""
         results = [self.trained(full=False), self.trained(full=True), self.merged]
         return [self.checkpoints, *results, self.tensorboard, self.summary, self.train_rows, self.eval_rows]

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a progress bar, ``train.jsonl``, ``eval.jsonl``, and TensorBoard on request."""
+"""Records a run while it runs: a progress bar, ``train.jsonl``, ``eval.jsonl``, and TensorBoard on request."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ _LINES_WITHOUT_TERMINAL = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRow:
-    """One evaluation, as ``eval.jsonl`` keeps it."""
+    """One evaluation, a row of ``eval.jsonl``."""
 
     step: int
     """Optimizer steps done before it."""
     loss: float | None
-    """Mean loss of a held-out target, in nats; None without held-out rows."""
+    """Mean loss per held-out target, in nats; None without held-out rows."""
     targets: int
     """Held-out tokens that the loss is taken on."""
     question: str | None = None
-    """What was asked; None when nothing was."""
+    """The question that the model was asked; None if there was none."""
     answer: str | None = None
-    """What the model answered, greedily."""
+    """The answer of the model, decoded greedily."""
 
 
 class RunLog:
-    """The files and the bar of one run."""
+    """Writes the log files of one run, and shows its progress."""
 
     def __init__(self, folder: RunFolder, *, start_step: int, total_steps: int, tensorboard: bool) -> None:
-        """Open the files in ``folder``, cut to ``start_step``: later rows belong to steps that will be done again.
+        """Open the files in ``folder``, and remove the rows after ``start_step``, whose steps will be repeated.
 
         Raises:
-            ConfigError: TensorBoard is asked for and not installed.
-            WriteError: the disk is full or refuses.
+            ConfigError: TensorBoard is asked for and is not installed.
+            WriteError: the disk is full or not writable.
         """
         self.total_steps = total_steps
         self._train = Lines(folder.train_rows, keep=start_step)
@@ -61,7 +61,7 @@ class RunLog:
         self._done, self._seconds = 0, 0.0
 
     def evaluations(self) -> list[EvalRow]:
-        """Every evaluation so far, those of earlier starts of this run included."""
+        """Return every evaluation so far, those from before a resumption included."""
         return [EvalRow(**row) for row in read_lines(self._eval.path)]
 
     def step(self, step: int, stats: StepStats) -> None:
@@ -92,17 +92,17 @@ class RunLog:
             self.say(f"step {row.step}/{self.total_steps}  held-out loss {row.loss:.4f}")
 
     def say(self, text: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line above the progress bar."""
         self._bar.write(text, file=sys.stderr)
         sys.stderr.flush()
 
     def sync(self) -> None:
-        """Flush the rows to the disk; done before a checkpoint, so that it never knows more than they do."""
+        """Flush the rows to the disk. Call this before a checkpoint, whose steps must all have their row."""
         self._train.sync()
         self._eval.sync()
 
     def close(self) -> None:
-        """Close files and bar."""
+        """Close the files and the progress bar."""
         self._bar.close()
         self._train.close()
         self._eval.close()
@@ -114,12 +114,12 @@ class RunLog:
 
 
 def notice(text: str) -> None:
-    """Tell the user something before there is a bar."""
+    """Print a line for the user before there is a progress bar."""
     print(text, file=sys.stderr, flush=True)
 
 
 def memory_now() -> dict[str, int]:
-    """What is held: peak device bytes of torch's allocator where there is a GPU, and the host's peak, in bytes."""
+    """Return the peak of host memory and, with a GPU, the peak of torch's allocator, in bytes."""
     host = {"peak_rss_bytes": host_memory.peak_resident_bytes()}
     if not torch.cuda.is_available():
         return host
@@ -127,7 +127,7 @@ def memory_now() -> dict[str, int]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as ``1:02:03`` or ``2:03``."""
+    """Format seconds as ``1:02:03`` or ``2:03``."""
     if not math.isfinite(seconds):
         return "?"
     minutes, second = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""State as tensors and plain JSON, no pickle: nested state dicts, and every random number generator."""
+"""Converts nested state dicts, and the state of every random number generator, to tensors and plain JSON. No pickle."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 import torch
 
 Tree = Any
-"""Dicts (text or integer keys), lists and tuples of tensors, numbers, text, booleans and None, nested."""
+"""Nested dicts (with text or integer keys), lists and tuples of tensors, numbers, text, booleans and None."""
 
 
 def pack(tree: Tree) -> tuple[dict[str, torch.Tensor], Any]:
-    """Split a tree into tensors and a JSON skeleton that says where each goes.
+    """Split a tree into its tensors and a JSON skeleton that says where each of them goes.
 
     Returns:
-        ``tensors``, contiguous, on the CPU, by a running number (not copied where they are so already); and
-        ``skeleton``. A tensor met twice is kept once and is one object again after :func:`unpack` (bitsandbytes shares
-        its quantization maps so).
+        The tensors, named "0", "1" and so on, contiguous and on the CPU (a tensor that is so already is not copied);
+        and the skeleton. A tensor that is in the tree twice is stored once, and :func:`unpack` puts one object in both
+        places (bitsandbytes shares its quantization maps in this way).
 
     Raises:
-        TypeError: the tree holds something else.
+        TypeError: the tree holds an object of another type than :data:`Tree` allows.
     """
     tensors: dict[str, torch.Tensor] = {}
     seen: dict[int, str] = {}
@@ -44,7 +44,7 @@ def pack(tree: Tree) -> tuple[dict[str, torch.Tensor], Any]:
 
 
 def unpack(tensors: dict[str, torch.Tensor], skeleton: Any) -> Tree:
-    """The tree that :func:`pack` took apart. Its tensors are those given, not copies."""
+    """Put together the tree that :func:`pack` has split. It holds the given tensors, not copies."""
     ((kind, body),) = skeleton.items()
     if kind == "tensor":
         return tensors[body]
@@ -58,7 +58,7 @@ def unpack(tensors: dict[str, torch.Tensor], skeleton: Any) -> Tree:
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     found = tensor.detach().cpu().contiguous()
-    # A view would be written as, or refused for sharing, the whole storage that it looks into.
+    # safetensors would write the whole storage of a view, or refuse it because it shares that storage.
     return found if found.untyped_storage().nbytes() == found.nbytes else found.clone()
 
 
@@ -69,7 +69,7 @@ def _key(key: object) -> str | int:
 
 
 def random_state() -> Tree:
-    """The state of every generator that training may draw from: Python's, numpy's, torch's, and each GPU's."""
+    """Return the state of every generator that training may use: Python's, numpy's, torch's, and that of each GPU."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -87,9 +87,9 @@ def random_state() -> Tree:
 
 
 def restore_random_state(tree: Tree) -> None:
-    """Put every generator where :func:`random_state` found it.
+    """Set every generator to the state that :func:`random_state` returned.
 
-    A state of more GPUs than there are now is restored for those that are; a run's other GPUs drew nothing.
+    If the state has more GPUs than there are now, the others are ignored: a run uses one GPU, so they drew no numbers.
     """
     python, legacy = tree["python"], tree["numpy"]
     random.setstate((python["version"], tuple(python["internal"].tolist()), python["gauss"]))
@@ -101,7 +101,7 @@ def restore_random_state(tree: Tree) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that :func:`random_state` keeps."""
+    """Seed every generator whose state :func:`random_state` returns."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

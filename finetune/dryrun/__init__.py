@@ -1,1 +1,1 @@
-"""``--dry-run`` and ``--fit``: the memory of a run, measured by taking its steps."""
+"""``--dry-run`` and ``--fit``: measure the memory of a run by taking its steps."""

@@ -1,4 +1,4 @@
-"""What the bytes at the peak of a forward and backward pass are for, out of PyTorch's memory history."""
+"""Finds from PyTorch's memory history what the bytes at the peak of a forward and backward pass are used for."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ _LOSS_FILE = str(loss.__file__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What a device's allocator did meanwhile."""
+    """The events of a device's allocator while it was recorded, and the gradients that were completed."""
 
     events: list[Mapping[str, Any]]
-    """PyTorch's record, oldest first; filled when the recording ends."""
+    """PyTorch's allocation events, the oldest first; empty until the recording ends."""
     gradients: list[tuple[int, int]]
-    """When a trained parameter's gradient was complete, in microseconds since 1970, and where it lay."""
+    """For each gradient of a trained parameter: when it was complete, in microseconds since 1970, and its address."""
 
 
 @contextlib.contextmanager
 def recorded(model: nn.Module) -> Iterator[History]:
-    """Keep a history of the current device's allocations, and of the model's gradients, meanwhile.
+    """Record the allocations of the current device and the gradients of the model while the block runs.
 
-    A history that is being kept already goes on, and its events from now on are taken.
+    If PyTorch records a memory history already, it continues to, and the events from now on are taken from it.
+
+    Yields:
+        The history, whose events are complete after the block.
     """
     history = History(events=[], gradients=[])
     kept_already, began = torch._C._cuda_isHistoryEnabled(), _now()
@@ -60,7 +63,11 @@ def recorded(model: nn.Module) -> Iterator[History]:
 
 
 def at_peak(history: History) -> dict[str, int]:
-    """Bytes at the peak that were not there when the history began: ``gradients``, ``logits`` and ``activations``."""
+    """Return the bytes at the peak that were allocated since the history began, by category.
+
+    ``gradients`` are the blocks that held a gradient, ``logits`` those that the loss allocated, and ``activations`` all
+    others.
+    """
     events = history.events
     total = most = peak = 0
     for position, event in enumerate(events):

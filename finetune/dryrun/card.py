@@ -1,4 +1,4 @@
-"""The card that a dry run is for, by its name."""
+"""Finds the card of a dry run by its name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def named_card(name: str) -> Card:
-    """Find a card of the card table.
+    """Find a card in the card table.
 
     Raises:
-        ConfigError: there is no card of that name; the message has those that come near.
+        ConfigError: there is no card of that name; the message lists cards with a similar name.
     """
     from pytest_vram.drygpu import find_card
     from pytest_vram.errors import VramError

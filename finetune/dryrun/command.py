@@ -1,7 +1,7 @@
-"""``--dry-run`` and ``--fit``.
+"""The commands ``--dry-run`` and ``--fit``.
 
-Would this run fit that card, and what would fit it best. No weights, no GPU; rows of --data are read where it is a file
-here, and held against the model's tables as a run does.
+``--dry-run`` says whether a run fits a card, and ``--fit`` which settings use the card best. Neither needs weights or a
+GPU. If --data is a local file, its rows are read and checked against the model's tables, as a run does.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 OPEN = ("micro_batch", "seq", "checkpointing", "rank")
-"""What ``--fit`` may change, where the user left it at its default."""
+"""The settings that ``--fit`` may change. One that the user has set to another value than its default stays."""
 MARGIN = 0.03
-"""Share of the card that ``--fit`` leaves free: drivers differ, and desktops live on the same card."""
+"""Share of the card that ``--fit`` leaves free, because drivers differ, and a desktop may use the same card."""
 ROOMY_BYTES = 2**40
-"""Memory of the card that shows what a run needs that does not fit the one it was meant for."""
+"""Memory in bytes of the made-up card on which a run is measured that does not fit the card it is meant for."""
 
 
 class DryRunError(FinetuneError):
-    """The process that takes the steps failed."""
+    """The process that takes the steps has failed."""
 
 
 def main(config: RunConfig) -> int:
-    """Answer ``--dry-run`` or ``--fit`` on the terminal.
+    """Carry out ``--dry-run`` or ``--fit``, and print the result.
 
     Returns:
-        0 if the run fits (``--fit``: if any setting does), 3 if not.
+        The exit code: 0 if the run fits (``--fit``: if any setting does), else 3.
 
     Raises:
         ConfigError: no card is named and there is no GPU, or the model cannot be found.
@@ -54,7 +54,7 @@ def main(config: RunConfig) -> int:
     validate(config)
     card = _card(config)
     _refuse_misspelt(config.model.model)
-    if Path(config.model.model).expanduser().is_dir():  # a hub is asked by the process that takes the steps
+    if Path(config.model.model).expanduser().is_dir():  # a hub model is settled by the process that takes the steps
         config = settled(config)
     if config.dry.fit:
         return _fit(config, card)
@@ -65,7 +65,13 @@ def main(config: RunConfig) -> int:
 
 
 def measure(config: RunConfig, card: str | None, *, over_time: bool = False) -> Outcome:
-    """Take the run's steps on a card (``None``: on this machine's GPU), and again on a roomy one if they do not fit."""
+    """Take the run's steps on a card, and take them again with :data:`ROOMY_BYTES` if they do not fit.
+
+    Args:
+        config: the run.
+        card: name of the dry GPU; None measures on the GPU of this machine, once.
+        over_time: record memory over time as well.
+    """
     (trial,) = trials(config, [{}], card, over_time=over_time)
     if trial.fits or card is None:
         return Outcome(trial=trial)
@@ -81,14 +87,17 @@ def trials(
     total_bytes: int | None = None,
     over_time: bool = False,
 ) -> list[Trial]:
-    """Take the steps of several variants of a run, one after the other, over one loaded base.
+    """Take the steps of several variants of a run, one after the other. The base model is loaded once for all.
 
     Args:
         config: the run.
-        changes: settings by name, for each variant; none of the model's, which is loaded once.
-        card: of the dry GPU; ``None`` for this machine's own.
-        total_bytes: the card's memory, in place of its own.
-        over_time: record memory over time too; for one variant.
+        changes: for each variant, the settings that it changes, by name. Settings of the model may not be among them.
+        card: name of the dry GPU; None measures on the GPU of this machine.
+        total_bytes: memory of the dry GPU, in place of the card's own; None keeps that.
+        over_time: record memory over time as well; for one variant only.
+
+    Returns:
+        One trial for each variant. If the base cannot be loaded, they all are the trial of loading it.
     """
     request = Request(kind="run", settings=trial_settings(config), changes=tuple(changes), over_time=over_time)
     found = in_trial_process(request, card, total_bytes=total_bytes).trials
@@ -96,18 +105,18 @@ def trials(
 
 
 def in_trial_process(request: Request, card: str | None, *, total_bytes: int | None = None) -> Result:
-    """Start :mod:`finetune.dryrun.trial_process`, let it do what a request asks for, and return its result.
+    """Send a request to a new :mod:`finetune.dryrun.trial_process`, and return its result.
 
     Args:
-        request: what to do.
-        card: of the dry GPU; None for this machine's own.
-        total_bytes: the card's memory, in place of its own.
+        request: what the process is to do.
+        card: name of the dry GPU; None measures on the GPU of this machine.
+        total_bytes: memory of the dry GPU, in place of the card's own; None keeps that.
 
     Raises:
         ConfigError: a setting cannot be used with this model, or there is no model of that name.
         DataError: a row of --data cannot be trained on.
         ModelError: the model cannot be trained as configured.
-        DryRunError: it failed otherwise; the message has the end of what it said.
+        DryRunError: the process failed in another way; the message has the last lines of its error output.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
@@ -132,7 +141,7 @@ def in_trial_process(request: Request, card: str | None, *, total_bytes: int | N
 
 
 def _error_of(refusal: Refusal, model: str) -> FinetuneError:
-    """The error that the trial process ended with."""
+    """Return the error with which the trial process ended."""
     if refusal.kind == "missing":
         return _no_such_model(model, refusal.message)
     if refusal.kind == "data":
@@ -141,10 +150,10 @@ def _error_of(refusal: Refusal, model: str) -> FinetuneError:
 
 
 def _refuse_misspelt(name: str) -> None:
-    """Reject a misspelt shape name at once: transformers would ask the hub for it, several times.
+    """Reject a misspelt shape name at once; otherwise transformers would ask the hub for it, several times.
 
     Raises:
-        ConfigError: the name is no path, and one letter or two from a shape's.
+        ConfigError: the name is not a path, and differs from the name of a shape by a letter or two.
     """
     from finetune.model.shapes import find_shape, near_shapes
 
@@ -154,7 +163,7 @@ def _refuse_misspelt(name: str) -> None:
 
 
 def _no_such_model(name: str, said: str) -> ConfigError:
-    """The error for a name that is no folder, no hub model and no shape, with the shapes that come near."""
+    """Return the error for a name that no folder, hub model or shape has. It lists shapes with a similar name."""
     from finetune.model.shapes import SHAPES, near_shapes
 
     near = near_shapes(name)
@@ -169,14 +178,14 @@ def _no_such_model(name: str, said: str) -> ConfigError:
 
 
 def trial_settings(config: RunConfig) -> Settings:
-    """Return the settings that matter to a trial, as JSON keeps them. A trial always runs on a GPU."""
+    """Return the settings that matter to a trial, as JSON can hold them. A trial always runs on a GPU."""
     sections = {name: section for name, (section, _) in yaml_file.field_types().items()}
     kept = {n: value for n, value in yaml_file.plain(config).items() if sections[n] not in ("dry", "output")}
     return kept | {"device": "cuda"}
 
 
 def _write(config: RunConfig, card: str | None, outcome: Outcome) -> None:
-    """Write the files that were asked for, once the terminal shows what was found.
+    """Write the files that ``--html`` and ``--json`` name. Call this after the result is printed.
 
     Raises:
         WriteError: a file cannot be written.
@@ -193,7 +202,7 @@ def _write(config: RunConfig, card: str | None, outcome: Outcome) -> None:
 
 
 def _fit(config: RunConfig, card: str | None) -> int:
-    """Search, confirm in fresh processes, and print the command."""
+    """Search for the best settings, confirm them in new processes, and print the command that uses them."""
     begin = time.perf_counter()
     total = _total(config, card)
     limit = int(total * (1 - MARGIN))
@@ -225,13 +234,14 @@ def _fit(config: RunConfig, card: str | None) -> int:
 def _confirmed(
     config: RunConfig, card: str | None, found: Found, best: Candidate, limit: int
 ) -> tuple[RunConfig, Trial, tuple[RunConfig, Trial] | None]:
-    """Try what the search found in fresh processes: the best setting, and the next, which is too large.
+    """Measure in new processes the best settings that the search has found, and the next larger ones.
 
-    The search tries many settings over one loaded base, and may be off by a step: the allocator's segments lie
-    differently after a trial than after loading.
+    The search tries many settings over one loaded base, and may be off by a step, because the allocator arranges its
+    segments differently after a trial than after loading. So larger settings are tried until one does not fit.
 
     Returns:
-        The best setting with its trial, and the next one with its own; ``None`` where there is no larger one.
+        The largest settings that fit, their trial, and the next larger settings with their trial; None in place of
+        these if there are no larger ones.
     """
     over_time = config.dry.html is not None
     chosen = yaml_file.replace(config, best.settings)
@@ -247,7 +257,7 @@ def _confirmed(
 
 
 def command(config: RunConfig) -> str:
-    """Return the command line of a run: the settings that differ from the defaults."""
+    """Return the command line of a run, with a flag for each setting that differs from its default."""
     default = yaml_file.flatten(RunConfig())
     sections = {name: section for name, (section, _) in yaml_file.field_types().items()}
     changed = {
@@ -259,7 +269,7 @@ def command(config: RunConfig) -> str:
 
 
 def _card(config: RunConfig) -> str | None:
-    """Return the card's own name; None for the GPU that this process sees, a real one or a dry one."""
+    """Return the name of the card that ``--gpu`` asks for; None for the GPU, real or dry, that this process sees."""
     from pytest_vram.drygpu import is_active, real_gpu_present
 
     if config.dry.gpu is None:
@@ -295,13 +305,13 @@ def _environment(card: str | None, total_bytes: int | None) -> dict[str, str]:
     try:
         env = environment(card, total_bytes=total_bytes, replace_real_gpu=True)
     except VramError as error:
-        raise DryRunError(f"the dry GPU cannot be had: {error}") from error
+        raise DryRunError(f"the dry GPU cannot be started: {error}") from error
     return {**env, **inherited(env), "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
 
 
 @contextlib.contextmanager
 def _waiting() -> Iterator[None]:
-    """Say that something happens, where somebody looks."""
+    """Show on a terminal that the steps are being taken."""
     if sys.stderr.isatty():
         print("taking the steps on a dry GPU ...", end="\r", file=sys.stderr, flush=True)
     yield

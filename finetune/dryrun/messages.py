@@ -1,7 +1,7 @@
-"""What crosses the border between a dry run and the process that takes its steps: requests there, results back.
+"""The messages between a dry run and the process that takes its steps: a request goes there, a result comes back.
 
-Both sides use these types; :mod:`pytest_vram.memory.codec` turns them into JSON and back, and names a field that is
-missing or of another type. Sizes are bytes.
+Both processes use these types. :mod:`pytest_vram.memory.codec` converts them to JSON and back; its errors name a field
+that is missing or has another type. All sizes are in bytes.
 """
 
 from __future__ import annotations
@@ -13,74 +13,76 @@ from finetune.errors import Problem
 from pytest_vram.memory import Holder, HostRead, Phase, Timeline
 
 Settings = dict[str, Any]
-"""Settings of a run by their flat names, as JSON keeps them: lists for tuples, text for paths."""
+"""Settings of a run by name, as JSON can hold them: lists in place of tuples, text in place of paths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a trial process is asked to do."""
+    """A request to a trial process."""
 
     kind: Literal["run", "search"]
-    """``run``: take the steps of every change. ``search``: find the largest setting that fits."""
+    """``run``: take the steps with each of ``changes``. ``search``: find the largest settings that fit."""
     settings: Settings
-    """The run's own settings; the base model is loaded with them, once."""
+    """The run's settings. The base model is loaded with them, once."""
     changes: tuple[Settings, ...] = ({},)
-    """Of ``run``: what each trial changes. No setting of the model is among them."""
+    """With ``run``: the settings that each trial changes. Settings of the model may not be among them."""
     over_time: bool = False
-    """Of ``run``: record memory over time as well."""
+    """With ``run``: whether to record memory over time as well."""
     open_settings: tuple[str, ...] = ()
-    """Of ``search``: the settings that may be changed."""
+    """With ``search``: the settings that may be changed."""
     limit_bytes: int = 0
-    """Of ``search``: the most that the peak on the device may be."""
+    """With ``search``: the largest peak on the device that counts as fitting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """What a page shows of a trial beside its figures."""
+    """Memory over time during a trial, which the HTML page shows beside the trial's figures."""
 
     timeline: Timeline
     holders: tuple[Holder, ...]
-    """The lines that held most at the peak, the largest first."""
+    """The lines of code that held the most at the peak, the largest first."""
     phases: tuple[Phase, ...]
-    """In the order in which they ended."""
+    """The phases of the trial, in the order in which they ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What the steps of a run needed."""
+    """The memory that the steps of a run needed."""
 
     fits: bool
-    """Whether every allocation was granted."""
+    """Whether every allocation succeeded."""
     message: str
-    """The allocator's own message, when it refused one."""
+    """The error of the allocation that failed; empty if none did."""
     phases: dict[str, int]
-    """Peak allocated bytes of loading, adapter, forward and backward, update, evaluation."""
+    """Peak allocated bytes of each phase: loading, adapter, forward and backward, update, evaluation."""
     categories: dict[str, int]
-    """Allocated bytes at the peak of the last step: weights, constants, adapters, gradients, optimizer, activations."""
+    """Allocated bytes at the peak of the last step, by category: weights, constants, adapters, gradients, optimizer,
+    activations, logits, workspace."""
     peak_allocated: int
     peak_reserved: int
     peak_device: int
-    """Reserved bytes, the context, and whatever else the driver counts."""
+    """Peak of the reserved bytes, the CUDA context, and any other memory that the driver counts."""
     context: int
-    """Memory that the driver takes for itself."""
+    """Memory of the CUDA context, which the driver takes."""
     total: int
     """Memory of the card."""
     managed: int
     """Paged optimizer state. It moves to the host when the card is full, and is not part of ``peak_device``."""
     seconds: float
+    """How long the trial took."""
     device: str = ""
-    """What the driver calls the card."""
+    """The driver's name for the card."""
     dry: bool = False
-    """Whether the card is a dry GPU, on which only allocations are real."""
+    """Whether the card is a dry GPU, on which allocations are real and no kernel runs."""
     host_reads: tuple[HostRead, ...] = ()
-    """Where a dry GPU was asked for values; the figures rest on the answers that are guesses."""
+    """The reads of values that a dry GPU has not computed. Where it answered with a guess, the figures depend on it."""
     recording: Recording | None = None
-    """Memory over time, where it was asked for."""
+    """Memory over time, if it was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Settings that a search tried, and what they needed."""
+    """Settings that a search has tried, and their trial."""
 
     micro_batch: int
     seq: int
@@ -95,46 +97,47 @@ class Candidate:
 
     @property
     def settings(self) -> Settings:
-        """The settings alone, by name."""
+        """The settings without the trial, by name."""
         return {name: getattr(self, name) for name in ("micro_batch", "seq", "checkpointing", "rank")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a search found."""
+    """The result of a search."""
 
     best: Candidate | None
-    """The most tokens that fit; None where nothing does."""
+    """The settings with the most tokens that fit; None if no settings fit."""
     next: Candidate | None = None
-    """The next larger setting, which does not fit; None where there is none."""
+    """The next larger settings, which do not fit; None if there are none."""
     trials: int
     """How many settings were tried."""
     direction: str | None = None
-    """Which setting was raised to get there, ``micro_batch`` or ``seq``; None where neither might be changed."""
+    """The setting that was raised, ``micro_batch`` or ``seq``; None if neither could be changed."""
     step: int = 1
-    """The distance between two values of that setting."""
+    """Difference between two neighbouring values of that setting."""
     most: int = 0
-    """Its largest value."""
+    """The largest value of that setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a trial cannot be taken."""
+    """The error for which nothing could be measured."""
 
     kind: Literal["setting", "model", "missing", "data"]
-    """A setting that the model rules out, a model that cannot be trained, an unknown name, or a row of ``--data``."""
+    """``setting``: a setting cannot be used with this model. ``model``: the model cannot be trained. ``missing``: there
+    is no model of that name. ``data``: a row of ``--data`` cannot be used."""
     message: str
     problems: tuple[Problem, ...] = ()
-    """Of ``setting``: each setting that cannot be used."""
+    """With ``setting``: each setting that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a trial process answers."""
+    """The answer of a trial process to a request."""
 
     trials: tuple[Trial, ...] = ()
-    """One for each change of the request; a single one, which does not fit, when the base could not be loaded."""
+    """One trial for each of the request's changes. If the base could not be loaded, one trial, which does not fit."""
     found: Found | None = None
-    """The result of a search whose base could be loaded."""
+    """The result of a search; None if the base could not be loaded."""
     refusal: Refusal | None = None
-    """Why nothing could be measured."""
+    """The error for which nothing could be measured; None if there was none."""

@@ -1,4 +1,4 @@
-"""Records a trial while its steps run: what was held at each moment, by whom, and in which phase."""
+"""Records a trial while its steps run: the memory at each moment, the lines of code that held it, and the phases."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MOST_HOLDERS = 30
 
 
 class TrialRecorder:
-    """Records the current device from the moment it is made. It takes host memory, and none of the device's.
+    """Records the current device from its creation on. It takes host memory, and no memory of the device.
 
     Attributes:
-        phases: those that have ended, in that order.
+        phases: the phases that have ended, in that order.
     """
 
     def __init__(self) -> None:
@@ -28,19 +28,19 @@ class TrialRecorder:
         self._recorder.start()
 
     def phase(self, name: str, seconds: float, peak_bytes: int) -> None:
-        """Note a phase that ends now.
+        """Record a phase that ends now.
 
         Args:
-            name: of the phase; the same name may come again.
-            seconds: how long it took.
-            peak_bytes: the most bytes that were allocated during it.
+            name: name of the phase; several phases may have the same name.
+            seconds: how long the phase took.
+            peak_bytes: the most bytes that were allocated during the phase.
         """
         end = time.perf_counter() - self._began
         peak = Peak(allocated_bytes=peak_bytes)
         self.phases.append(Phase(name=name, start=max(0.0, end - seconds), end=end, peak=peak))
 
     def read(self) -> Recording:
-        """Return what was recorded until now. This takes seconds for a model of 7 billion parameters."""
+        """Return the recording so far. This takes seconds for a model of 7 billion parameters."""
         import torch
 
         device = torch.cuda.current_device()

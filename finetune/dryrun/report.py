@@ -1,4 +1,4 @@
-"""What ``--dry-run`` and ``--fit`` found, as text, as JSON, and as a page."""
+"""Presents the result of ``--dry-run`` and ``--fit`` as text, as JSON, and as an HTML page."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one trial showed."""
+    """The trial of a run on its card and, if that did not fit, on a card with enough memory."""
 
     trial: Trial
-    """On the card itself."""
+    """The trial on the card itself."""
     roomy: Trial | None = None
-    """The same steps on a card of the same kind with enough memory, taken when the card itself has too little."""
+    """The same steps on a card of the same kind with enough memory; None if the card itself has enough."""
 
     @property
     def fits(self) -> bool:
-        """Whether it ran on the card itself."""
+        """Whether the steps ran on the card itself."""
         return self.trial.fits
 
     @property
     def whole(self) -> Trial:
-        """The trial that came to its end, if any did."""
+        """The trial in which all steps were taken, if there is one; else the trial on the card."""
         return self.trial if self.roomy is None else self.roomy
 
     @property
     def needed(self) -> int:
-        """Peak bytes on the device."""
+        """Peak bytes on the device of the trial that :attr:`whole` returns."""
         return self.whole.peak_device
 
 
 def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
-    """The answer for people: fits or not, by how much, and where the memory goes."""
+    """Return the result as text: whether the run fits, with how much to spare, and what the memory is used for."""
     trial, whole = outcome.trial, outcome.whole
     name = card or trial.device
     total, verdict = trial.total, "fits" if outcome.fits else "does NOT fit"
@@ -85,18 +85,24 @@ def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
 
 
 def _guesses(trial: Trial) -> list[str]:
-    """What was assumed where a value decides that a dry GPU has not computed: a mixture's router, for example."""
+    """Return the assumptions made for values that decide the course of a run and that a dry GPU does not compute.
+
+    The choice of experts by a mixture's router is one such value.
+    """
     notes = (read.note.partition("; ")[0] for read in trial.host_reads)
     return list(dict.fromkeys(note for note in notes if " taken as " in note))
 
 
 def as_json(command: str, card: str | None, outcome: Outcome) -> str:
-    """The figures of the steps that came to their end, in bytes; ``fits`` is about the card itself.
+    """Return the figures as JSON, in bytes.
+
+    ``fits``, ``total_bytes`` and ``out_of_memory`` describe the trial on the card itself; all other figures are those
+    of the trial in which all steps were taken.
 
     Args:
-        command: that trains with the settings that were tried.
-        card: of the dry GPU; ``None`` for this machine's own.
-        outcome: what was found.
+        command: the command that trains with the settings that were tried.
+        card: name of the dry GPU; None for the GPU of this machine.
+        outcome: the trials.
     """
     whole = outcome.whole
     figures = {
@@ -121,16 +127,16 @@ def as_json(command: str, card: str | None, outcome: Outcome) -> str:
 
 
 def save_page(command: str, outcome: Outcome, path: Path) -> None:
-    """Write the page: memory over time, its parts and phases, the lines that held the peak, and the card's limit.
+    """Write the HTML page: memory over time by category and phase, the lines that held the peak, the card's limit.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     files.save(as_report(command, outcome), path)
 
 
 def as_report(command: str, outcome: Outcome) -> Report:
-    """The answer as a report with one test, named by its command; its budget is the card's memory."""
+    """Return the result as a report with one test. Its name is the command, and its budget the card's memory."""
     whole = outcome.whole
     device = Device(kind=_kind(whole), index=0, name=whole.device, total_bytes=outcome.trial.total)
     where = dataclasses.replace(environment(), devices=(device,))
@@ -160,5 +166,5 @@ def _measurement(outcome: Outcome, device: Device) -> Measurement:
 
 
 def gib(size: int) -> str:
-    """Bytes as text, in GiB."""
+    """Format bytes as GiB."""
     return f"{size / GIB:.2f} GiB"

@@ -1,4 +1,8 @@
-"""The most tokens a step that fit: guessed by arithmetic, corrected by each trial, held between one and the next."""
+"""Searches for the settings that train the most tokens per step and fit.
+
+The arithmetic guesses a value, a trial measures it, and the measurement corrects the next guess. The search ends when
+one value fits and the next larger one does not.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +23,13 @@ if TYPE_CHECKING:
     from finetune.dryrun.trial import Bench
 
 SEQ_STEP = 256
-"""Sequence lengths are searched in steps of so many tokens."""
+"""The search tries sequence lengths that are a multiple of this number of tokens."""
 MOST_ROWS = 4096
-_MOST_TRIALS = 8
 
 
 @dataclass(slots=True)
 class _Progress:
-    """What a search has found so far."""
+    """The result of a search so far, with the fields of :class:`Found`."""
 
     best: Candidate | None = None
     next: Candidate | None = None
@@ -47,21 +50,21 @@ class _Progress:
 
 
 def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], limit_bytes: int) -> Found:
-    """Find the largest setting that fits, and the next larger one, which does not.
+    """Find the largest settings that fit, and the next larger ones, which do not.
 
-    With both ``micro_batch`` and ``seq`` open, both directions are searched from the defaults, and the one with more
-    tokens wins. Where nothing fits, ``rank`` is halved if it is open.
+    If both ``micro_batch`` and ``seq`` are open, the search raises one and then the other, each from the defaults, and
+    takes the result with more tokens. If nothing fits and ``rank`` is open, it halves the rank and tries again.
 
     Args:
-        bench: with the base loaded.
-        config: the fixed settings.
+        bench: a bench whose base is loaded.
+        config: the settings that are not searched.
         open_settings: which of micro_batch, seq, checkpointing and rank may be changed.
-        limit_bytes: what the peak on the device must not pass.
+        limit_bytes: the largest peak on the device that counts as fitting.
 
     Returns:
-        The best setting and the next larger one. A trial that follows others over one base may need a little more
-        than the same trial in a fresh process, because the allocator's segments lie differently: confirm the result
-        there, and try larger settings from it on.
+        The best settings and the next larger ones. A trial that follows others over one base may need a little more
+        than the same trial in a new process, because the allocator's segments are arranged differently. So confirm the
+        result in new processes, and try larger settings there.
     """
     if "checkpointing" in open_settings:
         config = yaml_file.replace(config, {"checkpointing": True})
@@ -80,7 +83,7 @@ def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], lim
 
 
 def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, progress: _Progress) -> None:
-    """Find the largest value of one setting, and keep it if it takes more tokens than what was found before."""
+    """Find the largest value of one setting that fits, and keep it if it has more tokens than the best so far."""
     step = SEQ_STEP if name == "seq" else 1
     most = _longest(bench) // step if name == "seq" else MOST_ROWS
     trials: dict[int, Trial] = {}
@@ -91,7 +94,7 @@ def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, progres
             progress.trials += 1
         return trials[units]
 
-    low, high = 0, most + 1  # low fits, high does not
+    low, high = 0, most + 1  # `low` fits (0 is never tried), `high` does not
     forecast = _forecast(bench, config, name, step)
     while high - low > 1:
         guess = _next_guess(trials, low, high, limit_bytes, forecast)
@@ -109,7 +112,7 @@ def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, progres
 
 
 def _forecast(bench: Bench, config: RunConfig, name: str, step: int) -> Callable[[int], int] | None:
-    """What a setting needs by arithmetic; None for a family of models that the arithmetic does not know."""
+    """Return a function that computes the bytes a setting needs; None if the arithmetic does not know the model."""
     shape = bench.base.config.to_dict()
 
     def needs(units: int) -> int:
@@ -126,14 +129,21 @@ def _forecast(bench: Bench, config: RunConfig, name: str, step: int) -> Callable
 def _next_guess(
     trials: dict[int, Trial], low: int, high: int, limit_bytes: int, forecast: Callable[[int], int] | None
 ) -> int:
-    """The largest setting that should fit: by arithmetic, set right by the largest trial that ran to its end.
+    """Return the value to try next: the largest one between ``low`` and ``high`` that should fit.
 
-    Without arithmetic, where a line through the two largest trials meets the limit. A guess that holds leaves its
-    neighbour, and that one ends the search.
+    The arithmetic gives it, corrected by the trials that ran to their end. Without arithmetic, it is the value at which
+    a line through the two largest of those trials reaches the limit.
+
+    Args:
+        trials: the trials so far, by value.
+        low: the largest value that fits.
+        high: the smallest value that does not fit.
+        limit_bytes: the largest peak on the device that counts as fitting.
+        forecast: bytes by value, from the arithmetic; None if it does not know the model.
     """
     whole = sorted(units for units, trial in trials.items() if trial.fits)
     if not whole and trials:
-        guess = high // 2  # refused, so far, whatever was tried: no telling how far off
+        guess = high // 2  # every trial was out of memory, which does not tell by how much
     elif forecast is not None:
         guess = bisect.bisect_right(range(high), limit_bytes, lo=1, key=_corrected(forecast, trials, whole)) - 1
     elif len(whole) >= 2:
@@ -144,14 +154,14 @@ def _next_guess(
         guess = max(1, 2 * low)
     refused = sum(units >= high for units in trials)
     if refused > 1 and guess >= high - 1:
-        guess = (low + high) // 2  # contradicted twice
+        guess = (low + high) // 2  # two guesses were too large already: halve the interval instead
     return min(max(guess, low + 1), high - 1)
 
 
 def _corrected(forecast: Callable[[int], int], trials: dict[int, Trial], whole: list[int]) -> Callable[[int], int]:
-    """The forecast, moved through the largest trial and tilted through the one before it."""
+    """Return the forecast, shifted to meet the largest trial, and scaled to meet the one before it as well."""
     if not whole:
-        # The first guess is to fall a little short: a trial that is refused tells nothing of what it needed.
+        # The first guess should be a little too small: a trial that is out of memory does not tell what it needed.
         return lambda units: round(forecast(units) / 0.95)
     last = whole[-1]
     tilt = 1.0

@@ -1,6 +1,6 @@
-"""Training steps at full size, measured on the device that torch sees: a dry GPU, or a real one.
+"""Takes training steps at full size, and measures them on the device that torch sees: a dry GPU, or a real one.
 
-The model's weights are never needed: a checkpoint of zeros that takes no disk goes through the real loading code.
+The weights of the model are not needed. The real loading code loads a checkpoint of zeros that takes no disk space.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from finetune.dryrun.recording import TrialRecorder
 
 MOST_MICRO_BATCHES = 2
-"""How many micro-batches of a window are run: the third and later ones add nothing to the peak, as a test shows."""
+"""How many micro-batches of a window are run. A test shows that further ones add nothing to the peak."""
 
 
 class Bench:
-    """One base model, loaded once, on which several settings are tried.
+    """Loads a base model once, and tries several settings on it.
 
     Attributes:
-        refused: the trial of a base that was too large to be loaded; nothing can be tried then.
+        refused: the trial of loading the base, if it did not fit, so that nothing else can be tried; else None.
     """
 
     def __init__(self, config: RunConfig, folder: Path, recorder: TrialRecorder | None = None) -> None:
@@ -51,7 +51,7 @@ class Bench:
         shape = model_config(config.model.model)
         shape.dtype = "bfloat16"
         if hasattr(shape, "quantization_config"):
-            del shape.quantization_config  # the checkpoint is of plain zeros; --precision is how it is stored by now
+            del shape.quantization_config  # the zeros are not quantized; --precision says already how to store them
         checkpoint = empty_checkpoint(shape, folder)
         self.vocabulary = int(shape.get_text_config().vocab_size)
         self.capability = torch.cuda.get_device_capability()
@@ -68,12 +68,12 @@ class Bench:
         self.context_bytes = _driver_figures(torch)[1]
 
     def run(self, config: RunConfig, *, steps: int = 2, attributed: bool = True) -> Trial:
-        """Attach the adapter, and take steps; an allocation that is refused ends the trial, not the program.
+        """Attach the adapter, and take steps. If memory runs out, the trial ends and says so.
 
         Args:
-            config: the settings; those of the model must be the ones that the base was loaded with.
-            steps: how many; the second is the first that finds optimizer state.
-            attributed: keep a history of the last step, to tell what the bytes at its peak are for.
+            config: the settings. Those of the model must be the ones with which the base was loaded.
+            steps: number of steps; from the second on, the optimizer has state.
+            attributed: record the last step, to find what the bytes at its peak are used for.
         """
         torch = self.torch
         message = ""
@@ -114,27 +114,31 @@ class Bench:
         peak = self.torch.cuda.max_memory_allocated()
         categories = held(model, optimizer)
         if attributed:
-            meanwhile = attribution.at_peak(history)
+            at_peak = attribution.at_peak(history)
             kept = sum(size for name, size in categories.items() if name != "gradients")
-            meanwhile["workspace"] = max(0, before - kept)
-            # What the history rounds off, and the allocator does not split, goes to the many small ones.
-            meanwhile["activations"] += max(0, peak - kept - sum(meanwhile.values()))
+            at_peak["workspace"] = max(0, before - kept)
+            # The allocator rounds blocks up, and does not split off small remainders; the history has neither. Most
+            # blocks are activations, so the difference counts as theirs.
+            at_peak["activations"] += max(0, peak - kept - sum(at_peak.values()))
         with self._phase("update"):
             clip_gradients([p for p in model.parameters() if p.grad is not None], config.train.clip)
             optimizer_step(optimizer)
             update = self.torch.cuda.max_memory_allocated()
             optimizer.zero_grad(set_to_none=True)
         if attributed:
-            if update > peak:  # gradients are all there, and all that is more is the update's own
-                meanwhile = {"activations": 0, "logits": 0, "workspace": max(0, update - sum(categories.values()))}
-            categories |= meanwhile
+            if update > peak:  # all gradients exist by now, and whatever else was allocated belongs to the update
+                at_peak = {"activations": 0, "logits": 0, "workspace": max(0, update - sum(categories.values()))}
+            categories |= at_peak
         if step:
             with self._phase("evaluation"):
                 evaluate(model, window[:1], config.train)
         return categories
 
     def _window(self, config: RunConfig) -> Iterator[Batch]:
-        """The longest rows that the settings and the model's position table allow, every token a target."""
+        """Yield the micro-batches of a window: rows as long as the settings and the model's position table allow.
+
+        Every token is a target.
+        """
         from finetune.data.batches import Batch
 
         torch = self.torch
@@ -171,13 +175,13 @@ class Bench:
         )
 
     def _clean(self, model: Any, optimizer: Any) -> None:
-        """Back to the bare base, with fresh peaks."""
+        """Remove adapter and optimizer from the base, free their memory, and reset the peaks."""
         from pytest_vram.drygpu import driver
         from pytest_vram.drygpu.values import host_reads
 
         if optimizer is not None:
             optimizer.state.clear()
-            optimizer.param_groups.clear()  # the caller still holds it, and it the adapter
+            optimizer.param_groups.clear()  # the caller still holds the optimizer, which holds the adapter
         if model is not None and model is not self.base:
             self.base = model.unload()
         self.base.requires_grad_(False)
@@ -190,15 +194,15 @@ class Bench:
         if driver.is_active():
             driver.reset_peaks()
             host_reads.reset()
-            # bitsandbytes frees no managed memory before the process ends: what is there by now is not the next
-            # trial's.
+            # bitsandbytes frees managed memory only when the process ends, so the next trial must not count what was
+            # allocated up to now.
             self.managed_before = driver.stats(0).managed_bytes
         self.phases = {key: value for key, value in self.phases.items() if key == "loading"}
         self.begin = time.perf_counter()
 
 
 class _Phase:
-    """Keeps a phase's peak; a phase that comes again keeps the larger."""
+    """Measures the peak of a phase. If a phase is repeated, the larger peak is kept."""
 
     def __init__(self, torch: Any, phases: dict[str, int], name: str, recorder: TrialRecorder | None) -> None:
         self.torch, self.phases, self.name, self.recorder = torch, phases, name, recorder
@@ -217,10 +221,10 @@ class _Phase:
 
 
 def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes that outlive a step, by what they are: weights, constants, adapters, gradients, optimizer state.
+    """Return the bytes held between steps by category: weights, constants, adapters, gradients, optimizer state.
 
-    Each storage counts once, as the allocator's block; managed (paged) memory is not counted, as it is not the
-    allocator's.
+    Each storage counts once, rounded up to a block of the allocator. Managed (paged) memory does not come from the
+    allocator, and is not counted.
     """
     import torch
 
@@ -252,7 +256,7 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     for module in model.modules():
         if isinstance(module, QuantizedExperts):
             sizes["constants"] += sum(constants(s) for states in module.quant_states.values() for s in states)
-        # Where bitsandbytes keeps the scales of an int8 weight from its first use on.
+        # From an int8 weight's first use on, bitsandbytes keeps its scales here.
         sizes["constants"] += size(getattr(getattr(module, "state", None), "SCB", None))
     for buffer in model.buffers():
         sizes["weights"] += size(buffer)
@@ -262,10 +266,10 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
 
 
 def model_config(name: str) -> Any:
-    """The configuration of a shape, a folder or a hub model; no weight is read.
+    """Return the configuration of a shape, a folder or a hub model. No weights are read.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such model.
     """
     from finetune.config.settings import EMBEDDED_MODEL, ModelConfig
     from finetune.model.load import load_config
@@ -277,10 +281,10 @@ def model_config(name: str) -> Any:
 
 
 def _driver_figures(torch: Any) -> tuple[int, int, int, int]:
-    """Device peak, context, managed peak and total.
+    """Return the bytes of device peak, context, peak of managed memory, and total memory of the card.
 
-    On a real card the context is all that the allocator does not hold, other processes' memory included: there is as
-    much less of the card.
+    On a real card, all memory in use that the allocator does not hold counts as context. That includes the memory of
+    other processes, which is not available to a run either.
     """
     from pytest_vram.drygpu import driver
 

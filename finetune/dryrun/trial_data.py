@@ -1,4 +1,4 @@
-"""What a dry run can know of the data: the tokenizer and the rows, where they are on this machine."""
+"""Loads what a dry run uses of the data, if it is on this machine: the model's tokenizer, and the rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def tokenizer_of(config: RunConfig) -> Any:
-    """The model's tokenizer; None for a shape, the embedded model, and a model whose tokenizer cannot be had here."""
+    """Load the model's tokenizer.
+
+    Returns:
+        The tokenizer; None for a shape, for the embedded model, and if the tokenizer cannot be loaded.
+    """
     name = config.model.model
     if find_shape(name) is not None or name == EMBEDDED_MODEL:
         return None
@@ -30,12 +34,13 @@ def tokenizer_of(config: RunConfig) -> Any:
 
 
 def check_rows(config: RunConfig, model: PreTrainedModel) -> None:
-    """Hold the rows of --data and --eval-data against the model's tables, as a run does before it trains.
+    """Check the rows of --data and --eval-data against the model's tables, as a run does before it trains.
 
-    Does nothing where they are no files of this machine, or the model has no tokenizer: a dry run needs neither.
+    A dry run needs neither rows nor tokenizer. If the data is not in local files, or there is no tokenizer, nothing is
+    checked.
 
     Raises:
-        DataError: a row cannot be used, or holds a token or a position that the model has not.
+        DataError: a row cannot be used, or has a token or a position that the model's tables do not have.
     """
     files = [name for name in (config.data.data, config.data.eval_data) if name is not None]
     if not all(Path(name).is_file() for name in files):

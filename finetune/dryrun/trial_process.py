@@ -1,7 +1,6 @@
 """The process behind ``--dry-run``, ``--fit`` and the ladder: it reads a request, takes the steps, writes the result.
 
-It is started as ``python -m finetune.dryrun.trial_process REQUEST.json RESULT.json``, with a dry GPU beneath torch or
-on a real one.
+It is started as ``python -m finetune.dryrun.trial_process REQUEST.json RESULT.json``, on a dry GPU or on a real one.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pytest_vram.memory.codec import decode, encode
 
 
 def main(request_file: Path, result_file: Path) -> None:
-    """Do what the request asks for, and write the :class:`Result`: what was measured, or why nothing can be."""
+    """Carry out the request, and write the :class:`Result`: the measurements, or the reason why there are none."""
     request = decode(Request, json.loads(request_file.read_text()))
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         try:
@@ -34,7 +33,7 @@ def main(request_file: Path, result_file: Path) -> None:
 
 
 def refusal(error: FinetuneError) -> Refusal:
-    """Return an error as a message that crosses the process border."""
+    """Convert an error to a message that can be sent to the other process."""
     if isinstance(error, ConfigError):
         problems = tuple(dataclasses.replace(p, value=_as_json(p.value)) for p in error.problems)
         return Refusal(kind="setting", message=str(error), problems=problems)
@@ -48,7 +47,7 @@ def _as_json(value: object) -> object:
 
 
 def from_plain(settings: Settings) -> Settings:
-    """Turn settings that JSON kept back into their own types: tuples, paths."""
+    """Convert settings from JSON back to their own types: lists to tuples, text to paths."""
     types = yaml_file.field_types()
     return {
         name: tuple(value) if isinstance(value, list) else Path(value) if types[name][1] is Path else value

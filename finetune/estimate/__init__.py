@@ -1,1 +1,1 @@
-"""The memory of a run by arithmetic, from a model's configuration alone."""
+"""Computes the memory of a run by arithmetic, from the model's configuration alone."""

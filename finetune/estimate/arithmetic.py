@@ -1,16 +1,16 @@
-"""The arithmetic: bytes by category, from a config alone. Nothing is loaded, nothing is run, and torch is not needed.
+"""Computes the peak memory of a training step by category. Nothing is loaded or run, and torch is not needed.
 
-What a step holds is the sum of what lives through it (weights, constants, adapters, optimizer state, and gradients
-once there are any) and of what is largest meanwhile: the loss, one layer's backward pass, or the update. The dry GPU
-measures the same step; ``python -m finetune.ladder`` puts the two side by side.
+Some memory is held for the whole step: weights, quantization constants, adapters, optimizer state, and gradients from
+their first backward pass on. The peak is the sum of that and of the largest of: the loss, the backward pass of one
+layer, the update. The dry GPU measures the same step; ``python -m finetune.ladder`` compares the two.
 
-Simplifications, and what they leave out when held against a measurement:
+The arithmetic is simplified, so it differs from a measurement in these ways:
 
-* Sizes are exact, but the allocator's rounding of blocks below 1 MiB and its fragmentation are not counted.
-* Of a layer's temporaries the largest is counted, the dequantized weight; several small ones may be alive beside it.
-* A mixture's tokens spread evenly over its experts. A packed batch is counted as one of full rows.
-* Where some layers only have an adapter, each layer's activations are counted as those of one that has.
-* DoRA's norms are taken a weight at a time, and that weight in fp32 is not counted.
+* Sizes are exact, but fragmentation and the allocator's rounding of blocks below 1 MiB are not counted.
+* Of the temporaries of a layer only the largest is counted, the dequantized weight; small ones may exist beside it.
+* The tokens of a mixture are assumed to spread evenly over its experts, and a packed batch to be full.
+* If only some layers have an adapter, the activations of every layer are counted as if it had one.
+* DoRA computes its norms one weight at a time; the fp32 copy of that weight is not counted.
 """
 
 from __future__ import annotations
@@ -33,67 +33,68 @@ if TYPE_CHECKING:
 
 FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 BLOCK = 64
-"""Weights that share one scale in 4 bits (https://arxiv.org/abs/2305.14314, section 2)."""
+"""Number of 4-bit weights that share one scale (https://arxiv.org/abs/2305.14314, section 2)."""
 NESTED_BLOCK = 256
-"""Scales that share one scale under double quantization (the same paper, section 3)."""
+"""Number of scales that share one scale under double quantization (the same paper, section 3)."""
 WORKSPACE = {7: 8_519_680, 8: 8_519_680, 9: 33_554_432}
-"""cuBLAS workspace of one thread by the capability's first number: ``getChosenWorkspaceSize`` in PyTorch's
-``aten/src/ATen/cuda/CublasHandlePool.cpp``."""
+"""Bytes of the cuBLAS workspace of one thread, by the first number of the card's compute capability, from
+``getChosenWorkspaceSize`` in PyTorch's ``aten/src/ATen/cuda/CublasHandlePool.cpp``."""
 PAGED_FROM = 4096
-"""Elements from which a paged optimizer's state is paged.
+"""Tensors with at least so many elements have paged state under a paged optimizer.
 
-bitsandbytes does so from 100,000 on, which leaves on the card half the states of a rank-16 adapter on a 7B model.
+The default of bitsandbytes is 100,000. With it, half the state of a rank-16 adapter on a 7B model stays on the card.
 """
 QUANTIZING = 7
-"""Bytes an element that bitsandbytes takes to quantize an 8-bit layer's input: in fp16, its size, int8, outliers."""
+"""Bytes per element that bitsandbytes takes to quantize the input of an int8 layer: an fp16 copy, its magnitudes, the
+int8 result and the outliers."""
 _READERS = (
     {"q_proj", "k_proj", "v_proj", "qkv_proj"},
     {"gate_proj", "up_proj", "gate_up_proj"},
 )
-"""The linear layers that read a norm's result."""
+"""The linear layers whose input is the output of a norm, in groups that share one input."""
 _IN_MLP = {"gate_proj", "up_proj", "gate_up_proj", "down_proj"}
 EIGHT_BIT_FROM = 4096
-"""Elements from which bitsandbytes keeps a state in 8 bits (``min_8bit_size``)."""
+"""Tensors with at least so many elements have 8-bit state with bitsandbytes' 8-bit optimizers (``min_8bit_size``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Bytes at the peak of a training step, by category. Sizes are those at the moment that :attr:`moment` names."""
+    """Bytes at the peak of a training step, by category. :attr:`moment` says when in the step the peak is."""
 
     weights: int
     constants: int
-    """Scales of quantized weights."""
+    """Scales and code books of quantized weights."""
     adapters: int
     gradients: int
     optimizer: int
     activations: int
-    """What the forward pass keeps for backward, and the layer at work."""
+    """Tensors that the forward pass keeps for the backward pass, and the temporaries of the layer in progress."""
     logits: int
     workspace: int
-    """Temporaries of the update or of loading, and cuBLAS' workspace."""
+    """Temporaries of the update or of loading, and the workspace of cuBLAS."""
     context: int
-    """The CUDA context; 0 where no card is named."""
+    """The CUDA context; 0 if no card is named."""
     moment: str
-    """``loading``, ``loss``, ``backward`` or ``update``: which is the largest."""
+    """When the peak is: ``loading``, ``loss``, ``backward`` or ``update``."""
     managed: int
-    """Paged optimizer state. It lives on the card while there is room, and on the host otherwise: not in the total."""
+    """Paged optimizer state. It moves to the host when the card is full, so it is not part of the total."""
     parameters: int
-    """Of the base."""
+    """Number of parameters of the base model."""
     trainable: int
-    """Parameters that are trained."""
+    """Number of parameters that are trained."""
 
     @property
     def allocated_bytes(self) -> int:
-        """What PyTorch's allocator has to hand out at the peak."""
+        """Bytes that PyTorch's allocator has handed out at the peak."""
         return sum(self.by_category().values()) - self.context
 
     @property
     def total_bytes(self) -> int:
-        """The same and the context."""
+        """Bytes on the card at the peak: :attr:`allocated_bytes` and the CUDA context."""
         return self.allocated_bytes + self.context
 
     def by_category(self) -> dict[str, int]:
-        """Bytes by category, in the order in which they are drawn."""
+        """Return the bytes of each category, in the order in which the ladder draws them."""
         return {name: getattr(self, name) for name in CATEGORIES}
 
 
@@ -102,12 +103,12 @@ CATEGORIES: tuple[str, ...] = tuple(f.name for f in fields(Estimate) if f.name n
 
 
 def article_figures(parameters: float = 7e9) -> dict[str, float]:
-    """The figures of "The Art of Fine-tuning", in its GB of 1e9 bytes.
+    """Return the figures of the article "The Art of Fine-tuning", in GB of 1e9 bytes as the article has them.
 
-    The article counts every parameter as a weight of one size, gradients of the weights' size, and two Adam moments
-    (https://arxiv.org/abs/1412.6980) of 4 bytes each. It leaves out what this module adds: norms and embeddings that
-    stay unquantized, the scales of quantized weights, activations, logits, workspace, the context, and the copy that
-    PyTorch's AdamW makes while it updates.
+    The article stores every parameter in one precision, and counts gradients of 4 bytes and two Adam moments
+    (https://arxiv.org/abs/1412.6980) of 4 bytes each. :func:`estimate` adds what the article leaves out: norms and
+    embeddings, which stay unquantized, the scales of quantized weights, activations, logits, workspace, the CUDA
+    context, and the copy that PyTorch's AdamW makes during the update.
     """
     gb = parameters / 1e9
     weights = {"fp32": 4 * gb, "fp16": 2 * gb, "int8": gb, "nf4": gb / 2}
@@ -122,13 +123,13 @@ def estimate(
     capability: tuple[int, int] = (8, 9),
     context_bytes: int = 0,
 ) -> Estimate:
-    """Bytes of one optimizer step of ``config``, every row as long as ``--seq`` allows.
+    """Compute the bytes at the peak of one optimizer step, in which every row has ``--seq`` tokens.
 
     Args:
         config: the run.
-        shape: fields of the model's ``config.json``; by default those of ``config.model.model``.
-        capability: of the card, which decides the half-precision dtype and the workspace.
-        context_bytes: what the CUDA context takes.
+        shape: fields of the model's ``config.json``; None reads those of ``config.model.model``.
+        capability: compute capability of the card, which decides the half-precision dtype and the workspace.
+        context_bytes: bytes of the CUDA context.
 
     Raises:
         ConfigError: the model is unknown, or of a family that the arithmetic does not know.
@@ -149,26 +150,26 @@ def estimate(
     saved, working = activation_bytes(dims, config, compute, adapter)
     logits = logit_bytes(dims, config, tokens, compute)
     update = gradients if config.train.optimizer == "adamw" else 0
-    # Of the micro-batches before this one: an adapter's wait in host memory under a paged optimizer.
+    # `earlier`: gradients of the micro-batches before this one. With a paged optimizer, an adapter's are on the host.
     on_host = config.train.optimizer.startswith("paged") and not config.adapter.full and config.model.device != "cpu"
     earlier = gradients if config.train.accumulation > 1 and not on_host else 0
     moments = {
         "loss": (earlier, saved, logits, workspace // 2),
         "backward": (earlier, saved + working, 0, workspace),
-        # The first layer's backward pass comes when all the others' gradients are there.
+        # The backward pass ends with the first layer, when the gradients of all the other layers exist.
         "last layer": (gradients, working, 0, workspace),
         "update": (gradients, 0, 0, update + workspace),
     }
     moment = max(moments, key=lambda name: sum(moments[name]))
-    there, activations, at_loss, rest = moments[moment]
+    held_gradients, activations, at_loss, rest = moments[moment]
     loading = loading_bytes(dims, config, stored, compute)
     if loading > adapters + ordinary + sum(moments[moment]):
-        moment, adapters, ordinary, there, activations, at_loss, rest = "loading", 0, 0, 0, 0, 0, loading
+        moment, adapters, ordinary, held_gradients, activations, at_loss, rest = "loading", 0, 0, 0, 0, 0, loading
     return Estimate(
         weights=weights,
         constants=constants,
         adapters=adapters,
-        gradients=there,
+        gradients=held_gradients,
         optimizer=ordinary,
         activations=activations,
         logits=at_loss,
@@ -182,10 +183,10 @@ def estimate(
 
 
 def model_fields(name: str) -> dict[str, Any]:
-    """The fields of a model's ``config.json``: a folder's, a shape's that comes with finetune, or the hub's.
+    """Return the fields of a model's ``config.json``, from a folder, a shape that comes with finetune, or the hub.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is no such model, or its configuration cannot be read.
     """
     file = Path(name).expanduser() / "config.json"
     if file.is_file():
@@ -202,7 +203,7 @@ def model_fields(name: str) -> dict[str, Any]:
 
 
 def element_bytes(config: RunConfig, capability: tuple[int, int]) -> tuple[float, int, int]:
-    """Bytes of an element of: the base's linear layers, activations, the adapter. 4 bits are half a byte."""
+    """Return the bytes of an element of the base's linear layers (0.5 for 4 bits), of activations, of the adapter."""
     precision, compute = config.model.precision, config.model.compute_dtype
     if compute == "auto":
         best = "fp32" if config.model.device == "cpu" else "bf16" if capability >= (8, 0) else "fp16"
@@ -215,7 +216,7 @@ def element_bytes(config: RunConfig, capability: tuple[int, int]) -> tuple[float
 
 
 def base_bytes(dims: Dimensions, config: RunConfig, stored: float, compute: int) -> tuple[int, int]:
-    """Weights, and the constants that belong to quantized ones."""
+    """Return the bytes of the base's weights, and of the constants of those that are quantized."""
     quantized = config.model.precision in QUANTIZED
     linear = sum(part.elements for part in dims.stored_linears)
     rest = (dims.parameters - linear) * (compute if quantized else stored)
@@ -227,10 +228,10 @@ def base_bytes(dims: Dimensions, config: RunConfig, stored: float, compute: int)
 
 
 def loading_bytes(dims: Dimensions, config: RunConfig, stored: float, compute: int) -> int:
-    """What loading a mixture in 4 bits adds to its weights, counted off transformers' loading code.
+    """Return the bytes that loading a mixture in 4 bits needs beside its weights, from transformers' loading code.
 
-    The last layer's gates and ups are there twice in the compute dtype, expert by expert as they were read and joined
-    into one tensor, and that layer's experts not yet in 4 bits.
+    The peak is in the last layer. Its gate and up weights are held twice in the compute dtype, once as they were read,
+    one tensor for each expert, and once joined into one tensor. The 4-bit weights of its experts do not exist yet.
     """
     if not dims.fused or config.model.precision not in ("fp4", "nf4"):
         return 0
@@ -239,11 +240,12 @@ def loading_bytes(dims: Dimensions, config: RunConfig, stored: float, compute: i
 
 
 def constant_bytes(part: Linear, precision: str, double_quant: bool) -> int:
-    """Scales of one quantized matrix, each tensor in the allocator's blocks of 512 bytes.
+    """Return the bytes of the constants of one quantized matrix, each tensor rounded up to a block of 512 bytes.
 
-    int8 has one fp32 scale an output row (https://arxiv.org/abs/2208.07339). 4 bits have one fp32 scale for each 64
-    weights and a code book of 16 fp32; double quantization makes the scales 8-bit, with an fp32 scale for each 256 of
-    them, a code book of 256 fp32 and an fp32 mean (https://arxiv.org/abs/2305.14314, sections 2 and 3).
+    int8 has one fp32 scale per output row (https://arxiv.org/abs/2208.07339). 4 bits have one fp32 scale for each 64
+    weights, and a code book of 16 fp32 values. Double quantization stores these scales in 8 bits, with one fp32 scale
+    for each 256 of them, a code book of 256 fp32 values and an fp32 mean (https://arxiv.org/abs/2305.14314, sections 2
+    and 3).
     """
     if precision == "int8":
         return _blocks(4 * part.outputs)
@@ -256,9 +258,10 @@ def constant_bytes(part: Linear, precision: str, double_quant: bool) -> int:
 
 
 def trained_tensors(dims: Dimensions, config: RunConfig) -> list[int]:
-    """Elements of each tensor that is trained: A [r, in] and B [out, r] of each target (https://arxiv.org/abs/2106.09685).
+    """Return the number of elements of each trained tensor.
 
-    DoRA adds a magnitude an output (https://arxiv.org/abs/2402.09353).
+    LoRA trains A [r, inputs] and B [outputs, r] of each target (https://arxiv.org/abs/2106.09685); DoRA also trains a
+    magnitude per output (https://arxiv.org/abs/2402.09353). ``--full`` trains every parameter of the model.
     """
     if config.adapter.full:
         return dims.tensors
@@ -270,7 +273,7 @@ def trained_tensors(dims: Dimensions, config: RunConfig) -> list[int]:
 
 
 def targets(dims: Dimensions, config: RunConfig) -> list[Linear]:
-    """The linear layers that get an adapter, each kind with the number of layers in which it does."""
+    """Return the linear layers that get an adapter. ``count`` is the number of layers in which they get one."""
     adapter = config.adapter
     found = []
     for part in dims.linears:
@@ -282,10 +285,16 @@ def targets(dims: Dimensions, config: RunConfig) -> list[Linear]:
 
 
 def optimizer_bytes(trained: list[int], optimizer: str, element: float, *, masters: bool = False) -> tuple[int, int]:
-    """Adam's two moments, as (ordinary memory, managed memory).
+    """Return the bytes of Adam's two moments in ordinary memory, and in managed memory.
 
-    PyTorch keeps them in the parameter's dtype; bitsandbytes in fp32, or in 8 bits with an fp32 scale for each 256
-    (https://arxiv.org/abs/2110.02861). With ``masters`` the 16 bits that a bf16 adapter drops are kept beside them.
+    PyTorch keeps the moments in the dtype of the parameter. bitsandbytes keeps them in fp32, or in 8 bits with an fp32
+    scale for each 256 values (https://arxiv.org/abs/2110.02861).
+
+    Args:
+        trained: elements of each trained tensor.
+        optimizer: its name in the settings.
+        element: bytes of an element of a trained tensor.
+        masters: count 2 more bytes per element, for the low 16 bits of an fp32 master of each bf16 weight.
     """
     if optimizer == "adamw":
         return round(2 * element * sum(trained)), 0
@@ -303,22 +312,22 @@ def optimizer_bytes(trained: list[int], optimizer: str, element: float, *, maste
 
 
 def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int]:
-    """What the forward pass keeps for backward, and what one layer's backward pass adds.
+    """Return the bytes that the forward pass keeps for the backward pass, and the bytes that one layer's backward adds.
 
-    With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps its input alone, and what it would have kept is
-    the working set of its own backward pass.
+    With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps only its input. Its backward pass recomputes the
+    other tensors, so they count as memory of that pass.
     """
     tokens = config.train.micro_batch * config.data.seq
     kept = layer_bytes(dims, config, compute, adapter)
-    # The product's second operand, in the compute dtype; nothing where the weight is stored in it.
+    # A product needs the weight in the compute dtype: a copy of a quantized weight, none of the others.
     dequantized = dims.largest_matrix * compute if config.model.precision in QUANTIZED else 0
     one_gradient = tokens * dims.intermediate * compute
-    # Behind the down projection one gradient of the MLP's width beside the weight; behind the product two, which it
-    # has split into, where what the projection had saved is gone already.
+    # The backward pass of the down projection makes one gradient of the MLP's width, and holds the weight beside it.
+    # That of the product act(gate) * up then turns the gradient into two, when that weight is freed already.
     working = one_gradient + max(dequantized, one_gradient)
-    if config.model.precision == "int8":  # the down projection again, before backward: its input is quantized there
+    if config.model.precision == "int8":  # recomputing the down projection quantizes its input
         working = max(working, tokens * (QUANTIZING * dims.intermediate + dims.hidden * compute))
-    mask = tokens * config.data.seq if _windowed(dims, config) else 0  # of booleans, one for all layers
+    mask = tokens * config.data.seq if _windowed(dims, config) else 0  # one mask of booleans for all layers
     if not config.train.checkpointing:
         return dims.layers * kept + mask, working
     inputs = 0 if config.train.offload_activations else dims.layers * tokens * dims.hidden * compute
@@ -326,22 +335,26 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
 
 
 def _windowed(dims: Dimensions, config: RunConfig) -> bool:
-    """Whether rows are longer than attention looks back: that takes a mask, which flash attention has no room for."""
+    """Tell whether rows are longer than the attention window. That takes a mask, which flash attention cannot use."""
     return dims.window is not None and config.data.seq > dims.window
 
 
 def layer_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> int:
-    """What one layer of a Llama-like decoder saves for its backward pass, counted off transformers' code.
+    """Return the bytes that one layer keeps for its backward pass, counted from transformers' code.
 
-    A token: each norm keeps its input in fp32; attention keeps queries, keys, values, its result and an fp32 log-sum a
-    head (https://arxiv.org/abs/2205.14135); the MLP keeps gate, up and act(gate), once for each expert that the token
-    goes to. A linear layer keeps its input where its own weight is trained, or its adapter's: the frozen product needs
-    none.
+    For each token:
+
+    * a norm keeps its input in fp32;
+    * attention keeps queries, keys, values, its result, and one fp32 log-sum per head
+      (https://arxiv.org/abs/2205.14135);
+    * the MLP keeps gate, up and act(gate), once for each expert that the token goes to;
+    * a linear layer keeps its input if its own weight or its adapter is trained: the gradient of a frozen layer's input
+      does not depend on it.
     """
     tokens = config.train.micro_batch * config.data.seq
     full = config.adapter.full
     chosen = [part for part in targets(dims, config) for _ in range(-(-part.count // dims.layers))]
-    # Dropout makes an input of its own for each adapter.
+    # With dropout, each adapter has an input of its own, which is counted below.
     keeping = {part.name for part in chosen} if full or not config.adapter.dropout else set()
     kept = dims.norms * dims.hidden * (4 + (compute if full else 0))
     kept += compute * dims.hidden * sum(bool(keeping & names) for names in _READERS)
@@ -353,24 +366,24 @@ def layer_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int)
         kept += dims.intermediate * compute
     if not full:
         kept += len(chosen) * config.adapter.rank * adapter
-        if config.adapter.dropout:  # a mask and a product
+        if config.adapter.dropout:  # the mask of dropout, and its result
             kept += sum(part.inputs for part in chosen) * (1 + adapter)
         if adapter != compute:
             kept += sum(part.inputs for part in chosen) * adapter
-        if config.adapter.dora:  # the base's output and the adapter's, for the magnitude's gradient
+        if config.adapter.dora:  # the gradient of the magnitude needs the outputs of base and adapter
             kept += 2 * compute * sum(part.outputs for part in chosen)
     kept *= tokens
     if config.model.attention == "eager":
         kept += config.train.micro_batch * dims.heads * config.data.seq**2 * (compute + 4)
-    elif _windowed(dims, config):  # the mask as numbers, keys and values a copy for each head, and what is padded
+    elif _windowed(dims, config):  # the mask as numbers, keys and values repeated for each head, and padding
         kept += tokens * compute * (config.data.seq + 2 * (dims.queries - dims.keys) + dims.queries)
     return kept
 
 
 def logit_bytes(dims: Dimensions, config: RunConfig, tokens: int, compute: int) -> int:
-    """The loss' logits of one chunk: the head's product and its fp32 copy, and the hidden states' gradient.
+    """Return the bytes of the loss: the logits of one chunk with their fp32 copy, and the hidden states' gradient.
 
-    A head that is trained adds its gradient's fp32 sum over the chunks, and one chunk's part of it.
+    A trained head adds the fp32 sum of its gradient over the chunks, and the gradient of one chunk.
     """
     chunk = min(tokens, config.train.loss_chunk)
     logits = chunk * dims.vocabulary * (compute + 4 if compute < 4 else 4)

@@ -1,4 +1,4 @@
-"""The sizes of a decoder, read off the fields of its ``config.json``."""
+"""Reads the sizes of a decoder from the fields of its ``config.json``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "gemma2", "phi3")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """``count`` matrices [outputs, inputs] of one name."""
+    """All matrices of one name: ``count`` of them, each [outputs, inputs]."""
 
     name: str
     outputs: int
@@ -24,13 +24,13 @@ class Linear:
 
     @property
     def elements(self) -> int:
-        """Elements of all of them."""
+        """Number of elements of all the matrices together."""
         return self.outputs * self.inputs * self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dimensions:
-    """A decoder of the Llama family and its kin (Mistral, Mixtral, Qwen2, Gemma 2, Phi-3)."""
+    """The sizes of a decoder built like Llama's: Llama, Mistral, Mixtral, Qwen2, Gemma 2 or Phi-3."""
 
     vocabulary: int
     hidden: int
@@ -40,30 +40,30 @@ class Dimensions:
     queries: int
     """Width of a token's queries, all heads together."""
     keys: int
-    """Width of a token's keys, all heads together; that of its values too."""
+    """Width of a token's keys, all heads together; its values have the same width."""
     norms: int
     """Normalisations in a layer."""
     tied: bool
-    """The head is the embedding."""
+    """Whether the head and the embedding share one weight."""
     experts: int
     """Experts of a layer; 0 for a dense one."""
     experts_per_token: int
     """Experts that a token goes through; 1 for a dense layer."""
     window: int | None
-    """Tokens that attention looks back in every layer; None where it looks at all of them."""
+    """Number of tokens that attention looks back on in every layer; None if it looks at all earlier tokens."""
     biases: int
-    """Elements of a layer's biases."""
+    """Elements of all biases of a layer."""
     linears: tuple[Linear, ...]
-    """Linear layers that an adapter can be put on, the head excepted."""
+    """The linear layers that can get an adapter: all but the head and the experts."""
     fused: tuple[Linear, ...]
-    """A mixture's experts."""
+    """The weights of a mixture's experts; empty for a dense model."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Dimensions:
-        """Read them off the fields of a ``config.json``.
+        """Read the sizes from the fields of a ``config.json``.
 
         Raises:
-            ConfigError: another family, which the arithmetic does not know.
+            ConfigError: the model is of a family that the arithmetic does not know.
         """
         family = fields.get("model_type")
         if family not in _FAMILIES:
@@ -71,8 +71,8 @@ class Dimensions:
                 Problem(
                     field="model",
                     value=family,
-                    why=f"is a family that the arithmetic does not know (it knows {', '.join(_FAMILIES)})",
-                    remedy="measure it with --dry-run, which knows every model of transformers",
+                    why=f"the arithmetic does not know this family (it knows {', '.join(_FAMILIES)})",
+                    remedy="measure the model with --dry-run, which works with every model of transformers",
                 )
             )
         hidden, inner, layers = fields["hidden_size"], fields["intermediate_size"], fields["num_hidden_layers"]
@@ -105,17 +105,17 @@ class Dimensions:
 
     @property
     def stored_linears(self) -> tuple[Linear, ...]:
-        """Every matrix that ``--precision`` is about."""
+        """The matrices that are stored in ``--precision``."""
         return self.linears + self.fused
 
     @property
     def largest_matrix(self) -> int:
-        """Elements of the largest of them; experts are taken one by one."""
+        """Elements of the largest of these matrices; each expert counts as a matrix of its own."""
         return max(part.outputs * part.inputs for part in self.stored_linears)
 
     @property
     def tensors(self) -> list[int]:
-        """Elements of every parameter, as the model holds them."""
+        """Elements of each parameter of the model. transformers fuses the experts of a layer into one parameter."""
         found = [self.vocabulary * self.hidden] * (1 if self.tied else 2) + [self.hidden] * (
             self.norms * self.layers + 1
         )
@@ -129,7 +129,7 @@ class Dimensions:
 
     @property
     def parameters(self) -> int:
-        """All of them; a tied head counts once."""
+        """Number of elements of all parameters. A tied head and its embedding count once."""
         return sum(self.tensors)
 
 

@@ -1,1 +1,1 @@
-"""``python -m finetune.ladder``: the memory of each way to train one model, measured and drawn."""
+"""``python -m finetune.ladder``: measures and draws the memory of several ways to train one model."""

@@ -1,8 +1,8 @@
-"""From a full fine-tune to one consumer card, rung by rung.
+"""Measure how each technique lowers the memory of fine-tuning, from a full fine-tune down to one consumer card.
 
-``python -m finetune.ladder --model mistral-7b --gpu rtx-4080``: every rung is a real training step at full size on a
-dry GPU, beside what the arithmetic says of it. A rung that does not fit the card is measured on one of the same kind
-with enough memory.
+``python -m finetune.ladder --model mistral-7b --gpu rtx-4080`` takes a real training step at full size on a dry GPU for
+every rung of the ladder, and compares it with the arithmetic. A rung that does not fit the card is measured on a card
+of the same kind with enough memory.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ RUNGS: dict[str, dict[str, Any]] = {
     "+ accumulation 16": _NF4
     | {"double_quant": True, "optimizer": "paged-adamw", "checkpointing": True, "accumulation": 16},
 }
-"""What each rung sets; a ``+`` adds one thing to the rung before it."""
+"""The settings of each rung. A rung whose name begins with ``+`` adds one setting to the rung before it."""
 
 
 def measure(base: RunConfig, card: Card, told: Callable[[str], None] = lambda _: None) -> Ladder:
-    """Take the steps of every rung.
+    """Measure every rung.
 
     Args:
-        base: model, sequence length, micro-batch and rank; the rungs set the rest.
-        card: to fit.
-        told: hears which rungs come next.
+        base: has the model, sequence length, micro-batch and rank; the rungs set the rest.
+        card: the card that the rungs should fit.
+        told: is called with the names of the rungs that are measured next, to show progress.
 
     Raises:
-        ConfigError: the model is unknown to the arithmetic.
+        ConfigError: the arithmetic does not know the model.
         DryRunError: a trial failed for another reason than memory.
     """
     shape = model_fields(base.model.model)
@@ -74,7 +74,8 @@ def measure(base: RunConfig, card: Card, told: Callable[[str], None] = lambda _:
     for name, trial in found.items():
         fits = trial.peak_device <= card.total_bytes
         if not fits and trial.peak_allocated + trial.context <= card.total_bytes:
-            # The allocator gives back what it caches before it gives up: only the card itself can tell.
+            # Before it fails, the allocator frees the memory that it caches. Only a trial on the card shows if that is
+            # enough.
             told(f"{name}, on the card itself")
             fits = trials(configs[name], [{}], card.name)[0].fits
         rungs.append(_rung(name, expected[name], trial, fits=fits))
@@ -90,7 +91,7 @@ def measure(base: RunConfig, card: Card, told: Callable[[str], None] = lambda _:
 
 
 def _same_base(configs: dict[str, RunConfig]) -> list[list[str]]:
-    """Names of rungs that share a base model as it is stored, so that each is loaded once."""
+    """Group the names of rungs that store the base model in the same way, so that it is loaded once for each group."""
     groups: dict[Any, list[str]] = {}
     for name, config in configs.items():
         groups.setdefault(config.model, []).append(name)
@@ -98,7 +99,7 @@ def _same_base(configs: dict[str, RunConfig]) -> list[list[str]]:
 
 
 def _step_settings(config: RunConfig) -> dict[str, Any]:
-    """What a trial may change over a loaded base."""
+    """Return the settings of a rung that do not change how the base is loaded."""
     settings = yaml_file.flatten(config)
     return {name: settings[name] for name in ("full", "optimizer", "checkpointing", "accumulation")}
 
@@ -118,7 +119,7 @@ def _rung(name: str, expected: Estimate, trial: Trial, *, fits: bool) -> Rung:
 
 
 def render(ladder: Ladder) -> str:
-    """The ladder as a table, GiB in every cell: arithmetic above, measured below."""
+    """Return the ladder as a table in GiB. Each rung has two lines: the arithmetic, and below it the measurement."""
     columns = [*CATEGORIES, CACHED]
     widths = [max(len(column), 7) for column in columns]
     width = max(len(text) for rung in ladder.rungs for text in (rung.name, _verdict(rung, ladder)))
@@ -151,7 +152,11 @@ def _cell(size: int | None, width: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and draw. Returns the exit code: 0, or 2 for an argument that cannot be used."""
+    """Measure the ladder, print it, and draw it.
+
+    Returns:
+        The exit code: 0, or 2 if an argument cannot be used.
+    """
     arguments = _parser().parse_args(argv)
     begin = time.perf_counter()
     try:
@@ -180,9 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default="mistral-7b", help="a shape that comes with finetune, a folder or a hub name"
     )
-    parser.add_argument("--gpu", default="rtx-4080", metavar="CARD", help="a card of `python -m pytest_vram cards`")
+    parser.add_argument("--gpu", default="rtx-4080", metavar="CARD", help="one of `python -m pytest_vram cards`")
     parser.add_argument("--seq", type=_count, default=512, metavar="TOKENS", help="tokens of a row (default 512)")
-    parser.add_argument("--micro-batch", type=_count, default=1, metavar="ROWS", help="rows of a pass (default 1)")
+    parser.add_argument("--micro-batch", type=_count, default=1, metavar="ROWS", help="rows in a pass (default 1)")
     parser.add_argument("--rank", type=_count, default=16, help="rank of the adapter (default 16)")
     parser.add_argument("--output", type=Path, default=Path("runs/ladder"), help="folder of the pictures and figures")
     return parser
@@ -190,5 +195,5 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)

@@ -1,4 +1,4 @@
-"""The ladder as a picture: every rung twice, by arithmetic and as measured, with the card's line across."""
+"""Draws the ladder: two bars for each rung, arithmetic and measurement, and a line at the memory of the card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from finetune.ladder.results import Ladder, Rung
 
-# Okabe and Ito's colours, which people with any colour vision tell apart (https://jfly.uni-koeln.de/color/).
+# Okabe and Ito's colours, which colour-blind people can tell apart as well (https://jfly.uni-koeln.de/color/).
 COLOURS = {
     "weights": "#0072B2",
     "constants": "#56B4E9",
@@ -34,12 +34,12 @@ LABELS = {
     CACHED: "cached, not in use",
 }
 _HEIGHT = 0.36
-_WIDTH = 0.08  # of a label, as a share of the axis
+_WIDTH = 0.08  # width of a label, as a share of the axis
 _DARK, _GREY, _GREEN, _RED, _CARD = "#222222", "#555555", "#00694F", "#B03A00", "#C00000"
 
 
 def draw(ladder: Ladder, file: Path) -> None:
-    """Draw the ladder into ``file``, PNG or SVG by its suffix."""
+    """Draw the ladder into ``file``, as PNG or SVG according to its suffix."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,7 +117,7 @@ def _bar(axes: Any, y: float, sizes: dict[str, int], *, hatched: bool) -> None:
 
 
 def _figure(axes: Any, y: float, size: float, limit: float, note: str, colour: str, line: float) -> None:
-    """The bar's total, at its end: inside where the bar nearly leaves the picture, past a line in the way."""
+    """Write a bar's total at its end: inside the bar if it nearly fills the axis, else after it and after the line."""
     inside = size > 0.88 * limit
     beyond = line if size < line < size + _WIDTH * limit else size
     x = min(size, limit) - limit * 0.005 if inside else beyond + limit * 0.008

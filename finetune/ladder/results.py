@@ -1,31 +1,30 @@
-"""What the ladder found: each rung by arithmetic and as measured, as data."""
+"""The result of the ladder as data: each rung by arithmetic and as measured."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
 
 CACHED = "cached"
-"""What the allocator holds and has not handed out at the peak; the arithmetic has none of it."""
+"""Category of the memory that the allocator holds and that no tensor uses at the peak. The arithmetic has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """One rung, by arithmetic and as measured. Sizes in bytes."""
+    """One rung, by arithmetic and as measured. Sizes are in bytes."""
 
     name: str
     arithmetic: dict[str, int]
-    """By category, see :class:`finetune.estimate.arithmetic.Estimate`."""
+    """Bytes of each category of :class:`finetune.estimate.arithmetic.Estimate`, as computed."""
     measured: dict[str, int]
-    """By the same categories, and :data:`CACHED`; the sum is the peak on the device."""
+    """Bytes of the same categories and of :data:`CACHED`, as measured. Their sum is the peak on the device."""
     managed: int
-    """Paged optimizer state, beside the card's memory."""
+    """Paged optimizer state, which is not part of the card's memory."""
     fits: bool
-    """Whether the step ran on the card as it is."""
+    """Whether the step ran with the memory that the card has."""
     seconds: float
-    """How long the step's trial took here."""
+    """How long the trial of the step took."""
 
     @property
     def needed(self) -> int:
@@ -34,7 +33,7 @@ class Rung:
 
     @property
     def expected(self) -> int:
-        """The same by arithmetic."""
+        """Peak bytes on the device, as computed."""
         return sum(self.arithmetic.values())
 
 
@@ -52,11 +51,5 @@ class Ladder:
 
 
 def as_json(ladder: Ladder) -> str:
-    """The figures, in bytes; :func:`from_json` reads them back."""
+    """Return the ladder as JSON. Sizes are in bytes."""
     return json.dumps(dataclasses.asdict(ladder), indent=1) + "\n"
-
-
-def from_json(text: str) -> Ladder:
-    """The ladder that :func:`as_json` wrote, to draw it anew."""
-    fields: dict[str, Any] = json.loads(text)
-    return Ladder(**fields | {"rungs": tuple(Rung(**rung) for rung in fields["rungs"])})

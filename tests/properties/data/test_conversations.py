@@ -325,7 +325,7 @@ def test_messages_may_be_json_text_and_contents_text_parts() -> None:
     messages = [user("a"), assistant("x") | {"content": parts}]
     assert coded({"messages": json.dumps(messages)})[1] == [f"hello{END}"]
     picture = [{"type": "image", "url": "a.png"}]
-    with pytest.raises(BadRowError, match="a list with a part that is no text"):
+    with pytest.raises(BadRowError, match="a list with a part that is not text"):
         coded({"messages": [user("a") | {"content": picture}, assistant("b")]})
     assert coded({"prompt": [user("a")], "completion": "b"})[1] == [f"b{END}"]
 

@@ -295,8 +295,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("a.jsonl", f'{GOOD}\n{{"prompt": "a"}}\n', ":2", "its columns are prompt"),
         ("a.json", f"[{GOOD}, 3]", ":row 2", "a int, not a mapping"),
         ("a.csv", 'prompt,completion\na,"b\nc"\nd,\n', ":4", "completion is empty"),
-        ("a.csv", "prompt,completion\na,b\nd\n", ":3", "number of columns"),
-        ("a.csv", "prompt,completion\na,b,c\n", ":2", "number of columns"),
+        ("a.csv", "prompt,completion\na,b\nd\n", ":3", "the header has"),
+        ("a.csv", "prompt,completion\na,b,c\n", ":2", "the header has"),
     ],
 )
 def test_a_bad_row_stops_with_its_place_or_is_listed(

@@ -83,10 +83,10 @@ def test_what_pandas_writes_is_read_with_its_index_and_without(
     [
         (",prompt,completion\n0,a,b\nnote,a,b\n", 3, "column 1 has no name in the header and holds 'note'"),
         ("prompt,completion,\na,b,\na,b,c\n", 3, "column 3 has no name in the header and holds 'c'"),
-        ("prompt,completion\na,b,\na,b,c\n", 3, "its number of columns is 3, and the header's 2"),
-        ("prompt,completion,score,\na,b,1,\na\n", 3, "its number of columns is 1, and the header's 4"),
+        ("prompt,completion\na,b,\na,b,c\n", 3, "it has 3 columns, and the header has 2"),
+        ("prompt,completion,score,\na,b,1,\na\n", 3, "it has 1 column, and the header has 4"),
         ("prompt,completion,completion\na,b,b\na,b,c\n", 3, "the header names two columns 'completion'"),
-        ('prompt,completion\n"a\nb",c\na,b,c\n', 4, "its number of columns is 3, and the header's 2"),
+        ('prompt,completion\n"a\nb",c\na,b,c\n', 4, "it has 3 columns, and the header has 2"),
     ],
 )
 def test_what_else_is_wrong_with_a_csv_row_is_said_truly(tmp_path: Path, text: str, line: int, said: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: one name for a setting everywhere, and a mistake told with its remedy."""
+"""The command line: a setting has the same name everywhere, and an error names its remedy."""
 
 from __future__ import annotations
 

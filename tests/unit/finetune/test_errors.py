@@ -1,4 +1,4 @@
-"""What a script may rely on: the exit code of every failure, and messages that name field, value and remedy."""
+"""The exit code of every failure, on which scripts depend, and messages that name field, value and remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command: what it exits with, what it holds while it runs, and whose arguments it takes."""
+"""The command ``finetune.qlora``: its exit codes, the lock that it holds while it runs, and its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run does when nothing is said: what every recorded config, README and example of earlier runs relies on."""
+"""The default of every setting. Recorded configs, README and examples of earlier runs depend on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small promises of settings, signals and resumption that planted bugs (``tests/mutation.py``) once slipped through."""
+"""Details of settings, signals and resumption that planted bugs (``tests/mutation.py``) once broke unnoticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where finetune keeps what it can make again."""
+"""The folder of converted models and tokenized data follows the environment variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, damaged ones are refused by name, and a full disk takes nothing away."""
+"""A checkpoint is complete or absent, a damaged one is refused by name, and a full disk loses no earlier one."""
 
 from __future__ import annotations
 

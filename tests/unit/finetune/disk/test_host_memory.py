@@ -1,4 +1,4 @@
-"""What the host has and what this process holds, in bytes, whoever says it: the kernel, a control group, a ulimit."""
+"""Host memory in bytes: what this process holds, and the limits of the machine, a control group and a ulimit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of a run's files: they are what users, --resume and other programs look for."""
+"""The names of a run's files, which users, --resume and other programs depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says of its steps: rows that are kept, speeds of tokens, and a time left that is true."""
+"""The log of a run: rows are kept across a resumption, and tokens per second and the time left are right."""
 
 from __future__ import annotations
 

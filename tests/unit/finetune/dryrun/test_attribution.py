@@ -1,4 +1,4 @@
-"""Whose bytes a peak is made of: what was freed before it is not in it, and a loss is known anywhere in the stack."""
+"""Bytes at the peak by category: freed blocks do not count, and the loss is recognised anywhere in the stack."""
 
 from __future__ import annotations
 

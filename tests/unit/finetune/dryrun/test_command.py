@@ -1,4 +1,4 @@
-"""What --dry-run and --fit say, and what they refuse before anything runs."""
+"""What --dry-run and --fit print, and what they refuse before anything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dry run and a search as a user runs them, the trials made up: what is asked, of which card, and what it means."""
+"""A dry run and a search as a user runs them, with made-up trials: the requests, their card, and the exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests and results cross the process boundary as they are, and what is not one is named by its field."""
+"""Requests and results arrive unchanged in the other process, and an error names the field that is wrong."""
 
 from __future__ import annotations
 

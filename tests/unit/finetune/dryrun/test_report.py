@@ -1,4 +1,4 @@
-"""What a dry run's answer looks like as figures and as a report."""
+"""The result of a dry run as JSON and as a report."""
 
 from __future__ import annotations
 

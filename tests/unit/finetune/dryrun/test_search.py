@@ -1,4 +1,4 @@
-"""The search for the largest setting that fits, on a bench that answers by a formula."""
+"""The search for the largest settings that fit, on a bench whose memory follows a formula."""
 
 from __future__ import annotations
 

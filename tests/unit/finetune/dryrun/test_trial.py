@@ -1,4 +1,4 @@
-"""What a trial finds is what its tensors take, to the byte, and nothing of the trials before it over the same base."""
+"""A trial counts exactly the bytes of its own tensors, and none of earlier trials on the same base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dry run reads of the data, and when it reads none."""
+"""Which data a dry run reads, and when it reads none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process behind --dry-run: requests in, results out, with a bench that answers by heart."""
+"""The process behind --dry-run reads a request and writes a result; the bench is a fake with fixed answers."""
 
 from __future__ import annotations
 

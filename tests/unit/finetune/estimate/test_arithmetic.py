@@ -1,4 +1,4 @@
-"""The arithmetic of a step's memory: the article's figures, the published sizes, how each setting moves it."""
+"""The arithmetic of a step's memory: the figures of the article, published sizes, and the effect of each setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the ladder asks for its rungs, what it makes of the answers, and that the picture's bars are the figures."""
+"""The ladder requests its rungs, turns the trials into figures, and draws bars as long as the figures."""
 
 from __future__ import annotations
 

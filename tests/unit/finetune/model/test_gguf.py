@@ -1,4 +1,4 @@
-"""A GGUF file becomes safetensors once: exactly, whole, by one process, and anew when the file has changed."""
+"""A GGUF file is converted to safetensors exactly and once, by one process, and again when the file changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether anything is learned is found out before the first step; what is drawn, done and due, by the step."""
+"""A run that would learn nothing stops before its first step; random numbers and evaluations follow the steps."""
 
 from __future__ import annotations
 

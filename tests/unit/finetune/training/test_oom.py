@@ -1,4 +1,4 @@
-"""Out of memory is recognised in every wording, and the remedies are those that save most."""
+"""Out of memory is recognised in every wording, and the remedies are the settings that save the most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: figures of the right steps, a card that loads the result, each folder whole."""
+"""The result of a run: the figures of the right steps, a model card that loads it, and complete folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A first signal stops where nothing is half done, a second one at once."""
+"""The first signal stops a run where nothing is half done, the second one at once."""
 
 from __future__ import annotations
 
