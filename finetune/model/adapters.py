@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import ConfigError, ModelError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
@@ -129,36 +129,13 @@ def restore(model: Any, folder: str | Path) -> None:
         _fill(model, weights, folder)
 
 
-@contextlib.contextmanager
-def as_named() -> Iterator[None]:
-    """Have peft adapt the layers that are named, and no others.
-
-    peft 0.21 takes ``gate_proj``, ``up_proj`` and ``down_proj`` of some thirty mixtures for experts as transformers 4
-    stored them, and adapts the fused parameters of transformers 5 instead: dense layers and shared experts of the same
-    names are left without an adapter, silently. This may go when peft looks at the model before it rewrites a name.
-    """
-    from peft.utils import transformers_weight_conversion as conversion
-
-    rewrites = {
-        "convert_peft_config_for_transformers": lambda *_, **__: None,
-        "convert_peft_adapter_state_dict_for_transformers": lambda adapter_state_dict, **_: adapter_state_dict,
-    }
-    kept = {name: getattr(conversion, name) for name in rewrites}
-    try:
-        for name, nothing in rewrites.items():
-            setattr(conversion, name, nothing)
-        yield
-    finally:
-        for name, own in kept.items():
-            setattr(conversion, name, own)
-
-
 def _as_saved(base: nn.Module, weights: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
     """:func:`as_named` where every saved matrix is beside a layer of this base.
 
     Those of an adapter that was trained with transformers 4 may not be; peft finds their places.
     """
     from finetune.model.layers import linear_layers
+    from finetune.patches.peft import as_named
 
     layers = {path for path, _ in linear_layers(base)}
     paths = {key.partition(".lora_")[0].removeprefix("base_model.model.") for key in weights if ".lora_" in key}

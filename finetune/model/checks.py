@@ -9,7 +9,7 @@ beside it in its micro-batch, which a run that goes on with its window split ano
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -123,7 +123,7 @@ def _check_causal(model: nn.Module) -> None:
     other = ids.clone()
     later = _ROW // 2
     other[:, later:] = _row(model, 1)[:, later:]
-    with _rows_of_their_own(model):
+    with _rows_by_themselves(model):
         try:
             states = [hidden_states(model, Batch(input_ids=row, labels=row)).states[:, :later] for row in (ids, other)]
         except torch.OutOfMemoryError:
@@ -160,7 +160,7 @@ def _check_logits(model: nn.Module) -> None:
 
 def _check_packing(model: nn.Module) -> None:
     first, other, second = (_row(model, number) for number in range(3))
-    with _rows_of_their_own(model):
+    with _rows_by_themselves(model):
         alone = hidden_states(model, Batch(input_ids=second, labels=second)).states
         try:
             beside = [_after(model, row, second) for row in (first, other)]
@@ -184,18 +184,13 @@ def _tolerances(model: nn.Module, states: Tensor) -> tuple[float, float]:
     return _TOLERANCES.get(computed, _HALF)
 
 
-@contextlib.contextmanager
-def _rows_of_their_own(model: nn.Module) -> Iterator[None]:
-    """Have int8 layers compute each row by itself: LLM.int8() takes 16 bits for all where one has a large value."""
-    states: list[Any] = [module.state for module in model.modules() if hasattr(module, "init_8bit_state")]
-    thresholds = [state.threshold for state in states]
-    for state in states:
-        state.threshold = 0.0
-    try:
-        yield
-    finally:
-        for state, threshold in zip(states, thresholds, strict=True):
-            state.threshold = threshold
+def _rows_by_themselves(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Make int8 layers compute each row independently; a model without them does not need bitsandbytes for it."""
+    if not any(hasattr(module, "init_8bit_state") for module in model.modules()):
+        return contextlib.nullcontext()
+    from finetune.patches.bitsandbytes import rows_by_themselves
+
+    return rows_by_themselves(model)
 
 
 def _after(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:

@@ -20,12 +20,11 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers import register_quantization_config, register_quantizer
 from transformers.quantizers.base import get_keys_to_not_convert
-from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from finetune.errors import ModelError
 from finetune.model.layers import declared_experts, experts_of, why_not_plain
+from finetune.patches.transformers import EightBitLoading, FourBitLoading, apply_gate, is_expert_parallel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,12 +54,19 @@ class EightBitConfig(BitsAndBytesConfig):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+class FourBitQuantizer(FourBitLoading):
     """Quantizes plain linear layers as transformers does, and fused experts too."""
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Leave out the layers that have to stay as they are."""
         _leave_out(self.quantization_config, model)
-        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+
+    def complete(self, model: PreTrainedModel, device_map: Any) -> None:
+        """Replace each layer's experts with :class:`QuantizedExperts`.
+
+        Raises:
+            ModelError: experts have an unknown form, or a layer cannot be decoded on a CPU.
+        """
         for name, module in list(experts_of(model)):
             require_known_form(name, module)
             parent, _, child = name.rpartition(".")
@@ -80,17 +86,21 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD_8_BIT)
-class EightBitQuantizer(Bnb8BitHfQuantizer):  # type: ignore[misc]
+class EightBitQuantizer(EightBitLoading):
     """Quantizes plain linear layers as transformers does, and refuses models whose experts would stay in 16 bits."""
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Leave out the layers that have to stay as they are.
+
+        Raises:
+            ModelError: the model has fused experts.
+        """
         if any(True for _ in experts_of(model)):
             raise ModelError(
                 f"precision = 'int8': the experts of this {model.config.model_type} model cannot be stored in 8 bits, "
                 "and in 16 they are most of it. Use --precision nf4 or fp4, which quantize them too, or bf16"
             )
         _leave_out(self.quantization_config, model)
-        super()._process_model_before_weight_loading(model, device_map, **kwargs)
 
 
 def _leave_out(config: BitsAndBytesConfig, model: PreTrainedModel) -> None:
@@ -197,7 +207,7 @@ class QuantizedExperts(nn.Module):
             begin += count
             tokens = torch.div(slots, k, rounding_mode="floor")
             value = self._linear(self.matrices[0], expert, hidden_states[tokens])
-            value = source._apply_gate(self, value) if own.has_gate else own.act_fn(value)
+            value = apply_gate(source, self, value) if own.has_gate else own.act_fn(value)
             value = self._linear(_DOWN, expert, value)
             if self.has_post_expert_norm:
                 value = own.post_expert_norm(value)
@@ -236,11 +246,6 @@ def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLO
     return rows > 1 and columns % 16 == 0 and columns % blocksize != 0 and blocksize < 2048
 
 
-def has_fused_experts(model: nn.Module) -> bool:
-    """Whether the model has mixture-of-experts layers whose experts are one parameter."""
-    return any(True for _ in experts_of(model))
-
-
 def require_known_form(name: str, module: nn.Module) -> None:
     """Refuse experts that transformers does not declare: how they compute is not known here.
 
@@ -248,7 +253,7 @@ def require_known_form(name: str, module: nn.Module) -> None:
         ModelError: the experts of ``name`` are such.
     """
     fused = sorted(n for n, p in module.named_parameters(recurse=False) if p.dim() > 1)
-    if not declared_experts(module) or getattr(module, "_is_expert_parallel", False):
+    if not declared_experts(module) or is_expert_parallel(module):
         raise ModelError(
             f"precision: the experts in {name} ({type(module).__name__}) have parameters {fused}, a form that cannot "
             "be quantized here, and in half precision they would be most of the model: use --precision bf16"

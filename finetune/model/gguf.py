@@ -66,6 +66,8 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from finetune.patches.transformers import forget_quantization
+
     dtype: torch.dtype = torch.float32 if file.stat().st_size < EXACT_BYTES else torch.bfloat16
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
@@ -75,10 +77,6 @@ def _convert(file: Path, folder: Path) -> None:
             f"model = {str(file)!r}: transformers cannot read this GGUF file: {error}. Name a folder with "
             "safetensors instead"
         ) from error
-    # The values are plain numbers now, but the model still believes to be quantized and refuses to be saved.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    forget_quantization(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -160,11 +159,12 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
         from finetune.model.experts import refuse_misread_layers
 
         refuse_misread_layers(model, settings["device_map"])
-    _keep_weights_as_they_are(model)
-    if config.precision == "int8":
-        from finetune.model.int8 import keep_no_inputs
+    if config.precision in QUANTIZED:
+        from finetune.patches.bitsandbytes import keep_no_inputs, keep_weights_unpacked
 
-        keep_no_inputs(model)
+        keep_weights_unpacked(model)
+        if config.precision == "int8":
+            keep_no_inputs(model)
     if config.precision in QUANTIZED and device.type == "cpu":
         _let_go_of_the_file(model)
     if config.precision not in QUANTIZED and settings["dtype"] != compute:
@@ -193,7 +193,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, 
         return freed
     from peft import LoraConfig, get_peft_model
 
-    from finetune.model.dora import make_precise, start_magnitudes
+    from finetune.patches.peft import as_named, make_precise, start_magnitudes
 
     again = saved is not None and adapters.is_adapter(saved)
     lora = LoraConfig(
@@ -214,7 +214,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, 
         if again:
             adapted: Any = adapters.load_adapter(model, saved or "", trainable=True, dropout=config.dropout)
         else:
-            with adapters.as_named():
+            with as_named():
                 adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
         if config.init == "orthogonal":
             _start_orthogonal(adapted, config.rank)
@@ -254,10 +254,10 @@ def _quantization(config: ModelConfig, compute: torch.dtype) -> Any:
             )
         ) from error
     from finetune.model.experts import EightBitConfig, FourBitConfig
+    from finetune.patches.bitsandbytes import silence_casts
 
     if config.precision == "int8":
-        # Says at every layer of every step that it computes in fp16, as LLM.int8() does.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        silence_casts()
         return EightBitConfig()
     return FourBitConfig(
         bnb_4bit_quant_type=config.precision,
@@ -272,17 +272,6 @@ def _computing_in(found: PretrainedConfig, compute: torch.dtype) -> PretrainedCo
     fields = stored if isinstance(stored, dict) else stored.to_dict()
     found.quantization_config = fields | {"bnb_4bit_compute_dtype": str(compute).removeprefix("torch.")}
     return found
-
-
-def _keep_weights_as_they_are(model: Any) -> None:
-    """Keep bitsandbytes from repacking its weights in evaluation mode on CPUs with AVX512_BF16.
-
-    It would round their scales to bf16 on the way, for good: the base that is trained on after an evaluation would be
-    another.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _let_go_of_the_file(model: nn.Module) -> None:

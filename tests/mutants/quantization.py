@@ -76,7 +76,7 @@ BUGS: dict[str, Planted] = {
         [
             Bug(
                 "QuantizedExperts.forward",
-                "source._apply_gate(self, value) if own.has_gate else own.act_fn(value)",
+                "apply_gate(source, self, value) if own.has_gate else own.act_fn(value)",
                 "own.act_fn(value)",
             ),
             Bug(
