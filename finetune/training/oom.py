@@ -1,4 +1,4 @@
-"""Out of memory, told: what there was, what was held and by what, and the settings that would save most."""
+"""Explain that memory ran out: how much there was, what held it, and which settings would save most."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HOST_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "Canno
 
 
 class Holdings:
-    """What a run holds, filled in as it is made, so that a failure at any moment can be told."""
+    """The model and the optimizer of a run, set when they are made, so that every failure can be explained."""
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
@@ -115,7 +115,7 @@ def _size(size: int) -> str:
 
 
 def _asked(error: BaseException) -> str:
-    """What the allocation that failed asked for, if its message says so."""
+    """Return what the failed allocation asked for, or its message if that does not say."""
     found = re.search(r"tried to allocate ([\d.]+ [A-Za-z]+)", str(error), re.IGNORECASE)
     return f"{found[1]} more, at once" if found else (str(error).strip().splitlines() or [type(error).__name__])[0]
 
