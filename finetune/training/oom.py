@@ -38,12 +38,11 @@ class Holdings:
     def bytes_by_holder(self) -> dict[str, int]:
         """Return the bytes that are held, by what holds them; allocates nothing on the device.
 
-        Weights of bitsandbytes count with their scales and code books, a code book that many weights share once.
+        Weights of bitsandbytes count with their scales and code books.
         """
-        seen: set[int] = set()
         held = {"base weights": 0, "trained weights": 0, "gradients": 0, "optimizer states": 0}
         for parameter in self.model.parameters() if self.model is not None else ():
-            held["trained weights" if parameter.requires_grad else "base weights"] += _stored(parameter, seen)
+            held["trained weights" if parameter.requires_grad else "base weights"] += _stored(parameter)
             if parameter.grad is not None:
                 held["gradients"] += parameter.grad.nbytes
         for state in self.optimizer.state.values() if self.optimizer is not None else ():
@@ -120,12 +119,9 @@ def _asked(error: BaseException) -> str:
     return f"{found[1]} more, at once" if found else (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _stored(weight: Tensor, seen: set[int]) -> int:
-    """Return the bytes of a weight and of its constants whose addresses are not ``seen`` yet."""
-    constants = {constant.data_ptr(): constant.nbytes for constant in quantization_constants(weight)}
-    fresh = constants.keys() - seen
-    seen |= fresh
-    return weight.nbytes + sum(constants[address] for address in fresh)
+def _stored(weight: Tensor) -> int:
+    """Return the bytes of a weight and of what bitsandbytes keeps beside it to decode it."""
+    return weight.nbytes + sum(constant.nbytes for constant in quantization_constants(weight))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

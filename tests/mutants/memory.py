@@ -69,8 +69,11 @@ BUGS: dict[str, Planted] = {
                 "'trained weights' if parameter.requires_grad else 'base weights'",
                 "'base weights' if parameter.requires_grad else 'trained weights'",
             ),
-            Bug("_stored", "weight.nbytes + sum((constants[address] for address in fresh))", "weight.nbytes"),
-            Bug("_stored", "constants.keys() - seen", "constants.keys()"),
+            Bug(
+                "_stored",
+                "weight.nbytes + sum((constant.nbytes for constant in quantization_constants(weight)))",
+                "weight.nbytes",
+            ),
             Bug("_estimated", "0 if on_device else found.managed", "found.managed if on_device else 0"),
             Bug("largest_savings", "s.saved_bytes > 0", "s.flags"),
             Bug("explained", "traceback.clear_frames(error.__traceback__)", "pass"),

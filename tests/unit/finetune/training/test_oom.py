@@ -67,18 +67,13 @@ def test_what_is_held_is_told_by_its_holder() -> None:
 def test_weights_in_4_bits_are_counted_with_their_scales() -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     holdings = Holdings()
-
-    def layer() -> torch.nn.Module:
-        made = bitsandbytes.nn.Linear4bit(256, 256, bias=False, quant_type="nf4", compress_statistics=True)
-        return made.to("cpu")  # type: ignore[no-any-return]
-
-    holdings.model = torch.nn.Sequential(layer())
+    holdings.model = bitsandbytes.nn.Linear4bit(256, 256, bias=False, quant_type="nf4", compress_statistics=True).to(
+        "cpu"
+    )
     packed, scales = 256 * 256 // 2, 256 * 256 // 64
-    one = packed + scales + 4 * scales // 256 + 4 + 4 * 16  # the scales' scales and their offset, the 16 values of NF4
-    shared = 4 * 256  # the code book of 8-bit scales is one for all weights
-    assert holdings.bytes_by_holder()["base weights"] == one + shared
-    holdings.model = torch.nn.Sequential(layer(), layer())
-    assert holdings.bytes_by_holder()["base weights"] == 2 * one + shared
+    code_books = 4 * 16 + 4 * 256  # of NF4 and of the 8-bit scales
+    held = holdings.bytes_by_holder()["base weights"]
+    assert held == packed + scales + 4 * scales // 256 + 4 + code_books  # the 4 bytes are the scales' offset
 
 
 def test_what_filled_the_memory_is_let_go_before_it_is_told() -> None:
