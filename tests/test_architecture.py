@@ -34,6 +34,7 @@ LAYERS = {
     "finetune.errors": 0,
     "finetune.config": 1,
     "finetune.disk": 2,
+    "finetune.patches": 2,
     "finetune.data": 3,
     "finetune.model": 4,
     "finetune.estimate": 5,

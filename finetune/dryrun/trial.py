@@ -229,6 +229,7 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
     import torch
 
     from finetune.model.experts import QuantizedExperts
+    from pytest_vram.probe.quantization import quantization_constants
 
     seen: set[int] = set()
 
@@ -241,23 +242,20 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
         seen.add(storage.data_ptr())
         return -(-storage.nbytes() // 512) * 512
 
-    def constants(state: Any) -> int:
-        inner = getattr(state, "state2", None)
-        parts = [getattr(state, name, None) for name in ("absmax", "code", "offset")]
-        return sum(size(part) for part in parts) + (constants(inner) if inner is not None else 0)
+    def constants(weight: Any) -> int:
+        return sum(size(tensor) for tensor in quantization_constants(weight))
 
     sizes = dict.fromkeys(("weights", "constants", "adapters", "gradients", "optimizer"), 0)
     adapted = any(not parameter.requires_grad for parameter in model.parameters())
     for parameter in model.parameters():
         sizes["adapters" if adapted and parameter.requires_grad else "weights"] += size(parameter)
         sizes["gradients"] += size(parameter.grad)
-        state = getattr(parameter, "quant_state", None)
-        sizes["constants"] += constants(state) if state is not None else size(getattr(parameter, "SCB", None))
+        sizes["constants"] += constants(parameter)
     for module in model.modules():
         if isinstance(module, QuantizedExperts):
             sizes["constants"] += sum(constants(s) for states in module.quant_states.values() for s in states)
-        # From an int8 weight's first use on, bitsandbytes keeps its scales here.
-        sizes["constants"] += size(getattr(getattr(module, "state", None), "SCB", None))
+        # Where bitsandbytes keeps the scales of an int8 weight from its first use on.
+        sizes["constants"] += constants(getattr(module, "state", None))
     for buffer in model.buffers():
         sizes["weights"] += size(buffer)
     for state in optimizer.state.values():

@@ -1,10 +1,9 @@
-"""A saved adapter on its base: to go on training it, to merge it, to use it."""
+"""Read a saved adapter and attach it to its base, to train it further, to merge it or to use it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import ConfigError, ModelError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
@@ -28,10 +27,10 @@ def is_adapter(name: str) -> bool:
 
 
 def base_of(name: str) -> str:
-    """The base that the adapter in a folder was trained on, as its ``adapter_config.json`` names it.
+    """Return the name of the base that the adapter in a folder was trained on, from its ``adapter_config.json``.
 
     Raises:
-        ModelError: it names none, or the adapter is of a kind that cannot be trained here.
+        ModelError: the file names no base, or the adapter is of a kind that cannot be trained here.
     """
     settings = _read(name)
     if settings.get("peft_type") != "LORA":
@@ -54,16 +53,16 @@ def base_of(name: str) -> str:
 
 
 def settled(name: str, config: AdapterConfig, default: AdapterConfig) -> AdapterConfig:
-    """The settings of a run that goes on with the adapter in a folder: the adapter's own.
+    """Return the settings of a run that trains the adapter in a folder further. They are the adapter's own settings.
 
     Args:
         name: the folder.
-        config: what is asked for.
-        default: what nobody asked for.
+        config: the settings that the user asks for.
+        default: the defaults. A setting that equals its default counts as not asked for.
 
     Raises:
-        ConfigError: something else is asked for than the adapter is.
-        ModelError: it cannot be trained here.
+        ConfigError: the user asks for a setting that differs from the adapter's.
+        ModelError: the adapter cannot be trained here.
     """
     base_of(name)
     saved = _read(name)
@@ -91,10 +90,10 @@ def settled(name: str, config: AdapterConfig, default: AdapterConfig) -> Adapter
 
 
 def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False, dropout: float | None = None) -> Any:
-    """Put a saved adapter beside the layers it was trained beside.
+    """Attach a saved adapter to the layers that it was trained with.
 
-    ``PeftModel.from_pretrained`` does the same for most models. For a mixture of experts it takes the names of dense
-    layers for those of experts that transformers stored one by one before its version 5, and adapts other weights.
+    ``PeftModel.from_pretrained`` does the same for most models. In mixtures of experts it mistakes dense layers for the
+    experts that transformers stored one by one before version 5, because of their names, and adapts other weights.
 
     Args:
         base: from :func:`finetune.model.load.load_base`, without adapter.
@@ -122,7 +121,7 @@ def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False
 
 
 def restore(model: Any, folder: str | Path) -> None:
-    """Give an adapter, made by :func:`load_adapter`, its saved weights once more, in the dtype that it has by now."""
+    """Copy the saved weights into an adapter from :func:`load_adapter` again, converted to the dtype it has now."""
     from peft import load_peft_weights
 
     weights = load_peft_weights(str(folder), device="cpu")
@@ -130,40 +129,14 @@ def restore(model: Any, folder: str | Path) -> None:
         _fill(model, weights, folder)
 
 
-@contextlib.contextmanager
-def as_named() -> Iterator[None]:
-    """Have peft adapt the layers that are named, and no others.
-
-    peft 0.21 takes ``gate_proj``, ``up_proj`` and ``down_proj`` of some thirty mixtures for experts as transformers 4
-    stored them, and adapts the fused parameters of transformers 5 instead: dense layers and shared experts of the same
-    names are left without an adapter, silently. This may go when peft looks at the model before it rewrites a name.
-    The first versions of peft that are supported (0.18) rewrite nothing.
-    """
-    try:
-        conversion: Any = importlib.import_module("peft.utils.transformers_weight_conversion")
-    except ImportError:
-        yield
-        return
-    rewrites = {
-        "convert_peft_config_for_transformers": lambda *_, **__: None,
-        "convert_peft_adapter_state_dict_for_transformers": lambda adapter_state_dict, **_: adapter_state_dict,
-    }
-    kept = {name: getattr(conversion, name) for name in rewrites if hasattr(conversion, name)}
-    try:
-        for name in kept:
-            setattr(conversion, name, rewrites[name])
-        yield
-    finally:
-        for name, own in kept.items():
-            setattr(conversion, name, own)
-
-
 def _as_saved(base: nn.Module, weights: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-    """:func:`as_named` where every saved matrix is beside a layer of this base.
+    """Return ``as_named()`` if every saved matrix belongs to a layer of this base, and an empty context otherwise.
 
-    Those of an adapter that was trained with transformers 4 may not be; peft finds their places.
+    An adapter that was trained with transformers 4 may have matrices for layers that no longer exist. peft then finds
+    the layers that replace them.
     """
     from finetune.model.layers import linear_layers
+    from finetune.patches.peft import as_named
 
     layers = {path for path, _ in linear_layers(base)}
     paths = {key.partition(".lora_")[0].removeprefix("base_model.model.") for key in weights if ".lora_" in key}

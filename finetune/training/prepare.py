@@ -1,4 +1,4 @@
-"""From a config to everything that the loop needs, in the order in which mistakes are cheapest to find."""
+"""Make everything that the training loop needs from a config, in an order that finds cheap mistakes first."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ class Setup:
 def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     """Make everything that the loop needs.
 
-    The data come before the model, so that a bad row is told in seconds. A resumed run is held against the one it
-    resumes before its first step.
+    The data are loaded before the model, so that a bad row is reported in seconds. A resumed run is compared with its
+    checkpoint before its first step.
 
     Args:
         config: a validated config.
-        holdings: is told what is held as it is made, for the message of an out-of-memory failure.
+        holdings: gets the model and the optimizer when they are made, for the message of an out-of-memory failure.
 
     Raises:
         ConfigError: a setting cannot be used, or differs from the resumed run's.
-        DataError: a row cannot be used, or holds a token or a position that the model has not.
+        DataError: a row cannot be used, or has a token or a position that the model does not have.
         ModelError: the base cannot be loaded as configured.
         OutputError: the output folder holds another run.
         CheckpointError: there are checkpoints, and none is sound.
@@ -142,7 +142,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
 
 
 def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by name."""
+    """Return the trained parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

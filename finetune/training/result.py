@@ -1,4 +1,4 @@
-"""What a run leaves behind: adapter, tokenizer, model card, summary, and a merged model on request."""
+"""Write the result of a run: adapter, tokenizer, model card, summary, and a merged model on request."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_result(setup: Setup, evaluations: list[EvalRow]) -> Summary:
 
 
 def report(summary: Summary) -> str:
-    """The closing text of a run."""
+    """Return the text that a run prints at its end."""
     lines = [""]
     before, after = summary.held_out_loss_before, summary.held_out_loss_after
     if before and after is not None:
@@ -117,7 +117,8 @@ def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: in
 def _save(model: Any, folder: Path) -> None:
     """Write the adapter, or with ``--full`` the model.
 
-    Of resized embeddings an adapter holds the new rows; peft would by itself add the old ones, which are the base's.
+    An adapter of a base with resized embeddings holds the new rows only. By default peft would also write the old rows,
+    which belong to the base.
     """
     from peft import PeftModel
 

@@ -1,4 +1,4 @@
-"""One question, asked of the model before and after training: what a loss cannot show."""
+"""Ask the model one question before and after training, to show what a loss cannot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Question:
 
 
 def choose_question(config: OutputConfig, tokenizer: Any, held_out: ExampleSet) -> Question | None:
-    """The question of a run: ``config.question``, else the shortest held-out prompt; None where nothing is asked."""
+    """Return ``config.question``, or else the shortest held-out prompt. None means that nothing is asked."""
     if config.answer_tokens == 0:
         return None
     if config.question is not None:
@@ -47,10 +47,10 @@ def choose_question(config: OutputConfig, tokenizer: Any, held_out: ExampleSet) 
 
 
 def answer(model: PreTrainedModel, tokenizer: Any, question: Question, *, max_tokens: int) -> str:
-    """What the model answers in at most ``max_tokens`` tokens, fewer where its position table ends before.
+    """Return the model's answer of at most ``max_tokens`` tokens. A short position table may allow fewer.
 
-    The likeliest token each time, those already said made a little less so (https://arxiv.org/abs/1909.05858); no
-    random number is drawn.
+    Each token is the likeliest one, after a repetition penalty has lowered the tokens that occurred before
+    (https://arxiv.org/abs/1909.05858). No random number is drawn.
     """
     was_training = model.training
     model.train(False)
@@ -72,13 +72,13 @@ def answer(model: PreTrainedModel, tokenizer: Any, question: Question, *, max_to
 
 
 def _prompt(example: Example) -> tuple[int, ...]:
-    """The tokens before the first that the loss is taken on; none for plain text, which has no prompt."""
+    """Return the tokens before the first target. Plain text has no prompt, and gives none."""
     first = next((i for i, label in enumerate(example.labels) if label != IGNORED), len(example.labels))
     return tuple(int(token) for token in example.input_ids[:first]) if first > 1 else ()
 
 
 def _question_in(tokenizer: Any, prompt: tuple[int, ...]) -> str:
-    """The user's words in a prompt, without what the chat template puts around them."""
+    """Return the user's words in a prompt, without the text that the chat template puts around them."""
     if tokenizer.chat_template:
         before, _, after = _templated(tokenizer, _MARK).partition(_MARK)
         text = tokenizer.decode(prompt)

@@ -13,6 +13,8 @@ from functools import wraps
 from time import time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_vram.probe.quantization import quantization_constants
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -170,7 +172,7 @@ class Notes:
                 if trained:
                     self._trainable.append((weakref.ref(parameter), name))
                 if type(parameter) is not torch.nn.Parameter:
-                    for constant in _quantization_constants(parameter):
+                    for constant in quantization_constants(parameter):
                         self._label(now, constant, "quantization", name)
             for buffer, name in buffers:
                 self._label(now, buffer, "weights", name)
@@ -302,22 +304,6 @@ def _output_layer(module: nn.Module) -> Any:
         return find() if callable(find) else None
     except (AttributeError, NotImplementedError):
         return None
-
-
-def _quantization_constants(parameter: Any) -> Iterator[Tensor]:
-    """Yield the scales and code books that bitsandbytes keeps with a 4-bit or 8-bit weight."""
-    import torch
-
-    state = getattr(parameter, "quant_state", None)
-    while state is not None:
-        for name in ("absmax", "code", "offset"):
-            tensor = getattr(state, name, None)
-            if isinstance(tensor, torch.Tensor):
-                yield tensor
-        state = getattr(state, "state2", None)
-    scales = getattr(parameter, "SCB", None)
-    if isinstance(scales, torch.Tensor):
-        yield scales
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

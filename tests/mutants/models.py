@@ -64,7 +64,6 @@ BUGS: dict[str, Planted] = {
         ["tests/properties/model/test_started_models.py", "tests/properties/model/test_layer_targets.py"],
         [
             Bug("load_adapter", "not trainable", "True"),
-            Bug("as_named", "setattr(conversion, name, rewrites[name])", "pass"),
             Bug("_fill", "if lost:", "if False:"),
             Bug("_as_saved", "paths <= layers", "False"),
             Bug("settled", "'lora_alpha'", "'r'"),

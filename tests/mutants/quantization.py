@@ -67,6 +67,27 @@ BUGS: dict[str, Planted] = {
             Bug("", "0.00260417", "0.0026041667"),
         ],
     ),
+    "finetune/patches/table": (
+        ["tests/unit/finetune/patches/test_table.py"],
+        [
+            Bug("", "'peft.tuners.lora.dora.DoraLinearLayer'", "'peft.tuners.lora.dora.DoraLayer'"),
+            Bug("", "'finetune.patches.peft.make_precise'", "'finetune.patches.peft.precise'"),
+        ],
+    ),
+    "finetune/patches/transformers": (
+        [
+            "tests/properties/model/test_declared_experts.py",
+            "tests/properties/model/test_qlora_refusals.py",
+            "tests/unit/finetune/model/test_gguf.py",
+        ],
+        [
+            Bug("FourBitLoading._process_model_before_weight_loading", "self.complete(model, device_map)", "pass"),
+            Bug("EightBitLoading._process_model_before_weight_loading", "self.prepare(model)", "pass"),
+            Bug("apply_gate", "source._apply_gate(experts, value)", "value"),
+            Bug("is_expert_parallel", "getattr(experts, '_is_expert_parallel', False)", "True"),
+            Bug("forget_quantization", "model.hf_quantizer = None", "pass"),
+        ],
+    ),
     "finetune/model/experts": (
         [
             "tests/properties/model/test_declared_experts.py",
@@ -76,7 +97,7 @@ BUGS: dict[str, Planted] = {
         [
             Bug(
                 "QuantizedExperts.forward",
-                "source._apply_gate(self, value) if own.has_gate else own.act_fn(value)",
+                "apply_gate(source, self, value) if own.has_gate else own.act_fn(value)",
                 "own.act_fn(value)",
             ),
             Bug(

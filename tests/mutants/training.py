@@ -18,7 +18,7 @@ BUGS: dict[str, Planted] = {
         ],
         [
             Bug("load_base", "model.requires_grad_(False)", "pass"),
-            Bug("_keep_weights_as_they_are", "module.support_avx512bf16_for_cpu = False", "pass"),
+            Bug("load_base", "keep_weights_unpacked(model)", "pass"),
             Bug("attach_adapter", "torch.manual_seed(seed)", "pass"),
             Bug("attach_adapter", "config.rslora", "False"),
             Bug("_quantization", "bnb_4bit_quant_type=config.precision", "bnb_4bit_quant_type='nf4'"),
@@ -106,8 +106,7 @@ BUGS: dict[str, Planted] = {
                 "_differ(beside[0], beside[1], same)",
             ),
             Bug("_mode", "model.train(was_training)", "pass"),
-            Bug("_rows_of_their_own", "state.threshold = 0.0", "pass"),
-            Bug("_rows_of_their_own", "state.threshold = threshold", "pass"),
+            Bug("_rows_by_themselves", "rows_by_themselves(model)", "contextlib.nullcontext()"),
             Bug("_differ", "tolerance", "100 * tolerance"),
         ],
     ),
@@ -126,15 +125,16 @@ BUGS: dict[str, Planted] = {
             ),
         ],
     ),
-    "finetune/model/dora": (
-        ["tests/properties/model/test_dora.py"],
+    "finetune/patches/peft": (
+        ["tests/properties/model/test_dora.py", "tests/properties/model/test_layer_targets.py"],
         [
+            Bug("as_named", "setattr(conversion, name, rewrites[name])", "pass"),
             Bug("PreciseDora.forward", "quotient - 1", "quotient"),
             Bug("PreciseDora.forward", "alpha=scaling", "alpha=1.0"),
             Bug("PreciseDora._by_rows", "weight.T if self.fan_in_fan_out else weight", "weight"),
             Bug("make_precise", "stored.CB = None", "pass"),
             Bug("PreciseDora.forward", "base_result = base_result - base_layer.bias", "pass"),
-            Bug("_dense", "layer.weight.SCB if layer.state.SCB is None else layer.state.SCB", "layer.weight.SCB"),
+            Bug("dense_weight", "layer.weight.SCB if layer.state.SCB is None else layer.state.SCB", "layer.weight.SCB"),
             Bug("make_precise", "torch.promote_types(layer.weight.dtype, torch.float32)", "torch.bfloat16"),
         ],
     ),

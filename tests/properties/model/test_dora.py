@@ -14,9 +14,9 @@ from tiny_models import make_rows, padded, relative_l2, save_tiny
 from torch import Tensor, nn
 
 from finetune.config.settings import AdapterConfig, ModelConfig, OutputConfig, RunConfig, TrainConfig
-from finetune.model.dora import PreciseDora, make_precise
 from finetune.model.load import attach_adapter, load_base
 from finetune.model.merge import merge
+from finetune.patches.peft import PreciseDora, make_precise
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import make_optimizer
 from finetune.training.step import train_step

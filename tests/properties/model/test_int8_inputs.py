@@ -12,8 +12,8 @@ from tiny_models import make_rows, padded, save_tiny
 from torch.utils.checkpoint import checkpoint
 
 from finetune.config.settings import AdapterConfig, ModelConfig, TrainConfig
-from finetune.model.int8 import FrozenLinear8bit, keep_no_inputs
 from finetune.model.load import attach_adapter, load_base
+from finetune.patches.bitsandbytes import FrozenLinear8bit, keep_no_inputs
 from finetune.training.step import evaluate
 
 if TYPE_CHECKING:

@@ -1,0 +1,82 @@
+"""Patches of transformers: a hook before and after layers are quantized, the gate of fused experts, and GGUF models.
+
+Each docstring says when its patch may go; ``table.py`` has all of them with the version at which to look again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+class FourBitLoading(Bnb4BitHfQuantizer):  # type: ignore[misc]
+    """transformers' 4-bit quantizer with methods that run before and after it replaces the linear layers.
+
+    The class may go when transformers quantizes fused experts to 4 bits itself; look again with 5.26.
+    """
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Do what has to be done before layers are replaced. The model has no weights yet."""
+
+    def complete(self, model: PreTrainedModel, device_map: Any) -> None:
+        """Do what has to be done after linear layers are replaced and before weights are read."""
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
+        self.prepare(model)
+        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+        self.complete(model, device_map)
+
+
+class EightBitLoading(Bnb8BitHfQuantizer):  # type: ignore[misc]
+    """transformers' 8-bit quantizer with a method that runs before it replaces the linear layers.
+
+    The class may go when transformers calls a public method at that moment; look again with 5.26.
+    """
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Do what has to be done before layers are replaced. The model has no weights yet."""
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
+        self.prepare(model)
+        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+
+
+def apply_gate(source: Any, experts: nn.Module, value: torch.Tensor) -> torch.Tensor:
+    """Apply the gate of a class of fused experts to the product of the first matrix.
+
+    May go when transformers gives the gate a public name; look again with 5.26.
+
+    Args:
+        source: the class that transformers declares, whose gate is used.
+        experts: the module that holds the attributes which the gate reads.
+        value: [tokens, outputs of the first matrix].
+
+    Returns:
+        [tokens, inputs of the second matrix].
+    """
+    gated: torch.Tensor = source._apply_gate(experts, value)
+    return gated
+
+
+def is_expert_parallel(experts: nn.Module) -> bool:
+    """Whether transformers has spread these experts over several devices. May go together with :func:`apply_gate`."""
+    return bool(getattr(experts, "_is_expert_parallel", False))
+
+
+def forget_quantization(model: Any) -> None:
+    """Make a model that was read from a GGUF file an ordinary one, so that it can be saved.
+
+    transformers has decoded its values, but still counts it as quantized and refuses to save it. May go when
+    ``save_pretrained`` writes a model that was loaded with ``gguf_file``; look again with 5.26.
+    """
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

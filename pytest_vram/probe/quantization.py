@@ -1,0 +1,33 @@
+"""The tensors that bitsandbytes keeps beside a quantized weight: scales, code books and offsets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+
+def quantization_constants(weight: Any) -> Iterator[Tensor]:
+    """Yield the tensors that are needed to decode a weight of bitsandbytes; none for an ordinary tensor.
+
+    A tensor that several weights share, such as a code book, comes once for each of them.
+
+    Args:
+        weight: a 4-bit weight, which has a ``quant_state``; an 8-bit weight, or the state of an 8-bit layer, which have
+            scales in ``SCB``; a ``QuantState`` itself; or anything else.
+    """
+    import torch
+
+    state = getattr(weight, "quant_state", weight)
+    while state is not None:  # double quantization: the scales have a state of their own
+        for name in ("absmax", "code", "offset"):
+            tensor = getattr(state, name, None)
+            if isinstance(tensor, torch.Tensor):
+                yield tensor
+        state = getattr(state, "state2", None)
+    scales = getattr(weight, "SCB", None)
+    if isinstance(scales, torch.Tensor):
+        yield scales
