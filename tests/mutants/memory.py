@@ -221,9 +221,7 @@ BUGS: dict[str, Planted] = {
         [
             Bug("Rung.needed", "self.measured", "self.arithmetic"),
             Bug("Rung.expected", "self.arithmetic", "self.measured"),
-            Bug("from_json", "(Rung(**rung) for rung in fields['rungs'])", "fields['rungs']"),
             Bug("as_json", "ladder", "ladder.rungs[0]"),
-            Bug("from_json", "json.loads(text)", "{}"),
         ],
     ),
     "finetune/ladder/command": (

@@ -10,6 +10,7 @@ from finetune.errors import ConfigError, ExitCode, FinetuneError, OutOfMemoryErr
 CODES = {
     "ConfigError": 2,
     "ModelError": 2,
+    "MissingModelError": 2,
     "DataError": 2,
     "CheckpointError": 2,
     "OutputError": 2,
