@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vram.drygpu.process.activate import CARD_VARIABLE, LEAST_VARIABLE
+from pytest_vram.drygpu.process.activate import CARD_VARIABLE, LEAST_VARIABLE, count_of, with_count
 from pytest_vram.errors import VramRankFailed, VramUsageError
 from pytest_vram.plugin.enforcer import judged
 from pytest_vram.plugin.markers import RANKS_MARK
@@ -152,10 +152,10 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
         CHILD_VARIABLE: str(rank),
     }
-    card = variables.get(CARD_VARIABLE, "").split("|")
-    if len(card) == 7:  # dry GPUs cost nothing: there is one for each rank
-        card[5] = variables[LEAST_VARIABLE] = str(max(count, int(card[5])))
-        variables[CARD_VARIABLE] = "|".join(card)
+    card = variables.get(CARD_VARIABLE, "")
+    if card:  # dry GPUs cost nothing: there is one for each rank
+        least = max(count, count_of(card))
+        variables[LEAST_VARIABLE], variables[CARD_VARIABLE] = str(least), with_count(card, least)
     return variables
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from dry_steps import SHAPES, Case
-from finetune_cases import CARD, SLACK, TABLE, cases, columns, measured
+from training_cases import CARD, SLACK, TABLE, cases, columns, measured
 
 from finetune.config.settings import AdapterConfig, DataConfig, ModelConfig, TrainConfig
 
@@ -134,7 +134,7 @@ def test_every_choice_of_the_command_line_has_a_row() -> None:
             assert len(taken) >= 2, f"--{name} has rows for {taken} alone"
         else:
             without = {choice for choice in choices - taken if (name, choice) not in NOT_MEASURED}
-            assert not without, f"--{name} {sorted(map(str, without))} has no row in finetune_cases.py"
+            assert not without, f"--{name} {sorted(map(str, without))} has no row in training_cases.py"
 
 
 def test_every_precision_has_a_row_with_every_optimizer_and_without_checkpointing() -> None:

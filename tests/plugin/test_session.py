@@ -20,7 +20,7 @@ TWO_TESTS = """
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--vram-gpu=tpu"], "*vram_gpu = 'tpu': choose auto, cuda, dry, dry:CARD, host, nvml or off*"),
+        (["--vram-gpu=tpu"], "*vram_gpu = 'tpu': choose auto, cuda, dry, dry:CARD, dry:CARDx2*"),
         (["--vram-gpu=dry:rtx-4800"], "*rtx-4800*rtx-4080*"),
         (["--vram-require=gpu"], "*vram_require = 'gpu': choose cuda, dry, host*"),
         (["--vram-output=report.pdf"], "*report.pdf: the suffix says the format; choose .json, .md, .csv, .html*"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune.estimate.shapes import load_shape
+from finetune.model.shapes import load_shape
 from marks import Marks, case, train
 
 from pytest_vram.drygpu import empty_checkpoint

@@ -109,13 +109,24 @@ def _exchange(variables: Mapping[str, str]) -> None:
 
 def _without_count(text: str) -> list[str]:
     parts = text.split("|")
-    return [*parts[:5], *parts[6:]]
+    return [*parts[:-2], parts[-1]]
+
+
+def count_of(text: str) -> int:
+    """Return the number of cards in the text of ``CARD_VARIABLE``, whose last two fields are count and product name."""
+    parts = text.split("|")
+    return int(parts[-2]) if len(parts) > 1 else 0
+
+
+def with_count(text: str, count: int) -> str:
+    """Return the text of ``CARD_VARIABLE`` with another number of cards."""
+    parts = text.split("|")
+    return "|".join([*parts[:-2], str(count), parts[-1]])
 
 
 def _plain(text: str) -> str:
-    """``2 x NVIDIA L4`` out of the variable's text."""
-    parts = text.split("|")
-    return f"{parts[5]} x {parts[6]}" if len(parts) == 7 else text or "none"
+    """Return the variable's text as ``2 x NVIDIA L4``."""
+    return f"{count_of(text)} x {text.rpartition('|')[2]}" if count_of(text) else "none"
 
 
 def environment(

@@ -1,7 +1,7 @@
 """The table's rows: every setting of the command line that changes what a training step holds, by itself and in pairs.
 
-python finetune_cases.py           # measures all of them anew and writes finetune_budgets.json
-python finetune_cases.py --fresh   # measures and writes those alone that the table does not have
+python training_cases.py           # measures all of them anew and writes training_steps.json
+python training_cases.py --fresh   # measures and writes those alone that the table does not have
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CARD = "rtx-4080"
-TABLE = Path(__file__).parents[1] / "finetune_budgets.json"
+TABLE = Path(__file__).parents[1] / "training_steps.json"
 SLACK = 1.01
 """Budget over measured peak: a step that needs 1% more than it did fails, and so does one that needs 1% less."""
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)

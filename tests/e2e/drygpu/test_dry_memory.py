@@ -74,7 +74,7 @@ def test_convolutions_train(memory: dict[str, Any]) -> None:
 def test_decompositions_and_transforms_train_and_say_what_is_not_counted(memory: dict[str, Any]) -> None:
     found = value(memory, "decompositions_and_transforms")
     assert found["gradient"] == [4, 16, 16]
-    assert set(found["left out"]) == {"cuSOLVER", "cuFFT"}
+    assert {name.split(" ")[0] for name in found["noted"]} >= {"cuSOLVER", "cuFFT"}
 
 
 def test_the_profiler_sees_device_memory(memory: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ NEUTRAL = """
 import sys, torch
 if sys.argv[1] == "carried":
     from pytest_vram.drygpu.values import carry
-    values.install()
+    carry.install()
 torch.manual_seed(0)
 table = torch.nn.Embedding(512, 64, device="cuda")
 layers = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 512)).cuda()

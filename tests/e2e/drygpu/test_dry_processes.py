@@ -52,7 +52,8 @@ def refusals() -> dict[str, str]:
         ("torch first", ["DryGpuError", "before torch is imported", "python -m pytest_vram run --gpu l4"]),
         ("in time", ["accepted"]),
         ("the same again", ["accepted"]),
-        ("another card", ["DryGpuError", "start another process"]),
+        ("another card, not seen yet", ["accepted"]),
+        ("another card, seen", ["DryGpuError", "1 x Tesla T4", "start another process"]),
     ],
 )
 def test_activation_is_refused_with_the_remedy(refusals: dict[str, str], question: str, parts: list[str]) -> None:

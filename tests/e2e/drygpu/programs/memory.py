@@ -140,14 +140,14 @@ def convolutions() -> Any:
 @check
 def decompositions_and_transforms() -> Any:
     """Libraries that the dry GPU has not got: results are allocated, workspaces are named."""
-    from pytest_vram.drygpu.values.substitutes import left_out
+    from pytest_vram.drygpu import notes
 
     x = torch.randn(4, 16, 16, device="cuda", requires_grad=True)
     singular = torch.linalg.svd(x)[1].sum() + torch.linalg.qr(x)[0].sum() + torch.linalg.inv(x).sum()
     solved = torch.linalg.solve(x, x).sum() + torch.linalg.det(x).sum() + torch.linalg.eigvalsh(x @ x.mT).sum()
     waves = torch.fft.irfft(torch.fft.rfft(x)).sum() + torch.fft.fft(x).abs().sum()
     (singular + solved + waves).backward()
-    return {"gradient": list(x.grad.shape), "left out": [name.split(" ")[0] for name in left_out()]}  # type: ignore[union-attr]
+    return {"gradient": list(x.grad.shape), "noted": [note.name for note in notes.collect()]}  # type: ignore[union-attr]
 
 
 @check
