@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 HEADS = 64
 LIMIT = 3000
-AS_MANY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+AS_MANY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
 
 @st.composite
