@@ -59,10 +59,8 @@ def activate(
     """
     variables = _variables(card, count, total_bytes, context_bytes)
     if is_active():
-        if os.environ.get(CARD_VARIABLE) == variables[CARD_VARIABLE]:
-            startup.watch()
-            return
-        _exchange(variables)
+        if os.environ.get(CARD_VARIABLE) != variables[CARD_VARIABLE]:
+            _exchange(variables)
         startup.watch()
         return
     if "torch" in sys.modules:
@@ -93,7 +91,7 @@ def _exchange(variables: Mapping[str, str]) -> None:
     """
     here, wanted = os.environ.get(CARD_VARIABLE, ""), variables[CARD_VARIABLE]
     option = os.environ.get(CHOSEN_VARIABLE, "")
-    if option and (option.endswith("!") or _without_count(here) != _without_count(wanted)):
+    if option and (option.endswith("!") or with_count(here, 0) != with_count(wanted, 0)):
         raise DryGpuError(
             f"the dry GPUs were chosen with {option.removesuffix('!')} ({_plain(here)}), and activate() asks for"
             f" {_plain(wanted)}: choose these with the option, or leave it out"
@@ -105,11 +103,6 @@ def _exchange(variables: Mapping[str, str]) -> None:
             "process"
         )
     os.environ.update(variables)
-
-
-def _without_count(text: str) -> list[str]:
-    parts = text.split("|")
-    return [*parts[:-2], parts[-1]]
 
 
 def count_of(text: str) -> int:
