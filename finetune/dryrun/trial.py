@@ -5,17 +5,16 @@ The model's weights are never needed: a checkpoint of zeros that takes no disk g
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from finetune.dryrun.messages import Trial
+from finetune.dryrun.recording import StepRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import torch
@@ -73,7 +72,7 @@ class Bench:
         Args:
             config: the settings; those of the model must be the ones that the base was loaded with.
             steps: how many; the second is the first that finds optimizer state.
-            attributed: keep a history of the last step, to tell what the bytes at its peak are for.
+            attributed: record the last step, to tell what the bytes at its peak are for.
         """
         torch = self.torch
         message = ""
@@ -81,8 +80,12 @@ class Bench:
         try:
             model, optimizer = self._prepare(config)
             for step in range(steps):
-                history = attributed and step == steps - 1
-                categories = self._step(config, model, optimizer, step, attributed=history)
+                if attributed and step == steps - 1:
+                    categories = self._recorded_step(config, model, optimizer)
+                else:
+                    self._step(config, model, optimizer)
+                if step:
+                    self._evaluate(config, model)
         except torch.OutOfMemoryError as error:
             message = str(error)
         result = self._result(message, categories)
@@ -96,42 +99,35 @@ class Bench:
         with self._phase("adapter"):
             model = attach_adapter(self.base, config.adapter, seed=config.train.seed)
             optimizer = make_optimizer(model.parameters(), config.train)
+        if self.recorder is not None:
+            self.recorder.meet(model)
         return model, optimizer
 
-    def _step(
-        self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, attributed: bool
-    ) -> dict[str, int]:
-        from finetune.dryrun import attribution
+    def _recorded_step(self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+        """Take a step. Return the bytes at its peak by category."""
+        with StepRecorder(model) as recorder:
+            peak = self._step(config, model, optimizer)
+            return recorder.at_peak(peak)
+
+    def _step(self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Take a step. Return its peak in allocated bytes."""
         from finetune.training.accumulate import window_gradients
         from finetune.training.optim import optimizer_step
-        from finetune.training.step import clip_gradients, evaluate
+        from finetune.training.step import clip_gradients
 
-        window = list(self._window(config))
-        before = self.torch.cuda.memory_allocated()
-        recorded: AbstractContextManager[Any] = attribution.recorded(model) if attributed else contextlib.nullcontext()
-        with recorded as history, self._phase("forward and backward"):
-            window_gradients(model, window, config.train)
-        peak = self.torch.cuda.max_memory_allocated()
-        categories = held(model, optimizer)
-        if attributed:
-            meanwhile = attribution.at_peak(history)
-            kept = sum(size for name, size in categories.items() if name != "gradients")
-            meanwhile["workspace"] = max(0, before - kept)
-            # What the history rounds off, and the allocator does not split, goes to the many small ones.
-            meanwhile["activations"] += max(0, peak - kept - sum(meanwhile.values()))
-        with self._phase("update"):
+        with self._phase("forward and backward") as backward:
+            window_gradients(model, list(self._window(config)), config.train)
+        with self._phase("update") as update:
             clip_gradients([p for p in model.parameters() if p.grad is not None], config.train.clip)
             optimizer_step(optimizer)
-            update = self.torch.cuda.max_memory_allocated()
-            optimizer.zero_grad(set_to_none=True)
-        if attributed:
-            if update > peak:  # gradients are all there, and all that is more is the update's own
-                meanwhile = {"activations": 0, "logits": 0, "workspace": max(0, update - sum(categories.values()))}
-            categories |= meanwhile
-        if step:
-            with self._phase("evaluation"):
-                evaluate(model, window[:1], config.train)
-        return categories
+        optimizer.zero_grad(set_to_none=True)
+        return max(backward.peak, update.peak)
+
+    def _evaluate(self, config: RunConfig, model: nn.Module) -> None:
+        from finetune.training.step import evaluate
+
+        with self._phase("evaluation"):
+            evaluate(model, list(self._window(config))[:1], config.train)
 
     def _window(self, config: RunConfig) -> Iterator[Batch]:
         """The longest rows that the settings and the model's position table allow, every token a target."""
@@ -198,67 +194,23 @@ class Bench:
 
 
 class _Phase:
-    """Keeps a phase's peak; a phase that comes again keeps the larger."""
+    """Measures a phase's peak in allocated bytes; ``phases`` keeps the largest of a phase that comes again."""
 
     def __init__(self, torch: Any, phases: dict[str, int], name: str, recorder: TrialRecorder | None) -> None:
         self.torch, self.phases, self.name, self.recorder = torch, phases, name, recorder
-        self.begin = 0.0
+        self.begin, self.peak = 0.0, 0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self.begin = time.perf_counter()
         if self.torch.cuda.is_initialized():
             self.torch._C._cuda_resetPeakMemoryStats(0)
+        return self
 
     def __exit__(self, *_: object) -> None:
-        peak = self.torch.cuda.max_memory_allocated() if self.torch.cuda.is_initialized() else 0
-        self.phases[self.name] = max(self.phases.get(self.name, 0), peak)
+        self.peak = self.torch.cuda.max_memory_allocated() if self.torch.cuda.is_initialized() else 0
+        self.phases[self.name] = max(self.phases.get(self.name, 0), self.peak)
         if self.recorder is not None:
-            self.recorder.phase(self.name, time.perf_counter() - self.begin, peak)
-
-
-def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes that outlive a step, by what they are: weights, constants, adapters, gradients, optimizer state.
-
-    Each storage counts once, as the allocator's block; managed (paged) memory is not counted, as it is not the
-    allocator's.
-    """
-    import torch
-
-    from finetune.model.experts import QuantizedExperts
-
-    seen: set[int] = set()
-
-    def size(tensor: Any) -> int:
-        if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cuda" or getattr(tensor, "is_paged", False):
-            return 0
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen:
-            return 0
-        seen.add(storage.data_ptr())
-        return -(-storage.nbytes() // 512) * 512
-
-    def constants(state: Any) -> int:
-        inner = getattr(state, "state2", None)
-        parts = [getattr(state, name, None) for name in ("absmax", "code", "offset")]
-        return sum(size(part) for part in parts) + (constants(inner) if inner is not None else 0)
-
-    sizes = dict.fromkeys(("weights", "constants", "adapters", "gradients", "optimizer"), 0)
-    adapted = any(not parameter.requires_grad for parameter in model.parameters())
-    for parameter in model.parameters():
-        sizes["adapters" if adapted and parameter.requires_grad else "weights"] += size(parameter)
-        sizes["gradients"] += size(parameter.grad)
-        state = getattr(parameter, "quant_state", None)
-        sizes["constants"] += constants(state) if state is not None else size(getattr(parameter, "SCB", None))
-    for module in model.modules():
-        if isinstance(module, QuantizedExperts):
-            sizes["constants"] += sum(constants(s) for states in module.quant_states.values() for s in states)
-        # Where bitsandbytes keeps the scales of an int8 weight from its first use on.
-        sizes["constants"] += size(getattr(getattr(module, "state", None), "SCB", None))
-    for buffer in model.buffers():
-        sizes["weights"] += size(buffer)
-    for state in optimizer.state.values():
-        sizes["optimizer"] += sum(size(value) for value in state.values())
-    return sizes
+            self.recorder.phase(self.name, time.perf_counter() - self.begin, self.peak)
 
 
 def model_config(name: str) -> Any:

@@ -1,8 +1,8 @@
 """The arithmetic: bytes by category, from a config alone. Nothing is loaded, nothing is run, and torch is not needed.
 
-What a step holds is the sum of what lives through it (weights, constants, adapters, optimizer state, and gradients
-once there are any) and of what is largest meanwhile: the loss, one layer's backward pass, or the update. The dry GPU
-measures the same step; ``python -m finetune.ladder`` puts the two side by side.
+A step holds what lives through it (weights, quantization constants, adapters, optimizer state, and gradients once
+there are any) and what is largest meanwhile: the loss, one layer's backward pass, or the update. The dry GPU measures
+the same step; ``python -m finetune.ladder`` shows both side by side.
 
 Simplifications, and what they leave out when held against a measurement:
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from finetune.config.settings import QUANTIZED
 from finetune.estimate.dimensions import Dimensions, Linear
 from finetune.model.names import wanted
 from finetune.model.shapes import find_shape
+from pytest_vram.memory.timeline import CATEGORIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,16 +62,18 @@ class Estimate:
     """Bytes at the peak of a training step, by category. Sizes are those at the moment that :attr:`moment` names."""
 
     weights: int
-    constants: int
-    """Scales of quantized weights."""
+    quantization: int
+    """Scales and code books of quantized weights."""
     adapters: int
     gradients: int
     optimizer: int
     activations: int
-    """What the forward pass keeps for backward, and the layer at work."""
+    """What the forward pass keeps for backward, and what one layer computes again under checkpointing."""
     logits: int
-    workspace: int
-    """Temporaries of the update or of loading, and cuBLAS' workspace."""
+    temporary: int
+    """Temporaries of one layer's backward pass, of the update, or of loading."""
+    other: int
+    """cuBLAS' workspace."""
     context: int
     """The CUDA context; 0 where no card is named."""
     moment: str
@@ -93,12 +96,8 @@ class Estimate:
         return self.allocated_bytes + self.context
 
     def by_category(self) -> dict[str, int]:
-        """Bytes by category, in the order in which they are drawn."""
-        return {name: getattr(self, name) for name in CATEGORIES}
-
-
-_NOT_CATEGORIES = ("moment", "managed", "parameters", "trainable")
-CATEGORIES: tuple[str, ...] = tuple(f.name for f in fields(Estimate) if f.name not in _NOT_CATEGORIES)
+        """Return bytes by :data:`pytest_vram.memory.timeline.Category`, and the context's, in the order of drawing."""
+        return {name: getattr(self, name) for name in (*CATEGORIES, "context")}
 
 
 def article_figures(parameters: float = 7e9) -> dict[str, float]:
@@ -135,7 +134,7 @@ def estimate(
     """
     dims = Dimensions.of(model_fields(config.model.model) if shape is None else shape)
     stored, compute, adapter = element_bytes(config, capability)
-    weights, constants = base_bytes(dims, config, stored, compute)
+    weights, quantization = base_bytes(dims, config, stored, compute)
     trained = trained_tensors(dims, config)
     trainable = sum(trained)
     train_bytes = stored if config.adapter.full else adapter
@@ -146,33 +145,35 @@ def estimate(
     workspace = 2 * WORKSPACE.get(capability[0], WORKSPACE[9])
 
     tokens = config.train.micro_batch * config.data.seq
-    saved, working = activation_bytes(dims, config, compute, adapter)
+    saved, again, working = activation_bytes(dims, config, compute, adapter)
     logits = logit_bytes(dims, config, tokens, compute)
     update = gradients if config.train.optimizer == "adamw" else 0
     # Of the micro-batches before this one: an adapter's wait in host memory under a paged optimizer.
     on_host = config.train.optimizer.startswith("paged") and not config.adapter.full and config.model.device != "cpu"
     earlier = gradients if config.train.accumulation > 1 and not on_host else 0
     moments = {
-        "loss": (earlier, saved, logits, workspace // 2),
-        "backward": (earlier, saved + working, 0, workspace),
+        "loss": (earlier, saved, logits, 0, workspace // 2),
+        "backward": (earlier, saved + again, 0, working, workspace),
         # The first layer's backward pass comes when all the others' gradients are there.
-        "last layer": (gradients, working, 0, workspace),
-        "update": (gradients, 0, 0, update + workspace),
+        "last layer": (gradients, again, 0, working, workspace),
+        "update": (gradients, 0, 0, update, workspace),
     }
     moment = max(moments, key=lambda name: sum(moments[name]))
-    there, activations, at_loss, rest = moments[moment]
+    there, activations, at_loss, temporary, other = moments[moment]
     loading = loading_bytes(dims, config, stored, compute)
     if loading > adapters + ordinary + sum(moments[moment]):
-        moment, adapters, ordinary, there, activations, at_loss, rest = "loading", 0, 0, 0, 0, 0, loading
+        moment, adapters, ordinary, there, activations, at_loss, other = "loading", 0, 0, 0, 0, 0, 0
+        temporary = loading
     return Estimate(
         weights=weights,
-        constants=constants,
+        quantization=quantization,
         adapters=adapters,
         gradients=there,
         optimizer=ordinary,
         activations=activations,
         logits=at_loss,
-        workspace=rest,
+        temporary=temporary,
+        other=other,
         context=context_bytes,
         moment="backward" if moment == "last layer" else moment,
         managed=managed,
@@ -302,11 +303,11 @@ def optimizer_bytes(trained: list[int], optimizer: str, element: float, *, maste
     return ordinary, managed
 
 
-def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int]:
-    """What the forward pass keeps for backward, and what one layer's backward pass adds.
+def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int, int]:
+    """Return what the forward pass keeps, what one layer computes again, and its backward pass' temporaries.
 
-    With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps its input alone, and what it would have kept is
-    the working set of its own backward pass.
+    With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps its input alone, and computes what it would have
+    kept again for its own backward pass; without, nothing is computed again.
     """
     tokens = config.train.micro_batch * config.data.seq
     kept = layer_bytes(dims, config, compute, adapter)
@@ -320,9 +321,9 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
         working = max(working, tokens * (QUANTIZING * dims.intermediate + dims.hidden * compute))
     mask = tokens * config.data.seq if _windowed(dims, config) else 0  # of booleans, one for all layers
     if not config.train.checkpointing:
-        return dims.layers * kept + mask, working
+        return dims.layers * kept + mask, 0, working
     inputs = 0 if config.train.offload_activations else dims.layers * tokens * dims.hidden * compute
-    return inputs + mask, kept + working
+    return inputs + mask, kept, working
 
 
 def _windowed(dims: Dimensions, config: RunConfig) -> bool:

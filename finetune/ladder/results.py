@@ -7,8 +7,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_vram.memory.timeline import CATEGORIES
+
 CACHED = "cached"
 """What the allocator holds and has not handed out at the peak; the arithmetic has none of it."""
+
+PARTS = (*CATEGORIES, "context", CACHED)
+"""What a measured peak on the device is made of, in the order in which it is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +22,9 @@ class Rung:
 
     name: str
     arithmetic: dict[str, int]
-    """By category, see :class:`finetune.estimate.arithmetic.Estimate`."""
+    """By :data:`PARTS`, see :class:`finetune.estimate.arithmetic.Estimate`."""
     measured: dict[str, int]
-    """By the same categories, and :data:`CACHED`; the sum is the peak on the device."""
+    """By all of :data:`PARTS`; the sum is the peak on the device."""
     managed: int
     """Paged optimizer state, beside the card's memory."""
     fits: bool

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,7 @@ class Notes:
                 return original(module, *args, **kwargs)
             found = known.get(id(module))
             if found is None or found[1]() is not module:
-                self._meet(module)
+                self.meet(module)
                 found = known[id(module)]
             mark = found[0]
             if mark is None and depth:
@@ -143,13 +144,17 @@ class Notes:
 
         return call
 
-    def _meet(self, module: nn.Module) -> None:
-        """A module that is new here: remember those below it, and whose their tensors are."""
+    def meet(self, module: nn.Module) -> None:
+        """Remember a module that is new here, those below it, and which tensors are theirs.
+
+        Each module is met at its first call. A program that reads a weight without a call of its module, or whose
+        first call is late, introduces the module by this method.
+        """
         import torch
 
         # Parameters with an operator dispatch of their own, as 4-bit ones, would run it to tell their address.
         with torch._C.DisableTorchFunctionSubclass():
-            parameters, buffers = self._walk(module)
+            parameters, buffers, constants = self._walk(module)
             frozen = any(not parameter.requires_grad for parameter, _, _ in parameters)
             now = time_ns()
             for parameter, name, adapter in parameters:
@@ -158,19 +163,30 @@ class Notes:
                 self._label(now, parameter, kind, name)
                 if trained:
                     self._trainable.append((weakref.ref(parameter), name))
+                    if parameter.is_leaf:  # a parametrization puts a computed tensor in a parameter's place
+                        note = partial(self._label_gradient, name)
+                        self._handles.append(parameter.register_post_accumulate_grad_hook(note))
                 if type(parameter) is not torch.nn.Parameter:
-                    for constant in _quantization_constants(parameter):
+                    for constant in _parameter_constants(parameter):
                         self._label(now, constant, "quantization", name)
+            for constant, name in constants:
+                self._label(now, constant, "quantization", name)
             for buffer, name in buffers:
                 self._label(now, buffer, "weights", name)
 
-    def _walk(self, module: nn.Module) -> tuple[list[tuple[Any, str, bool]], list[tuple[Tensor, str]]]:
-        """Mark a module and all below it; its parameters, with whether they are an adapter's, and its buffers.
+    def _walk(
+        self, module: nn.Module
+    ) -> tuple[list[tuple[Any, str, bool]], list[tuple[Tensor, str]], list[tuple[Tensor, str]]]:
+        """Mark a module and all below it.
+
+        Returns its parameters, with whether they are an adapter's; its buffers; and the quantization constants that
+        modules keep themselves. Each comes with the name of its module.
 
         Names below a layer's part are not made: a 7B model with adapters has thousands of them, and none is shown.
         """
         parameters: list[tuple[Any, str, bool]] = []
         buffers: list[tuple[Tensor, str]] = []
+        constants: list[tuple[Tensor, str]] = []
         known, head, adapts = self._known, _output_layer(module), _Adapters()
         known[id(module)] = (("enter", type(module).__name__, False), weakref.ref(module))
         seen = {id(module)}
@@ -182,6 +198,7 @@ class Notes:
                 if parameter is not None:
                     parameters.append((parameter, name, adapter or adapts[key]))
             buffers += [(buffer, name) for buffer in parent._buffers.values() if buffer is not None]
+            constants += [(constant, name) for constant in _module_constants(parent)]
             for key, child in parent._modules.items():
                 if child is None or id(child) in seen:
                     continue
@@ -196,7 +213,7 @@ class Notes:
                 mark = ("enter", path, is_head) if is_head or own != group else None
                 known[id(child)] = (mark, weakref.ref(child))
                 todo.append((child, path, own, own.rpartition(".")[0].endswith("*"), adapter or adapts[key]))
-        return parameters, buffers
+        return parameters, buffers, constants
 
     def _own(self, module: nn.Module) -> _Doing:
         """The mark of a module that is called by itself, though its parent is known."""
@@ -214,6 +231,14 @@ class Notes:
                 self._note("end")
 
         return backward
+
+    def _label_gradient(self, module: str, parameter: Tensor) -> None:
+        """Label a gradient when it is complete: the program may move or free it before the backward pass ends."""
+        import torch
+
+        if self._on and parameter.grad is not None:
+            with torch._C.DisableTorchFunctionSubclass():
+                self._label(time_ns(), parameter.grad, "gradients", module)
 
     def _label_gradients(self) -> None:
         import torch
@@ -288,18 +313,43 @@ def _output_layer(module: nn.Module) -> Any:
         return None
 
 
-def _quantization_constants(parameter: Any) -> Iterator[Tensor]:
-    """Scales and code books that bitsandbytes keeps beside a 4-bit or 8-bit weight."""
+def quantization_constants(state: Any) -> Iterator[Tensor]:
+    """Yield scales and code books of bitsandbytes' ``QuantState``: of 4-bit weights, and of the scales themselves."""
     import torch
 
-    state = getattr(parameter, "quant_state", None)
     while state is not None:
         for name in ("absmax", "code", "offset"):
             tensor = getattr(state, name, None)
             if isinstance(tensor, torch.Tensor):
                 yield tensor
         state = getattr(state, "state2", None)
-    scales = getattr(parameter, "SCB", None)
+
+
+def _parameter_constants(parameter: Any) -> Iterator[Tensor]:
+    """Yield what bitsandbytes keeps beside a 4-bit weight, or beside an 8-bit weight before its first use."""
+    yield from quantization_constants(getattr(parameter, "quant_state", None))
+    yield from _scales(parameter)
+
+
+def _module_constants(module: nn.Module) -> Iterator[Tensor]:
+    """Yield what a module itself keeps: an 8-bit layer from its first use on, and a mixture's experts in 4 bits.
+
+    The experts' states are lists by the parameter's name in an attribute ``quant_states``.
+    """
+    kept = vars(module)
+    if "state" in kept:
+        yield from _scales(kept["state"])
+    states = kept.get("quant_states")
+    if isinstance(states, Mapping):
+        for experts in states.values():
+            for state in experts if isinstance(experts, (list, tuple)) else (experts,):
+                yield from quantization_constants(state)
+
+
+def _scales(holder: Any) -> Iterator[Tensor]:
+    import torch
+
+    scales = getattr(holder, "SCB", None)
     if isinstance(scales, torch.Tensor):
         yield scales
 

@@ -15,7 +15,7 @@ from pytest_vram.probe.segment_layout import layout
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from pytest_vram.memory import Timeline
     from pytest_vram.probe.replay import Block, Replay
@@ -64,6 +64,10 @@ class Recorder:
         self._start_us = time.time_ns() // 1000
         if self._marks:
             self._notes.start()
+
+    def meet(self, module: nn.Module) -> None:
+        """Tell whose the tensors of a module are before its first call; see :meth:`Notes.meet`."""
+        self._notes.meet(module)
 
     def stop(self) -> None:
         """Remove the hooks."""
