@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from finetune.dryrun.messages import Trial
 from finetune.dryrun.recording import StepRecorder
+from pytest_vram import torch_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,7 +204,7 @@ class _Phase:
     def __enter__(self) -> Self:
         self.begin = time.perf_counter()
         if self.torch.cuda.is_initialized():
-            self.torch._C._cuda_resetPeakMemoryStats(0)
+            torch_private.reset_peak(0)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,6 +15,8 @@ from functools import partial, wraps
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
+from pytest_vram import torch_private
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -153,7 +155,7 @@ class Notes:
         import torch
 
         # Parameters with an operator dispatch of their own, as 4-bit ones, would run it to tell their address.
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch_private.plain_tensors():
             parameters, buffers, constants = self._walk(module)
             frozen = any(not parameter.requires_grad for parameter, _, _ in parameters)
             now = time_ns()
@@ -234,17 +236,13 @@ class Notes:
 
     def _label_gradient(self, module: str, parameter: Tensor) -> None:
         """Label a gradient when it is complete: the program may move or free it before the backward pass ends."""
-        import torch
-
         if self._on and parameter.grad is not None:
-            with torch._C.DisableTorchFunctionSubclass():
+            with torch_private.plain_tensors():
                 self._label(time_ns(), parameter.grad, "gradients", module)
 
     def _label_gradients(self) -> None:
-        import torch
-
         now = time_ns()
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch_private.plain_tensors():
             self._label_each_gradient(now)
 
     def _label_each_gradient(self, now: int) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu import driver
 from pytest_vram.units import KIB, MIB
 
@@ -107,7 +108,7 @@ def find_address(address: int) -> Known | None:
 
 def learn(tensor: torch.Tensor, guess: str = "") -> None:
     """The elements of ``tensor`` now hold what the program would find there (or a ``guess`` of it)."""
-    if tensor.numel() == 0 or (tensor.dtype not in WHOLE_NUMBERS and torch._C._current_graph_task_id() != -1):
+    if tensor.numel() == 0 or (tensor.dtype not in WHOLE_NUMBERS and torch_private.in_backward_pass()):
         return  # a gradient: see _known
     address, size = _extent(tensor)
     entry = _entry(tensor)
