@@ -116,18 +116,25 @@ def floor(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     set of one layer's forward and backward, measured by running one.
     """
     model, optimizer, config = adapted(base, arguments)
-    from finetune.dryrun.trial import held
-    from finetune.model.forward import base_model
     from finetune.training.step import train_step
+    from pytest_vram import torch_private
 
     train_step(model, batches(arguments, int(model.config.vocab_size))[:1], optimizer, config, step=0, total_steps=1)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    lasting = sum(held(model, optimizer).values())
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    layers = layers_bytes(model, arguments)  # taken while cuBLAS has its workspace, which therefore does not count
+    torch_private.clear_blas_workspaces()
+    print("floor", torch.cuda.memory_allocated() + layers)
+
+
+def layers_bytes(model: torch.nn.Module, arguments: argparse.Namespace) -> int:
+    """Bytes of the saved inputs of all layers, and of the working set of one layer."""
+    from finetune.model.forward import base_model
+
     decoder = base_model(model).get_decoder()
     shape = (arguments.micro_batch, arguments.seq, model.config.hidden_size)
-    saved = len(decoder.layers) * shape[0] * shape[1] * shape[2] * 2
+    saved: int = len(decoder.layers) * shape[0] * shape[1] * shape[2] * 2
     hidden = torch.zeros(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     positions = torch.arange(arguments.seq, device="cuda")[None]
     layer = decoder.layers[0]
@@ -139,7 +146,7 @@ def floor(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     out = out[0] if isinstance(out, tuple) else out
     out.backward(torch.zeros_like(out))
     # Between layers the output is the next one's saved input.
-    print("floor", lasting + saved + torch.cuda.max_memory_allocated() - before - out.nbytes)
+    return saved + torch.cuda.max_memory_allocated() - before - int(out.nbytes)
 
 
 def adapted(

@@ -56,8 +56,7 @@ class Trial:
     phases: dict[str, int]
     """Peak allocated bytes of each phase: loading, adapter, forward and backward, update, evaluation."""
     categories: dict[str, int]
-    """Allocated bytes at the peak of the last step, by category: weights, constants, adapters, gradients, optimizer,
-    activations, logits, workspace."""
+    """Allocated bytes at the peak of the last step by :data:`pytest_vram.memory.timeline.Category`."""
     peak_allocated: int
     peak_reserved: int
     peak_device: int

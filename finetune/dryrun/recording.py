@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING, Self
 
 from finetune.dryrun.messages import Recording
 from pytest_vram.memory import Peak, Phase
+from pytest_vram.memory.timeline import CATEGORIES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pytest_vram.memory import Timeline
 
 _MOST_HOLDERS = 30
 
@@ -26,6 +33,10 @@ class TrialRecorder:
         self._history.start()
         self._began = time.perf_counter()
         self._recorder.start()
+
+    def meet(self, model: nn.Module) -> None:
+        """Tell whose the tensors of a model are before it is called."""
+        self._recorder.meet(model)
 
     def phase(self, name: str, seconds: float, peak_bytes: int) -> None:
         """Record a phase that ends now.
@@ -49,3 +60,48 @@ class TrialRecorder:
             holders=self._recorder.holders(device, _MOST_HOLDERS),
             phases=tuple(self.phases),
         )
+
+
+class StepRecorder:
+    """Records one step of ``model`` on the current device, to tell what the bytes at its peak are for.
+
+    A history that is being recorded already goes on; only its events from now on count.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        from pytest_vram.probe.history import History
+        from pytest_vram.probe.recorder import Recorder
+
+        self._model = model
+        self._history, self._recorder = History(), Recorder()
+
+    def __enter__(self) -> Self:
+        self._history.start()
+        self._recorder.start()
+        # The loss reads the head's weight without a call of the model that the head is part of.
+        self._recorder.meet(self._model)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._recorder.stop()
+        self._history.stop()
+
+    def at_peak(self, peak_bytes: int) -> dict[str, int]:
+        """Return the bytes at the recorded peak by category; see :func:`by_category`."""
+        import torch
+
+        return by_category(self._recorder.timeline(torch.cuda.current_device()), peak_bytes)
+
+
+def by_category(timeline: Timeline, peak_bytes: int) -> dict[str, int]:
+    """Return the bytes at the peak of a timeline for each of ``CATEGORIES``, in their order.
+
+    Args:
+        timeline: of one step.
+        peak_bytes: the allocator's own peak. What the timeline lacks of it counts as ``other``: a step with more
+            events than a history has room for loses the oldest.
+    """
+    found = timeline.at_peak()
+    sizes: dict[str, int] = {name: found.get(name, 0) for name in CATEGORIES}
+    sizes["other"] += max(0, peak_bytes - sum(sizes.values()))
+    return sizes

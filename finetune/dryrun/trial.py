@@ -5,17 +5,17 @@ The weights of the model are not needed. The real loading code loads a checkpoin
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from finetune.dryrun.messages import Trial
+from finetune.dryrun.recording import StepRecorder
+from pytest_vram import torch_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import torch
@@ -81,8 +81,12 @@ class Bench:
         try:
             model, optimizer = self._prepare(config)
             for step in range(steps):
-                history = attributed and step == steps - 1
-                categories = self._step(config, model, optimizer, step, attributed=history)
+                if attributed and step == steps - 1:
+                    categories = self._recorded_step(config, model, optimizer)
+                else:
+                    self._step(config, model, optimizer)
+                if step:
+                    self._evaluate(config, model)
         except torch.OutOfMemoryError as error:
             message = str(error)
         result = self._result(message, categories)
@@ -96,43 +100,35 @@ class Bench:
         with self._phase("adapter"):
             model = attach_adapter(self.base, config.adapter, seed=config.train.seed)
             optimizer = make_optimizer(model.parameters(), config.train)
+        if self.recorder is not None:
+            self.recorder.meet(model)
         return model, optimizer
 
-    def _step(
-        self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, attributed: bool
-    ) -> dict[str, int]:
-        from finetune.dryrun import attribution
+    def _recorded_step(self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+        """Take a step. Return the bytes at its peak by category."""
+        with StepRecorder(model) as recorder:
+            peak = self._step(config, model, optimizer)
+            return recorder.at_peak(peak)
+
+    def _step(self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Take a step. Return its peak in allocated bytes."""
         from finetune.training.accumulate import window_gradients
         from finetune.training.optim import optimizer_step
-        from finetune.training.step import clip_gradients, evaluate
+        from finetune.training.step import clip_gradients
 
-        window = list(self._window(config))
-        before = self.torch.cuda.memory_allocated()
-        recorded: AbstractContextManager[Any] = attribution.recorded(model) if attributed else contextlib.nullcontext()
-        with recorded as history, self._phase("forward and backward"):
-            window_gradients(model, window, config.train)
-        peak = self.torch.cuda.max_memory_allocated()
-        categories = held(model, optimizer)
-        if attributed:
-            at_peak = attribution.at_peak(history)
-            kept = sum(size for name, size in categories.items() if name != "gradients")
-            at_peak["workspace"] = max(0, before - kept)
-            # The allocator rounds blocks up, and does not split off small remainders; the history has neither. Most
-            # blocks are activations, so the difference counts as theirs.
-            at_peak["activations"] += max(0, peak - kept - sum(at_peak.values()))
-        with self._phase("update"):
+        with self._phase("forward and backward") as backward:
+            window_gradients(model, list(self._window(config)), config.train)
+        with self._phase("update") as update:
             clip_gradients([p for p in model.parameters() if p.grad is not None], config.train.clip)
             optimizer_step(optimizer)
-            update = self.torch.cuda.max_memory_allocated()
-            optimizer.zero_grad(set_to_none=True)
-        if attributed:
-            if update > peak:  # all gradients exist by now, and whatever else was allocated belongs to the update
-                at_peak = {"activations": 0, "logits": 0, "workspace": max(0, update - sum(categories.values()))}
-            categories |= at_peak
-        if step:
-            with self._phase("evaluation"):
-                evaluate(model, window[:1], config.train)
-        return categories
+        optimizer.zero_grad(set_to_none=True)
+        return max(backward.peak, update.peak)
+
+    def _evaluate(self, config: RunConfig, model: nn.Module) -> None:
+        from finetune.training.step import evaluate
+
+        with self._phase("evaluation"):
+            evaluate(model, list(self._window(config))[:1], config.train)
 
     def _window(self, config: RunConfig) -> Iterator[Batch]:
         """Yield the micro-batches of a window: rows as long as the settings and the model's position table allow.
@@ -202,65 +198,23 @@ class Bench:
 
 
 class _Phase:
-    """Measures the peak of a phase. If a phase is repeated, the larger peak is kept."""
+    """Measures the peak of a phase in allocated bytes. If a phase is repeated, ``phases`` keeps the larger peak."""
 
     def __init__(self, torch: Any, phases: dict[str, int], name: str, recorder: TrialRecorder | None) -> None:
         self.torch, self.phases, self.name, self.recorder = torch, phases, name, recorder
-        self.begin = 0.0
+        self.begin, self.peak = 0.0, 0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self.begin = time.perf_counter()
         if self.torch.cuda.is_initialized():
-            self.torch._C._cuda_resetPeakMemoryStats(0)
+            torch_private.reset_peak(0)
+        return self
 
     def __exit__(self, *_: object) -> None:
-        peak = self.torch.cuda.max_memory_allocated() if self.torch.cuda.is_initialized() else 0
-        self.phases[self.name] = max(self.phases.get(self.name, 0), peak)
+        self.peak = self.torch.cuda.max_memory_allocated() if self.torch.cuda.is_initialized() else 0
+        self.phases[self.name] = max(self.phases.get(self.name, 0), self.peak)
         if self.recorder is not None:
-            self.recorder.phase(self.name, time.perf_counter() - self.begin, peak)
-
-
-def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Return the bytes held between steps by category: weights, constants, adapters, gradients, optimizer state.
-
-    Each storage counts once, rounded up to a block of the allocator. Managed (paged) memory does not come from the
-    allocator, and is not counted.
-    """
-    import torch
-
-    from finetune.model.experts import QuantizedExperts
-    from pytest_vram.probe.quantization import quantization_constants
-
-    seen: set[int] = set()
-
-    def size(tensor: Any) -> int:
-        if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cuda" or getattr(tensor, "is_paged", False):
-            return 0
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen:
-            return 0
-        seen.add(storage.data_ptr())
-        return -(-storage.nbytes() // 512) * 512
-
-    def constants(weight: Any) -> int:
-        return sum(size(tensor) for tensor in quantization_constants(weight))
-
-    sizes = dict.fromkeys(("weights", "constants", "adapters", "gradients", "optimizer"), 0)
-    adapted = any(not parameter.requires_grad for parameter in model.parameters())
-    for parameter in model.parameters():
-        sizes["adapters" if adapted and parameter.requires_grad else "weights"] += size(parameter)
-        sizes["gradients"] += size(parameter.grad)
-        sizes["constants"] += constants(parameter)
-    for module in model.modules():
-        if isinstance(module, QuantizedExperts):
-            sizes["constants"] += sum(constants(s) for states in module.quant_states.values() for s in states)
-        # Where bitsandbytes keeps the scales of an int8 weight from its first use on.
-        sizes["constants"] += constants(getattr(module, "state", None))
-    for buffer in model.buffers():
-        sizes["weights"] += size(buffer)
-    for state in optimizer.state.values():
-        sizes["optimizer"] += sum(size(value) for value in state.values())
-    return sizes
+            self.recorder.phase(self.name, time.perf_counter() - self.begin, self.peak)
 
 
 def model_config(name: str) -> Any:

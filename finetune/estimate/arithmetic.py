@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from finetune.config.settings import QUANTIZED
 from finetune.estimate.dimensions import Dimensions, Linear
 from finetune.model.names import wanted
 from finetune.model.shapes import find_shape
+from pytest_vram.memory.timeline import CATEGORIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,16 +63,19 @@ class Estimate:
     """Bytes at the peak of a training step, by category. :attr:`moment` says when in the step the peak is."""
 
     weights: int
-    constants: int
+    quantization: int
     """Scales and code books of quantized weights."""
     adapters: int
     gradients: int
     optimizer: int
     activations: int
-    """Tensors that the forward pass keeps for the backward pass, and the temporaries of the layer in progress."""
+    """Tensors that the forward pass keeps for the backward pass, and those that one layer recomputes under
+    checkpointing."""
     logits: int
-    workspace: int
-    """Temporaries of the update or of loading, and the workspace of cuBLAS."""
+    temporary: int
+    """Temporaries of one layer's backward pass, of the update, or of loading."""
+    other: int
+    """The workspace of cuBLAS."""
     context: int
     """The CUDA context; 0 if no card is named."""
     moment: str
@@ -94,12 +98,8 @@ class Estimate:
         return self.allocated_bytes + self.context
 
     def by_category(self) -> dict[str, int]:
-        """Return the bytes of each category, in the order in which the ladder draws them."""
-        return {name: getattr(self, name) for name in CATEGORIES}
-
-
-_NOT_CATEGORIES = ("moment", "managed", "parameters", "trainable")
-CATEGORIES: tuple[str, ...] = tuple(f.name for f in fields(Estimate) if f.name not in _NOT_CATEGORIES)
+        """Return the bytes of each :data:`pytest_vram.memory.timeline.Category` and of the context, as drawn."""
+        return {name: getattr(self, name) for name in (*CATEGORIES, "context")}
 
 
 def article_figures(parameters: float = 7e9) -> dict[str, float]:
@@ -136,7 +136,7 @@ def estimate(
     """
     dims = Dimensions.of(model_fields(config.model.model) if shape is None else shape)
     stored, compute, adapter = element_bytes(config, capability)
-    weights, constants = base_bytes(dims, config, stored, compute)
+    weights, quantization = base_bytes(dims, config, stored, compute)
     trained = trained_tensors(dims, config)
     trainable = sum(trained)
     train_bytes = stored if config.adapter.full else adapter
@@ -147,33 +147,35 @@ def estimate(
     workspace = 2 * WORKSPACE.get(capability[0], WORKSPACE[9])
 
     tokens = config.train.micro_batch * config.data.seq
-    saved, working = activation_bytes(dims, config, compute, adapter)
+    saved, again, working = activation_bytes(dims, config, compute, adapter)
     logits = logit_bytes(dims, config, tokens, compute)
     update = gradients if config.train.optimizer == "adamw" else 0
     # `earlier`: gradients of the micro-batches before this one. With a paged optimizer, an adapter's are on the host.
     on_host = config.train.optimizer.startswith("paged") and not config.adapter.full and config.model.device != "cpu"
     earlier = gradients if config.train.accumulation > 1 and not on_host else 0
     moments = {
-        "loss": (earlier, saved, logits, workspace // 2),
-        "backward": (earlier, saved + working, 0, workspace),
+        "loss": (earlier, saved, logits, 0, workspace // 2),
+        "backward": (earlier, saved + again, 0, working, workspace),
         # The backward pass ends with the first layer, when the gradients of all the other layers exist.
-        "last layer": (gradients, working, 0, workspace),
-        "update": (gradients, 0, 0, update + workspace),
+        "last layer": (gradients, again, 0, working, workspace),
+        "update": (gradients, 0, 0, update, workspace),
     }
     moment = max(moments, key=lambda name: sum(moments[name]))
-    held_gradients, activations, at_loss, rest = moments[moment]
+    held_gradients, activations, at_loss, temporary, other = moments[moment]
     loading = loading_bytes(dims, config, stored, compute)
     if loading > adapters + ordinary + sum(moments[moment]):
-        moment, adapters, ordinary, held_gradients, activations, at_loss, rest = "loading", 0, 0, 0, 0, 0, loading
+        moment, adapters, ordinary, held_gradients, activations, at_loss, other = "loading", 0, 0, 0, 0, 0, 0
+        temporary = loading
     return Estimate(
         weights=weights,
-        constants=constants,
+        quantization=quantization,
         adapters=adapters,
         gradients=held_gradients,
         optimizer=ordinary,
         activations=activations,
         logits=at_loss,
-        workspace=rest,
+        temporary=temporary,
+        other=other,
         context=context_bytes,
         moment="backward" if moment == "last layer" else moment,
         managed=managed,
@@ -311,11 +313,11 @@ def optimizer_bytes(trained: list[int], optimizer: str, element: float, *, maste
     return ordinary, managed
 
 
-def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int]:
-    """Return the bytes that the forward pass keeps for the backward pass, and the bytes that one layer's backward adds.
+def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int, int]:
+    """Return the bytes that the forward pass keeps, that one layer recomputes, and of its backward pass' temporaries.
 
     With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps only its input. Its backward pass recomputes the
-    other tensors, so they count as memory of that pass.
+    tensors that it would have kept. Without, nothing is recomputed.
     """
     tokens = config.train.micro_batch * config.data.seq
     kept = layer_bytes(dims, config, compute, adapter)
@@ -329,9 +331,9 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
         working = max(working, tokens * (QUANTIZING * dims.intermediate + dims.hidden * compute))
     mask = tokens * config.data.seq if _windowed(dims, config) else 0  # one mask of booleans for all layers
     if not config.train.checkpointing:
-        return dims.layers * kept + mask, working
+        return dims.layers * kept + mask, 0, working
     inputs = 0 if config.train.offload_activations else dims.layers * tokens * dims.hidden * compute
-    return inputs + mask, kept + working
+    return inputs + mask, kept, working
 
 
 def _windowed(dims: Dimensions, config: RunConfig) -> bool:

@@ -18,8 +18,9 @@ from finetune.config.settings import RunConfig
 from finetune.dryrun.card import named_card
 from finetune.dryrun.command import ROOMY_BYTES, trials
 from finetune.errors import FinetuneError
-from finetune.estimate.arithmetic import CATEGORIES, Estimate, estimate, model_fields
-from finetune.ladder.results import CACHED, Ladder, Rung, as_json
+from finetune.estimate.arithmetic import Estimate, estimate, model_fields
+from finetune.ladder.results import CACHED, PARTS, Ladder, Rung, as_json
+from pytest_vram.memory.timeline import CATEGORIES
 from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _step_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _rung(name: str, expected: Estimate, trial: Trial, *, fits: bool) -> Rung:
-    measured = {category: trial.categories.get(category, 0) for category in CATEGORIES}
+    measured: dict[str, int] = {category: trial.categories.get(category, 0) for category in CATEGORIES}
     measured["context"] = trial.context
     measured[CACHED] = max(0, trial.peak_device - sum(measured.values()))
     return Rung(
@@ -120,10 +121,9 @@ def _rung(name: str, expected: Estimate, trial: Trial, *, fits: bool) -> Rung:
 
 def render(ladder: Ladder) -> str:
     """Return the ladder as a table in GiB. Each rung has two lines: the arithmetic, and below it the measurement."""
-    columns = [*CATEGORIES, CACHED]
-    widths = [max(len(column), 7) for column in columns]
+    widths = [max(len(part), 7) for part in PARTS]
     width = max(len(text) for rung in ladder.rungs for text in (rung.name, _verdict(rung, ladder)))
-    head = " ".join(f"{column:>{w}}" for column, w in zip(columns, widths, strict=True))
+    head = " ".join(f"{column:>{w}}" for column, w in zip(PARTS, widths, strict=True))
     lines = [
         f"{ladder.model}, seq {ladder.seq}, micro-batch {ladder.micro_batch}, rank {ladder.rank}; "
         f"{ladder.card} has {ladder.total_bytes / GIB:.2f} GiB. All figures in GiB.",
@@ -132,7 +132,7 @@ def render(ladder: Ladder) -> str:
     ]
     for rung in ladder.rungs:
         for label, sizes in (("arithmetic", rung.arithmetic), ("measured", rung.measured)):
-            cells = " ".join(_cell(sizes.get(column), w) for column, w in zip(columns, widths, strict=True))
+            cells = " ".join(_cell(sizes.get(column), w) for column, w in zip(PARTS, widths, strict=True))
             title = rung.name if label == "arithmetic" else _verdict(rung, ladder)
             lines.append(f"{title:{width}} {label:10} {sum(sizes.values()) / GIB:7.2f} {cells}")
     lines += ["", "measured: dry GPU, PyTorch's own allocator at full size; no kernel ran."]

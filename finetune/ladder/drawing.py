@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from finetune.estimate.arithmetic import CATEGORIES
-from finetune.ladder.results import CACHED
+from finetune.ladder.results import CACHED, PARTS
 from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
@@ -16,20 +15,22 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind people can tell apart as well (https://jfly.uni-koeln.de/color/).
 COLOURS = {
     "weights": "#0072B2",
-    "constants": "#56B4E9",
+    "quantization": "#56B4E9",
     "adapters": "#CC79A7",
     "gradients": "#E69F00",
     "optimizer": "#D55E00",
     "activations": "#009E73",
     "logits": "#F0E442",
-    "workspace": "#999999",
+    "temporary": "#A6761D",
+    "other": "#999999",
     "context": "#555555",
     CACHED: "#DDDDDD",
 }
 LABELS = {
-    "constants": "quantization constants",
+    "quantization": "quantization constants",
     "optimizer": "optimizer state",
-    "workspace": "workspace, temporaries",
+    "temporary": "temporaries",
+    "other": "workspace, other",
     "context": "CUDA context",
     CACHED: "cached, not in use",
 }
@@ -57,10 +58,7 @@ def draw(ladder: Ladder, file: Path) -> None:
         whole.invert_yaxis()
         figure.text(0.012, 0.955, _title(ladder), fontsize=15, fontweight="bold", color=_DARK)
         figure.text(0.012, 0.918, _subtitle(ladder), fontsize=10.5, color=_GREY)
-        handles = [
-            pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name], label=LABELS.get(name, name))
-            for name in (*CATEGORIES, CACHED)
-        ]
+        handles = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name], label=LABELS.get(name, name)) for name in PARTS]
         handles += [
             pyplot.Rectangle((0, 0), 1, 1, facecolor="#FFFFFF", edgecolor=_GREY, hatch="///", label="arithmetic"),
             pyplot.Rectangle((0, 0), 1, 1, facecolor="#FFFFFF", edgecolor=_GREY, label="measured (dry GPU)"),

@@ -6,8 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from pytest_vram.memory.timeline import CATEGORIES
+
 CACHED = "cached"
 """Category of the memory that the allocator holds and that no tensor uses at the peak. The arithmetic has none."""
+
+PARTS = (*CATEGORIES, "context", CACHED)
+"""What a measured peak on the device is made of, in the order in which it is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +21,9 @@ class Rung:
 
     name: str
     arithmetic: dict[str, int]
-    """Bytes of each category of :class:`finetune.estimate.arithmetic.Estimate`, as computed."""
+    """Bytes of each of :data:`PARTS` but the last, as :func:`finetune.estimate.arithmetic.estimate` computes them."""
     measured: dict[str, int]
-    """Bytes of the same categories and of :data:`CACHED`, as measured. Their sum is the peak on the device."""
+    """Bytes of each of :data:`PARTS`, as measured. Their sum is the peak on the device."""
     managed: int
     """Paged optimizer state, which is not part of the card's memory."""
     fits: bool

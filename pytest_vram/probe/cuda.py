@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu import driver, notes
 from pytest_vram.drygpu.values import host_reads
 from pytest_vram.memory import Device, Peak
@@ -67,13 +68,11 @@ class CudaProbe:
         """Set all peaks to what is held now."""
         if not _initialized():
             return
-        import torch
-
         self._watch_resets()
         self._resetting = True
         try:
             for index in range(len(self.devices())):
-                torch._C._cuda_resetPeakMemoryStats(index)
+                torch_private.reset_peak(index)
             if self.dry:
                 driver.reset_peaks()
         finally:
@@ -155,9 +154,7 @@ class CudaProbe:
         Each test that multiplies matrices then allocates its own workspace, whichever tests ran before it.
         """
         if _initialized():
-            import torch
-
-            torch._C._cuda_clearCublasWorkspaces()
+            torch_private.clear_blas_workspaces()
 
     def release(self) -> None:
         """Empty the allocator's cache."""
@@ -188,10 +185,8 @@ class CudaProbe:
     def _stats(self) -> list[dict[str, Any]]:
         if not _initialized():
             return [{}] * (len(self.devices()) if "torch" in sys.modules else 0)
-        import torch
-
         self._watch_resets()
-        return [torch._C._cuda_memoryStats(index) for index in range(len(self.devices()))]
+        return [torch_private.memory_stats(index) for index in range(len(self.devices()))]
 
     def _device_peak(self, index: int, stats: dict[str, Any], reserved_peak: int) -> int | None:
         if not stats:
@@ -209,12 +204,8 @@ class CudaProbe:
         if self._patched:
             return
         self._patched = True
-        import torch
-
-        for name in ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats"):
-            original = getattr(torch._C, name, None)
-            if original is not None:
-                setattr(torch._C, name, self._announcing(original))
+        for name in torch_private.PEAK_RESETS:
+            torch_private.put_around(name, self._announcing)
 
     def _announcing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def reset(*args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ import sysconfig
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from pytest_vram import torch_private
 from pytest_vram.memory import Note
 
 if TYPE_CHECKING:
@@ -42,32 +43,26 @@ class History:
         self._wanted = True
         _watch()
         _started.add(self)
-        if torch.cuda.is_initialized() or hasattr(torch.cuda._tls, "is_initializing"):
+        if torch.cuda.is_initialized() or torch_private.cuda_is_starting():
             self._begin()
         else:  # creating a context takes hundreds of megabytes of a card, so this is left to the program under test
-            torch.cuda._lazy_call(self._begin)
+            torch_private.when_cuda_starts(self._begin)
 
     def _begin(self) -> None:
-        import torch
-
-        # Without an allocator, _cuda_isHistoryEnabled would end the process; this runs once there is one.
-        if not self._wanted or torch._C._cuda_isHistoryEnabled():
+        # Without an allocator, this question would end the process; this runs once there is one.
+        if not self._wanted or torch_private.history_is_on():
             return
         self._mine = True
         with _by_us():
-            torch.cuda.memory._record_memory_history(
-                enabled="all", context="alloc", stacks="python", max_entries=MAX_EVENTS
-            )
+            torch_private.record_history(MAX_EVENTS, enabled="all", context="alloc")
 
     def stop(self) -> None:
         """Stop recording, and forget what was recorded."""
         self._wanted = False
         _started.discard(self)
         if self._mine and not self._lost:
-            import torch
-
             with _by_us():
-                torch.cuda.memory._record_memory_history(enabled=None)
+                torch_private.end_history()
         self._mine = False
 
     def lose(self) -> None:
@@ -92,8 +87,6 @@ LOST = Note(
 )
 _started: weakref.WeakSet[History] = weakref.WeakSet()
 _ours = [0]  # number of calls by this package that are in progress
-_SETTERS = ("_cuda_record_memory_history", "_cuda_record_memory_history_legacy")
-"""The functions that torch.cuda.memory._record_memory_history calls in torch 2.6 to 2.15."""
 
 
 @contextlib.contextmanager
@@ -108,12 +101,8 @@ def _by_us() -> Iterator[None]:
 @functools.cache
 def _watch() -> None:
     """Patch torch to notice every call that starts, stops or clears its memory history."""
-    import torch
-
-    for name in _SETTERS:
-        original = getattr(torch._C, name, None)
-        if original is not None:
-            setattr(torch._C, name, functools.partial(_set, original))
+    for name in torch_private.HISTORY_SETTERS:
+        torch_private.put_around(name, lambda original: functools.partial(_set, original))
 
 
 def _set(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -132,10 +121,10 @@ def _recorded_events() -> int | None:
     """Return the number of events in torch's history; None if it is not recording."""
     import torch
 
-    # Without an allocator, _cuda_isHistoryEnabled would end the process.
-    if not torch.cuda.is_initialized() or not torch._C._cuda_isHistoryEnabled():
+    # Without an allocator, the question whether history is on would end the process.
+    if not torch.cuda.is_initialized() or not torch_private.history_is_on():
         return None
-    return sum(len(trace) for trace in torch._C._cuda_memorySnapshot(None)["device_traces"])
+    return sum(len(trace) for trace in torch_private.memory_snapshot()["device_traces"])
 
 
 def user_line(frames: Iterable[Mapping[str, Any]]) -> str:

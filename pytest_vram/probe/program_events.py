@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from time import time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_vram import torch_private
 from pytest_vram.probe.quantization import quantization_constants
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ class Notes:
                 return original(module, *args, **kwargs)
             found = known.get(id(module))
             if found is None or found[1]() is not module:
-                self._meet(module)
+                self.meet(module)
                 found = known[id(module)]
             mark = found[0]
             if mark is None and depth:
@@ -156,13 +158,17 @@ class Notes:
 
         return call
 
-    def _meet(self, module: nn.Module) -> None:
-        """Handle the first call of a module: remember its submodules, and label its tensors."""
+    def meet(self, module: nn.Module) -> None:
+        """Remember a module that is new here and its submodules, and label their tensors.
+
+        Each module is met at its first call. A program that reads a weight without a call of its module, or whose
+        first call is late, introduces the module by this method.
+        """
         import torch
 
         # A parameter that overrides __torch_function__, such as a 4-bit one, would run its code to give its address.
-        with torch._C.DisableTorchFunctionSubclass():
-            parameters, buffers = self._walk(module)
+        with torch_private.plain_tensors():
+            parameters, buffers, constants = self._walk(module)
             frozen = any(not parameter.requires_grad for parameter, _, _ in parameters)
             now = time_ns()
             for parameter, name, adapter in parameters:
@@ -171,24 +177,32 @@ class Notes:
                 self._label(now, parameter, kind, name)
                 if trained:
                     self._trainable.append((weakref.ref(parameter), name))
+                    if parameter.is_leaf:  # a parametrization puts a computed tensor in a parameter's place
+                        note = partial(self._label_gradient, name)
+                        self._handles.append(parameter.register_post_accumulate_grad_hook(note))
                 if type(parameter) is not torch.nn.Parameter:
                     for constant in quantization_constants(parameter):
                         self._label(now, constant, "quantization", name)
+            for constant, name in constants:
+                self._label(now, constant, "quantization", name)
             for buffer, name in buffers:
                 self._label(now, buffer, "weights", name)
 
-    def _walk(self, module: nn.Module) -> tuple[list[tuple[Any, str, bool]], list[tuple[Tensor, str]]]:
+    def _walk(
+        self, module: nn.Module
+    ) -> tuple[list[tuple[Any, str, bool]], list[tuple[Tensor, str]], list[tuple[Tensor, str]]]:
         """Register a module and its submodules.
 
         Inside a part of a layer, such as its attention, submodules get no names of their own: a 7B model with adapters
         has thousands of them, and no report shows them.
 
         Returns:
-            The parameters, each with its module's name and whether it belongs to an adapter; and the buffers, each with
-            its module's name.
+            The parameters, each with its module's name and whether it belongs to an adapter; the buffers, each with its
+            module's name; and the quantization constants that modules keep themselves, each with the module's name.
         """
         parameters: list[tuple[Any, str, bool]] = []
         buffers: list[tuple[Tensor, str]] = []
+        constants: list[tuple[Tensor, str]] = []
         known, head, adapts = self._known, _output_layer(module), _Adapters()
         known[id(module)] = (("enter", type(module).__name__, False), weakref.ref(module))
         seen = {id(module)}
@@ -200,6 +214,7 @@ class Notes:
                 if parameter is not None:
                     parameters.append((parameter, name, adapter or adapts[key]))
             buffers += [(buffer, name) for buffer in parent._buffers.values() if buffer is not None]
+            constants += [(constant, name) for constant in _module_constants(parent)]
             for key, child in parent._modules.items():
                 if child is None or id(child) in seen:
                     continue
@@ -214,7 +229,7 @@ class Notes:
                 mark = ("enter", path, is_head) if is_head or own != group else None
                 known[id(child)] = (mark, weakref.ref(child))
                 todo.append((child, path, own, own.rpartition(".")[0].endswith("*"), adapter or adapts[key]))
-        return parameters, buffers
+        return parameters, buffers, constants
 
     def _own(self, module: nn.Module) -> _Doing:
         """Return the event of a module that the program calls directly, without its parent."""
@@ -233,11 +248,15 @@ class Notes:
 
         return backward
 
-    def _label_gradients(self) -> None:
-        import torch
+    def _label_gradient(self, module: str, parameter: Tensor) -> None:
+        """Label a gradient when it is complete: the program may move or free it before the backward pass ends."""
+        if self._on and parameter.grad is not None:
+            with torch_private.plain_tensors():
+                self._label(time_ns(), parameter.grad, "gradients", module)
 
+    def _label_gradients(self) -> None:
         now = time_ns()
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch_private.plain_tensors():
             self._label_each_gradient(now)
 
     def _label_each_gradient(self, now: int) -> None:
@@ -304,6 +323,20 @@ def _output_layer(module: nn.Module) -> Any:
         return find() if callable(find) else None
     except (AttributeError, NotImplementedError):
         return None
+
+
+def _module_constants(module: nn.Module) -> Iterator[Tensor]:
+    """Yield what a module itself keeps: an 8-bit layer from its first use on, and a mixture's experts in 4 bits.
+
+    The states of experts are lists by the parameter's name in an attribute ``quant_states``.
+    """
+    kept = vars(module)
+    yield from quantization_constants(kept.get("state"))
+    states = kept.get("quant_states")
+    if isinstance(states, Mapping):
+        for experts in states.values():
+            for state in experts if isinstance(experts, (list, tuple)) else (experts,):
+                yield from quantization_constants(state)
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

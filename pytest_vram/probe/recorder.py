@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_vram import torch_private
 from pytest_vram.memory import Holder
 from pytest_vram.probe import replay
 from pytest_vram.probe.history import MAX_EVENTS
@@ -15,7 +16,7 @@ from pytest_vram.probe.segment_layout import layout
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from pytest_vram.memory import Timeline
     from pytest_vram.probe.replay import Block, Replay
@@ -65,6 +66,10 @@ class Recorder:
         self._start_us = time.time_ns() // 1000
         if self._marks:
             self._notes.start()
+
+    def meet(self, module: nn.Module) -> None:
+        """Tell whose the tensors of a module are before its first call; see :meth:`Notes.meet`."""
+        self._notes.meet(module)
 
     def stop(self) -> None:
         """Remove the hooks."""
@@ -121,9 +126,7 @@ class TorchHistory:
 
     def events(self, index: int) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any] | None]:
         """See :class:`Source`."""
-        import torch
-
-        snapshot = torch._C._cuda_memorySnapshot(None)
+        snapshot = torch_private.memory_snapshot()
         traces = snapshot["device_traces"]
         # Some versions of torch do not report the settings.
         return traces[index] if index < len(traces) else [], snapshot.get("allocator_settings")
@@ -143,10 +146,10 @@ def _segments_now() -> list[Mapping[str, Any]]:
     global _seen
     state = tuple(
         tuple(stats[name]["all"][which] for name in ("active", "allocation", "segment") for which in _EVER)
-        for stats in (torch._C._cuda_memoryStats(index) for index in range(torch.cuda.device_count()))
+        for stats in (torch_private.memory_stats(index) for index in range(torch.cuda.device_count()))
     )
     if state != _seen[0]:
-        _seen = (state, torch._C._cuda_memorySnapshot(None)["segments"])
+        _seen = (state, list(torch_private.memory_snapshot()["segments"]))
     return _seen[1]
 
 

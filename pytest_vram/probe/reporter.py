@@ -19,6 +19,7 @@ from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu.process.variables import PROCESSES_VARIABLE
 from pytest_vram.memory import Measurement
 from pytest_vram.memory.codec import encode
@@ -153,9 +154,7 @@ def begin() -> None:
 
 @cache
 def _once(_pid: int, folder: str) -> None:
-    import torch
-
-    torch.cuda._lazy_call(partial(_start, folder))
+    torch_private.when_cuda_starts(partial(_start, folder))
     atexit.register(_finish)
     multiprocessing.util.register_after_fork(_ANYTHING, _finish_with_multiprocessing)
 

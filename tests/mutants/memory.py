@@ -80,31 +80,12 @@ BUGS: dict[str, Planted] = {
             Bug("_explain", "held - sum(parts.values())", "held"),
         ],
     ),
-    "finetune/dryrun/attribution": (
-        ["tests/unit/finetune/dryrun/test_attribution.py", "tests/unit/finetune/ladder/test_command.py"],
-        [
-            Bug("at_peak", "total -= event['size']", "total += event['size']"),
-            Bug("at_peak", "events[:peak + 1]", "events[:peak]"),
-            Bug("at_peak", "freed.get(address, math.inf)", "math.inf"),
-            Bug(
-                "at_peak",
-                "event['time_us'] <= when <= freed.get(address, math.inf)",
-                "0 <= when <= freed.get(address, math.inf)",
-            ),
-            Bug("at_peak", "alive.pop(event['addr'], None)", "pass"),
-            Bug(
-                "at_peak",
-                "any((frame['filename'] == _LOSS_FILE for frame in event.get('frames', ())))",
-                "all((frame['filename'] == _LOSS_FILE for frame in event.get('frames', ())))",
-            ),
-        ],
-    ),
     "finetune/dryrun/trial": (
         ["tests/unit/finetune/dryrun/test_trial.py"],
         [
             Bug("Bench._result", "managed - self.managed_before", "managed"),
-            Bug("held.size", "-(-storage.nbytes() // 512)", "storage.nbytes() // 512"),
-            Bug("held.size", "storage.data_ptr() in seen", "False"),
+            Bug("Bench.run", "step == steps - 1", "step == 0"),
+            Bug("Bench._recorded_step", "recorder.at_peak(peak)", "{}"),
             Bug("Bench._window", "min(config.train.accumulation, MOST_MICRO_BATCHES)", "1"),
             Bug(
                 "Bench.run",
@@ -113,11 +94,6 @@ BUGS: dict[str, Planted] = {
             ),
             Bug("Bench._result", "not message", "True"),
             Bug("Bench._clean", "driver.reset_peaks()", "pass"),
-            Bug(
-                "Bench._step",
-                "(size for name, size in categories.items() if name != 'gradients')",
-                "(size for name, size in categories.items())",
-            ),
             Bug("Bench._clean", "optimizer.param_groups.clear()", "pass"),
         ],
     ),
@@ -180,7 +156,11 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "finetune/dryrun/recording": (
-        ["tests/unit/finetune/dryrun/test_trial_process.py"],
+        [
+            "tests/unit/finetune/dryrun/test_trial_process.py",
+            "tests/unit/finetune/dryrun/test_recording.py",
+            "tests/unit/finetune/dryrun/test_trial.py",
+        ],
         [
             Bug("TrialRecorder.phase", "max(0.0, end - seconds)", "end - seconds"),
             Bug(
@@ -191,6 +171,9 @@ BUGS: dict[str, Planted] = {
             Bug("TrialRecorder.phase", "allocated_bytes=peak_bytes", "reserved_bytes=peak_bytes"),
             Bug("TrialRecorder.__init__", "self._history.start()", "pass"),
             Bug("TrialRecorder.__init__", "self._recorder.start()", "pass"),
+            Bug("by_category", "found.get(name, 0)", "found[name]"),
+            Bug("by_category", "peak_bytes - sum(sizes.values())", "0"),
+            Bug("StepRecorder.__enter__", "self._recorder.meet(self._model)", "pass"),
         ],
     ),
     "finetune/dryrun/trial_process": (

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu import driver
 from pytest_vram.drygpu.values.known_values import Known
 from pytest_vram.units import format_bytes
@@ -63,7 +64,7 @@ def install() -> None:
 
 def reduced(group: Any, tensors: Iterable[torch.Tensor]) -> None:
     """A group is about to reduce these tensors: within a backward pass they may be DDP's buckets."""
-    if torch._C._current_graph_task_id() == -1:
+    if not torch_private.in_backward_pass():
         return
     for tensor in tensors:
         storage = tensor.untyped_storage()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu import driver, notes
 from pytest_vram.drygpu.process.variables import EXIT_SUFFIX, RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.drygpu.values import host_reads
@@ -165,17 +166,17 @@ class ProcessRecorder:
 def begin(folder: Path) -> None:
     """Record this process and the processes that it forks, until they end."""
     recorder = ProcessRecorder(folder)
-    _before("_cuda_resetPeakMemoryStats", recorder.keep_peaks)
-    _before("_cuda_resetAccumulatedMemoryStats", recorder.keep_counts)
-    _before("_accelerator_resetPeakStats", recorder.keep_peaks)
-    _before("_accelerator_resetAccumulatedStats", recorder.keep_counts)
+    for name in torch_private.PEAK_RESETS:
+        _before(name, recorder.keep_peaks)
+    for name in torch_private.COUNT_RESETS:
+        _before(name, recorder.keep_counts)
     _listen_for_errors(recorder)
     if os.environ.get(SNAPSHOT_VARIABLE):
         # This must not create a CUDA context before the program does: a process with a context cannot fork.
-        torch.cuda._lazy_call(_record_history)
+        torch_private.when_cuda_starts(_record_history)
     if os.environ.get(TIMELINE_VARIABLE):
-        torch.cuda._lazy_call(_record_over_time)
-    torch.cuda._lazy_call(recorder.use)
+        torch_private.when_cuda_starts(_record_over_time)
+    torch_private.when_cuda_starts(recorder.use)
     atexit.register(recorder.write)
     os.register_at_fork(after_in_child=recorder.start_again)
     multiprocessing.util.register_after_fork(recorder, ProcessRecorder.end_with_multiprocessing)
@@ -201,19 +202,18 @@ def _over_time(device: int) -> dict[str, Any]:
 
 
 def _record_history() -> None:
-    torch.cuda.memory._record_memory_history(max_entries=_HISTORY_ENTRIES, stacks="python")
+    torch_private.record_history(_HISTORY_ENTRIES)
 
 
 def _before(name: str, action: Callable[[], None]) -> None:
-    original = getattr(torch._C, name, None)
-    if original is None:
-        return
+    def around(original: Callable[..., Any]) -> Callable[..., Any]:
+        def first(*args: Any, **kwargs: Any) -> Any:
+            action()
+            return original(*args, **kwargs)
 
-    def first(*args: Any, **kwargs: Any) -> Any:
-        action()
-        return original(*args, **kwargs)
+        return first
 
-    setattr(torch._C, name, first)
+    torch_private.put_around(name, around)
 
 
 def _listen_for_errors(recorder: ProcessRecorder) -> None:
@@ -316,6 +316,6 @@ def _write_snapshot(process: int) -> None:
     path = os.environ.get(SNAPSHOT_VARIABLE)
     if path:
         with contextlib.suppress(FileExistsError), open(f"{os.environ[RECORD_VARIABLE]}/.snapshot", "x"):
-            torch.cuda.memory._dump_snapshot(path)
+            torch_private.dump_snapshot(path)
             return
-        torch.cuda.memory._dump_snapshot(f"{path}.{process}")
+        torch_private.dump_snapshot(f"{path}.{process}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu import driver
 from pytest_vram.drygpu.process import inductor
 from pytest_vram.drygpu.values import collectives, guesses, host_reads, kernels, known_values, substitutes
@@ -76,16 +77,15 @@ def _carrying(overload: OpOverload, call: Callable[..., Any]) -> Callable[..., A
 
 def _overloads() -> Iterator[OpOverload]:
     """The overloads of ``CARRIED`` and of their in-place forms that have a CUDA kernel of their own."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for base in CARRIED:
         for name in (base, f"{base}_"):
             packet = getattr(torch.ops.aten, name, None)
             for overload_name in packet.overloads() if packet is not None else ():
                 label = f"aten::{name}.{overload_name}".removesuffix(".default")
                 # Overloads for TorchScript's scalars are not the dispatcher's; copy_ has one kernel for all devices.
-                if label in _NUMBER_ON_DEVICE or not torch._C._dispatch_has_kernel(label):
+                if label in _NUMBER_ON_DEVICE or not torch_private.has_kernel(label):
                     continue
-                if has_kernel(label, "CUDA") or label == "aten::copy_":
+                if torch_private.has_kernel(label, "CUDA") or label == "aten::copy_":
                     yield getattr(packet, overload_name)
 
 

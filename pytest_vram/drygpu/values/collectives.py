@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu.process import buckets
 from pytest_vram.drygpu.values import contents, exchange, kernels, known_values, reductions
 from pytest_vram.drygpu.values.exchange import UNKNOWN, Value
@@ -36,7 +37,7 @@ def install(library: torch.library.Library) -> None:
     buckets.install()
     for name, (group_at, prepare) in _COLLECTIVES.items():
         known = hasattr(torch.ops.c10d, name)  # torch 2.11 has no gather_into_tensor_
-        if known and torch._C._dispatch_has_kernel_for_dispatch_key(f"c10d::{name}", "CUDA"):
+        if known and torch_private.has_kernel(f"c10d::{name}", "CUDA"):
             overload = getattr(torch.ops.c10d, name).default
             kernels.put_in_front(library, overload, functools.partial(_kernel, name.strip("_"), group_at, prepare))
     reductions.install()

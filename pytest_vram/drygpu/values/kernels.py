@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_vram import torch_private
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     Kernel = Callable[..., Any]
 
 _NUMBERS = frozenset({int, float, bool, complex})
-_CUDA = torch._C.DispatchKey.CUDA
-_SELECT = torch._C.DispatchKey.BackendSelect
+_CUDA = torch_private.dispatch_key("CUDA")
+_SELECT = torch_private.dispatch_key("BackendSelect")
 _scalars: dict[tuple[object, torch.dtype], torch.Tensor] = {}
 
 
@@ -103,9 +105,9 @@ def _register(library: Any, overload: OpOverload, kernel: Kernel, key: str, **ho
 
 def _select(library: Any, overload: OpOverload, make: Callable[[Kernel], Kernel]) -> None:
     """Register for ``BackendSelect``: CUDA calls go to what ``make`` returns, all others to their own kernels."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key(label(overload), "BackendSelect"):
+    if torch_private.has_kernel(label(overload), "BackendSelect"):
         return  # operators such as tril_indices, which make a tensor from numbers; their results count as unknown
-    beneath = torch._C._dispatch_keyset_full_after(_SELECT)
+    beneath = torch_private.keys_after(_SELECT)
     numbers = Numbers(overload)
 
     def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu import driver
 from pytest_vram.units import KIB, MIB
 
@@ -152,7 +153,7 @@ def find_address(address: int) -> Known | None:
 
 def can_learn(tensor: torch.Tensor) -> bool:
     """Whether values of this tensor may be listed now: not where it may be a gradient, see ``_known``."""
-    return tensor.dtype in WHOLE_NUMBERS or torch._C._current_graph_task_id() == -1
+    return tensor.dtype in WHOLE_NUMBERS or not torch_private.in_backward_pass()
 
 
 def learn(tensor: torch.Tensor, guess: str = "") -> None:

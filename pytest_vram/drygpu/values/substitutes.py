@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu import notes
 from pytest_vram.drygpu.values import kernels
 
@@ -63,7 +64,7 @@ def _with_cuda_kernel(name: str) -> Iterator[OpOverload]:
     packet = getattr(torch.ops.aten, name, None)
     for overload in packet.overloads() if packet is not None else ():
         label = f"{name}.{overload}".removesuffix(".default")
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{label}", "CUDA"):
+        if torch_private.has_kernel(f"aten::{label}", "CUDA"):
             yield getattr(packet, overload)
 
 

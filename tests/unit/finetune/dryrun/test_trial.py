@@ -63,7 +63,7 @@ def test_what_outlives_a_step_is_what_the_arithmetic_says(
     categories = found[name].categories
     frequencies = 2 * 512  # the rotary embedding's, and a copy
     assert categories["weights"] == expected.weights + frequencies
-    for category in ("constants", "adapters", "optimizer"):
+    for category in ("quantization", "adapters", "optimizer"):
         assert categories[category] == getattr(expected, category), category
     assert found[name].managed == expected.managed
     assert (expected.managed > 0) == paged

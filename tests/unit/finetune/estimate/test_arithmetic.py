@@ -38,10 +38,10 @@ def test_a_full_fine_tune_in_fp32_is_the_articles_sum_for_the_real_count() -> No
     found = of(precision="fp32", full=True, optimizer="adamw", seq=1, accumulation=1)
     assert found.weights == found.gradients == 4 * 7_241_732_096
     assert found.optimizer == 8 * 7_241_732_096
-    assert found.adapters == found.constants == 0
+    assert found.adapters == found.quantization == 0
     assert found.moment == "update"
     # What the article leaves out: PyTorch's update holds one more copy of the parameters.
-    assert found.workspace > found.weights
+    assert found.temporary == found.weights
 
 
 def test_half_precision_halves_weights_gradients_and_states() -> None:
@@ -52,7 +52,7 @@ def test_half_precision_halves_weights_gradients_and_states() -> None:
 
 def test_double_quantization_saves_what_its_paper_says() -> None:
     """0.373 bits a parameter: 32/64 against 8/64 + 32/(64 * 256)."""
-    saved = of(double_quant=False).constants - of(double_quant=True).constants
+    saved = of(double_quant=False).quantization - of(double_quant=True).quantization
     linear = sum(part.elements for part in Dimensions.of(SHAPES["mistral-7b"].fields()).linears)
     assert saved * 8 / linear == pytest.approx(0.373, abs=0.001)
 
@@ -198,14 +198,14 @@ def test_logits_are_a_chunks_not_the_windows() -> None:
 
 def test_a_mixture_counts_its_experts() -> None:
     found = of(model="mixtral-8x7b", precision="nf4")
-    assert 24e9 < found.weights + found.constants < 25e9
+    assert 24e9 < found.weights + found.quantization < 25e9
 
 
 def test_loading_a_mixture_takes_more_than_a_short_step_and_less_than_a_long_one() -> None:
     short, long = (of(model="mixtral-8x7b", seq=seq) for seq in (2048, 16384))
     assert (short.moment, long.moment) == ("loading", "backward")
     joined = 8 * 2 * 14336 * 4096 * 2  # gates and ups of one layer's experts in bf16
-    assert short.workspace == 2 * joined - 8 * 3 * 14336 * 4096 // 2
+    assert short.temporary == 2 * joined - 8 * 3 * 14336 * 4096 // 2
     assert short.allocated_bytes == pytest.approx(25.62 * 2**30, rel=0.01)  # measured on a dry rtx-5090
 
 

@@ -11,8 +11,8 @@ from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun.command import ROOMY_BYTES
 from finetune.dryrun.messages import Trial
-from finetune.estimate.arithmetic import CATEGORIES
 from finetune.ladder import command
+from finetune.ladder.results import CACHED, PARTS
 from pytest_vram.drygpu import find_card
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def test_the_bars_of_the_picture_are_the_figures(monkeypatch: pytest.MonkeyPatch
     pyplot = pytest.importorskip("matplotlib.pyplot")
     from finetune.ladder.drawing import draw
 
-    sizes = {name: (place + 1) * GIB for place, name in enumerate(CATEGORIES)}
+    sizes = {name: (place + 1) * GIB for place, name in enumerate(PARTS) if name != CACHED}
     rungs = tuple(
         command.Rung(
             name=name,

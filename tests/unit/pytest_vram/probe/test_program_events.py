@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,3 +124,56 @@ def test_a_compiled_model_stays_in_one_graph(notes: Notes) -> None:
     compiled = torch.compile(Model(), backend="eager", fullgraph=True)
     assert compiled(torch.zeros(1, 4)).shape == (1, 8)
     assert [name for name, _ in calls(notes)] == ["OptimizedModule"]
+
+
+def labelled(notes: Notes, category: str) -> set[int]:
+    return {address for _, _, address, kind, _ in notes.marks.labels if kind == category}
+
+
+def test_a_module_that_is_never_called_is_met(notes: Notes) -> None:
+    model = Model()
+    notes.meet(model)
+    model.layers[0](torch.zeros(1, 4))
+    assert labelled(notes, "weights") == {parameter.data_ptr() for parameter in model.parameters()}
+    assert [name for name, _ in calls(notes)] == ["layers.0", "layers.0.self_attn", "layers.0.mlp"]
+
+
+def test_a_gradient_that_is_moved_away_within_the_backward_pass_is_labelled(notes: Notes) -> None:
+    layer, seen = nn.Linear(4, 4), set()
+    notes.meet(layer)
+
+    def move(parameter: Any) -> None:
+        seen.add(parameter.grad.untyped_storage().data_ptr())
+        parameter.grad = None
+
+    for parameter in layer.parameters():
+        parameter.register_post_accumulate_grad_hook(move)
+    layer(torch.ones(1, 4)).sum().backward()
+    assert len(seen) == 2
+    assert labelled(notes, "gradients") == seen
+    notes.stop()
+    before = len(notes.marks.labels)
+    layer(torch.ones(1, 4)).sum().backward()
+    assert len(notes.marks.labels) == before  # no hook is left
+
+
+def test_constants_of_quantized_weights_are_found_where_they_are_kept(notes: Notes) -> None:
+    def state(inner: Any = None) -> Any:
+        return SimpleNamespace(absmax=torch.zeros(3), code=torch.zeros(4), offset=None, state2=inner)
+
+    class Packed(nn.Parameter):
+        quant_state: Any = None
+        SCB: Any = None
+
+    four_bits, before_use, after_use, experts = (nn.Module() for _ in range(4))
+    four_bits.weight = Packed(torch.zeros(2), requires_grad=False)
+    four_bits.weight.quant_state = state(state())
+    before_use.weight = Packed(torch.zeros(2), requires_grad=False)
+    before_use.weight.SCB = torch.zeros(2)
+    after_use.state = SimpleNamespace(SCB=torch.zeros(2))  # type: ignore[assignment]
+    experts.quant_states = {"up_proj": [state(), state(state())]}  # type: ignore[assignment]
+    for module, count in ((four_bits, 4), (before_use, 1), (after_use, 1), (experts, 6)):
+        known = len([label for label in notes.marks.labels if label[3] == "quantization"])
+        notes.meet(nn.Sequential(module))
+        found = [label for label in notes.marks.labels if label[3] == "quantization"][known:]
+        assert len({address for _, _, address, _, _ in found}) == count
