@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_vram.memory.measurement import HostRead
+from pytest_vram.memory.measurement import HostRead, Work
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class DeviceFigures:
         total_bytes: what the card has.
         num_alloc_retries: how often the cache was flushed to satisfy an allocation.
         num_ooms: how often the allocator raised OutOfMemoryError.
+        work: kernels, copies and waits; with several processes on the card, of all of them.
     """
 
     index: int
@@ -46,6 +47,7 @@ class DeviceFigures:
     total_bytes: int
     num_alloc_retries: int
     num_ooms: int
+    work: Work | None = None
 
     @property
     def fits(self) -> bool:
@@ -98,6 +100,7 @@ class RunReport:
             "count": self.count,
             "alloc_conf": self.alloc_conf,
             **{name: None if worst is None else getattr(worst, name) for name in names},
+            **({} if worst is None or worst.work is None else asdict(worst.work)),
             "num_alloc_retries": sum(device.num_alloc_retries for device in self.devices),
             "num_ooms": sum(device.num_ooms for device in self.devices),
             "fits": self.fits,
@@ -177,6 +180,9 @@ def _figures(index: int, records: Sequence[Record], total_bytes: int) -> DeviceF
         total_bytes=total_bytes,
         num_alloc_retries=total("num_alloc_retries"),
         num_ooms=total("num_ooms"),
+        work=sum((Work(**record["work"]) for record in records if "work" in record), Work())
+        if any("work" in record for record in records)
+        else None,
     )
 
 
@@ -219,6 +225,19 @@ def _render_device(device: DeviceFigures, *, several: bool) -> list[str]:
         lines.append(f"{'managed (paged)':<18} {format_bytes(device.managed_bytes)}, not counted above")
     if device.num_alloc_retries:
         lines.append(f"{'cache flushes':<18} {device.num_alloc_retries} (allocations that succeeded only after one)")
+    return lines if device.work is None else [*lines, *_render_work(device.work)]
+
+
+def _render_work(work: Work) -> list[str]:
+    graphs = f", in {work.graph_launches:,} CUDA graphs and one by one" if work.graph_launches else ""
+    lines = [f"{'kernels launched':<18} {work.launches:,}{graphs}"]
+    for name, count, size in (
+        ("copied to device", work.copies_to_device, work.copied_to_device_bytes),
+        ("copied to host", work.copies_to_host, work.copied_to_host_bytes),
+    ):
+        lines.append(f"{name:<18} {format_bytes(size)} in {count:,} {'copy' if count == 1 else 'copies'}")
+    times = "time" if work.synchronizations == 1 else "times"
+    lines.append(f"{'waits for device':<18} {work.synchronizations:,} {times}")
     return lines
 
 

@@ -3,7 +3,7 @@
 from pytest_vram.memory.budget import Budget, Metric, Scope
 from pytest_vram.memory.device import Device, Environment, Kind
 from pytest_vram.memory.layout import Layout, Run, Segment
-from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Peak, Phase
+from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Peak, Phase, Work
 from pytest_vram.memory.report import Baseline, Report, TestRecord
 from pytest_vram.memory.timeline import Series, Timeline
 from pytest_vram.memory.verdict import Exceeded, Unmeasured, Verdict, Within
@@ -33,4 +33,5 @@ __all__ = [
     "Unmeasured",
     "Verdict",
     "Within",
+    "Work",
 ]

@@ -16,12 +16,12 @@ from pytest_vram.probe.intervals import larger
 from pytest_vram.probe.timeline import HELD_BEFORE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from pytest_vram.memory import Holder
+    from pytest_vram.memory import Holder, Work
     from pytest_vram.plugin.figures import Share
     from pytest_vram.probe.intervals import Interval, Intervals
-    from pytest_vram.probe.protocol import Probe
+    from pytest_vram.probe.protocol import Counters, Probe
 
 _HOLDERS = 30  # places kept in a report; the terminal shows fewer
 UNTOUCHED = "the test never touched the device"
@@ -59,7 +59,7 @@ class Meter:
         self.call_interval: Interval | None = None
         self.call_start = self.start
         self.counters = probe.counters()
-        self.phases: list[tuple[Phase, tuple[Peak, ...], tuple[int, ...]]] = []
+        self.phases: list[tuple[Phase, tuple[Peak, ...], tuple[int, ...], tuple[Work | None, ...]]] = []
         self._open: list[str] = []
         self.fixtures: tuple[Share, ...] = ()
         self.others: tuple[int, ...] = ()
@@ -76,10 +76,12 @@ class Meter:
         interval, begin = self.intervals.begin(), time.perf_counter() - self.began
         self._open.append(name)
         failed = True
+        before = self.probe.counters()
         try:
             yield
             failed = False
         finally:
+            after = self.probe.counters()
             self._open.pop()
             peaks = self.intervals.end(interval)
             phase = Phase(
@@ -90,26 +92,28 @@ class Meter:
                 parent=parent,
                 limit_bytes=limit,
             )
-            self.phases.append((phase, peaks, _filled(start, len(peaks))))
+            self.phases.append((phase, peaks, _filled(start, len(peaks)), _work(before, after, len(peaks))))
             if not failed and limit is not None:
                 self._check_phase(phase, peaks, limit)
 
     def phase_peaks(self, name: str) -> list[PhasePeak]:
         """Peaks of the phases of that name, on the device that needed most."""
         found = []
-        for phase, peaks, start in self.phases:
+        for phase, peaks, start, work in self.phases:
             if phase.name == name:
-                index = max(range(len(peaks)), key=lambda i: peaks[i].allocated_bytes or 0, default=0)
-                found.append(PhasePeak.of(phase.peak, start[index] if start else 0))
+                index = _fullest(peaks)
+                found.append(PhasePeak.of(phase.peak, start[index] if start else 0, work[index] if work else None))
         return found
 
     def phase_names(self) -> list[str]:
         """Names of the finished phases, in order."""
-        return list(dict.fromkeys(phase.name for phase, _, _ in self.phases))
+        return list(dict.fromkeys(phase.name for phase, *_ in self.phases))
 
     def peak_so_far(self) -> PhasePeak:
         """The whole test's peak until now."""
-        return PhasePeak.of(_largest(self.intervals.read(self.interval)), max(self.start, default=0))
+        peaks = self.intervals.read(self.interval)
+        work = _work(self.counters, self.probe.counters(), len(peaks))
+        return PhasePeak.of(_largest(peaks), max(self.start, default=0), work[_fullest(peaks)] if work else None)
 
     def clean(self) -> None:
         """Let go of what is only cached, so that the next phase starts as the first one did."""
@@ -159,6 +163,7 @@ class Meter:
         start = _filled(self.start, len(devices))
         before, after = self.counters, self.probe.counters()
         contaminated = self.probe.contaminated()
+        work = _work(before, after, len(devices))
         result = []
         for index, device in enumerate(devices):
             earlier = before[index] if index < len(before) else None
@@ -170,13 +175,16 @@ class Meter:
                     start_bytes=start[index],
                     uncounted_bytes=self.not_ours(index),
                     phases=tuple(
-                        replace(phase, peak=found[index]) for phase, found, _ in self.phases if index < len(found)
+                        replace(phase, peak=found[index], work=asked[index])
+                        for phase, found, _, asked in self.phases
+                        if index < len(found)
                     ),
                     fixtures=tuple(held for share in self.fixtures if (held := share.on(index))),
                     retries=(now.retries if now else 0) - (earlier.retries if earlier else 0),
                     ooms=(now.ooms if now else 0) - (earlier.ooms if earlier else 0),
                     host_reads=self.probe.host_reads() if index == 0 else (),
                     contaminated=contaminated[index],
+                    work=work[index],
                 )
             )
         return tuple(result)
@@ -285,6 +293,21 @@ def _largest(peaks: tuple[Peak, ...]) -> Peak:
     for peak in peaks:
         result = larger(result, peak)
     return result
+
+
+def _fullest(peaks: tuple[Peak, ...]) -> int:
+    """The number of the device that held most."""
+    return max(range(len(peaks)), key=lambda index: peaks[index].allocated_bytes or 0, default=0)
+
+
+def _work(before: Sequence[Counters], after: Sequence[Counters], count: int) -> tuple[Work | None, ...]:
+    """What each of ``count`` devices was asked to do between two readings; None where that is not counted."""
+    found: list[Work | None] = []
+    for index in range(count):
+        now = after[index].work if index < len(after) else None
+        earlier = before[index].work if index < len(before) else None
+        found.append(now if now is None or earlier is None else now - earlier)
+    return tuple(found)
 
 
 def _filled(values: tuple[int, ...], count: int) -> tuple[int, ...]:

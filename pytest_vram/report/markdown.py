@@ -6,7 +6,7 @@ import html
 import re
 from typing import TYPE_CHECKING
 
-from pytest_vram.report.rows import Row, change_text, rows
+from pytest_vram.report.rows import Row, change_text, rows, work_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -80,7 +80,13 @@ def _details(row: Row) -> list[str]:
     lines += [
         f"- {share.scope} fixture {escape(share.name)}: {format_bytes(share.size_bytes)}" for share in row.fixtures
     ]
-    lines += [f"- phase {escape(p.name)}: {format_bytes(p.peak.allocated_bytes)}" for p in row.phases]
+    if row.work is not None:
+        lines.append(f"- {work_text(row.work)}")
+    lines += [
+        f"- phase {escape(p.name)}: {format_bytes(p.peak.allocated_bytes)}{'; ' * (p.work is not None)}"
+        f"{work_text(p.work)}"
+        for p in row.phases
+    ]
     if row.worst_example:
         lines.append(f"- worst example: {escape(row.worst_example)}")
     if row.holders:

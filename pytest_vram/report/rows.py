@@ -10,7 +10,7 @@ from pytest_vram.memory.report import grew
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Measurement, Phase, Report, TestRecord
+    from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Measurement, Phase, Report, TestRecord, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,7 @@ class Row:
     phases: tuple[Phase, ...]
     holders: tuple[Holder, ...]
     host_reads: tuple[HostRead, ...]
+    work: Work | None
     worst_example: str | None
 
 
@@ -120,8 +121,21 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
         phases=measurement.phases if measurement else (),
         holders=measurement.holders if measurement else (),
         host_reads=measurement.host_reads if measurement else (),
+        work=measurement.work if measurement else None,
         worst_example=test.worst_example,
     )
+
+
+def work_text(work: Work | None) -> str:
+    """``1,204 kernels, 2 waits, 8 KiB to the device, 4 bytes to the host``; empty where nothing is counted."""
+    if work is None:
+        return ""
+    parts = [f"{work.launches:,} kernel{'s' * (work.launches != 1)}"]
+    parts.append(f"{work.synchronizations:,} wait{'s' * (work.synchronizations != 1)}")
+    for size, where in ((work.copied_to_device_bytes, "device"), (work.copied_to_host_bytes, "host")):
+        if size:
+            parts.append(f"{format_bytes(size)} to the {where}")
+    return ", ".join(parts)
 
 
 def change_text(size: int | None) -> str:

@@ -153,6 +153,7 @@ int cudnnBackendInitialize(descriptor *d) { return (void)d, OK; }
 int cudnnBackendFinalize(descriptor *d) { return d ? OK : BAD_PARAM; }
 int cudnnBackendExecute(handle h, descriptor *plan, descriptor *variants) {
     (void)plan, (void)variants;
+    dry_count_kernel(h ? h->stream : NULL);
     dry_is_capturing(h ? h->stream : NULL);
     return OK;
 }
@@ -192,6 +193,7 @@ int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(handle h, int mode, int
     (void)h, (void)mode, (void)ops, (void)activation, (void)x;
     return norm_bytes(bytes);
 }
-int cudnnBatchNormalizationForwardTrainingEx(void) { return OK; }
-int cudnnBatchNormalizationForwardInference(void) { return OK; }
-int cudnnBatchNormalizationBackwardEx(void) { return OK; }
+static int kernel(handle h) { return dry_count_kernel(h ? h->stream : NULL), OK; }
+int cudnnBatchNormalizationForwardTrainingEx(handle h) { return kernel(h); }
+int cudnnBatchNormalizationForwardInference(handle h) { return kernel(h); }
+int cudnnBatchNormalizationBackwardEx(handle h) { return kernel(h); }

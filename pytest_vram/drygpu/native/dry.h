@@ -121,10 +121,24 @@ int dry_entry_point(const char *symbol, void **function);
 int dry_attribute(int attribute, int device); /* cudaDeviceAttr numbers, shared with CUdevice_attribute */
 typedef struct CUstream_st *dry_stream;
 int dry_is_capturing(dry_stream stream); /* and counts one node if it is */
+int dry_stream_device(dry_stream stream);
+
+/* ---- work.c: what the program asks of a device ---- */
+enum { DRY_HOST_TO_HOST = -1, DRY_TO_DEVICE, DRY_TO_HOST, DRY_ON_DEVICE, DRY_DIRECTIONS };
+typedef struct {
+    uint64_t kernels, graphs, fills, waits;
+    uint64_t copies[DRY_DIRECTIONS], copied_bytes[DRY_DIRECTIONS];
+} dry_work;
+void dry_count_kernel(dry_stream stream);
+void dry_count_fill(dry_stream stream);
+void dry_count_copy(int direction, size_t bytes, dry_stream stream);
+void dry_count_graph(const dry_work *graph, dry_stream stream);
+void dry_count_wait(int device);                 /* the host waits for the device, or for an event on it */
+void dry_count_stream_wait(dry_stream stream);   /* the same for a stream */
+void dry_count_blocking_copy(dry_stream stream); /* the same, by a copy just counted */
 
 /* ---- launch.c ---- */
 int dry_launch(const void *function, unsigned block_threads, size_t shared_bytes, dry_stream stream);
-uint64_t dry_launch_count(void);
 
 /* ---- error.c ---- */
 int dry_fail(int error); /* remembers a runtime error for cudaGetLastError and returns it */
