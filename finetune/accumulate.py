@@ -20,6 +20,7 @@ from torch import nn
 
 from finetune import hostgradients
 from finetune.forward import base_model, computing, hidden_states, set_checkpointing
+from finetune.kernels import set_kernels
 from finetune.loss import LogitRule, chunked_cross_entropy, target_positions
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
     """
     model.train()
     set_checkpointing(model, enabled=config.checkpointing)
+    set_kernels(model, config.kernels)
     device = next(model.parameters()).device
     targets, tokens, shares = _over_processes(
         [sum(b.targets for b in window), sum(b.tokens for b in window), len(window)], device

@@ -12,6 +12,7 @@ from typing import Literal
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp4", "nf4"]
 ComputeDtype = Literal["auto", "fp32", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
+KernelsName = Literal["auto", "liger", "torch"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 MergeBase = Literal["none", "quantized-base", "full-base"]
 
@@ -111,6 +112,9 @@ class TrainConfig:
     """adamw is torch's, in the weights' own dtype; the others are bitsandbytes', and update a bf16 adapter in fp32.
     Paged state lives in managed memory on a GPU and is ordinary on a CPU.
     With it an adapter's gradients wait in host memory for the window's next micro-batch."""
+    kernels: KernelsName = "auto"
+    """Fused kernels on a GPU. auto: the adapter with its base layer, the optimizer as one kernel, and those of
+    liger-kernel where it is installed; liger: the same, refused where it is not; torch: PyTorch's and peft's own."""
     checkpointing: bool = True
     """Recompute activations in backward (non-reentrant): one layer's activations instead of all layers'."""
     offload_activations: bool = False

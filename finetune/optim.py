@@ -65,15 +65,16 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
                 remedy="pip install bitsandbytes, or use --optimizer adamw",
             )
         ) from error
-    kinds = {
-        "adamw-8bit": bnb.optim.AdamW8bit,
-        "paged-adamw": bnb.optim.PagedAdamW32bit,
-        "paged-adamw-8bit": bnb.optim.PagedAdamW8bit,
-    }
+    masters = len(chosen) < len(everything)
+    if config.optimizer == "paged-adamw":
+        from finetune.pagedadamw import PagedAdamW
+
+        return PagedAdamW(chosen, masters=masters, kernel=config.kernels != "torch", paged_from=PAGED_FROM, **settings)
+    kinds = {"adamw-8bit": bnb.optim.AdamW8bit, "paged-adamw-8bit": bnb.optim.PagedAdamW8bit}
     optimizer: Any = kinds[config.optimizer](chosen, **settings)
     if optimizer.is_paged:
         optimizer.get_state_buffer = functools.partial(_paged_buffer, optimizer, optimizer.get_state_buffer)
-    if len(chosen) < len(everything):
+    if masters:
         keep_masters(optimizer)
     return cast("torch.optim.Optimizer", optimizer)
 

@@ -13,6 +13,7 @@ from finetune.assumptions import check_assumptions, why_the_split_matters
 from finetune.cli import CONFIG_FILE
 from finetune.data import load_examples, total_steps
 from finetune.errors import ConfigError, OutputError, Problem
+from finetune.kernels import check_kernels, set_kernels
 from finetune.model import attach_adapter, load_base, load_tokenizer, resolve_device
 from finetune.optim import load_optimizer_state, make_optimizer
 from finetune.resume import RunFacts, check_settings, compare, fingerprint, package_versions, settings_of
@@ -71,7 +72,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         CheckpointError: there are checkpoints, and none is sound.
     """
     output = config.output.output
-    resolve_device(config.model)
+    check_kernels(config.train.kernels, resolve_device(config.model))
     earlier = _earlier_run(output)
     if not earlier:
         durable.write_text(output / CONFIG_FILE, configfile.dump(config))
@@ -86,6 +87,8 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     base_fingerprint = fingerprint(base)
     model = attach_adapter(base, config.adapter, seed=config.train.seed)
     holdings.model = model
+    for line in set_kernels(model, config.train.kernels):
+        notice(line)
     check_assumptions(model, packing=config.data.packing)
     optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer

@@ -25,17 +25,19 @@ _FINGERPRINTED = {"model", "data", "eval_data"}
 """Names of folders and files: they may move, what is in them is compared instead."""
 
 FREE = _FINGERPRINTED | {
+    "kernels",
     *(field.name for section in (OutputConfig, DryRunConfig) for field in dataclasses.fields(section)),
     "checkpointing",
     "offload_activations",
     "threads",
 }
-"""Settings that may change between a run and its resumption: they change no bit of the adapter."""
+"""Settings that may change between a run and its resumption: they change no bit of the adapter, kernels excepted, which
+are noted."""
 
 _SPLIT = ("micro_batch", "accumulation")
 _LENGTH = ("max_steps", "epochs")
-_ROUNDING = ("loss_chunk",)
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets")
+_ROUNDING = ("loss_chunk", "kernels")
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "liger-kernel")
 _SAMPLE = 1024
 
 
@@ -129,16 +131,14 @@ def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = No
 
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings' part of :func:`compare`, which can be told before anything is loaded."""
-    changed = {name for name in now if name in before and before[name] != now[name]} - FREE
-    notes = []
+    changed = {name for name in now if name in before and before[name] != now[name]}
+    notes = [f"{name} changed: equal up to rounding, no longer byte for byte" for name in _ROUNDING if name in changed]
+    changed -= FREE | set(_ROUNDING)
     if now["schedule"] == "constant" and changed & set(_LENGTH):
         changed -= set(_LENGTH)  # without a decay, the steps so far are the first steps of the longer run
     if changed & set(_SPLIT) and _window(before) == _window(now) and not now["packing"] and now["dropout"] == 0:
         changed -= set(_SPLIT)
         notes.append("the same window is split another way: equal up to rounding, no longer byte for byte")
-    if changed & set(_ROUNDING):
-        changed -= set(_ROUNDING)
-        notes.append("loss_chunk changed: equal up to rounding, no longer byte for byte")
     if changed:
         what = "it changes what is computed"
         raise ConfigError(*(_changed(name, before[name], now[name], what) for name in now if name in changed))

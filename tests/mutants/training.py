@@ -58,11 +58,12 @@ BUGS: dict[str, Planted] = {
     "hostgradients": (
         ["tests/properties/test_host_gradients.py"],
         [
-            ("earlier[parameter].to(parameter.device, non_blocking=True)", "0"),
-            ("earlier[parameter].copy_(parameter.grad, non_blocking=pinned)", "pass"),
-            ("        parameter.grad = None\n", ""),
-            ("            parameter.grad.add_(total)\n", "            pass\n"),
-            ("            parameter.grad = total\n", "            pass\n"),
+            ("        _add([_part(total, earlier[p]) for p in chunk], _taken(chunk))\n", "        _taken(chunk)\n"),
+            ("        _to_host(total, host)\n    for chunk", "    for chunk"),
+            ("            parameter.grad = None\n", ""),
+            ("        _add([p.grad for p in both if p.grad is not None], [parts[p] for p in both])\n", ""),
+            ("parameter.grad = parts[parameter].clone()", "pass"),
+            ("begin = of.storage_offset()", "begin = 0"),
             (' and config.optimizer.startswith("paged")', ""),
             ("isinstance(model, PeftModel) and ", ""),
             ('device.type != "cpu" and ', ""),
@@ -92,6 +93,39 @@ BUGS: dict[str, Planted] = {
             ("split(parameter.data, weight, dropped)", "weight.copy_(parameter.data)"),
             ("parameter.grad = gradient.float()", "parameter.grad = -gradient.float()"),
             ("bitwise_left_shift_(16)\n    return", "bitwise_left_shift_(15)\n    return"),
+        ],
+    ),
+    "adamw": (
+        ["tests/properties/test_masters.py", "tests/properties/test_optimizer_formulas.py"],
+        [
+            ("master = master * numbers.shrink", "pass"),
+            ("joined(of.weight, of.dropped)", "of.weight.float()"),
+            ("split(master, of.weight, of.dropped)", "of.weight.copy_(master)"),
+            ("add_(gradient * numbers.rest2 * gradient)", "add_(gradient * numbers.rest2)"),
+            ("eps=eps * second", "eps=eps"),
+            ("rate=-lr * second / (1.0 - betas[0] ** step)", "rate=-lr"),
+        ],
+    ),
+    "adamw_kernel": (
+        ["tests/properties/test_adamw_kernel.py"],
+        [
+            ("+ ((bits >> 16) & 1)) >> 16", "+ 1) >> 16"),
+            ("nearest += (left == 32768).to(tl.int32)", "pass"),
+            ("gradient * rest2 * gradient", "gradient * gradient * rest2"),
+            ("tl.sqrt_rn(second) + eps", "tl.sqrt_rn(second + eps)"),
+            ("later = tl.load(table + middle) <= block", "later = tl.load(table + middle) < block"),
+            ("here = at < size", "here = at <= size"),
+        ],
+    ),
+    "pagedadamw": (
+        ["tests/properties/test_adamw_kernel.py", "tests/properties/test_masters.py"],
+        [
+            ('state["step"] += 1', 'state["step"] = 1'),
+            ("dropped=state.get(DROPPED)", "dropped=None"),
+            ("        if masters:\n            keep_masters(self)\n", ""),
+            ('[p for p in group["params"] if not _is_ours(p)]', 'group["params"]'),
+            ('group["params"] = parameters', "pass"),
+            ('weight_decay=group["weight_decay"]', "weight_decay=0.0"),
         ],
     ),
     "dora": (
