@@ -117,6 +117,29 @@ BUGS: dict[str, Planted] = {
             ("here = at < size", "here = at <= size"),
         ],
     ),
+    "kernels": (
+        ["tests/unit/test_finetune_kernels.py"],
+        [
+            ('if name != "liger":', "if True:"),
+            ('elif device.type != "cuda":', "elif False:"),
+            (' or name == "torch"', ""),
+            (" or getattr(model, _SET, False)", ""),
+            ('used["swiglu"] = used["geglu"] = False', "pass"),
+            ('"fused_linear_cross_entropy": False', '"fused_linear_cross_entropy": True'),
+        ],
+    ),
+    "fusedadapter": (
+        ["tests/properties/test_fused_adapter.py"],
+        [
+            ("y.addmm_(part, up.t(), alpha=scale)", "y.addmm_(part, up.t())"),
+            ("grad_x.addmm_(of, weight)", "grad_x"),
+            ("grad_x.addmm_(grad_inner, stacked)", "grad_x"),
+            ("torch.addmm(grad_part, of, up, beta=0, alpha=scale, out=grad_part)", "torch.mm(of, up, out=grad_part)"),
+            ("            if same:\n                return found\n", "            return found\n"),
+            ("if layer.disable_adapters or ", "if "),
+            ("if not isinstance(layer.lora_dropout[name], nn.Identity):", "if False:"),
+        ],
+    ),
     "pagedadamw": (
         ["tests/properties/test_adamw_kernel.py", "tests/properties/test_masters.py"],
         [
