@@ -79,6 +79,34 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
     return cast("torch.optim.Optimizer", optimizer)
 
 
+def rounded_away(parameters: Iterable[nn.Parameter], config: TrainConfig) -> str | None:
+    """What to tell a user whose bf16 weights are updated in bf16; None where they have fp32 masters, or are not bf16.
+
+    The neighbours of a bf16 number w are at least w / 256 away, so that a change below w / 512 is rounded away.
+
+    Args:
+        parameters: all of the model's, with the frozen ones.
+        config: which optimizer, and its learning rate.
+    """
+    everything = list(parameters)
+    chosen = [p for p in everything if p.requires_grad]
+    if not any(p.dtype == torch.bfloat16 for p in chosen):
+        return None
+    full = len(chosen) == len(everything)
+    if not full and config.optimizer != "adamw":
+        return None
+    remedy = (
+        "--precision fp32 --compute-dtype bf16 keeps them in fp32"
+        if full
+        else "--optimizer paged-adamw or adamw-8bit keeps fp32 masters, and --adapter-dtype fp32 fp32 weights"
+    )
+    return (
+        f"the trained weights are bf16, and {config.optimizer} updates them in bf16: a step of AdamW moves a weight by "
+        f"about the learning rate, and at {config.learning_rate:g} nothing above {512 * config.learning_rate:.2g} "
+        f"moves; {remedy}"
+    )
+
+
 def state_bytes(parameters: Iterable[nn.Parameter], config: TrainConfig, *, masters: bool) -> int:
     """Bytes of device memory that the states will take from the first step on, 8-bit states' scales left out.
 

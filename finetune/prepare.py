@@ -15,7 +15,7 @@ from finetune.data import load_examples, total_steps
 from finetune.errors import ConfigError, OutputError, Problem
 from finetune.kernels import check_kernels, set_kernels
 from finetune.model import attach_adapter, load_base, load_tokenizer, resolve_device
-from finetune.optim import load_optimizer_state, make_optimizer
+from finetune.optim import load_optimizer_state, make_optimizer, rounded_away
 from finetune.resume import RunFacts, check_settings, compare, fingerprint, package_versions, settings_of
 from finetune.runlog import EVAL_FILE, TENSORBOARD_FOLDER, TRAIN_FILE, notice
 from finetune.state import Tree, seed_everything
@@ -92,6 +92,8 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     check_assumptions(model, packing=config.data.packing)
     optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer
+    if note := rounded_away(model.parameters(), config.train):
+        notice(note)
     facts = RunFacts(
         settings=settings_of(config),
         threads=torch.get_num_threads(),
