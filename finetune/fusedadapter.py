@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from finetune.adamw import kernel_runs_on
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -176,6 +178,11 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     if not isinstance(base, bnb.nn.Linear4bit):
         return base.weight  # type: ignore[no-any-return]
     packed = base.weight
+    if kernel_runs_on(packed.device):
+        from finetune.nf4_kernel import can_decode, decode
+
+        if can_decode(packed.quant_state):
+            return decode(packed.data, packed.quant_state, dtype)
     weight: Tensor = bnb_functional.dequantize_4bit(packed.data.view(-1, 1), packed.quant_state).to(dtype)
     return weight
 

@@ -131,9 +131,9 @@ def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = No
 
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The settings' part of :func:`compare`, which can be told before anything is loaded."""
-    changed = {name for name in now if name in before and before[name] != now[name]}
-    notes = [f"{name} changed: equal up to rounding, no longer byte for byte" for name in _ROUNDING if name in changed]
-    changed -= FREE | set(_ROUNDING)
+    other = {name for name in now if name in before and before[name] != now[name]}
+    notes = [f"{name} changed: equal up to rounding, no longer byte for byte" for name in _ROUNDING if name in other]
+    changed = other - FREE - set(_ROUNDING)
     if now["schedule"] == "constant" and changed & set(_LENGTH):
         changed -= set(_LENGTH)  # without a decay, the steps so far are the first steps of the longer run
     if changed & set(_SPLIT) and _window(before) == _window(now) and not now["packing"] and now["dropout"] == 0:

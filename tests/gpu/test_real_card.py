@@ -159,3 +159,18 @@ def test_fused_layers_are_pefts_up_to_rounding() -> None:
         results.append([x.grad.float(), *(p.grad.float() for p in model.parameters() if p.grad is not None)])
     for plain, found in zip(*results, strict=True):
         assert float((plain - found).norm() / plain.norm()) < 2e-2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_nf4_decoded_in_one_launch_is_bitsandbytes_own(dtype: str, double_quant: bool) -> None:
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    pytest.importorskip("triton")
+    from finetune.nf4_kernel import can_decode, decode
+
+    for shape in ((14336, 4096), (100, 333), (1, 64)):
+        weight = torch.randn(shape, device="cuda").to(getattr(torch, dtype))
+        packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=double_quant)
+        assert can_decode(state)
+        assert torch.equal(decode(packed, state, weight.dtype), functional.dequantize_4bit(packed, state))

@@ -117,6 +117,17 @@ BUGS: dict[str, Planted] = {
             ("here = at < size", "here = at <= size"),
         ],
     ),
+    "nf4_kernel": (
+        ["tests/properties/test_nf4_kernel.py"],
+        [
+            ("scale = scale + tl.load(scale_mean)", "pass"),
+            ("tl.join(first, second)", "tl.join(second, first)"),
+            ("block // scales_block", "block * 0"),
+            ("+ ((bits >> 16) & 1)) >> 16", "+ 1) >> 16"),
+            ('state.quant_type != "nf4" or ', ""),
+            ("tl.program_id(0).to(tl.int64) * rows", "tl.program_id(0).to(tl.int64)"),
+        ],
+    ),
     "kernels": (
         ["tests/unit/test_finetune_kernels.py"],
         [
