@@ -14,6 +14,7 @@ Simplifications, and what they leave out when held against a measurement:
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -304,14 +305,28 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
     one_gradient = tokens * dims.intermediate * compute
     # Behind the down projection one gradient of the MLP's width beside the weight; behind the product two, which it
     # has split into, where what the projection had saved is gone already.
-    working = one_gradient + max(dequantized, one_gradient)
+    # liger-kernel writes the two into gate and up themselves.
+    working = one_gradient + (dequantized if _liger_gates(dims, config) else max(dequantized, one_gradient))
     if config.model.precision == "int8":  # the down projection again, before backward: its input is quantized there
         working = max(working, tokens * (QUANTIZING * dims.intermediate + dims.hidden * compute))
     mask = tokens * config.data.seq if _windowed(dims, config) else 0  # of booleans, one for all layers
     if not config.train.checkpointing:
         return dims.layers * kept + mask, working
     inputs = 0 if config.train.offload_activations else dims.layers * tokens * dims.hidden * compute
+    if _liger(config) and inputs:
+        kept -= tokens * dims.hidden * compute  # the first norm keeps the layer's input, which is there already
     return inputs + mask, kept + working
+
+
+def _liger(config: RunConfig) -> bool:
+    """Whether liger-kernel runs the norms: on a card, where it is installed and not declined."""
+    declined = config.train.kernels == "torch" or config.model.device == "cpu"
+    return not declined and importlib.util.find_spec("liger_kernel") is not None
+
+
+def _liger_gates(dims: Dimensions, config: RunConfig) -> bool:
+    """Whether it runs the MLP's gates too; a mixture's are its experts' own."""
+    return _liger(config) and not dims.experts
 
 
 def _windowed(dims: Dimensions, config: RunConfig) -> bool:
@@ -324,18 +339,18 @@ def layer_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int)
 
     A token: each norm keeps its input in fp32; attention keeps queries, keys, values, its result and an fp32 log-sum a
     head (https://arxiv.org/abs/2205.14135); the MLP keeps gate, up and act(gate), once for each expert that the token
-    goes to. A linear layer keeps its input where its own weight is trained, or its adapter's: the frozen product needs
-    none.
+    goes to. With liger-kernel norms keep their inputs in the compute dtype, and the MLP gate and up alone. A linear
+    layer keeps its input where its own weight is trained, or its adapter's: the frozen product needs none.
     """
     tokens = config.train.micro_batch * config.data.seq
     full = config.adapter.full
     chosen = [part for part in targets(dims, config) for _ in range(part.count // dims.layers)]
     # Dropout makes an input of its own for each adapter.
     keeping = {part.name for part in chosen} if full or not config.adapter.dropout else set()
-    kept = dims.norms * dims.hidden * (4 + (compute if full else 0))
+    kept = dims.norms * dims.hidden * (compute if _liger(config) else 4 + (compute if full else 0))
     kept += compute * dims.hidden * sum(bool(keeping & names) for names in _READERS)
     kept += compute * (2 * dims.queries + 2 * dims.keys) + 4 * dims.heads
-    kept += dims.experts_per_token * 3 * dims.intermediate * compute
+    kept += dims.experts_per_token * (2 if _liger_gates(dims, config) else 3) * dims.intermediate * compute
     if dims.experts:
         kept += dims.experts_per_token * dims.hidden * compute + 8 * dims.experts
     elif "down_proj" in keeping:
