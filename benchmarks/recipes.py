@@ -9,6 +9,7 @@ many bytes, as ``rows N``.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import tempfile
 from typing import TYPE_CHECKING
@@ -65,7 +66,12 @@ def settings(arguments: argparse.Namespace, folder: str) -> dict[str, object]:
     }
 
 
-def trainer(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
+def logged(trainer: Trainer) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step."""
+    return [(row["loss"], float(row["grad_norm"])) for row in trainer.state.log_history if "loss" in row]
+
+
+def trainer(base: torch.nn.Module, arguments: argparse.Namespace) -> list[tuple[float, float]]:
     """The recipe of https://github.com/artidoro/qlora: prepare_model_for_kbit_training, peft, transformers' Trainer."""
     model = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs=CHECKPOINTING)
     model = get_peft_model(model, lora())
@@ -73,11 +79,13 @@ def trainer(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
         model.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps
     )
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(model=model, args=TrainingArguments(**settings(arguments, folder)), train_dataset=data).train()
+        made = Trainer(model=model, args=TrainingArguments(**settings(arguments, folder)), train_dataset=data)
+        made.train()
+    return logged(made)
 
 
-def trl(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
-    """TRL's SFTTrainer, which makes the adapter itself."""
+def trl(base: torch.nn.Module, arguments: argparse.Namespace, *, liger: bool = False) -> list[tuple[float, float]]:
+    """TRL's SFTTrainer, which makes the adapter itself; with liger-kernel on request."""
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -90,23 +98,80 @@ def trl(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
     )
     data = rows(base.config.vocab_size, arguments.seq, arguments.micro_batch * arguments.accumulation * arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
-        SFTTrainer(
+        more = {"use_liger_kernel": True} if liger else {}
+        made = SFTTrainer(
             model=base,
-            args=SFTConfig(**settings(arguments, folder), max_length=arguments.seq, packing=False),
+            args=SFTConfig(**settings(arguments, folder), max_length=arguments.seq, packing=False, **more),
             train_dataset=Dataset.from_list(data),
             processing_class=tokenizer,
             peft_config=lora(),
-        ).train()
+        )
+        made.train()
+    return logged(made)
 
 
-def ours(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
+def unsloth_loaded(path: str) -> torch.nn.Module:
+    """The base, as Unsloth loads it; it has to be imported before transformers."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+    from unsloth import FastLanguageModel
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 30000)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    special = {"pad_token": "<unk>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+    model, loaded = FastLanguageModel.from_pretrained(
+        path, max_seq_length=8192, dtype=torch.bfloat16, load_in_4bit=True, local_files_only=True
+    )
+    model.unsloth_tokenizer = loaded
+    return model
+
+
+def unsloth(base: torch.nn.Module, arguments: argparse.Namespace) -> list[tuple[float, float]]:
+    """Unsloth's adapter and checkpoints under SFTTrainer, as its notebooks have it."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    from unsloth import FastLanguageModel
+
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    tokenizer = base.unsloth_tokenizer
+    model = FastLanguageModel.get_peft_model(
+        base,
+        r=RANK,
+        lora_alpha=32,
+        lora_dropout=0,
+        bias="none",
+        use_gradient_checkpointing="unsloth",
+        target_modules=names,
+    )
+    count = arguments.micro_batch * arguments.accumulation * arguments.steps
+    data = rows(model.config.vocab_size, arguments.seq, count)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = settings(arguments, folder)
+        del chosen["gradient_checkpointing"], chosen["gradient_checkpointing_kwargs"]
+        kept = {"skip_prepare_dataset": True}
+        made = SFTTrainer(
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(data),
+            args=SFTConfig(**chosen, max_length=arguments.seq, packing=False, dataset_kwargs=kept),
+        )
+        made.train()
+    return logged(made)
+
+
+def ours(base: torch.nn.Module, arguments: argparse.Namespace) -> list[tuple[float, float]]:
     """finetune's own step."""
     model, optimizer, config = adapted(base, arguments)
     from finetune.training.step import train_step
 
     window = batches(arguments, int(model.config.vocab_size))
-    for step in range(arguments.steps):
-        train_step(model, window, optimizer, config, step=step, total_steps=arguments.steps)
+    steps = range(arguments.steps)
+    done = [train_step(model, window, optimizer, config, step=step, total_steps=arguments.steps) for step in steps]
+    return [(stats.loss, stats.grad_norm) for stats in done]
 
 
 def floor(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
@@ -178,7 +243,14 @@ def batches(arguments: argparse.Namespace, vocabulary: int) -> list[object]:
     return [Batch(input_ids=ids, labels=ids.clone()) for _ in range(arguments.accumulation)]
 
 
-RECIPES = {"trainer": (quantized, trainer), "trl": (quantized, trl), "ours": (loaded, ours), "floor": (loaded, floor)}
+RECIPES = {
+    "trainer": (quantized, trainer),
+    "trl": (quantized, trl),
+    "trl-liger": (quantized, functools.partial(trl, liger=True)),
+    "unsloth": (unsloth_loaded, unsloth),
+    "ours": (loaded, ours),
+    "floor": (loaded, floor),
+}
 
 
 def without_adapter(base: torch.nn.Module) -> None:
@@ -222,7 +294,7 @@ def most_rows(peak_of: Callable[[int], int | None], limit: int) -> int:
         guess = min(max(guess, low + 1), refused - 1)
 
 
-def search(base: torch.nn.Module, recipe: Callable[..., None], arguments: argparse.Namespace) -> int:
+def search(base: torch.nn.Module, recipe: Callable[..., object], arguments: argparse.Namespace) -> int:
     """The largest micro-batch of ``recipe`` that ``--most`` bytes take, of which the allocator hands out no more."""
     total = torch.cuda.get_device_properties(0).total_memory
 

@@ -38,6 +38,7 @@ LAYERS = {
     "finetune.patches": 2,
     "finetune.data": 3,
     "finetune.model": 4,
+    "finetune.kernels": 5,
     "finetune.estimate": 5,
     "finetune.training": 6,
     "finetune.dryrun": 7,

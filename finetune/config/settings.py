@@ -13,6 +13,7 @@ from typing import Literal
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp4", "nf4"]
 ComputeDtype = Literal["auto", "fp32", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
+KernelsName = Literal["auto", "liger", "torch"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 MergeBase = Literal["none", "quantized-base", "full-base"]
 
@@ -127,6 +128,10 @@ class TrainConfig:
     a bf16 adapter in fp32. On a GPU, the state of a paged optimizer lives in managed memory, which moves to the host
     when the card is full; on a CPU it is ordinary memory.
     With a paged optimizer the gradients of an adapter wait in host memory between the micro-batches of a step."""
+    kernels: KernelsName = "auto"
+    """Fused kernels on a GPU. auto: adapters are fused with their base layers, the optimizer is one kernel, and
+    liger-kernel runs norms, rotations and gates if it is installed; liger: the same, refused if it is not installed;
+    torch: the layers of PyTorch and peft."""
     checkpointing: bool = True
     """Recompute activations in the backward pass (non-reentrant), so that only one layer's activations are held at a
     time, and not those of all layers."""

@@ -26,17 +26,19 @@ _FINGERPRINTED = {"model", "data", "eval_data"}
 """Settings that name folders and files. Those may move, so their content is compared in place of their name."""
 
 FREE = _FINGERPRINTED | {
+    "kernels",
     *(field.name for section in (OutputConfig, DryRunConfig) for field in dataclasses.fields(section)),
     "checkpointing",
     "offload_activations",
     "threads",
 }
-"""Settings that a resumed run may change, because they do not change a bit of the adapter."""
+"""Settings that a resumed run may change: they do not change a bit of the adapter, or, as ``kernels``, its rounding
+only, which is noted."""
 
 _SPLIT = ("micro_batch", "accumulation")
 _LENGTH = ("max_steps", "epochs")
-_ROUNDING = ("loss_chunk",)
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets")
+_ROUNDING = ("loss_chunk", "kernels")
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "liger-kernel")
 _SAMPLE = 1024
 
 
@@ -126,16 +128,14 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     Raises:
         ConfigError: a setting that changes the result is different.
     """
-    changed = {name for name in now if name in before and before[name] != now[name]} - FREE
-    notes = []
+    other = {name for name in now if name in before and before[name] != now[name]}
+    notes = [f"{name} changed: the result is equal up to rounding, not exactly" for name in _ROUNDING if name in other]
+    changed = other - FREE - set(_ROUNDING)
     if now["schedule"] == "constant" and changed & set(_LENGTH):
         changed -= set(_LENGTH)  # with a constant rate, the steps so far do not depend on the run's length
     if changed & set(_SPLIT) and _window(before) == _window(now) and not now["packing"] and now["dropout"] == 0:
         changed -= set(_SPLIT)
         notes.append("the window is split into other micro-batches: the result is equal up to rounding, not exactly")
-    if changed & set(_ROUNDING):
-        changed -= set(_ROUNDING)
-        notes.append("loss_chunk changed: the result is equal up to rounding, not exactly")
     if changed:
         what = "this setting changes the result"
         raise ConfigError(*(_changed(name, before[name], now[name], what) for name in now if name in changed))

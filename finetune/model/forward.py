@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from finetune.errors import ConfigError, ModelError, Problem
+from finetune.patches.transformers import known_to_be_apart
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -59,7 +60,7 @@ def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> H
     routed = bool(getattr(base.config, "output_router_logits", False))
     if routed:
         arguments["output_router_logits"] = True
-    with computing(model), _saving_on_host(offload):
+    with computing(model), _saving_on_host(offload), known_to_be_apart(batch.position_ids):
         decoder = decoder_of(base)
         if decoder is None:
             if routed:

@@ -15,7 +15,7 @@ from typing import Literal
 class Patch:
     """One patch of another library."""
 
-    library: Literal["bitsandbytes", "peft", "transformers"]
+    library: Literal["bitsandbytes", "liger-kernel", "peft", "transformers"]
     """The library's distribution on PyPI."""
     where: str
     """Full name of the function or class here that makes the patch."""
@@ -30,7 +30,7 @@ class Patch:
     """The first version with which nobody has yet tried whether the patch may go."""
 
 
-_BITSANDBYTES, _PEFT, _TRANSFORMERS = "0.52", "0.23", "5.26"
+_BITSANDBYTES, _LIGER, _PEFT, _TRANSFORMERS = "0.52", "0.9", "0.23", "5.26"
 
 PATCHES = (
     Patch(
@@ -90,6 +90,22 @@ PATCHES = (
         look_again_at=_BITSANDBYTES,
     ),
     Patch(
+        library="liger-kernel",
+        where="finetune.patches.liger.apply_kernels",
+        what="liger_kernel.transformers.monkey_patch._apply_liger_kernel_to_instance",
+        why="its public functions patch every model of an architecture, and need that architecture's name",
+        may_go_when="liger-kernel patches one model through a public function",
+        look_again_at=_LIGER,
+    ),
+    Patch(
+        library="peft",
+        where="finetune.kernels.fused_adapter.fuse",
+        what="peft.tuners.lora.Linear.forward",
+        why="it adds the adapter in operators of their own, each of which reads and writes all activations",
+        may_go_when="peft computes the adapter together with its base layer",
+        look_again_at=_PEFT,
+    ),
+    Patch(
         library="peft",
         where="finetune.patches.peft.as_named",
         what="peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers",
@@ -143,6 +159,14 @@ PATCHES = (
         what="transformers.integrations.moe._default_apply_gate",
         why="the gate of fused experts has no public name",
         may_go_when="transformers gives the gate a public name",
+        look_again_at=_TRANSFORMERS,
+    ),
+    Patch(
+        library="transformers",
+        where="finetune.patches.transformers.known_to_be_apart",
+        what="transformers.masking_utils.find_packed_sequence_indices",
+        why="it looks for packed rows in positions that it has made itself, and the host waits for the answer",
+        may_go_when="transformers does not look for packed rows in positions of its own",
         look_again_at=_TRANSFORMERS,
     ),
     Patch(

@@ -1,16 +1,20 @@
-"""Patches of transformers: a hook before and after layers are quantized, the gate of fused experts, and GGUF models.
+"""Patches of transformers: hooks around quantization, the gate of fused experts, GGUF models, and the causal mask.
 
 Each docstring says when its patch may go; ``table.py`` has all of them with the version at which to look again.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
+from transformers import masking_utils
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import nn
     from transformers import PreTrainedModel
@@ -80,3 +84,25 @@ def forget_quantization(model: Any) -> None:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+
+
+@contextlib.contextmanager
+def known_to_be_apart(position_ids: torch.Tensor | None) -> Iterator[None]:
+    """Run a model on rows that are not packed, without the question whether they are.
+
+    Without positions, transformers makes them itself on the device, looks in them for rows that are packed, and waits
+    for the answer. May go when it does not look for them in positions of its own; look again with 5.26.
+
+    Args:
+        position_ids: the positions that the model is given. Packed rows have positions that restart; for such a batch
+            nothing is changed.
+    """
+    own = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if own is None or position_ids is not None:
+        yield
+        return
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = own

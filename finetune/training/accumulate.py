@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from finetune.kernels.choice import set_kernels
 from finetune.model.forward import base_model, computing, hidden_states, set_checkpointing
 from finetune.model.loss import LogitRule, chunked_cross_entropy, target_positions
 from finetune.training import host_gradients
@@ -59,6 +60,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
     """
     model.train()
     set_checkpointing(model, enabled=config.checkpointing)
+    set_kernels(model, config.kernels)
     device = next(model.parameters()).device
     targets, tokens, shares = _over_processes(
         [sum(b.targets for b in window), sum(b.tokens for b in window), len(window)], device

@@ -1,12 +1,13 @@
 """The gradients of earlier micro-batches in host memory, so that a window needs no more of the card than one of them.
 
 A gradient is of use to the next micro-batch only after that one's backward pass, and a window's peak is earlier: while
-the layers' inputs are all there. A paged optimizer's user gives up a little bandwidth for memory already; an adapter's
-gradients, 80 MiB of a 7B model at rank 16, cross the bus twice for each micro-batch.
+the layers' inputs are all there. An adapter's gradients, 80 MiB of a 7B model at rank 16, cross the bus twice for each
+micro-batch: a few large copies from and to flat pinned memory, on a stream of their own, beside the next forward pass.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,9 +15,14 @@ from peft import PeftModel
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
 
     from finetune.config.settings import TrainConfig
+
+CHUNK_BYTES = 8 * 2**20
+"""Bytes that are gathered on the card for one copy: what a window needs on top, when the activations are gone."""
 
 
 def wanted(model: nn.Module, config: TrainConfig) -> bool:
@@ -28,30 +34,121 @@ def wanted(model: nn.Module, config: TrainConfig) -> bool:
     return device.type != "cpu" and isinstance(model, PeftModel) and config.optimizer.startswith("paged")
 
 
-def put_away(parameters: Iterable[nn.Parameter], earlier: dict[nn.Parameter, torch.Tensor]) -> None:
+def put_away(parameters: Iterable[nn.Parameter], earlier: dict[nn.Parameter, Tensor]) -> None:
     """Add each ``.grad`` to what ``earlier`` holds of its parameter, in host memory, and leave None in its place.
 
-    The sums are the ones that ``.grad`` itself would come to, bit for bit. On CUDA the copies are in order with the
-    stream's other work: nothing waits for the card, and the host's bytes are only valid after it was waited for.
+    The sums are the ones that ``.grad`` itself would come to, bit for bit. Nothing waits for the card, and the host's
+    bytes are only valid after it was waited for.
+
+    Args:
+        parameters: those that are trained, in the same order each time.
+        earlier: empty at first; views of flat tensors from then on.
     """
+    fresh = []
+    again: dict[int, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is None:
             continue
-        pinned = parameter.grad.device.type == "cuda"
         if parameter in earlier:
-            parameter.grad.add_(earlier[parameter].to(parameter.device, non_blocking=True))
+            again.setdefault(_flat(earlier[parameter]).data_ptr(), []).append(parameter)
         else:
-            earlier[parameter] = torch.empty_like(parameter.grad, device="cpu", pin_memory=pinned)
-        earlier[parameter].copy_(parameter.grad, non_blocking=pinned)
-        parameter.grad = None
+            fresh.append(parameter)
+    for chunk in again.values():
+        host = _flat(earlier[chunk[0]])
+        total = _to_device(host, chunk[0].device)
+        _add([_part(total, earlier[p]) for p in chunk], _taken(chunk))
+        _to_host(total, host)
+    for chunk in _chunks(fresh):
+        sizes = [parameter.numel() for parameter in chunk]
+        total = torch.cat([gradient.flatten() for gradient in _taken(chunk)])
+        host = torch.empty_like(total, device="cpu", pin_memory=total.is_cuda)
+        _to_host(total, host)
+        for parameter, part in zip(chunk, host.split(sizes), strict=True):
+            earlier[parameter] = part.view(parameter.shape)
 
 
-def bring_back(earlier: dict[nn.Parameter, torch.Tensor]) -> None:
+def bring_back(earlier: dict[nn.Parameter, Tensor]) -> None:
     """Put the sum of ``earlier`` and ``.grad`` into ``.grad``; ``earlier`` is empty after it."""
-    while earlier:
-        parameter, kept = earlier.popitem()
-        total = kept.to(parameter.device, non_blocking=True)
-        if parameter.grad is None:
-            parameter.grad = total
-        else:
-            parameter.grad.add_(total)
+    chunks: dict[int, list[nn.Parameter]] = {}
+    for parameter, kept in earlier.items():
+        chunks.setdefault(_flat(kept).data_ptr(), []).append(parameter)
+    for chunk in chunks.values():
+        total = _to_device(_flat(earlier[chunk[0]]), chunk[0].device)
+        parts = {parameter: _part(total, earlier.pop(parameter)) for parameter in chunk}
+        both = [parameter for parameter in chunk if parameter.grad is not None]
+        _add([p.grad for p in both if p.grad is not None], [parts[p] for p in both])
+        for parameter in chunk:
+            if parameter.grad is None:
+                parameter.grad = parts[parameter].clone()  # a view would keep the whole chunk
+
+
+def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parameters of one dtype on one device, whose gradients come to :data:`CHUNK_BYTES`, or one that is larger."""
+    chunk: list[nn.Parameter] = []
+    size = 0
+    for parameter in sorted(parameters, key=lambda p: (str(p.dtype), str(p.device))):  # in order, where these are one
+        other = chunk and (chunk[0].dtype, chunk[0].device) != (parameter.dtype, parameter.device)
+        if chunk and (other or size + parameter.nbytes > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(parameter)
+        size += parameter.nbytes
+    if chunk:
+        yield chunk
+
+
+def _taken(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients, which their parameters no longer hold."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+            parameter.grad = None
+    return gradients
+
+
+def _add(targets: list[Tensor], others: list[Tensor]) -> None:
+    if targets:
+        torch._foreach_add_(targets, others)
+
+
+def _flat(part: Tensor) -> Tensor:
+    """The flat tensor in host memory that ``part`` is a view of."""
+    base: Tensor | None = part._base
+    return part if base is None else base
+
+
+def _part(total: Tensor, of: Tensor) -> Tensor:
+    """The elements of ``total`` on the device that ``of`` is in host memory."""
+    begin = of.storage_offset()
+    return total[begin : begin + of.numel()].view(of.shape)
+
+
+@functools.cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _to_host(total: Tensor, host: Tensor) -> None:
+    """Copy to the host, beside what the current stream does next."""
+    if not total.is_cuda:
+        host.copy_(total)
+        return
+    stream = _own_stream(total.device)
+    stream.wait_stream(torch.cuda.current_stream(total.device))
+    with torch.cuda.stream(stream):
+        host.copy_(total, non_blocking=True)
+    total.record_stream(stream)  # its memory is another's only after the copy
+
+
+def _to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device, after all copies to the host; the current stream goes on when it is there."""
+    if device.type != "cuda":
+        return host.to(device, copy=True)
+    total = torch.empty_like(host, device=device)
+    stream, current = _own_stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)  # an earlier owner of this memory may not be done with it
+    with torch.cuda.stream(stream):
+        total.copy_(host, non_blocking=True)
+    current.wait_stream(stream)
+    return total

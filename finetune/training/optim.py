@@ -61,17 +61,46 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
                 remedy="pip install bitsandbytes, or use --optimizer adamw",
             )
         ) from error
-    kinds = {
-        "adamw-8bit": bnb.optim.AdamW8bit,
-        "paged-adamw": bnb.optim.PagedAdamW32bit,
-        "paged-adamw-8bit": bnb.optim.PagedAdamW8bit,
-    }
+    masters = len(chosen) < len(everything)
+    if config.optimizer == "paged-adamw":
+        from finetune.training.paged_adamw import PagedAdamW
+
+        return PagedAdamW(chosen, masters=masters, kernel=config.kernels != "torch", paged_from=PAGED_FROM, **settings)
+    kinds = {"adamw-8bit": bnb.optim.AdamW8bit, "paged-adamw-8bit": bnb.optim.PagedAdamW8bit}
     optimizer: Any = kinds[config.optimizer](chosen, **settings)
     if optimizer.is_paged:
         optimizer.get_state_buffer = functools.partial(_paged_buffer, optimizer, optimizer.get_state_buffer)
-    if len(chosen) < len(everything):
+    if masters:
         keep_masters(optimizer)
     return cast("torch.optim.Optimizer", optimizer)
+
+
+def rounded_away(parameters: Iterable[nn.Parameter], config: TrainConfig) -> str | None:
+    """What to tell a user whose bf16 weights are updated in bf16; None where they have fp32 masters, or are not bf16.
+
+    The neighbours of a bf16 number w are at least w / 256 away, so that a change below w / 512 is rounded away.
+
+    Args:
+        parameters: all of the model's, with the frozen ones.
+        config: which optimizer, and its learning rate.
+    """
+    everything = list(parameters)
+    chosen = [p for p in everything if p.requires_grad]
+    if not any(p.dtype == torch.bfloat16 for p in chosen):
+        return None
+    full = len(chosen) == len(everything)
+    if not full and config.optimizer != "adamw":
+        return None
+    remedy = (
+        "--precision fp32 --compute-dtype bf16 keeps them in fp32"
+        if full
+        else "--optimizer paged-adamw or adamw-8bit keeps fp32 masters, and --adapter-dtype fp32 fp32 weights"
+    )
+    return (
+        f"the trained weights are bf16, and {config.optimizer} updates them in bf16: a step of AdamW moves a weight by "
+        f"about the learning rate, and at {config.learning_rate:g} nothing above {512 * config.learning_rate:.2g} "
+        f"moves; {remedy}"
+    )
 
 
 def state_bytes(parameters: Iterable[nn.Parameter], config: TrainConfig, *, masters: bool) -> int:

@@ -15,6 +15,7 @@ from finetune.disk.run_folder import RunFolder
 from finetune.disk.run_log import notice
 from finetune.disk.state import Tree, seed_everything
 from finetune.errors import ConfigError, OutputError, Problem
+from finetune.kernels.choice import check_kernels, set_kernels
 from finetune.model.checks import check_assumptions, why_the_split_matters
 from finetune.model.embeddings import (
     check_question,
@@ -27,7 +28,7 @@ from finetune.model.embeddings import (
 from finetune.model.load import attach_adapter, load_base, load_tokenizer, resolve_device
 from finetune.model.settle import settled
 from finetune.model.targets import coverage
-from finetune.training.optim import load_optimizer_state, make_optimizer
+from finetune.training.optim import load_optimizer_state, make_optimizer, rounded_away
 from finetune.training.sample import Question, choose_question
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         CheckpointError: there are checkpoints, and none is sound.
     """
     run = RunFolder(config.output.output)
-    resolve_device(config.model)
+    check_kernels(config.train.kernels, resolve_device(config.model))
     config = settled(config)
     earlier = _earlier_run(run)
     if not earlier:
@@ -105,11 +106,13 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     model = attach_adapter(base, config.adapter, seed=config.train.seed, saved=config.model.model)
     holdings.model = model
     layers = () if config.adapter.full else coverage(model, config.adapter).lines()
-    for line in layers:
+    for line in (*layers, *set_kernels(model, config.train.kernels)):
         notice(line)
     check_assumptions(model, packing=config.data.packing, checkpointing=config.train.checkpointing)
     optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer
+    if note := rounded_away(model.parameters(), config.train):
+        notice(note)
     facts = RunFacts(
         settings=yaml_file.plain(config),
         threads=torch.get_num_threads(),

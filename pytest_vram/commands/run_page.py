@@ -92,6 +92,7 @@ def _measurement(figures: DeviceFigures, device: Device, run: RunReport) -> Meas
         timeline=decode(Timeline, recorded["timeline"]) if recorded else None,
         retries=figures.num_alloc_retries,
         ooms=figures.num_ooms,
+        work=figures.work,
         host_reads=run.host_reads if figures.index == run.devices[0].index else (),
         notes=(*run.notes, *_notes(figures, run)),
         processes=tuple(found for process in run.processes if (found := _process(process, figures.index))),

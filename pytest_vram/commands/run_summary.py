@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vram.commands.run_processes import FIGURES, Process, absent, at_once, concerned
 from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
 from pytest_vram.memory.note import Note
+from pytest_vram.memory.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ class DeviceFigures:
         total_bytes: memory of the card.
         num_alloc_retries: how often the allocator emptied its cache to satisfy a request.
         num_ooms: how often the allocator refused a request with OutOfMemoryError.
+        work: kernels, copies and waits, those of all processes added.
     """
 
     index: int
@@ -54,6 +56,7 @@ class DeviceFigures:
     total_bytes: int
     num_alloc_retries: int
     num_ooms: int
+    work: Work
 
     @property
     def has_room(self) -> bool:
@@ -151,6 +154,7 @@ class RunReport:
             "count": self.count,
             "alloc_conf": self.alloc_conf,
             **{name: None if worst is None else getattr(worst, name) for name in names},
+            **(asdict(worst.work) if worst else dict.fromkeys(field.name for field in fields(Work))),
             "num_alloc_retries": sum(device.num_alloc_retries for device in self.devices),
             "num_ooms": sum(device.num_ooms for device in self.devices),
             "fits": self.fits,
@@ -261,4 +265,5 @@ def _figures(index: int, shares: Sequence[tuple[Process, Record]], total_bytes: 
         total_bytes=total_bytes,
         num_alloc_retries=sum(record["num_alloc_retries"] for _, record in shares),
         num_ooms=sum(record["num_ooms"] for _, record in shares),
+        work=sum((decode(Work, record["work"]) for _, record in shares), Work()),
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_vram.commands.run_processes import Process
     from pytest_vram.commands.run_summary import DeviceFigures, RunReport
     from pytest_vram.memory.measurement import HostRead
+    from pytest_vram.memory.work import Work
 
 _MOST_READS = _MOST_PROCESSES = 12
 _COMMAND = 48  # characters of a process's command line
@@ -68,6 +69,20 @@ def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
         lines.append(
             f"{'cache flushes':<18} {device.num_alloc_retries} (before an allocation was satisfied or refused)"
         )
+    return lines + _render_work(device.work)
+
+
+def _render_work(work: Work) -> list[str]:
+    """Render the kernels, copies and waits of one card, a line for each kind."""
+    graphs = f", in {work.graph_launches:,} CUDA graphs and one by one" if work.graph_launches else ""
+    lines = [f"{'kernels launched':<18} {work.launches:,}{graphs}"]
+    for name, count, size in (
+        ("copied to device", work.copies_to_device, work.copied_to_device_bytes),
+        ("copied to host", work.copies_to_host, work.copied_to_host_bytes),
+    ):
+        lines.append(f"{name:<18} {format_bytes(size)} in {count:,} {'copy' if count == 1 else 'copies'}")
+    times = "time" if work.synchronizations == 1 else "times"
+    lines.append(f"{'waits for device':<18} {work.synchronizations:,} {times}")
     return lines
 
 

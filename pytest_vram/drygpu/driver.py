@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pytest_vram.errors import DryGpuError
+from pytest_vram.memory import Work
 
 _CLOCK_RATE = 13  # cudaDevAttrClockRate, in kHz
 
@@ -51,6 +52,10 @@ class _Stats(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in DriverStats.__dataclass_fields__]
 
 
+class _Work(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in Work.__dataclass_fields__]
+
+
 ReadHook = Callable[[int, int, bool, int], bool]
 """Called as ``hook(address, size_bytes, known, destination)`` before a copy from the device to the host.
 
@@ -69,7 +74,6 @@ def _find() -> ctypes.CDLL | None:
         library.pytest_vram_dry_stats  # noqa: B018 - ctypes resolves the name on access
     except AttributeError:
         return None
-    library.pytest_vram_dry_launches.restype = ctypes.c_uint64
     library.pytest_vram_dry_missing.restype = ctypes.c_char_p
     library.pytest_vram_dry_note.restype = ctypes.c_char_p
     return library
@@ -108,8 +112,12 @@ def stats(device: int = 0) -> DriverStats:
     """
     out = _Stats()
     if not _library().pytest_vram_dry_stats(ctypes.c_int(device), ctypes.byref(out)):
-        raise DryGpuError(f"there is no dry GPU {device}: this process sees {device_count()}")
+        raise _no_such_device(device)
     return DriverStats(**{name: int(getattr(out, name)) for name in DriverStats.__dataclass_fields__})
+
+
+def _no_such_device(device: int) -> DryGpuError:
+    return DryGpuError(f"there is no dry GPU {device}: this process sees {device_count()}")
 
 
 def reset_peaks() -> None:
@@ -117,9 +125,16 @@ def reset_peaks() -> None:
     _library().pytest_vram_dry_reset_peaks()
 
 
-def launches() -> int:
-    """Return how many kernels were launched so far."""
-    return int(_library().pytest_vram_dry_launches())
+def work(device: int = 0) -> Work:
+    """Return the kernels, copies and waits of one device so far.
+
+    Raises:
+        DryGpuError: there is no dry GPU of that index in this process.
+    """
+    out = _Work()
+    if not _library().pytest_vram_dry_work(ctypes.c_int(device), ctypes.byref(out)):
+        raise _no_such_device(device)
+    return Work(**{name: int(getattr(out, name)) for name in Work.__dataclass_fields__})
 
 
 def missing_functions() -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pytest_vram.memory.process_peak import ProcessPeak
 from pytest_vram.memory.report import Baseline, Report, TestRecord
 from pytest_vram.memory.timeline import Series, Timeline
 from pytest_vram.memory.verdict import Exceeded, Unmeasured, Verdict, Within
+from pytest_vram.memory.work import Work
 
 __all__ = [
     "Baseline",
@@ -41,5 +42,6 @@ __all__ = [
     "Unmeasured",
     "Verdict",
     "Within",
+    "Work",
     "note_lines",
 ]

@@ -9,11 +9,15 @@ from pytest_vram.memory.note import Note
 from pytest_vram.memory.peak import Peak
 from pytest_vram.memory.process_peak import ProcessPeak
 from pytest_vram.memory.timeline import Timeline
+from pytest_vram.memory.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """A named interval inside a test; ``start`` and ``end`` are seconds since the test's measurement began."""
+    """A named interval inside a test.
+
+    ``start`` and ``end`` are seconds since the test's measurement began. ``work`` is ``None`` if it is not counted.
+    """
 
     name: str
     start: float
@@ -21,6 +25,7 @@ class Phase:
     peak: Peak
     parent: str | None = None
     limit_bytes: int | None = None
+    work: Work | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,7 @@ class Measurement:
             baseline has no entry.
         notes: the assumptions that the measurement rests on.
         processes: the processes that used the device, if they were measured one by one.
+        work: kernels, copies and waits of the test; ``None`` if they are not counted, as on a real card.
     """
 
     device: Device
@@ -93,6 +99,7 @@ class Measurement:
     baseline_bytes: int | None = None
     notes: tuple[Note, ...] = ()
     processes: tuple[ProcessPeak, ...] = ()
+    work: Work | None = None
 
     def figure(self, metric: str) -> int | None:
         """Return the peak without ``uncounted_bytes``, in bytes; ``None`` if the probe does not report ``metric``.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from pytest_vram.memory import FixtureShare
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import Peak
+    from pytest_vram.memory import Peak, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhasePeak:
-    """Peak of a phase or of the test so far, in bytes; ``None`` where the device does not report it.
+    """Peak and work of a phase or of the test so far; sizes in bytes, ``None`` where the device does not report it.
 
     Attributes:
         allocated: bytes in live blocks.
@@ -21,6 +21,7 @@ class PhasePeak:
         requested: bytes that were asked for, before rounding.
         device: bytes that the process held on the card.
         start: allocated bytes when it began.
+        work: kernels, copies and waits; ``None`` where the device does not count them, as a real card.
     """
 
     allocated: int | None
@@ -28,6 +29,37 @@ class PhasePeak:
     requested: int | None
     device: int | None
     start: int
+    work: Work | None = None
+
+    @property
+    def launches(self) -> int | None:
+        """Kernels that were launched."""
+        return None if self.work is None else self.work.launches
+
+    @property
+    def synchronizations(self) -> int | None:
+        """How often the host waited for the device."""
+        return None if self.work is None else self.work.synchronizations
+
+    @property
+    def copies_to_device(self) -> int | None:
+        """Copies from host memory to the device."""
+        return None if self.work is None else self.work.copies_to_device
+
+    @property
+    def copied_to_device_bytes(self) -> int | None:
+        """Bytes of the copies to the device."""
+        return None if self.work is None else self.work.copied_to_device_bytes
+
+    @property
+    def copies_to_host(self) -> int | None:
+        """Copies from the device to host memory."""
+        return None if self.work is None else self.work.copies_to_host
+
+    @property
+    def copied_to_host_bytes(self) -> int | None:
+        """Bytes of the copies to the host."""
+        return None if self.work is None else self.work.copied_to_host_bytes
 
     @property
     def added(self) -> int | None:
@@ -35,7 +67,7 @@ class PhasePeak:
         return None if self.allocated is None else self.allocated - self.start
 
     @classmethod
-    def of(cls, peak: Peak, start: int) -> PhasePeak:
+    def of(cls, peak: Peak, start: int, work: Work | None = None) -> PhasePeak:
         """From a probe's figures."""
         return cls(
             allocated=peak.allocated_bytes,
@@ -43,6 +75,7 @@ class PhasePeak:
             requested=peak.requested_bytes,
             device=peak.device_bytes,
             start=start,
+            work=work,
         )
 
 

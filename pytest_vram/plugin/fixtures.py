@@ -96,7 +96,7 @@ class Vram:
             yield
 
     def __getitem__(self, name: str) -> PhasePeak:
-        """The peak of a finished phase; the largest where the name came more than once."""
+        """Peak and work of a finished phase; of the one with the largest peak where the name came more than once."""
         found = self._meter.phase_peaks(name)
         if not found:
             raise VramUsageError(

@@ -20,13 +20,13 @@ from pytest_vram.probe.replay import HELD_BEFORE
 from pytest_vram.probe.reporter import now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from pytest_vram.memory import Holder, Note, Process
+    from pytest_vram.memory import Holder, Note, Process, Work
     from pytest_vram.plugin.figures import Share
     from pytest_vram.probe.children import Children
     from pytest_vram.probe.intervals import Interval, Intervals
-    from pytest_vram.probe.protocol import Probe
+    from pytest_vram.probe.protocol import Counters, Probe
 
 _HOLDERS = 30  # places kept in a report; the terminal shows fewer
 
@@ -69,7 +69,7 @@ class Meter:
         self.call_interval: Interval | None = None
         self.call_start = self.start
         self.counters = probe.counters()
-        self.phases: list[tuple[Phase, tuple[Peak, ...], tuple[int, ...]]] = []
+        self.phases: list[tuple[Phase, tuple[Peak, ...], tuple[int, ...], tuple[Work | None, ...]]] = []
         self._open: list[str] = []
         self._notes: dict[Note, None] = {}
         self.fixtures: tuple[Share, ...] = ()
@@ -88,10 +88,12 @@ class Meter:
         interval, begin, began_at = self.intervals.begin(), time.perf_counter() - self.began, now()
         self._open.append(name)
         failed = True
+        before = self.probe.counters()
         try:
             yield
             failed = False
         finally:
+            after = self.probe.counters()
             self._open.pop()
             peaks = self.intervals.end(interval)
             phase = Phase(
@@ -102,26 +104,28 @@ class Meter:
                 parent=parent,
                 limit_bytes=limit,
             )
-            self.phases.append((phase, peaks, _filled(start, len(peaks))))
+            self.phases.append((phase, peaks, _filled(start, len(peaks)), _work(before, after, len(peaks))))
             if not failed and limit is not None:
                 self._check_phase(phase, peaks, limit, began_at)
 
     def phase_peaks(self, name: str) -> list[PhasePeak]:
         """Peaks of the phases of that name, on the device that needed most."""
         found = []
-        for phase, peaks, start in self.phases:
+        for phase, peaks, start, work in self.phases:
             if phase.name == name:
-                index = max(range(len(peaks)), key=lambda i: peaks[i].allocated_bytes or 0, default=0)
-                found.append(PhasePeak.of(phase.peak, start[index] if start else 0))
+                index = _fullest(peaks)
+                found.append(PhasePeak.of(phase.peak, start[index] if start else 0, work[index] if work else None))
         return found
 
     def phase_names(self) -> list[str]:
         """Names of the finished phases, in order."""
-        return list(dict.fromkeys(phase.name for phase, _, _ in self.phases))
+        return list(dict.fromkeys(phase.name for phase, *_ in self.phases))
 
     def peak_so_far(self) -> PhasePeak:
         """The whole test's peak until now."""
-        return PhasePeak.of(_largest(self.intervals.read(self.interval)), max(self.start, default=0))
+        peaks = self.intervals.read(self.interval)
+        work = _work(self.counters, self.probe.counters(), len(peaks))
+        return PhasePeak.of(_largest(peaks), max(self.start, default=0), work[_fullest(peaks)] if work else None)
 
     def clean(self) -> None:
         """Let go of what is only cached, so that the next phase starts as the first one did."""
@@ -172,6 +176,7 @@ class Meter:
         start = _filled(self.start, len(devices))
         before, after = self.counters, self.probe.counters()
         contaminated = self.probe.contaminated()
+        work = _work(before, after, len(devices))
         result = []
         for index, device in enumerate(devices):
             earlier = before[index] if index < len(before) else None
@@ -183,7 +188,9 @@ class Meter:
                     start_bytes=start[index],
                     uncounted_bytes=self.not_ours(index),
                     phases=tuple(
-                        replace(phase, peak=found[index]) for phase, found, _ in self.phases if index < len(found)
+                        replace(phase, peak=found[index], work=asked[index])
+                        for phase, found, _, asked in self.phases
+                        if index < len(found)
                     ),
                     fixtures=tuple(held for share in self.fixtures if (held := share.on(index))),
                     retries=(now.retries if now else 0) - (earlier.retries if earlier else 0),
@@ -191,6 +198,7 @@ class Meter:
                     host_reads=self.probe.host_reads() if index == 0 else (),
                     contaminated=contaminated[index],
                     notes=self._noted(),
+                    work=work[index],
                 )
             )
         return tuple(result)
@@ -338,6 +346,21 @@ def _largest(peaks: tuple[Peak, ...]) -> Peak:
     for peak in peaks:
         result = larger(result, peak)
     return result
+
+
+def _fullest(peaks: tuple[Peak, ...]) -> int:
+    """The number of the device that held most."""
+    return max(range(len(peaks)), key=lambda index: peaks[index].allocated_bytes or 0, default=0)
+
+
+def _work(before: Sequence[Counters], after: Sequence[Counters], count: int) -> tuple[Work | None, ...]:
+    """What each of ``count`` devices was asked to do between two readings; None where that is not counted."""
+    found: list[Work | None] = []
+    for index in range(count):
+        now = after[index].work if index < len(after) else None
+        earlier = before[index].work if index < len(before) else None
+        found.append(now if now is None or earlier is None else now - earlier)
+    return tuple(found)
 
 
 def _filled(values: tuple[int, ...], count: int) -> tuple[int, ...]:

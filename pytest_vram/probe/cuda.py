@@ -83,10 +83,14 @@ class CudaProbe:
         self._before_reset.append(before)
 
     def counters(self) -> tuple[Counters, ...]:
-        """Return the retries and OutOfMemory errors of each device."""
+        """Return the retries and OutOfMemory errors of each device; on a dry GPU also kernels, copies and waits."""
         return tuple(
-            Counters(retries=int(stats.get("num_alloc_retries", 0)), ooms=int(stats.get("num_ooms", 0)))
-            for stats in self._stats()
+            Counters(
+                retries=int(stats.get("num_alloc_retries", 0)),
+                ooms=int(stats.get("num_ooms", 0)),
+                work=driver.work(index) if self.dry else None,
+            )
+            for index, stats in enumerate(self._stats())
         )
 
     def free_bytes(self, index: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_vram.memory import Device, Holder, HostRead, Kind, Note, Peak, Timeline
+    from pytest_vram.memory import Device, Holder, HostRead, Kind, Note, Peak, Timeline, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,8 @@ class Counters:
     """How often the allocator emptied its cache to satisfy a request."""
     ooms: int = 0
     """OutOfMemory errors that the allocator raised."""
+    work: Work | None = None
+    """Kernels, copies and waits; None where they are not counted."""
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_vram.memory import note_lines
-from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text
+from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -117,7 +117,13 @@ def _details(row: Row) -> list[str]:
     ]
     if row.imbalance is not None:
         lines.append(f"- of {len(row.ranks)} processes {uneven_text(row.imbalance)}")
-    lines += [f"- phase {escape(p.name)}: {format_bytes(p.peak.allocated_bytes)}" for p in row.phases]
+    if row.work is not None:
+        lines.append(f"- {work_text(row.work)}")
+    lines += [
+        f"- phase {escape(p.name)}: {format_bytes(p.peak.allocated_bytes)}{'; ' * (p.work is not None)}"
+        f"{work_text(p.work)}"
+        for p in row.phases
+    ]
     lines += [f"- note: {escape(line)}" for line in note_lines(row.notes)]
     if row.ooms:
         lines.append(f"- {refusals_text(row)}")

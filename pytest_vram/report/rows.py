@@ -11,7 +11,18 @@ from pytest_vram.memory.report import grew
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import FixtureShare, Holder, HostRead, Kind, Measurement, Note, Phase, Report, TestRecord
+    from pytest_vram.memory import (
+        FixtureShare,
+        Holder,
+        HostRead,
+        Kind,
+        Measurement,
+        Note,
+        Phase,
+        Report,
+        TestRecord,
+        Work,
+    )
     from pytest_vram.memory.process import Card
 
 
@@ -99,6 +110,7 @@ class Row:
     holders: tuple[Holder, ...]
     host_reads: tuple[HostRead, ...]
     notes: tuple[Note, ...]
+    work: Work | None
     worst_example: str | None
 
 
@@ -203,6 +215,7 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
         holders=measurement.holders if measurement else (),
         host_reads=tuple(read for m in test.measurements for read in m.host_reads),
         notes=notes,
+        work=measurement.work if measurement else None,
         worst_example=test.worst_example,
     )
 
@@ -218,6 +231,18 @@ def refusals_text(row: Row) -> str:
 def uneven_text(value: float) -> str:
     """``the largest needs 25.0% more than the mean``."""
     return f"the largest needs {value:.1%} more than the mean"
+
+
+def work_text(work: Work | None) -> str:
+    """``1,204 kernels, 2 waits, 8 KiB to the device, 4 bytes to the host``; empty where nothing is counted."""
+    if work is None:
+        return ""
+    parts = [f"{work.launches:,} kernel{'s' * (work.launches != 1)}"]
+    parts.append(f"{work.synchronizations:,} wait{'s' * (work.synchronizations != 1)}")
+    for size, where in ((work.copied_to_device_bytes, "device"), (work.copied_to_host_bytes, "host")):
+        if size:
+            parts.append(f"{format_bytes(size)} to the {where}")
+    return ", ".join(parts)
 
 
 def change_text(size: int | None) -> str:

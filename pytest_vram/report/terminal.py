@@ -6,11 +6,11 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text
+from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from pytest_vram.memory import Note, Report
+    from pytest_vram.memory import Note, Phase, Report
 
 _BAR = 10
 _COLORS = {"exceeded": "31", "unmeasured": "33", "within": "32", "none": "0"}
@@ -103,7 +103,7 @@ def _table(shown: list[Row], width: int, color: bool, *, phases: bool, changes: 
         text += shorten(row.nodeid, name_width)
         lines.append(_painted(text.rstrip(), row, color))
         if phases:
-            lines += [f"{_size(p.peak.allocated_bytes):>10}   phase {p.name}" for p in row.phases]
+            lines += [f"{_size(p.peak.allocated_bytes):>10}   phase {p.name}{_asked(p)}"[:width] for p in row.phases]
         lines += _ranks(row, width, everything=phases)
     return lines
 
@@ -120,6 +120,11 @@ def _ranks(row: Row, width: int, *, everything: bool) -> list[str]:
     if row.imbalance is not None:
         lines.append(f"{'':>10}   {uneven_text(row.imbalance)} of the {len(row.ranks)} processes")
     return lines
+
+
+def _asked(phase: Phase) -> str:
+    text = work_text(phase.work)
+    return f": {text}" if text else ""
 
 
 def _host_reads(table: list[Row], top: int) -> list[str]:

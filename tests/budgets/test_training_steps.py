@@ -98,7 +98,11 @@ NO_BYTES = {
     "threads": "of the CPU",
 }
 """Settings that cannot change what a step holds on the card, and why."""
-NOT_MEASURED = {("attention", "flash_attention_2"): "needs a package that is built for the card; sdpa has its kernels"}
+NOT_MEASURED = {
+    ("attention", "flash_attention_2"): "needs a package that is built for the card; sdpa has its kernels",
+    ("kernels", "liger"): "what auto is where liger-kernel is installed",
+    ("kernels", "torch"): "has the figures of test_sixteen_gb.py",
+}
 
 
 def chosen(case: Case) -> dict[str, Any]:

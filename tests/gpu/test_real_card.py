@@ -95,3 +95,81 @@ def test_gradients_that_waited_in_host_memory_are_the_same_bits() -> None:
     host_gradients.bring_back(earlier)
     for parameter, one, two, three in zip(parameters, *drawn, strict=True):
         assert torch.equal(parameter.grad, (one + two) + three)
+
+
+@pytest.mark.parametrize(("dtype", "masters"), [("bfloat16", True), ("bfloat16", False), ("float32", False)])
+def test_the_optimizers_kernel_comes_to_the_bits_of_its_readable_form(dtype: str, masters: bool) -> None:
+    """States in managed memory, read and written where they are, over three steps."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    pytest.importorskip("bitsandbytes")
+    from finetune.config.settings import TrainConfig
+    from finetune.training.optim import make_optimizer, optimizer_step
+
+    frozen = torch.nn.Parameter(torch.zeros(1, device="cuda"), requires_grad=False)
+    results = []
+    for kernels in ("auto", "torch"):
+        generator = torch.Generator("cuda").manual_seed(1)
+        shapes = [(16, 4096), (14336, 16), (7,), (100_003,)]
+        drawn = [torch.randn(shape, generator=generator, device="cuda").to(getattr(torch, dtype)) for shape in shapes]
+        parameters = [torch.nn.Parameter(values) for values in drawn]
+        config = TrainConfig(optimizer="paged-adamw", kernels=kernels, weight_decay=0.1)  # type: ignore[arg-type]
+        optimizer = make_optimizer([*parameters, *([frozen] if masters else [])], config)
+        for _ in range(3):
+            for parameter in parameters:
+                gradient = torch.randn(parameter.shape, generator=generator, device="cuda")
+                parameter.grad = gradient.to(parameter.dtype)
+            optimizer_step(optimizer)
+        torch.cuda.synchronize()
+        states = [optimizer.state[p] for p in parameters]
+        tensors = [t.clone() for s in states for key, t in sorted(s.items()) if isinstance(t, torch.Tensor)]
+        results.append([*(p.detach().clone() for p in parameters), *tensors])
+    assert len(results[0]) == len(results[1]) == 4 * (4 if masters else 3)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_fused_layers_are_pefts_up_to_rounding() -> None:
+    torch = pytest.importorskip("torch")
+    bnb = pytest.importorskip("bitsandbytes")
+    peft = pytest.importorskip("peft")
+    from finetune.kernels.fused_adapter import fuse
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in ("q_proj", "k_proj", "v_proj"):
+                setattr(self, name, bnb.nn.Linear4bit(1024, 512, bias=False, compute_dtype=torch.bfloat16))
+
+        def forward(self, x: Any) -> Any:
+            return self.q_proj(x) * self.k_proj(x) + self.v_proj(x)
+
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        lora = peft.LoraConfig(r=16, target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)
+        model = peft.get_peft_model(Block().cuda(), lora, autocast_adapter_dtype=False)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+        if fused:
+            assert fuse(model).fused == 3
+        x = torch.randn(4, 300, 1024, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        model(x).float().square().mean().backward()
+        results.append([x.grad.float(), *(p.grad.float() for p in model.parameters() if p.grad is not None)])
+    for plain, found in zip(*results, strict=True):
+        assert float((plain - found).norm() / plain.norm()) < 2e-2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_nf4_decoded_in_one_launch_is_bitsandbytes_own(dtype: str, double_quant: bool) -> None:
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    pytest.importorskip("triton")
+    from finetune.kernels.nf4 import can_decode, decode
+
+    for shape in ((14336, 4096), (100, 333), (1, 64)):
+        weight = torch.randn(shape, device="cuda").to(getattr(torch, dtype))
+        packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=double_quant)
+        assert can_decode(state)
+        assert torch.equal(decode(packed, state, weight.dtype), functional.dequantize_4bit(packed, state))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutants import memory, models, quantization, rows, saving, settings, training
+from mutants import kernels, memory, models, quantization, rows, saving, settings, training
 from mutants.anchor import Bug
 
 Planted = tuple[list[str], list[Bug]]
@@ -13,6 +13,7 @@ MUTANTS: dict[str, Planted] = {
     **models.BUGS,
     **rows.BUGS,
     **training.BUGS,
+    **kernels.BUGS,
     **saving.BUGS,
     **settings.BUGS,
     **memory.BUGS,

@@ -33,10 +33,18 @@ BUGS: dict[str, Planted] = {
                 "[config.adapter.rank * part.inputs]",
             ),
             Bug("", "PAGED_FROM = 4096", "PAGED_FROM = 100000"),
+            Bug("loading_bytes", "2 * layer[0]", "layer[0]"),
+            Bug("loading_bytes", "2 * layer[0]", "3 * layer[0]"),
+        ],
+    ),
+    "finetune/estimate/activations": (
+        ["tests/unit/finetune/estimate/test_arithmetic.py"],
+        [
             Bug("activation_bytes", "dims.layers * kept", "kept"),
             Bug("activation_bytes", "max(dequantized, one_gradient)", "dequantized"),
             Bug("_windowed", "config.data.seq > dims.window", "config.data.seq < dims.window"),
-            Bug("loading_bytes", "2 * layer[0]", "layer[0]"),
+            Bug("layer_bytes", "2 if liger_gates(dims, config) else 3", "3"),
+            Bug("liger_norms", "config.train.kernels == 'torch' or config.model.device == 'cpu'", "False"),
         ],
     ),
     "finetune/disk/host_memory": (

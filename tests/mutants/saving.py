@@ -53,8 +53,8 @@ BUGS: dict[str, Planted] = {
         [
             Bug(
                 "check_settings",
-                "{name for name in now if name in before and before[name] != now[name]} - FREE",
-                "{name for name in now if name in before and before[name] != now[name]} - FREE - {'seed'}",
+                "other - FREE - set(_ROUNDING)",
+                "other - FREE - set(_ROUNDING) - {'seed'}",
             ),
             Bug("compare", "before != after", "False"),
             Bug("check_settings", "now['dropout'] == 0", "True"),

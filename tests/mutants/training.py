@@ -61,11 +61,11 @@ BUGS: dict[str, Planted] = {
     "finetune/training/host_gradients": (
         ["tests/properties/training/test_host_gradients.py"],
         [
-            Bug("put_away", "earlier[parameter].to(parameter.device, non_blocking=True)", "0"),
-            Bug("put_away", "earlier[parameter].copy_(parameter.grad, non_blocking=pinned)", "pass"),
-            Bug("put_away", "parameter.grad = None", "pass"),
-            Bug("bring_back", "parameter.grad.add_(total)", "pass"),
-            Bug("bring_back", "parameter.grad = total", "pass"),
+            Bug("put_away", "_add([_part(total, earlier[p]) for p in chunk], _taken(chunk))", "_taken(chunk)"),
+            Bug("bring_back", "_add([p.grad for p in both if p.grad is not None], [parts[p] for p in both])", "pass"),
+            Bug("bring_back", "parameter.grad = parts[parameter].clone()", "pass"),
+            Bug("_taken", "parameter.grad = None", "pass"),
+            Bug("_part", "of.storage_offset()", "0"),
             Bug(
                 "wanted",
                 "device.type != 'cpu' and isinstance(model, PeftModel) and config.optimizer.startswith('paged')",

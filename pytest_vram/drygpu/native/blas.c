@@ -43,7 +43,12 @@ const char *cublasGetStatusString(int status) {
 
 /* ---- results that may go to the host ---- */
 static int scalar(handle h, void *result, size_t bytes) {
-    if (h->pointer_mode == POINTER_HOST) memset(result, 0, bytes);
+    dry_count_kernel(h->stream);
+    if (h->pointer_mode == POINTER_HOST) {
+        memset(result, 0, bytes);
+        dry_count_copy(DRY_TO_HOST, bytes, h->stream);
+        dry_count_blocking_copy(h->stream);
+    }
     return OK;
 }
 int cublasDotEx(handle h, int n, const void *x, int type_x, int step_x, const void *y, int type_y, int step_y,
@@ -72,10 +77,13 @@ DOT(cublasCdotu_v2, 8) DOT(cublasCdotc_v2, 8) DOT(cublasZdotu_v2, 16) DOT(cublas
 // clang-format on
 
 /* ---- products, solves and updates: their results stay on the device ---- */
-static int product(void) { return dry_load_products(dry_current_device()) == cudaSuccess ? OK : ALLOC_FAILED; }
+static int product(handle h) {
+    if (dry_load_products(dry_current_device()) != cudaSuccess) return ALLOC_FAILED;
+    return dry_count_kernel(h->stream), OK;
+}
 
 // clang-format off
-#define KERNEL(name) int name(void) { return product(); }
+#define KERNEL(name) int name(handle h) { return product(h); }
 #define SDCZ(name) KERNEL(cublasS##name) KERNEL(cublasD##name) KERNEL(cublasC##name) KERNEL(cublasZ##name)
 SDCZ(axpy_v2) SDCZ(copy_v2) SDCZ(swap_v2) SDCZ(scal_v2) SDCZ(rot_v2) SDCZ(gemv_v2) SDCZ(trmv_v2) SDCZ(trsv_v2)
 SDCZ(symv_v2) SDCZ(syr_v2) SDCZ(syr2_v2)

@@ -109,5 +109,18 @@ int cublasLtMatmulAlgoCheck(void *handle, void *operation, void *a, void *b, voi
     return OK;
 }
 
-int cublasLtMatmul(void) { return dry_load_products(dry_current_device()) == cudaSuccess ? OK : ALLOC_FAILED; }
-int cublasLtMatrixTransform(void) { return OK; }
+int cublasLtMatmul(void *handle, void *operation, const void *alpha, const void *a, void *layout_a, const void *b,
+                   void *layout_b, const void *beta, const void *c, void *layout_c, void *d, void *layout_d,
+                   const algorithm *algo, void *workspace, size_t bytes, dry_stream stream) {
+    (void)handle, (void)operation, (void)alpha, (void)a, (void)layout_a, (void)b, (void)layout_b, (void)beta, (void)c,
+        (void)layout_c, (void)d, (void)layout_d, (void)algo, (void)workspace, (void)bytes;
+    if (dry_load_products(dry_current_device()) != cudaSuccess) return ALLOC_FAILED;
+    return dry_count_kernel(stream), OK;
+}
+int cublasLtMatrixTransform(void *handle, void *operation, const void *alpha, const void *a, void *layout_a,
+                            const void *beta, const void *b, void *layout_b, void *c, void *layout_c,
+                            dry_stream stream) {
+    (void)handle, (void)operation, (void)alpha, (void)a, (void)layout_a, (void)beta, (void)b, (void)layout_b, (void)c,
+        (void)layout_c;
+    return dry_count_kernel(stream), OK;
+}

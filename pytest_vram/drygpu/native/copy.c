@@ -3,70 +3,113 @@
 
 #include "dry.h"
 
-static cudaError_t copy(void *destination, const void *source, size_t bytes, cudaStream_t stream) {
+/* By what the caller says; by the addresses where it leaves that to us. Managed memory counts as the device's then. */
+static int direction_of(const void *destination, const void *source, enum cudaMemcpyKind kind) {
+    int to = dry_space_device_of((uintptr_t)destination) != DRY_NOT_DEVICE;
+    int from = dry_space_device_of((uintptr_t)source) != DRY_NOT_DEVICE;
+    switch (kind) {
+    case cudaMemcpyHostToDevice: return DRY_TO_DEVICE;
+    case cudaMemcpyDeviceToHost: return DRY_TO_HOST;
+    case cudaMemcpyDeviceToDevice: return DRY_ON_DEVICE;
+    case cudaMemcpyHostToHost: return DRY_HOST_TO_HOST;
+    default: return to && from ? DRY_ON_DEVICE : to ? DRY_TO_DEVICE : from ? DRY_TO_HOST : DRY_HOST_TO_HOST;
+    }
+}
+
+static int is_pinned(const void *pointer) {
+    void *base;
+    size_t size;
+    dry_lock();
+    int found = dry_host_find(pointer, &base, &size) || dry_space_device_of((uintptr_t)pointer) != DRY_NOT_DEVICE;
+    dry_unlock();
+    return found;
+}
+
+/* One copy of `height` rows. Which copies wait is written in "API synchronization behavior" of the runtime's manual: of
+ * the asynchronous ones those into pageable memory, of the others all but those within the device. */
+static cudaError_t copy_rows(void *destination, size_t destination_pitch, const void *source, size_t source_pitch,
+                             size_t width, size_t height, enum cudaMemcpyKind kind, cudaStream_t stream, int blocking) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
+    int direction = direction_of(destination, source, kind);
+    dry_count_copy(direction, width * height, stream);
     if (dry_is_capturing(stream)) return cudaSuccess; /* recorded, not done */
-    return dry_fail(dry_copy(destination, source, bytes) ? cudaSuccess : cudaErrorInvalidValue);
+    for (size_t row = 0; row < height; row++)
+        if (!dry_copy((char *)destination + row * destination_pitch, (const char *)source + row * source_pitch, width))
+            return dry_fail(cudaErrorInvalidValue);
+    if (blocking ? direction != DRY_ON_DEVICE : direction == DRY_TO_HOST && !is_pinned(destination))
+        dry_count_blocking_copy(stream);
+    return dry_fail(cudaSuccess);
 }
 
 cudaError_t cudaMemcpy(void *destination, const void *source, size_t bytes, enum cudaMemcpyKind kind) {
-    (void)kind;
-    return copy(destination, source, bytes, NULL);
+    return copy_rows(destination, bytes, source, bytes, bytes, 1, kind, NULL, 1);
 }
 
 cudaError_t cudaMemcpyAsync(void *destination, const void *source, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream) {
-    (void)kind;
-    return copy(destination, source, bytes, stream);
+    return copy_rows(destination, bytes, source, bytes, bytes, 1, kind, stream, 0);
 }
 
 cudaError_t cudaMemcpyPeer(void *destination, int to, const void *source, int from, size_t bytes) {
     (void)to, (void)from;
-    return copy(destination, source, bytes, NULL);
+    return cudaMemcpy(destination, source, bytes, cudaMemcpyDeviceToDevice);
 }
 
 cudaError_t cudaMemcpyPeerAsync(void *destination, int to, const void *source, int from, size_t bytes,
                                 cudaStream_t stream) {
     (void)to, (void)from;
-    return copy(destination, source, bytes, stream);
+    return cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDeviceToDevice, stream);
+}
+
+static cudaError_t copy_2d(void *destination, size_t destination_pitch, const void *source, size_t source_pitch,
+                           size_t width, size_t height, enum cudaMemcpyKind kind, cudaStream_t stream, int blocking) {
+    if (width > destination_pitch || width > source_pitch) return dry_fail(cudaErrorInvalidValue);
+    return copy_rows(destination, destination_pitch, source, source_pitch, width, height, kind, stream, blocking);
 }
 
 cudaError_t cudaMemcpy2DAsync(void *destination, size_t destination_pitch, const void *source, size_t source_pitch,
                               size_t width, size_t height, enum cudaMemcpyKind kind, cudaStream_t stream) {
-    (void)kind;
-    if (width > destination_pitch || width > source_pitch) return dry_fail(cudaErrorInvalidValue);
-    for (size_t row = 0; row < height; row++) {
-        cudaError_t error = copy((char *)destination + row * destination_pitch,
-                                 (const char *)source + row * source_pitch, width, stream);
-        if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+    return copy_2d(destination, destination_pitch, source, source_pitch, width, height, kind, stream, 0);
 }
 
 cudaError_t cudaMemcpy2D(void *destination, size_t destination_pitch, const void *source, size_t source_pitch,
                          size_t width, size_t height, enum cudaMemcpyKind kind) {
-    return cudaMemcpy2DAsync(destination, destination_pitch, source, source_pitch, width, height, kind, NULL);
+    return copy_2d(destination, destination_pitch, source, source_pitch, width, height, kind, NULL, 1);
 }
 
 /* A symbol's address is the host's shadow variable: real memory, written like any other. */
+static cudaError_t to_symbol(size_t bytes, cudaStream_t stream, int blocking) {
+    if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
+    dry_count_copy(DRY_TO_DEVICE, bytes, stream);
+    if (blocking) dry_count_blocking_copy(stream);
+    return cudaSuccess; /* only kernels read it, and they compute nothing */
+}
+
 cudaError_t cudaMemcpyToSymbol(const void *symbol, const void *source, size_t bytes, size_t offset,
                                enum cudaMemcpyKind kind) {
-    (void)symbol, (void)source, (void)bytes, (void)offset, (void)kind;
-    return dry_ready() < 0 ? dry_fail(cudaErrorNoDevice)
-                           : cudaSuccess; /* only kernels read it, and they compute nothing */
+    (void)symbol, (void)source, (void)offset, (void)kind;
+    return to_symbol(bytes, NULL, 1);
 }
 
 cudaError_t cudaMemcpyToSymbolAsync(const void *symbol, const void *source, size_t bytes, size_t offset,
                                     enum cudaMemcpyKind kind, cudaStream_t stream) {
-    (void)stream;
-    return cudaMemcpyToSymbol(symbol, source, bytes, offset, kind);
+    (void)symbol, (void)source, (void)offset, (void)kind;
+    return to_symbol(bytes, stream, 0);
+}
+
+static cudaError_t fill_rows(void *destination, size_t pitch, int value, size_t width, size_t height,
+                             cudaStream_t stream) {
+    if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
+    dry_count_fill(stream);
+    if (dry_is_capturing(stream)) return cudaSuccess;
+    unsigned char byte = (unsigned char)value;
+    for (size_t row = 0; row < height; row++)
+        if (!dry_fill((char *)destination + row * pitch, &byte, 1, width)) return dry_fail(cudaErrorInvalidValue);
+    return dry_fail(cudaSuccess);
 }
 
 cudaError_t cudaMemsetAsync(void *destination, int value, size_t bytes, cudaStream_t stream) {
-    if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
-    if (dry_is_capturing(stream)) return cudaSuccess;
-    unsigned char byte = (unsigned char)value;
-    return dry_fail(dry_fill(destination, &byte, 1, bytes) ? cudaSuccess : cudaErrorInvalidValue);
+    return fill_rows(destination, bytes, value, bytes, 1, stream);
 }
 
 cudaError_t cudaMemset(void *destination, int value, size_t bytes) {
@@ -75,9 +118,5 @@ cudaError_t cudaMemset(void *destination, int value, size_t bytes) {
 
 cudaError_t cudaMemset2DAsync(void *destination, size_t pitch, int value, size_t width, size_t height,
                               cudaStream_t stream) {
-    for (size_t row = 0; row < height; row++) {
-        cudaError_t error = cudaMemsetAsync((char *)destination + row * pitch, value, width, stream);
-        if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
+    return fill_rows(destination, pitch, value, width, height, stream);
 }

@@ -50,7 +50,12 @@ cudaError_t cudaInitDevice(int device, unsigned device_flags, unsigned flags) {
     return dry_fail(create_context(device));
 }
 
-cudaError_t cudaDeviceSynchronize(void) { return dry_fail(dry_ready() < 0 ? cudaErrorNoDevice : cudaSuccess); }
+cudaError_t cudaDeviceSynchronize(void) {
+    int device = dry_ready();
+    if (device < 0) return dry_fail(cudaErrorNoDevice);
+    dry_count_wait(device);
+    return cudaSuccess;
+}
 cudaError_t cudaSetDeviceFlags(unsigned flags) { return (void)flags, cudaSuccess; }
 cudaError_t cudaGetDeviceFlags(unsigned *flags) { return *flags = 0, cudaSuccess; }
 cudaError_t cudaDeviceSetLimit(enum cudaLimit limit, size_t value) { return (void)limit, (void)value, cudaSuccess; }

@@ -219,5 +219,7 @@ int cudnnBackendExecute(dnn_handle h, descriptor *executed, descriptor *variants
     if (!asks_installed()) note_plan(); /* PyTorch keeps plans: a later test may execute one of an earlier test */
     __atomic_add_fetch(&executions, 1, __ATOMIC_RELAXED);
     dry_is_capturing(h ? h->stream : NULL);
-    return dry_load_plans(dry_current_device()) == 0 ? DNN_OK : DNN_ALLOCATION_FAILED;
+    if (dry_load_plans(dry_current_device()) != 0) return DNN_ALLOCATION_FAILED;
+    dry_count_kernel(h ? h->stream : NULL);
+    return DNN_OK;
 }

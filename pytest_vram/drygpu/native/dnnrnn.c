@@ -145,7 +145,11 @@ int cudnnGetRNNWeightParams(dnn_handle h, const dnn_rnn *d, int pseudo, size_t b
 }
 
 /* ---- nothing is computed ---- */
-static int run(dnn_handle h) { return dry_is_capturing(h ? h->stream : NULL), DNN_OK; }
+static int run(dnn_handle h) {
+    dry_count_kernel(h ? h->stream : NULL);
+    dry_is_capturing(h ? h->stream : NULL);
+    return DNN_OK;
+}
 int cudnnRNNForward(dnn_handle h) { return run(h); }
 int cudnnRNNBackwardData_v8(dnn_handle h) { return run(h); }
 int cudnnRNNBackwardWeights_v8(dnn_handle h) { return run(h); }

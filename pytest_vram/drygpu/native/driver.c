@@ -162,17 +162,17 @@ CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
     return R(cudaMemcpyAsync((void *)to, (void *)from, n, cudaMemcpyDefault, s));
 }
 CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t n) {
-    return R(cudaMemcpy((void *)to, from, n, cudaMemcpyDefault));
+    return R(cudaMemcpy((void *)to, from, n, cudaMemcpyHostToDevice));
 }
 CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t n) {
-    return R(cudaMemcpy(to, (void *)from, n, cudaMemcpyDefault));
+    return R(cudaMemcpy(to, (void *)from, n, cudaMemcpyDeviceToHost));
 }
 CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t n) { return cuMemcpy(to, from, n); }
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, CUstream s) {
-    return R(cudaMemcpyAsync((void *)to, from, n, cudaMemcpyDefault, s));
+    return R(cudaMemcpyAsync((void *)to, from, n, cudaMemcpyHostToDevice, s));
 }
 CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t n, CUstream s) {
-    return R(cudaMemcpyAsync(to, (void *)from, n, cudaMemcpyDefault, s));
+    return R(cudaMemcpyAsync(to, (void *)from, n, cudaMemcpyDeviceToHost, s));
 }
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
     return cuMemcpyAsync(to, from, n, s);
@@ -180,6 +180,7 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, CUstre
 
 static CUresult fill(CUdeviceptr to, const void *pattern, size_t width, size_t count, CUstream stream) {
     if (dry_ready() < 0) return CUDA_ERROR_NO_DEVICE;
+    dry_count_fill(stream);
     if (dry_is_capturing(stream)) return CUDA_SUCCESS;
     return dry_fill((void *)to, pattern, width, count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

@@ -118,6 +118,7 @@ int dry_entry_point(const char *symbol, void **function);
 int dry_attribute(int attribute, int device); /* cudaDeviceAttr numbers, shared with CUdevice_attribute */
 typedef struct CUstream_st *dry_stream;
 int dry_is_capturing(dry_stream stream); /* counts one node if the stream is capturing */
+int dry_stream_device(dry_stream stream);
 
 /* ---- context.c: what the driver loads when it is first needed ---- */
 /* Before a launch; `loaded` has a bit for each device that the kernel's module is on. All return cudaError_t values. */
@@ -125,9 +126,23 @@ int dry_load_module(int device, uint64_t *loaded);
 int dry_load_products(int device); /* before a matrix product */
 int dry_load_plans(int device);    /* before a plan of cuDNN */
 
+/* ---- work.c: the work that the program gives to a device ---- */
+enum { DRY_HOST_TO_HOST = -1, DRY_TO_DEVICE, DRY_TO_HOST, DRY_ON_DEVICE, DRY_DIRECTIONS };
+typedef struct {
+    uint64_t kernels, graphs, fills, waits;
+    uint64_t copies[DRY_DIRECTIONS], copied_bytes[DRY_DIRECTIONS];
+} dry_work;
+void dry_count_kernel(dry_stream stream);
+void dry_count_fill(dry_stream stream);
+void dry_count_copy(int direction, size_t bytes, dry_stream stream);
+void dry_count_graph(const dry_work *graph, dry_stream stream);
+void dry_count_wait(int device);                 /* the host waits for the device, or for an event on it */
+void dry_count_stream_wait(dry_stream stream);   /* the same for a stream */
+void dry_count_blocking_copy(dry_stream stream); /* the same, by a copy just counted */
+
 /* ---- launch.c ---- */
+uint64_t dry_launch_count(void); /* how many kernels were launched so far */
 int dry_launch(const void *function, unsigned block_threads, size_t shared_bytes, dry_stream stream);
-uint64_t dry_launch_count(void);
 
 /* ---- error.c ---- */
 int dry_fail(int error); /* remembers a runtime error for cudaGetLastError and returns it */

@@ -15,6 +15,7 @@ struct CUuserObject_st {
 
 struct CUgraphExec_st {
     size_t nodes;
+    dry_work work;
 };
 
 static uint64_t next_capture_id;
@@ -123,6 +124,7 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph
     *executable = calloc(1, sizeof **executable);
     if (*executable == NULL) return dry_fail(cudaErrorMemoryAllocation);
     (*executable)->nodes = graph->nodes;
+    (*executable)->work = graph->work;
     return cudaSuccess;
 }
 
@@ -138,6 +140,7 @@ cudaError_t cudaGraphUpload(cudaGraphExec_t executable, cudaStream_t stream) {
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     if (executable == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
+    dry_count_graph(&executable->work, stream);
     dry_is_capturing(stream);
     return cudaSuccess;
 }

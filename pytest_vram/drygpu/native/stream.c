@@ -96,12 +96,18 @@ cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+int dry_stream_device(cudaStream_t stream) { return is_default(stream) ? dry_current_device() : stream->device; }
+
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
     return dry_fail(dry_capture_of(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
 }
 
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    cudaError_t error = cudaStreamQuery(stream);
+    if (error == cudaSuccess) dry_count_stream_wait(stream);
+    return error;
+}
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
     (void)flags;
@@ -170,7 +176,11 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
     return dry_fail(event->capture && event->capture->active ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
 }
 
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { return cudaEventQuery(event); }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    cudaError_t error = cudaEventQuery(event);
+    if (error == cudaSuccess && event->recorded) dry_count_wait(event->device);
+    return error;
+}
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
     if (start == NULL || end == NULL || !start->recorded || !end->recorded ||

@@ -3,6 +3,8 @@
 #ifndef PYTEST_VRAM_DRY_STREAM_H
 #define PYTEST_VRAM_DRY_STREAM_H
 
+#include "dry.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,6 +39,7 @@ struct dry_retained {
 
 struct CUgraph_st {
     size_t nodes;
+    dry_work work;
     struct dry_retained *retained;
 };
 

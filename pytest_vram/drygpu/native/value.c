@@ -174,10 +174,18 @@ int pytest_vram_dry_known(uint64_t address, uint64_t bytes) {
 }
 
 /* Declares a range known (1) or unknown (0), for values written straight to the address. */
+/* Managed and pinned memory, which a card reads as its own, has no marks: it is the program's own memory. */
 int pytest_vram_dry_mark(uint64_t address, uint64_t bytes, int known) {
+    void *base;
+    size_t size;
     dry_lock();
     int device = dry_space_device_of(address);
     int ok = device >= 0 && dry_space_find(address, NULL) != NULL;
+    if (device < 0) {
+        int shared = device == DRY_IS_MANAGED || dry_host_find((const void *)address, &base, &size);
+        dry_unlock();
+        return shared;
+    }
     if (ok && bytes && known) grains(device, address, bytes, 1);
     else if (ok && bytes) clear(device, address, bytes, 0);
     dry_unlock();

@@ -145,6 +145,7 @@ class ProcessRecorder:
                 **self.peaks[device],
                 **self.counts[device],
                 **_driver_figures(device),
+                "work": asdict(driver.work(device)),
                 **_over_time(device),
             }
             for device in _used_devices()

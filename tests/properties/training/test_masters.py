@@ -14,7 +14,14 @@ from torch import Tensor
 from finetune.config.settings import AdapterConfig, ModelConfig, TrainConfig
 from finetune.model.load import attach_adapter, load_base
 from finetune.training.masters import DROPPED, joined, split
-from finetune.training.optim import load_optimizer_state, make_optimizer, optimizer_state, optimizer_step, state_bytes
+from finetune.training.optim import (
+    load_optimizer_state,
+    make_optimizer,
+    optimizer_state,
+    optimizer_step,
+    rounded_away,
+    state_bytes,
+)
 from finetune.training.step import train_step
 
 if TYPE_CHECKING:
@@ -164,3 +171,21 @@ def test_a_paged_run_is_the_unpaged_one_in_gradients_states_and_bytes(compute: s
     assert any(value.dtype == torch.uint8 for value in paged[2].values())
     assert sum(v.nbytes for v in paged[2].values()) == sum(v.nbytes for v in plain[2].values())
     assert not all(torch.equal(a, b) for a, b in zip(paged[1], other[1], strict=True))  # the control
+
+
+@pytest.mark.parametrize("name", ["adamw", *KINDS])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_who_rounds_updates_away_is_told_and_nobody_else(name: str, full: bool, dtype: torch.dtype) -> None:
+    """Held against what becomes of a weight just above the size that the message names, and of one well below."""
+    rate = 1e-4
+    config = TrainConfig(optimizer=name, learning_rate=rate)  # type: ignore[arg-type]
+    frozen = () if full else (FROZEN,)
+    start = torch.tensor([1.01 * 512 * rate, 0.2 * 512 * rate]).repeat(64 * 40).to(dtype)
+    weight, optimizer = made(name, start, *frozen)
+    told = rounded_away([weight, *frozen], config)
+    stepped(weight, optimizer, range(20), rate=rate)
+    large, small = ((weight.detach() - start) != 0).view(-1, 2).any(0).tolist()
+    assert small
+    assert large == (told is None)
+    assert told is None or ("0.051" in told and ("--precision fp32" in told) == full)

@@ -24,9 +24,9 @@ def gated(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 x = torch.randn(128, 512, device="cuda", requires_grad=True)
 y = torch.randn(128, 512, device="cuda")
-before = driver.launches()
+before = driver.work().launches
 double[(triton.cdiv(y.numel(), 1024),)](y, torch.empty_like(y), y.numel(), block=1024)
-launched = driver.launches() - before
+launched = driver.work().launches - before
 
 
 def peak(function: object) -> int:

@@ -17,7 +17,8 @@ from finetune.model.shapes import SHAPES, Shape
 
 
 def of(**settings: Any) -> Estimate:
-    return estimate(yaml_file.replace(RunConfig(), {"model": "mistral-7b", "device": "cuda"} | settings))
+    settings = {"model": "mistral-7b", "device": "cuda", "kernels": "torch"} | settings
+    return estimate(yaml_file.replace(RunConfig(), settings))
 
 
 def test_the_figures_of_the_article() -> None:
@@ -221,3 +222,15 @@ def test_no_torch_is_needed() -> None:
         "estimate(RunConfig()); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("seq", "gib"), [(512, 4.256), (2048, 4.872), (8192, 7.620)])
+def test_with_liger_kernel_it_is_within_1_percent_of_what_was_measured(
+    seq: int, gib: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peak allocated of two steps of two micro-batches on a dry A100-80, liger-kernel 0.8.5 installed."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    found = of(seq=seq, accumulation=2, optimizer="paged-adamw", kernels="auto").allocated_bytes
+    assert found / 2**30 == pytest.approx(gib, rel=0.01)
+    without = of(seq=seq, accumulation=2, optimizer="paged-adamw").allocated_bytes
+    assert found < without

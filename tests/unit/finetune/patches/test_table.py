@@ -16,7 +16,15 @@ from packaging.version import Version
 from finetune.patches.table import PATCHES, Patch
 
 ROOT = Path(__file__).parents[4]
-LIBRARIES = ("bitsandbytes", "peft", "transformers")
+LIBRARIES = {
+    "bitsandbytes": "bitsandbytes",
+    "liger-kernel": "liger_kernel",
+    "peft": "peft",
+    "transformers": "transformers",
+}
+"""The package that each distribution contains."""
+FILES = {"liger-kernel": "liger"}
+"""Modules of finetune.patches that are not named as their library is."""
 
 
 def problem(patch: Patch, installed: str) -> str | None:
@@ -38,7 +46,7 @@ def problem(patch: Patch, installed: str) -> str | None:
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: f"{patch.where}-{patch.what}"[-70:])
 def test_each_patch_is_still_needed_and_still_fits(patch: Patch) -> None:
-    pytest.importorskip(patch.library)
+    pytest.importorskip(LIBRARIES[patch.library])
     assert problem(patch, metadata.version(patch.library)) is None
     assert pkgutil.resolve_name(patch.where)
 
@@ -62,7 +70,7 @@ def test_a_patch_whose_time_has_come_is_told(changes: dict[str, str], installed:
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_each_public_function_of_the_package_is_in_the_table(library: str) -> None:
-    tree = ast.parse((ROOT / "finetune/patches" / f"{library}.py").read_text())
+    tree = ast.parse((ROOT / "finetune/patches" / f"{FILES.get(library, library)}.py").read_text())
     named = {patch.where.rpartition(".")[2] for patch in PATCHES if patch.library == library}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name not in named:

@@ -1,0 +1,118 @@
+"""Speed and memory of the same QLoRA step through five recipes on one card, or its memory and counts on a dry one.
+
+    python benchmarks/gpu_speed.py                                   # on the card that is there
+    python benchmarks/gpu_speed.py --dry h200                        # without one: peak memory, kernels, copies, waits
+    python benchmarks/gpu_speed.py --settings mistral-7b:512:1:8 --recipes trl-liger ours --json out.json --profile prof
+
+``trainer`` is the recipe of artidoro/qlora, ``trl`` TRL's SFTTrainer, ``trl-liger`` the same with liger-kernel,
+``unsloth`` Unsloth's own loader and checkpoints under SFTTrainer, ``ours`` finetune. What is not installed is left out
+and named. A setting is SHAPE:TOKENS:ROWS:ACCUMULATION. Weights are random; losses and gradient norms are shown, for a
+step that trains nothing is fast. Tokens a second are the median of the timed steps; the last step is profiled, for the
+share of matrix products. The utilisation is of the card's own matrix products, measured in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+NEEDS = {"trainer": (), "trl": ("trl",), "trl-liger": ("trl", "liger_kernel"), "unsloth": ("unsloth",), "ours": ()}
+SETTINGS = ("llama-3.1-8b:2048:4:1", "mistral-7b:512:1:8")
+STEPS = 7  # two to warm up, four that are timed, one that is profiled
+GIB = 2**30
+
+
+def missing(recipe: str) -> list[str]:
+    return [name for name in NEEDS[recipe] if importlib.util.find_spec(name) is None]
+
+
+def one(recipe: str, setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a process of its own measured; ``error`` where it failed."""
+    shape, seq, rows, accumulation = setting.split(":")
+    steps = 3 if arguments.dry else arguments.steps
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [str(HERE / "speed_step.py"), recipe, shape, "--seq", seq, "--micro-batch", rows]
+        command += ["--accumulation", accumulation, "--steps", str(steps), "--out", str(out)]
+        if arguments.profile is not None:
+            arguments.profile.mkdir(parents=True, exist_ok=True)
+            command += ["--profile", str(arguments.profile / f"{recipe}-{setting.replace(':', '-')}.txt")]
+        if arguments.dry:
+            command = ["-m", "pytest_vram", "run", "--gpu", arguments.dry, "--", *command]
+        try:
+            done = subprocess.run(
+                [sys.executable, *command], capture_output=True, text=True, timeout=arguments.timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {"recipe": recipe, "error": f"not done after {arguments.timeout} s"}
+        if not out.exists():
+            lines = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
+            return {"recipe": recipe, "error": lines[-1] if lines else f"exit code {done.returncode}"}
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+
+def line(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return f"  {found['recipe']:<10} {found['error']}"
+    memory = f"{found['peak_allocated_bytes'] / GIB:>8.2f} {found['peak_reserved_bytes'] / GIB:>8.2f}"
+    if found["dry"]:
+        work = found["work"]
+        copied = (work["copied_to_device_bytes"] + work["copied_to_host_bytes"]) / 2**20
+        return (
+            f"  {found['recipe']:<10} {memory} {work['launches']:>9,} {copied:>11,.1f} {work['synchronizations']:>7,}"
+        )
+    numbers = f"{found['losses'][-1]:>9.4f} {found['gradient_norms'][-1]:>9.4f}"
+    shares = f"{100 * found['matrix_products_share']:>8.0f}% {100 * found['flops_utilisation']:>6.1f}%"
+    return f"  {found['recipe']:<10} {memory} {found['tokens_per_second']:>10,.0f} {shares} {numbers}"
+
+
+def head(*, dry: bool) -> str:
+    memory = f"  {'recipe':<10} {'alloc GiB':>8} {'res. GiB':>8}"
+    if dry:
+        return f"{memory} {'kernels':>9} {'copied MiB':>11} {'waits':>7}   (one step)"
+    return f"{memory} {'tokens/s':>10} {'products':>9} {'FLOPs':>7} {'loss':>9} {'norm':>9}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="+", choices=list(NEEDS), default=list(NEEDS))
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), metavar="SHAPE:TOKENS:ROWS:ACCUMULATION")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"steps of each run on a card, 7 or more (default {STEPS})"
+    )
+    parser.add_argument("--dry", metavar="CARD", help="a dry card: memory and counts, no time")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write each run's profile there")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
+    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="of one run (default 600)")
+    arguments = parser.parse_args()
+    if arguments.steps < STEPS:
+        parser.error(f"--steps {arguments.steps}: {STEPS} or more, so that four are timed")
+    for setting in arguments.settings:
+        if len(setting.split(":")) != 4 or not all(part.isdecimal() for part in setting.split(":")[1:]):
+            parser.error(f"--settings {setting}: write SHAPE:TOKENS:ROWS:ACCUMULATION, such as {SETTINGS[0]}")
+    results = []
+    for setting in arguments.settings:
+        print(f"{setting}\n{head(dry=bool(arguments.dry))}", flush=True)
+        for recipe in arguments.recipes:
+            lacking = missing(recipe)
+            if lacking:
+                print(f"  {recipe:<10} left out: {', '.join(lacking)} is not installed", flush=True)
+                continue
+            found = one(recipe, setting, arguments)
+            results.append({"setting": setting, **found})
+            print(line(found), flush=True)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+    return int(any("error" in found for found in results))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

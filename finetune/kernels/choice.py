@@ -1,0 +1,88 @@
+"""Which fused kernels a model on a card runs: the adapter's own, and liger-kernel's for norms, rotations and gates.
+
+liger-kernel (https://github.com/linkedin/Liger-Kernel) is an extra: ``pip install 'pytest-vram[cuda]'``. Its loss is
+not used, because :mod:`finetune.model.loss` needs less memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+
+from finetune.errors import ConfigError, Problem
+from finetune.model.forward import base_model
+from finetune.patches.liger import apply_kernels
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_SET = "finetune_kernels"
+_USED = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
+_NOT_USED = {"cross_entropy": False, "fused_linear_cross_entropy": False, "layer_norm": False}
+
+
+def check_kernels(name: str, device: torch.device) -> None:
+    """Refuse ``--kernels liger`` where it cannot be had.
+
+    Raises:
+        ConfigError: liger-kernel is not installed, or there is no GPU.
+    """
+    if name != "liger":
+        return
+    why = None
+    if not liger_is_installed():
+        why, remedy = "liger-kernel is not installed", "pip install liger-kernel, or use --kernels auto"
+    elif device.type != "cuda":
+        why, remedy = "liger-kernel needs a GPU", "use --kernels auto"
+    if why is not None:
+        raise ConfigError(Problem(field="kernels", value=name, why=why, remedy=remedy))
+
+
+def set_kernels(model: nn.Module, name: str) -> list[str]:
+    """Let a model on a card run fused kernels, in place; a second call changes nothing.
+
+    Args:
+        model: with its adapter attached.
+        name: as ``--kernels``. On a CPU, and with ``torch``, every layer stays what it is.
+
+    Returns:
+        What runs fused and what does not, in sentences; empty where nothing was to be done.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cuda" or name == "torch" or getattr(model, _SET, False):
+        return []
+    setattr(model, _SET, True)
+    said = []
+    if isinstance(model, PeftModel):
+        from finetune.kernels.fused_adapter import fuse
+
+        said.append(str(fuse(model)))
+    base: Any = base_model(model)
+    if liger_is_installed() and not getattr(base, _SET + "_liger", False):
+        setattr(base, _SET + "_liger", True)
+        said.append(_apply_liger(base))
+    return said
+
+
+def liger_is_installed() -> bool:
+    """Whether liger-kernel can be imported."""
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
+def _apply_liger(base: Any) -> str:
+    """Use liger-kernel's modules in a model of transformers, and return what was done, in a sentence."""
+    kind = base.config.model_type
+    used = dict(_USED)
+    if _is_mixture(base):
+        used["swiglu"] = used["geglu"] = False  # the experts are quantized here, in a module of our own
+    if not apply_kernels(base, **used, **_NOT_USED):
+        return f"liger-kernel has no kernels for {kind} models, so PyTorch's own run"
+    return f"liger-kernel runs norms, rotations and gates of this {kind} model"
+
+
+def _is_mixture(base: Any) -> bool:
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return any(getattr(base.config.get_text_config(), name, None) for name in names)

@@ -1,0 +1,245 @@
+"""LoRA layers fused with their frozen base layers, and with the layers that read the same input.
+
+peft adds the adapter's output to the base's in operators of their own: for each layer a copy of the base's output, a
+cast of the input, a product by the scale and a sum, each as large as the activations. Here one autograd function runs
+all layers of a group (q, k and v; gate and up): x A is taken once for the group, and each adapter's output is added
+in the epilogue of its last product. Backward saves x alone, for all of them, and x A, which is as small as the rank. A
+4-bit weight is decoded once in each direction, and is gone when its product is done.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import bitsandbytes as bnb
+import bitsandbytes.functional as bnb_functional
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from finetune.kernels.available import kernel_runs_on
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+GROUPS = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("gate_proj", "up_proj"),
+    ("w1", "w3"),
+)
+"""Names of layers that read one input in the architectures of transformers. A layer that is given another input than
+its group all the same runs by itself from then on."""
+
+_FUSED = "finetune_fused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fusion:
+    """What :func:`fuse` did."""
+
+    fused: int
+    """LoRA layers that run fused."""
+    left: dict[str, int]
+    """LoRA layers that run as peft runs them, by the reason why."""
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"{count} are not, because {reason}" for reason, count in self.left.items())
+        total = self.fused + sum(self.left.values())
+        return f"{self.fused} of {total} adapted layers are fused with their base" + (f"; {reasons}" if reasons else "")
+
+
+def fuse(model: nn.Module) -> Fusion:
+    """Let the LoRA layers of a peft model run fused where they can, in place; calling it again changes nothing.
+
+    Outputs and gradients are the ones of peft's layers up to rounding: a result is rounded once where peft rounds three
+    times.
+
+    Returns:
+        How many layers are fused, and why the others are not.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    fused = 0
+    left: dict[str, int] = {}
+    for parent in list(model.modules()):
+        own = {name: m for name, m in parent.named_children() if isinstance(m, LoraLayer)}
+        for names in _grouped(list(own)):
+            chosen = []
+            for name in names:
+                reason = _obstacle(own[name])
+                if reason is None:
+                    chosen.append(own[name])
+                else:
+                    left[reason] = left.get(reason, 0) + 1
+            fused += len(chosen)
+            if chosen and not hasattr(chosen[0], _FUSED):
+                _Group(chosen)
+    return Fusion(fused=fused, left=left)
+
+
+def _grouped(names: Sequence[str]) -> Iterator[list[str]]:
+    """The names of one parent's layers, those of a group together."""
+    rest = list(names)
+    for group in GROUPS:
+        found = [name for name in group if name in rest]
+        if found:
+            yield found
+            rest = [name for name in rest if name not in found]
+    for name in rest:
+        yield [name]
+
+
+def _obstacle(layer: Any) -> str | None:
+    """Why a LoRA layer cannot be fused; None where it can."""
+    base = layer.get_base_layer()
+    if len(layer.lora_A) != 1:
+        return "they have no adapter of two matrices, or several adapters"
+    (name,) = layer.lora_A
+    if getattr(layer, "use_dora", {}).get(name) or name in getattr(layer, "lora_variant", {}):
+        return "the adapter is a variant (DoRA)"
+    if not isinstance(layer.lora_dropout[name], nn.Identity):
+        return "the adapter has dropout"
+    a, b = layer.lora_A[name], layer.lora_B[name]
+    if type(a) is not nn.Linear or type(b) is not nn.Linear or a.bias is not None or b.bias is not None:
+        return "their matrices are not plain ones"
+    if isinstance(base, bnb.nn.Linear4bit):
+        dtype = base.compute_dtype if base.compute_dtype is not None else base.weight.quant_state.dtype
+    elif type(base) is nn.Linear and not base.weight.requires_grad:
+        dtype = base.weight.dtype
+    else:
+        return f"their base is a {type(base).__name__}"
+    if not a.weight.dtype == b.weight.dtype == dtype:
+        return f"the adapter is in {str(a.weight.dtype)[6:]} and the base computes in {str(dtype)[6:]}"
+    return None
+
+
+class _Group:
+    """Layers that read the same input: the first that is called computes for all."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = list(layers)
+        self.plain = [layer.forward for layer in layers]
+        self.source: Tensor | None = None
+        self.waiting: dict[int, Tensor] = {}
+        self.apart = len(self.layers) == 1
+        for index, layer in enumerate(self.layers):
+            setattr(layer, _FUSED, self)
+            layer.forward = functools.partial(self.call, index)
+
+    def call(self, index: int, x: Tensor, *more: Any, **named: Any) -> Tensor:
+        """The output of layer ``index`` for ``x`` [..., in]."""
+        if more or named or not all(_ready(layer, x) for layer in self.layers):
+            plain: Callable[..., Tensor] = self.plain[index]
+            return plain(x, *more, **named)
+        if index in self.waiting:
+            found = self.waiting.pop(index)
+            same = self.source is x
+            if not self.waiting or not same:
+                self.source = None
+            if same:
+                return found
+            self.apart = True  # it does not read what the others read
+            self.waiting.clear()
+        if self.apart or index != 0:
+            return _run([self.layers[index]], x)[0]
+        outputs = _run(self.layers, x)
+        self.source, self.waiting = x, dict(enumerate(outputs[1:], start=1))
+        return outputs[0]
+
+
+def _ready(layer: Any, x: Tensor) -> bool:
+    """Whether the layer is in the state that it was fused in, and ``x`` of the dtype that it computes in."""
+    if layer.disable_adapters or layer.merged or len(layer.lora_A) != 1 or torch.is_autocast_enabled(x.device.type):
+        return False
+    (name,) = layer.lora_A
+    if list(layer.active_adapters) != [name] or x.dtype != layer.lora_A[name].weight.dtype:
+        return False
+    # A single token is decoded by a kernel of bitsandbytes that never writes the weight down.
+    return torch.is_grad_enabled() or x.numel() > x.shape[-1]
+
+
+def _run(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
+    names = [next(iter(layer.lora_A)) for layer in layers]
+    matrices = [layer.lora_A[name].weight for layer, name in zip(layers, names, strict=True)]
+    matrices += [layer.lora_B[name].weight for layer, name in zip(layers, names, strict=True)]
+    scales = [float(layer.scaling[name]) for layer, name in zip(layers, names, strict=True)]
+    outputs: tuple[Tensor, ...] = _FusedLora.apply(x, [layer.get_base_layer() for layer in layers], scales, *matrices)
+    return outputs
+
+
+def _weight(base: Any, dtype: torch.dtype) -> Tensor:
+    """The base's weight [out, in], decoded."""
+    if not isinstance(base, bnb.nn.Linear4bit):
+        return base.weight  # type: ignore[no-any-return]
+    packed = base.weight
+    if kernel_runs_on(packed.device):
+        from finetune.kernels.nf4 import can_decode, decode
+
+        if can_decode(packed.quant_state):
+            return decode(packed.data, packed.quant_state, dtype)
+    weight: Tensor = bnb_functional.dequantize_4bit(packed.data.view(-1, 1), packed.quant_state).to(dtype)
+    return weight
+
+
+class _FusedLora(torch.autograd.Function):
+    """``y_i = W_i x + bias_i + s_i B_i A_i x`` for the layers i of a group; W and bias are frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bases: list[Any], scales: list[float], *matrices: Tensor) -> tuple[Tensor, ...]:
+        count = len(bases)
+        downs, ups = matrices[:count], matrices[count:]
+        flat = x.reshape(-1, x.shape[-1])
+        inner = flat @ _stacked(downs).t()
+        outputs = []
+        for base, up, part, scale in zip(bases, ups, inner.split([a.shape[0] for a in downs], 1), scales, strict=True):
+            bias = None if base.bias is None else base.bias.to(x.dtype)
+            y = F.linear(flat, _weight(base, x.dtype), bias)
+            outputs.append(y.addmm_(part, up.t(), alpha=scale).view(*x.shape[:-1], -1))
+        ctx.bases, ctx.scales = bases, scales
+        ctx.save_for_backward(x, inner, *matrices)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        x, inner, *matrices = ctx.saved_tensors
+        count = len(ctx.bases)
+        downs, ups = matrices[:count], matrices[count:]
+        flat = x.reshape(-1, x.shape[-1])
+        ranks = [a.shape[0] for a in downs]
+        # The gradient with respect to x A, all layers side by side as in ``inner``.
+        grad_inner = torch.empty_like(inner)
+        grad_ups: list[Tensor | None] = []
+        grad_x: Tensor | None = None
+        parts = zip(inner.split(ranks, 1), grad_inner.split(ranks, 1), strict=True)
+        for grad, base, up, scale, (part, grad_part) in zip(grads, ctx.bases, ups, ctx.scales, parts, strict=True):
+            if grad is None:
+                grad_part.zero_()
+                grad_ups.append(None)
+                continue
+            of = grad.reshape(-1, grad.shape[-1])
+            torch.addmm(grad_part, of, up, beta=0, alpha=scale, out=grad_part)
+            grad_up = torch.empty_like(up)
+            grad_ups.append(torch.addmm(grad_up, of.t(), part, beta=0, alpha=scale, out=grad_up))
+            if ctx.needs_input_grad[0]:
+                weight = _weight(base, of.dtype)
+                grad_x = of @ weight if grad_x is None else grad_x.addmm_(of, weight)
+                del weight
+        grad_downs = (grad_inner.t() @ flat).split(ranks)
+        if ctx.needs_input_grad[0]:
+            stacked = _stacked(downs)
+            grad_x = grad_inner @ stacked if grad_x is None else grad_x.addmm_(grad_inner, stacked)
+            grad_x = grad_x.view(x.shape)
+        wanted = zip((*grad_downs, *grad_ups), ctx.needs_input_grad[3:], strict=True)
+        return grad_x, None, None, *(grad if needed else None for grad, needed in wanted)
+
+
+def _stacked(downs: Sequence[Tensor]) -> Tensor:
+    return downs[0] if len(downs) == 1 else torch.cat(list(downs))

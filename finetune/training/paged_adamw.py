@@ -1,0 +1,124 @@
+"""``paged-adamw``: AdamW with fp32 moments in managed memory, and one update for all parameters where those lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import bitsandbytes as bnb
+import bitsandbytes.functional as bnb_functional
+import torch
+
+from finetune.kernels.available import kernel_runs_on
+from finetune.training.adamw import Coefficients, Updated, update
+from finetune.training.masters import DROPPED, keep_masters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor, nn
+
+
+class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]
+    """AdamW (https://arxiv.org/abs/1711.05101) whose states the driver moves to the host when the card is full.
+
+    bitsandbytes' own step updates one parameter at a time and waits for the card after each. This one updates all
+    parameters on a card at once (:mod:`finetune.training.adamw`) and does not wait, so a reader of the states has to
+    wait for the stream first. On a CPU, where the states are ordinary tensors, bitsandbytes updates.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, masters: bool, kernel: bool, paged_from: int, **settings: Any
+    ) -> None:
+        """Take ``settings`` as bitsandbytes does (``lr``, ``betas``, ``eps``, ``weight_decay``).
+
+        Args:
+            parameters: those to train: fp32, bf16 or fp16.
+            masters: update exact fp32 masters of bf16 parameters, for 2 bytes an element more.
+            kernel: use the Triton kernel where it runs; else a few operators for each parameter.
+            paged_from: elements from which a parameter's states are paged.
+        """
+        super().__init__(parameters, **settings)
+        self.kernel, self.paged_from = kernel, paged_from
+        if masters:
+            keep_masters(self)
+
+    def get_state_buffer(self, p: nn.Parameter, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Zeros of the parameter's shape: managed memory on a card, for parameters that are large enough."""
+        if p.device.type != "cuda":
+            return super().get_state_buffer(p, dtype=dtype)  # type: ignore[no-any-return]
+        if p.numel() < self.paged_from:
+            return torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
+        buffer = _on_card(bnb_functional.get_paged(*p.shape, dtype=dtype, device=p.device), p.device)
+        self.page_mng.paged_tensors.append(buffer)
+        return buffer.zero_()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        kept = [group["params"] for group in self.param_groups]
+        try:
+            for number, group in enumerate(self.param_groups):
+                self._update(group, number)
+                group["params"] = [p for p in group["params"] if not _is_ours(p)]
+            super().step()
+        finally:
+            for group, parameters in zip(self.param_groups, kept, strict=True):
+                group["params"] = parameters
+        return loss
+
+    def _update(self, group: dict[str, Any], number: int) -> None:
+        due: dict[tuple[int, torch.device], list[Updated]] = {}
+        for index, parameter in enumerate(group["params"]):
+            if parameter.grad is None or not _is_ours(parameter):
+                continue
+            state = self.state[parameter]
+            if not state:
+                self.init_state(group, parameter, number, index)
+            state["step"] += 1
+            parameter.data = parameter.data.contiguous()
+            found = Updated(
+                weight=parameter.data,
+                gradient=parameter.grad.contiguous(),
+                first=state["state1"],
+                second=state["state2"],
+                dropped=state.get(DROPPED),
+            )
+            due.setdefault((state["step"], parameter.device), []).append(found)
+        for (step, device), parameters in due.items():
+            numbers = Coefficients.of(
+                lr=group["lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                step=step,
+            )
+            update(parameters, numbers, kernel=self.kernel and kernel_runs_on(device))
+
+
+def _is_ours(parameter: nn.Parameter) -> bool:
+    """Whether the update is this module's: on a card, and where Triton's interpreter stands in for one."""
+    return parameter.device.type != "cpu" or kernel_runs_on(parameter.device)
+
+
+class _Managed:
+    """Managed memory, described to PyTorch as memory of a card."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer = buffer  # keeps it alive
+        self.__cuda_array_interface__ = {
+            "data": (buffer.data_ptr(), False),
+            "shape": tuple(buffer.shape),
+            "typestr": {torch.float32: "<f4", torch.int16: "<i2"}[buffer.dtype],
+            "version": 3,
+        }
+
+
+def _on_card(buffer: Tensor, device: torch.device) -> Tensor:
+    """A paged tensor of bitsandbytes as the card's own: what it calls a tensor of the host, kernels can read too."""
+    found: Any = torch.as_tensor(_Managed(buffer), device=device)
+    found.is_paged, found.page_deviceid = True, device.index
+    return found  # type: ignore[no-any-return]

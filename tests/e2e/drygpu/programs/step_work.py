@@ -1,0 +1,50 @@
+"""What a training step of finetune asks of a card: kernels, copies and waits, by setting."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+
+import torch
+from transformers import LlamaConfig
+
+from finetune.config.settings import AdapterConfig, ModelConfig, TrainConfig
+from finetune.data.batches import Batch
+from finetune.model.load import attach_adapter, load_base
+from finetune.training.optim import make_optimizer
+from finetune.training.step import train_step
+from pytest_vram.drygpu import driver, empty_checkpoint
+
+LAYERS = 2
+SHAPE = {"vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
+
+
+def counted(model: object, micro_batches: int, kernels: str) -> list[dict[str, int]]:
+    config = TrainConfig(kernels=kernels)  # type: ignore[arg-type]
+    optimizer = make_optimizer(model.parameters(), config)  # type: ignore[attr-defined]
+    ids = torch.arange(2 * 256).view(2, 256) % 1024
+    window = [Batch(input_ids=ids, labels=ids.clone()) for _ in range(micro_batches)]
+    found = []
+    for step in range(3):
+        before = driver.work()
+        train_step(model, window, optimizer, config, step=step, total_steps=3)  # type: ignore[arg-type]
+        found.append(dataclasses.asdict(driver.work() - before))
+    for parameter in model.parameters():  # type: ignore[attr-defined]
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    made = driver.work()
+    optimizer.step()
+    found.append(dataclasses.asdict(driver.work() - made))
+    return found
+
+
+results = {}
+with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+    shape = LlamaConfig(num_hidden_layers=LAYERS, num_key_value_heads=8, dtype="bfloat16", **SHAPE)
+    path = str(empty_checkpoint(shape, folder, dtype="bfloat16"))
+    for name, micro_batches, kernels in (("one", 1, "auto"), ("four", 4, "auto"), ("torch", 1, "torch")):
+        base = load_base(ModelConfig(model=path))
+        results[name] = counted(attach_adapter(base, AdapterConfig(), seed=0), micro_batches, kernels)
+print(json.dumps(results))

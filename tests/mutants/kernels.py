@@ -1,0 +1,97 @@
+"""Bugs in the fused kernels and in the optimizer that uses one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mutants.anchor import Bug
+
+if TYPE_CHECKING:
+    from mutants import Planted
+
+BUGS: dict[str, Planted] = {
+    "finetune/training/adamw": (
+        ["tests/properties/training/test_masters.py", "tests/properties/training/test_optimizer_formulas.py"],
+        [
+            Bug("update_in_torch", "master = master * numbers.shrink", "pass"),
+            Bug("update_in_torch", "joined(of.weight, of.dropped)", "of.weight.float()"),
+            Bug("update_in_torch", "split(master, of.weight, of.dropped)", "of.weight.copy_(master)"),
+            Bug("update_in_torch", "gradient * numbers.rest2 * gradient", "gradient * numbers.rest2"),
+            Bug("Coefficients.of", "eps * second", "eps"),
+            Bug("Coefficients.of", "-lr * second / (1.0 - betas[0] ** step)", "-lr"),
+        ],
+    ),
+    "finetune/training/adamw_kernel": (
+        ["tests/properties/training/test_adamw_kernel.py"],
+        [
+            Bug("_rounded_bf16", "bits >> 16 & 1", "1"),
+            Bug("_adamw", "nearest += (left == 32768).to(tl.int32)", "pass"),
+            Bug("_adamw", "gradient * rest2 * gradient", "gradient * gradient * rest2"),
+            Bug("_adamw", "tl.sqrt_rn(second) + eps", "tl.sqrt_rn(second + eps)"),
+            Bug("_adamw", "tl.load(table + middle) <= block", "tl.load(table + middle) < block"),
+            Bug("_adamw", "at < size", "at <= size"),
+        ],
+    ),
+    "finetune/training/paged_adamw": (
+        ["tests/properties/training/test_adamw_kernel.py", "tests/properties/training/test_masters.py"],
+        [
+            Bug("PagedAdamW._update", "state['step'] += 1", "state['step'] = 1"),
+            Bug("PagedAdamW._update", "state.get(DROPPED)", "None"),
+            Bug("PagedAdamW.__init__", "keep_masters(self)", "pass"),
+            Bug("PagedAdamW.step", "[p for p in group['params'] if not _is_ours(p)]", "group['params']"),
+            Bug("PagedAdamW.step", "group['params'] = parameters", "pass"),
+            Bug("PagedAdamW._update", "group['weight_decay']", "0.0"),
+        ],
+    ),
+    "finetune/kernels/available": (
+        ["tests/unit/finetune/kernels/test_available.py"],
+        [
+            Bug("kernel_runs_on", "os.environ.get('TRITON_INTERPRET') == '1'", "True"),
+            Bug("kernel_runs_on", "importlib.util.find_spec('triton') is None", "False"),
+        ],
+    ),
+    "finetune/kernels/choice": (
+        ["tests/unit/finetune/kernels/test_choice.py"],
+        [
+            Bug("check_kernels", "name != 'liger'", "True"),
+            Bug("check_kernels", "device.type != 'cuda'", "False"),
+            Bug("set_kernels", "name == 'torch'", "False"),
+            Bug("set_kernels", "getattr(model, _SET, False)", "False"),
+            Bug("_apply_liger", "used['swiglu'] = used['geglu'] = False", "pass"),
+            Bug("", "{'cross_entropy': False, 'fused_linear_cross_entropy': False, 'layer_norm': False}", "{}"),
+        ],
+    ),
+    "finetune/kernels/fused_adapter": (
+        ["tests/properties/kernels/test_fused_adapter.py"],
+        [
+            Bug("_FusedLora.forward", "y.addmm_(part, up.t(), alpha=scale)", "y.addmm_(part, up.t())"),
+            Bug("_FusedLora.backward", "grad_x.addmm_(of, weight)", "grad_x"),
+            Bug("_FusedLora.backward", "grad_x.addmm_(grad_inner, stacked)", "grad_x"),
+            Bug(
+                "_FusedLora.backward",
+                "torch.addmm(grad_part, of, up, beta=0, alpha=scale, out=grad_part)",
+                "torch.mm(of, up, out=grad_part)",
+            ),
+            Bug("_Group.call", "if same:", "if True:"),
+            Bug("_ready", "layer.disable_adapters", "False"),
+            Bug("_obstacle", "not isinstance(layer.lora_dropout[name], nn.Identity)", "False"),
+        ],
+    ),
+    "finetune/kernels/nf4": (
+        ["tests/properties/kernels/test_nf4.py"],
+        [
+            Bug("_decode", "scale = scale + tl.load(scale_mean)", "pass"),
+            Bug("_decode", "tl.join(first, second)", "tl.join(second, first)"),
+            Bug("_decode", "block // scales_block", "block * 0"),
+            Bug("can_decode", "state.quant_type != 'nf4'", "False"),
+            Bug("_decode", "tl.program_id(0).to(tl.int64) * rows", "tl.program_id(0).to(tl.int64)"),
+        ],
+    ),
+    "finetune/patches/liger": (
+        ["tests/unit/finetune/kernels/test_choice.py"],
+        [
+            Bug("apply_kernels", "model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN", "False"),
+            Bug("apply_kernels", "return True", "return False"),
+        ],
+    ),
+}

@@ -1,0 +1,109 @@
+"""Which kernels a model gets: all of them on a card, none on a CPU, and a refusal where one was asked for in vain."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.errors import ConfigError
+from finetune.kernels import choice
+
+pytest.importorskip("peft")
+
+
+class OnCard(nn.Module):
+    """A model that says that it lies on a card."""
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return iter([torch.empty(1, device="meta").as_subclass(_Card)])
+
+
+class _Card(torch.Tensor):
+    device = torch.device("cuda")  # type: ignore[assignment]
+
+
+def config(kind: str, **fields: Any) -> Any:
+    class Config:
+        model_type = kind
+
+        def get_text_config(self) -> Any:
+            return self
+
+    made: Any = Config()
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made
+
+
+def on_card(kind: str = "llama", **fields: Any) -> Any:
+    model: Any = OnCard()
+    model.config = config(kind, **fields)
+    return model
+
+
+@pytest.fixture
+def applied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What liger-kernel is asked to patch."""
+    patch = pytest.importorskip("liger_kernel.transformers.monkey_patch")
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(patch, "_apply_liger_kernel_to_instance", lambda model, **named: calls.append(named))
+    return calls
+
+
+def test_a_model_on_a_card_gets_norms_rotations_and_gates_but_no_loss(applied: list[dict[str, Any]]) -> None:
+    model = on_card()
+    assert "norms, rotations and gates" in " ".join(choice.set_kernels(model, "auto"))
+    assert choice.set_kernels(model, "auto") == []  # once
+    (named,) = applied
+    assert {name for name, wanted in named.items() if wanted} == {"rope", "rms_norm", "swiglu", "geglu"}
+    assert named["fused_linear_cross_entropy"] is named["cross_entropy"] is False
+
+
+def test_the_gates_of_a_mixture_are_its_experts_own(applied: list[dict[str, Any]]) -> None:
+    choice.set_kernels(on_card("mixtral", num_local_experts=8), "auto")
+    (named,) = applied
+    assert {name for name, wanted in named.items() if wanted} == {"rope", "rms_norm"}
+
+
+def test_an_architecture_that_liger_does_not_know_is_told(applied: list[dict[str, Any]]) -> None:
+    (said,) = choice.set_kernels(on_card("gpt2"), "auto")
+    assert "no kernels for gpt2" in said
+    assert applied == []
+
+
+def test_torch_means_torch(applied: list[dict[str, Any]]) -> None:
+    assert choice.set_kernels(on_card(), "torch") == []
+    assert choice.set_kernels(nn.Linear(2, 2), "auto") == []  # on a CPU
+    assert applied == []
+
+
+def test_without_liger_the_rest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "liger_is_installed", lambda: False)
+    assert choice.set_kernels(on_card(), "auto") == []
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "why"),
+    [(False, "cuda", "not installed"), (True, "cpu", "needs a GPU"), (True, "cuda", None)],
+)
+def test_liger_asked_for_in_vain_is_refused(
+    installed: bool, device: str, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "liger_is_installed", lambda: installed)
+    choice.check_kernels("auto", torch.device(device))
+    if why is None:
+        choice.check_kernels("liger", torch.device(device))
+        return
+    with pytest.raises(ConfigError, match=why):
+        choice.check_kernels("liger", torch.device(device))
+
+
+def test_the_extra_brings_liger() -> None:
+    assert json.dumps("liger-kernel")[1:-1] in (Path(__file__).parents[4] / "pyproject.toml").read_text()
+    assert choice.liger_is_installed() == (importlib.util.find_spec("liger_kernel") is not None)
