@@ -21,6 +21,7 @@ LAYERS = {
     "pytest_vram.units": 0,
     "pytest_vram.errors": 0,
     "pytest_vram.torch_private": 1,
+    "pytest_vram.code_owner": 1,
     "pytest_vram.memory": 1,
     "pytest_vram.probe": 2,
     "pytest_vram.drygpu": 2,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import sysconfig
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram import torch_private
+from pytest_vram.code_owner import Frame, innermost
 from pytest_vram.memory import Note
 
 if TYPE_CHECKING:
@@ -18,12 +17,6 @@ if TYPE_CHECKING:
 MAX_EVENTS = 1_000_000
 BACKWARD = "backward pass"
 """The location shown for what autograd's own thread allocated, mostly gradients."""
-_LIBRARIES = tuple(
-    os.path.join(path, "")
-    for path in sorted({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}, key=len, reverse=True)
-)
-"""Library folders, the longest path first: some systems have a virtual environment inside the standard library's."""
-_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 class History:
@@ -130,28 +123,12 @@ def _recorded_events() -> int | None:
 def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
     """Return ``file:line in function`` of the innermost frame in the user's code.
 
-    Without such a frame, it is the innermost frame of a library. If the stack has no frame outside of this package, as
-    in autograd's thread, the result is ``backward pass``.
+    Without such a frame, it is the innermost frame of a library, or else of torch. If the stack has no frame outside of
+    this package, as in autograd's thread, the result is ``backward pass``.
+
+    Args:
+        frames: a stack of torch's memory history, the innermost frame first.
     """
-    fallback = ""
-    for frame in frames:
-        name = frame["filename"]
-        place = f"{_short(name)}:{frame['line']} in {frame['name']}"
-        if not fallback and not name.startswith(_OURS):
-            fallback = place
-        if is_users(name):
-            return place
-    return fallback or BACKWARD
-
-
-def is_users(filename: str) -> bool:
-    """Whether a file belongs to the user: not to a library or this package, and not generated code."""
-    return not filename.startswith((*_LIBRARIES, _OURS, "<"))
-
-
-def _short(path: str) -> str:
-    """Return a path relative to the working directory (``train.py``) or the libraries' folder (``peft/model.py``)."""
-    for prefix in (*_LIBRARIES, os.path.join(os.getcwd(), "")):
-        if path.startswith(prefix):
-            return path[len(prefix) :]
-    return path
+    user, library, torch = innermost(Frame(frame["filename"], frame["line"], frame["name"]) for frame in frames)
+    found = user or library or torch
+    return f"{found.place} in {found.function}" if found else BACKWARD

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_vram.code_owner import frames, innermost
 from pytest_vram.memory import Device, Peak
 from pytest_vram.probe.base import PlainProbe
-from pytest_vram.probe.history import MAX_EVENTS, is_users
+from pytest_vram.probe.history import MAX_EVENTS
 from pytest_vram.probe.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class _Follower(TorchDispatchMode):
         self.peak_requested = max(self.peak_requested, self.requested)
         self.peak_allocated = max(self.peak_allocated, self.allocated)
         if self.recording:
-            self._record({"action": "alloc", "addr": key, "size": size, "frames": [_user_frame()]})
+            self._record({"action": "alloc", "addr": key, "size": size, "frames": _user_frame()})
 
     def _forget(self, key: int, reference: weakref.ref[Any]) -> None:
         known = self._known.get(key)
@@ -182,15 +183,11 @@ class HostProbe(PlainProbe):
         return self._recorder.timeline(index) if self._recorder is not None else None
 
 
-def _user_frame() -> dict[str, Any]:
-    frame = sys._getframe(2)
-    first = frame
-    while frame is not None:
-        if is_users(frame.f_code.co_filename):
-            break
-        frame = frame.f_back  # type: ignore[assignment]
-    frame = frame or first
-    return {"filename": frame.f_code.co_filename, "line": frame.f_lineno, "name": frame.f_code.co_name}
+def _user_frame() -> list[dict[str, Any]]:
+    """Return the frame to show for an allocation, in the form of torch's memory history: a list of one or none."""
+    user, library, torch = innermost(frames(sys._getframe(2)))
+    found = user or library or torch
+    return [{"filename": found.filename, "line": found.line, "name": found.function}] if found else []
 
 
 def _pages(name: str) -> int | None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
-import os
 import sys
-import sysconfig
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pytest_vram.code_owner import frames, innermost, owner
 from pytest_vram.memory.measurement import HostRead
 
 if TYPE_CHECKING:
@@ -23,14 +21,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 UNKNOWN_NOTE = "computed on the device: read as zero"
-
-_LIBRARIES = tuple(
-    {os.path.realpath(path) + os.sep for path in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))}
-)
-_STANDARD = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
-_TORCH = f"torch{os.sep}"
-_OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))) + os.sep
-_TYPED_IN = ("<string>", "<stdin>", "<ipython-input", "<python-input")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,39 +136,13 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
 
 def outside_python() -> bool:
     """Whether only this package's Python code is on the stack, as in a formula that an autograd thread runs."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if not os.path.realpath(frame.f_code.co_filename).startswith(_OWN):
-            return False
-        frame = frame.f_back
-    return True
+    return all(owner(frame.filename) == "own" for frame in frames(sys._getframe(1)))
 
 
 def _where(frame: FrameType | None) -> tuple[str, str]:
     """Return the user's line, and the line of the library in which the read happened (``""`` without one)."""
-    inner: str | None = None
-    while frame is not None:
-        owner, path = _classify(frame.f_code.co_filename)
-        if owner == "user":
-            return f"{path}:{frame.f_lineno}", f"in {inner}" if inner else ""
-        if owner == "library" and inner is None:
-            inner = f"{path}:{frame.f_lineno}"
-        frame = frame.f_back
-    return (inner or "torch, outside of Python code (backward pass or a thread)"), ""
-
-
-@functools.cache
-def _classify(filename: str) -> tuple[str, str]:
-    """Return who owns a file (``user``, ``library`` or ``plumbing``), and its path as reports show it.
-
-    ``plumbing`` is torch, the standard library, this package and generated code.
-    """
-    if filename.startswith("<"):  # code without a file: typed in by the user, or made by a program
-        return ("user" if filename.startswith(_TYPED_IN) else "plumbing"), filename
-    path = os.path.realpath(filename)
-    for root in _LIBRARIES:
-        if path.startswith(root):
-            return ("plumbing" if path.startswith(root + _TORCH) else "library"), path.removeprefix(root)
-    if path.startswith((_OWN, _STANDARD)):
-        return "plumbing", path
-    return "user", path.removeprefix(os.getcwd() + os.sep)
+    user, library, _ = innermost(frames(frame))
+    inner = library.place if library else ""
+    if user is None:
+        return inner or "torch, outside of Python code (backward pass or a thread)", ""
+    return user.place, f"in {inner}" if inner else ""
