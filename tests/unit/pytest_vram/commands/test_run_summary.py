@@ -31,6 +31,7 @@ def process(index: int = 0, allocated: int = GIB, *, ooms: int = 0, managed: int
         "total_bytes": CARD.total_bytes,
         "num_alloc_retries": 2 * ooms,
         "num_ooms": ooms,
+        "work": {"launches": 1200, "copies_to_host": 1, "copied_to_host_bytes": 4, "synchronizations": 2},
     }
     usual = {"pid": 4711, "used_seconds": 1.0, "ended_seconds": 2.0, "exit_code": 0, "devices": (device,)}
     return Process(**(usual | more))
@@ -52,6 +53,10 @@ def test_one_process() -> None:
         "peak allocated     1.00 GiB",
         "peak reserved      1.00 GiB",
         "peak on device     1.29 GiB (with 300 MiB of CUDA context): fits 22.0 GiB with 20.7 GiB to spare",
+        "kernels launched   1,200",
+        "copied to device   0 B in 0 copies",
+        "copied to host     4 B in 1 copy",
+        "waits for device   2 times",
         "ended with         exit code 0 after 1.2 s",
     ]
 
@@ -119,6 +124,19 @@ def test_caught_out_of_memory_errors_count_by_how_the_program_ended(
 def test_a_figure_above_the_card_does_not_fit_though_the_program_ended_well() -> None:
     found = report(process(allocated=23 * GIB))
     assert (found.fits, found.outcome) == (False, "does not fit")
+
+
+def test_the_work_of_all_processes_of_a_card_is_added() -> None:
+    found = report(process(), process(), process(1))
+    first, second = found.devices
+    assert first.work == second.work + second.work
+    assert (second.work.launches, second.work.synchronizations) == (1200, 2)
+    assert found.as_json()["launches"] == 2400
+    text = render(found)
+    for line in ("kernels launched   2,400", "copied to host     8 B in 2 copies", "waits for device   4 times"):
+        assert line in text
+    assert as_report(found, ["train.py"]).tests[0].measurements[0].work == first.work
+    assert report().as_json()["launches"] is None
 
 
 def test_nothing_on_the_gpu_is_no_verdict() -> None:
