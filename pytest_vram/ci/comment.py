@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from pytest_vram import baseline
 from pytest_vram.report.changes import between
 from pytest_vram.report.markdown import escape
 from pytest_vram.report.rows import change_text, rows, worst
+from pytest_vram.report.terminal import shorten
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 60_000
 """GitHub refuses a comment of more than 65,536 characters."""
-_ROWS, _DETAILS, _PARTS = 20, 10, 8
+_ROWS, _DETAILS, _PARTS, _NAME = 20, 10, 8, 200
 _MARKS = {"exceeded": "❌", "unmeasured": "❔"}
 
 
@@ -64,30 +66,41 @@ def grown(change: Change) -> list[baseline.Change]:
 
 def render(change: Change) -> str:
     """Return the comment as Markdown."""
+    for details in (*range(_DETAILS, -1, -2), 0):
+        text = _rendered(change, details)
+        # GitHub counts characters; bytes are never fewer.
+        if len(text.encode()) <= MOST_BYTES:
+            break
+    return text
+
+
+def _rendered(change: Change, details: int) -> str:
+    """Return the comment with the lines and categories of at most this many tests."""
     table = rows(change.after)
     larger = grown(change)
     over = [row for row in table if row.verdict == "exceeded"]
     unmeasured = [row for row in table if row.verdict == "unmeasured"]
     title = f" ({escape(change.name)})" if change.name else ""
     lines = [marker(change.name), f"## GPU memory{title}: {_headline(change, larger, over, table)}", ""]
-    if change.before is None:
-        lines += [f"There is nothing to compare with: {escape(change.no_base)}.", ""] if change.no_base else []
+    if change.before is None and change.no_base:
+        lines += [f"There is nothing to compare with: {escape(change.no_base)}.", ""]
     lines += _table(change, larger, over, unmeasured)
-    for one in larger[:_DETAILS]:
+    for one in larger[:details]:
         lines += ["", *_details(change, one)]
-    lines += ["", *_others(change)]
-    text = "\n".join(lines).rstrip() + "\n"
-    # GitHub counts characters; bytes are never fewer.
-    if len(text.encode()) > MOST_BYTES:
-        text = text.encode()[:MOST_BYTES].decode(errors="ignore").rpartition("\n<details>")[0]
-        text += "\n\nThe rest of this comment is left out: it is too long. The page shows everything.\n"
-    return text
+    if len(larger) > details:
+        lines.append(f"\nThe page shows what grew in {len(larger) - details} more tests.")
+    text = "\n".join([*lines, "", *_others(change)])
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def _headline(change: Change, larger: Sequence[object], over: Sequence[object], table: Sequence[object]) -> str:
     told = []
     if larger:
-        told.append(f"{len(larger)} test{'s need' if len(larger) > 1 else ' needs'} more than `{_code(change.base)}`")
+        told.append(
+            f"{len(larger)} test{'s need' if len(larger) > 1 else ' needs'} more than `{_code(change.base)}`".replace(
+                "\\|", "|"
+            )
+        )
     if over:
         told.append(f"{len(over)} over budget")
     if told:
@@ -100,7 +113,7 @@ def _table(
 ) -> list[str]:
     """Return a table of the tests that grew, are over their budget, or were not measured."""
     by_test = {row.nodeid: row for row in rows(change.after)}
-    before = {(c.nodeid): c for c in reversed(larger)}
+    before = {one.nodeid: one for one in reversed(larger)}
     chosen = list(
         dict.fromkeys([*(c.nodeid for c in larger), *(r.nodeid for r in over), *(r.nodeid for r in unmeasured)])
     )
@@ -114,7 +127,7 @@ def _table(
         grew = f"{change_text(one.after_bytes - one.before_bytes)} ({one.percent:+.1f}%)" if one else ""
         budget = format_bytes(row.budget_bytes) if row.budget_bytes is not None else ""
         mark = _MARKS.get(row.verdict, "▲")
-        lines.append(f"| {mark} | {escape(nodeid)} | {old} | {new} | {grew} | {budget} |")
+        lines.append(f"| {mark} | {_test(nodeid)} | {old} | {new} | {grew} | {budget} |")
     if len(chosen) > _ROWS:
         lines.append(f"\n{len(chosen) - _ROWS} more tests; the page shows all.")
     return lines
@@ -126,7 +139,10 @@ def _details(change: Change, one: baseline.Change) -> list[str]:
     new = worst(tests[one.nodeid])[1]
     changes = between(worst(earlier[one.nodeid])[1], new) if one.nodeid in earlier and new is not None else None
     more = format_bytes(one.after_bytes - one.before_bytes)
-    lines = ["<details>", f"<summary>{html.escape(one.nodeid)}: {more} more on {html.escape(one.card)}</summary>"]
+    lines = [
+        "<details>",
+        f"<summary>{html.escape(shorten(one.nodeid, _NAME))}: {more} more on {html.escape(one.card)}</summary>",
+    ]
     for title, parts in (("category", changes.categories), ("line", changes.lines)) if changes else ():
         moved = [part for part in parts if part.change_bytes]
         if moved:
@@ -140,7 +156,7 @@ def _details(change: Change, one: baseline.Change) -> list[str]:
 
 def _part(part: Part) -> str:
     sizes = f"{format_bytes(part.before_bytes)} | {format_bytes(part.after_bytes)} | {change_text(part.change_bytes)}"
-    return f"| {escape(part.name)} | {sizes} |"
+    return f"| {escape(shorten(part.name, _NAME))} | {sizes} |"
 
 
 def _others(change: Change) -> list[str]:
@@ -149,7 +165,7 @@ def _others(change: Change) -> list[str]:
     if change.before is not None:
         old, new = baseline.peaks(change.before, failed=True), baseline.peaks(after, failed=True)
         changes = baseline.compare(after, old, change.tolerance)
-        smaller = [f"{escape(c.nodeid)} ({c.percent:+.1f}%)".replace("-", "−", 1) for c in changes.improved]
+        smaller = [f"{_test(c.nodeid)} (−{-c.percent:.1f}%)" for c in changes.improved]
         kinds = (("smaller", smaller), ("new", _names(set(new) - set(old))), ("gone", _names(set(old) - set(new))))
         told = [f"{title.capitalize()}: {_listed(names)}." for title, names in kinds if names]
     devices = ", ".join(dict.fromkeys(f"{escape(d.name)} ({d.kind})" for d in after.environment.devices)) or "no device"
@@ -164,7 +180,12 @@ def _others(change: Change) -> list[str]:
 
 
 def _names(nodeids: set[str]) -> list[str]:
-    return [escape(nodeid) for nodeid in sorted(nodeids)]
+    return [_test(nodeid) for nodeid in sorted(nodeids)]
+
+
+def _test(nodeid: str) -> str:
+    """The name of a test, without the middle of a very long one."""
+    return escape(shorten(nodeid, _NAME))
 
 
 def _listed(names: Sequence[str]) -> str:
