@@ -17,7 +17,7 @@ from pytest_vram.report import disk
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pytest_vram.memory import Device, Report, TestRecord
@@ -119,7 +119,7 @@ def peaks(report: Report, *, failed: bool = False) -> Peaks:
     found: Peaks = {}
     for test in report.tests:
         if failed or test.outcome == "passed":
-            for card, peak in _cards(test):
+            for card, peak in peaks_of(test).items():
                 found.setdefault(test.nodeid, {})[card] = peak
     return found
 
@@ -129,7 +129,7 @@ def compare_record(record: TestRecord, baseline: Mapping[str, Mapping[str, int]]
     known = baseline.get(record.nodeid, {})
     return [
         Change(nodeid=record.nodeid, card=card, before_bytes=known[card], after_bytes=peak, tolerance_percent=tolerance)
-        for card, peak in _cards(record)
+        for card, peak in peaks_of(record).items()
         if card in known
     ]
 
@@ -143,7 +143,7 @@ def compare(report: Report, baseline: Mapping[str, Mapping[str, int]], tolerance
         tolerance: a change of at most this many percent is neither a regression nor an improvement.
     """
     changes = [change for test in report.tests for change in compare_record(test, baseline, tolerance)]
-    missing = [t.nodeid for t in report.tests if any(card not in baseline.get(t.nodeid, {}) for card, _ in _cards(t))]
+    missing = [t.nodeid for t in report.tests if peaks_of(t).keys() - baseline.get(t.nodeid, {}).keys()]
     return Changes(
         regressed=tuple(sorted((c for c in changes if c.regressed), key=lambda c: -c.percent)),
         improved=tuple(sorted((c for c in changes if c.improved), key=lambda c: c.percent)),
@@ -215,14 +215,14 @@ def dump(peaks: Mapping[str, Mapping[str, int]]) -> str:
     return f'{{\n  "version": {VERSION},\n  "peaks": {{\n{body}\n  }}\n}}\n'
 
 
-def _cards(record: TestRecord) -> Iterator[tuple[str, int]]:
-    """Yield each card's key and allocated peak, all processes of the test together; the largest of like cards."""
+def peaks_of(record: TestRecord) -> dict[str, int]:
+    """Return a test's allocated peak on each card, in bytes: all processes together, and the largest of like cards."""
     found: dict[str, int] = {}
     for card in cards_of(record.measurements, record.processes, "allocated"):
         if card.size_bytes:
             key = card_key(card.worst.device)
             found[key] = max(found.get(key, 0), card.size_bytes)
-    yield from found.items()
+    return found
 
 
 def _is_size(value: object) -> bool:

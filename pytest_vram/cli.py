@@ -1,4 +1,4 @@
-"""The command line ``python -m pytest_vram``, with the commands run, report, compare, cards and doctor.
+"""The command line ``python -m pytest_vram``, with the commands run, report, compare, history, ci, cards, doctor.
 
 Each command is a module of :mod:`pytest_vram.commands` with the functions ``add_parser`` and ``main``.
 """
@@ -20,6 +20,8 @@ COMMANDS = (
     "pytest_vram.commands.run",
     "pytest_vram.commands.report",
     "pytest_vram.commands.compare",
+    "pytest_vram.commands.history",
+    "pytest_vram.commands.ci",
     "pytest_vram.commands.cards",
     "pytest_vram.commands.doctor",
 )

@@ -28,6 +28,8 @@ LAYERS = {
     "pytest_vram.report": 3,
     "pytest_vram.strategies": 3,
     "pytest_vram.baseline": 4,
+    "pytest_vram.trend": 4,
+    "pytest_vram.ci": 4,
     "pytest_vram.plugin": 4,
     "pytest_vram.commands": 4,
     "pytest_vram.cli": 5,

@@ -36,11 +36,11 @@ def targets(dims: Dimensions, config: RunConfig) -> list[Linear]:
     return found
 
 
-def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int]:
-    """Return the bytes that the forward pass keeps for the backward pass, and the bytes that one layer's backward adds.
+def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int, int]:
+    """Return the bytes that the forward pass keeps, that one layer recomputes, and of its backward pass' temporaries.
 
     With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps only its input. Its backward pass recomputes the
-    other tensors, so they count as memory of that pass.
+    tensors that it would have kept. Without, nothing is recomputed.
     """
     tokens = config.train.micro_batch * config.data.seq
     kept = layer_bytes(dims, config, compute, adapter)
@@ -55,11 +55,11 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
         working = max(working, tokens * (QUANTIZING * dims.intermediate + dims.hidden * compute))
     mask = tokens * config.data.seq if _windowed(dims, config) else 0  # one mask of booleans for all layers
     if not config.train.checkpointing:
-        return dims.layers * kept + mask, working
+        return dims.layers * kept + mask, 0, working
     inputs = 0 if config.train.offload_activations else dims.layers * tokens * dims.hidden * compute
     if liger_norms(config) and inputs:
         kept -= tokens * dims.hidden * compute  # the first norm keeps the layer's input, which is there already
-    return inputs + mask, kept + working
+    return inputs + mask, kept, working
 
 
 def liger_norms(config: RunConfig) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from pytest_vram.errors import VramError
 from pytest_vram.memory import Report, TestRecord
 from pytest_vram.plugin import records
+from pytest_vram.plugin.history import HistoryWriter
 
 if TYPE_CHECKING:
     from pytest_vram.baseline import Peaks
@@ -25,6 +26,7 @@ class Collector:
         self._problems: list[str] = []
         self._peaks = _read_baseline(settings)
         self._written: list[str] = []
+        self._history = None if settings.history is None else HistoryWriter(settings.history, config.rootpath)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -68,6 +70,8 @@ class Collector:
             if self.settings.update_baseline and self.settings.baseline is not None:
                 changed = baseline.update(self.settings.baseline, report)
                 self._written.append(f"{changed} entries of {self.settings.baseline} written")
+            if self._history is not None:
+                self._written += self._history.write(report)
         except (OSError, VramError) as error:
             self._problems.append(f"{error}")
 

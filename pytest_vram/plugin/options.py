@@ -47,7 +47,12 @@ OPTIONS = (
         name="output",
         kind="list",
         metavar="PATH",
-        help="write the report to PATH: .json, .md, .csv or .html; may be repeated",
+        help="write the report to PATH: .json, .md, .csv, .html, .sarif or .codequality.json; may be repeated",
+    ),
+    Option(
+        name="history",
+        metavar="DIR",
+        help="add this session's peaks, with the commit, to DIR, for `python -m pytest_vram history`",
     ),
     Option(
         name="timeline",

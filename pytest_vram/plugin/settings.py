@@ -11,6 +11,7 @@ from pytest_vram.errors import VramUsageError
 from pytest_vram.plugin.markers import METRICS, limit_bytes
 from pytest_vram.plugin.options import OPTIONS, value
 from pytest_vram.probe.select import Choice, parse_choice
+from pytest_vram.report.files import suffix_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 UNMEASURED = ("skip", "fail", "warn")
 REQUIRABLE = ("cuda", "dry", "host")
-SUFFIXES = (".json", ".md", ".csv", ".html")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,7 @@ class Settings:
 
     report: bool
     output: tuple[Path, ...]
+    history: Path | None
     timeline: bool
     gpu: Choice
     require: str | None
@@ -43,7 +44,8 @@ class Settings:
     @property
     def measures_all(self) -> bool:
         """Whether tests without a marker are measured too."""
-        return bool(self.report or self.output or self.timeline or self.baseline or self.suggest or self.max_bytes)
+        asked = (self.report, self.output, self.history, self.timeline, self.baseline, self.suggest, self.max_bytes)
+        return any(asked)
 
 
 def read(config: pytest.Config) -> Settings:
@@ -58,11 +60,17 @@ def read(config: pytest.Config) -> Settings:
         raise VramUsageError("--vram-update-baseline needs a file to update: add --vram-baseline=FILE")
     output = tuple(_path(config, text) for text in values["output"] or ())
     for path in output:
-        if path.suffix not in SUFFIXES:
-            raise VramUsageError(f"--vram-output={path}: the suffix says the format; choose {', '.join(SUFFIXES)}")
+        try:
+            suffix_of(path)
+        except VramUsageError as error:
+            raise VramUsageError(f"--vram-output={error}") from error
+    history = None if values["history"] is None else _path(config, values["history"])
+    if history is not None and history.exists() and not history.is_dir():
+        raise VramUsageError(f"--vram-history={history}: this is a file; name a folder, which need not exist")
     return Settings(
         report=bool(values["report"]),
         output=output,
+        history=history,
         timeline=bool(values["timeline"]) or any(path.suffix == ".html" for path in output),
         gpu=parse_choice(values["gpu"] or "auto"),
         require=_choice("require", values["require"], REQUIRABLE),

@@ -1,4 +1,4 @@
-"""Read a report from a file, and write text to a file atomically."""
+"""Read a report from a file, write text to a file atomically, and find the repository around a folder."""
 
 from __future__ import annotations
 
@@ -46,3 +46,9 @@ def write_atomically(path: Path, text: str) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def repository(folder: Path) -> Path:
+    """Return the innermost folder with a ``.git`` entry around ``folder``, or ``folder`` itself."""
+    folder = folder.resolve()
+    return next((above for above in (folder, *folder.parents) if (above / ".git").exists()), folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory.codec import encode
-from pytest_vram.report import markdown
+from pytest_vram.report import code_quality, markdown, sarif
 from pytest_vram.report.disk import load, write_atomically
 from pytest_vram.report.rows import RankRow, Row, rows
 from pytest_vram.report.tables import TABLES
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pytest_vram.memory import Report
 
-__all__ = ["SCHEMA_FILE", "load", "load_report", "save", "to_html"]
+__all__ = ["SCHEMA_FILE", "load", "load_report", "save", "suffix_of", "to_html"]
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 _NESTED = ("fixtures", "phases", "holders", "host_reads", "notes", "ranks", "work")
@@ -43,10 +43,21 @@ def save(report: Report, path: str | os.PathLike[str], before: Report | None = N
         OSError: the file cannot be written.
     """
     target = Path(path)
-    if target.suffix not in _FORMATS:
-        raise VramUsageError(f"{target}: the suffix says the format; choose {', '.join(_FORMATS)}")
-    text = to_html(report, before) if target.suffix == ".html" else _FORMATS[target.suffix](report)
+    suffix = suffix_of(target)
+    text = to_html(report, before) if suffix == ".html" else _FORMATS[suffix](report)
     write_atomically(target, text)
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that determines the format of a file: ``.codequality.json`` differs from ``.json``.
+
+    Raises:
+        VramUsageError: there is no format for the suffix.
+    """
+    for suffix in sorted(_FORMATS, key=len, reverse=True):
+        if path.name.endswith(suffix):
+            return suffix
+    raise VramUsageError(f"{path}: the suffix says the format; choose {', '.join(_FORMATS)}")
 
 
 def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.DataFrame:
@@ -114,6 +125,8 @@ _FORMATS: dict[str, Callable[[Report], str]] = {
     ".md": markdown.render,
     ".csv": to_csv,
     ".html": to_html,
+    ".sarif": sarif.render,
+    ".codequality.json": code_quality.render,
 }
 
 

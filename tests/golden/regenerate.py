@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vram import memory
+from pytest_vram.ci import comment
 from pytest_vram.report import files, terminal
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -39,6 +40,8 @@ def contents() -> dict[Path, str]:
     wanted[HERE / "report.json"] = files.to_json(report)
     wanted[HERE / "report.md"] = files.markdown.render(report)
     wanted[HERE / "report.csv"] = files.to_csv(report)
+    wanted[HERE / "comment.md"] = comment.render(sample.change())
+    wanted[HERE / "comment_first.md"] = comment.render(sample.first_change())
     return wanted
 
 

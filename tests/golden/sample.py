@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+from pytest_vram.ci.comment import Change
 from pytest_vram.memory import (
     Budget,
     Device,
@@ -199,3 +203,34 @@ def _plain() -> TestRecord:
             Measurement(device=CPU, peak=Peak(requested_bytes=0, allocated_bytes=0)),
         ),
     )
+
+
+def change() -> Change:
+    """A pull request on :func:`report`: one test grew, one shrank, one is new and one is gone."""
+    after = report()
+    over, within, *others = after.tests
+
+    def earlier(test: TestRecord, size: int, **fields: Any) -> TestRecord:
+        (measured,) = test.measurements
+        return replace(test, measurements=(replace(measured, peak=_peak(size), **fields),))
+
+    holders = (
+        Holder(size_bytes=6 * GIB, count=64, location="model.py:41 in forward", category="activations", module="mlp"),
+        Holder(size_bytes=4 * GIB, count=291, location="conftest.py:12 in llama", category="weights"),
+        Holder(size_bytes=MIB, count=1, location="model.py:50 in gone (before)", category="other"),
+    )
+    before = (earlier(over, 11 * GIB, holders=holders), earlier(within, 7 * GIB), *others[:-1])
+    gone = replace(others[-1], nodeid="tests/test_old.py::test_gone")
+    return Change(
+        after=after,
+        before=replace(after, tests=(*before, gone)),
+        base="release|2`x`",
+        page="https://github.com/owner/name/actions/runs/1",
+        name="torch 2.6",
+    )
+
+
+def first_change() -> Change:
+    """A pull request whose base could not be measured, and whose tests keep to their budgets."""
+    after = report()
+    return Change(after=replace(after, tests=after.tests[1:2]), no_base="the base abc could not be measured: no file")

@@ -10,6 +10,7 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_vram.report.changes import between
 from pytest_vram.report.html.segments import layout_data
 from pytest_vram.report.rows import rows, worst
 
@@ -207,24 +208,11 @@ def _placed(phases: Sequence[Phase], timeline: Timeline, chosen: Sequence[int]) 
 
 def _before(old: Measurement | None, new: Measurement) -> dict[str, Any] | None:
     """Return the changes since an earlier report, by category and line; only for the same card and kind of probe."""
-    if old is None or (old.device.kind, old.device.name) != (new.device.kind, new.device.name):
+    changes = between(old, new)
+    if old is None or changes is None:
         return None
-    lines = _changes(
-        [(h.location, h.size_bytes) for h in old.holders], [(h.location, h.size_bytes) for h in new.holders]
+    categories, lines = (
+        [[part.name, part.before_bytes, part.after_bytes] for part in parts]
+        for parts in (changes.categories, changes.lines[:15])
     )
-    categories = _changes(
-        list(old.timeline.at_peak().items()) if old.timeline else [],
-        list(new.timeline.at_peak().items()) if new.timeline else [],
-    )
-    return {"peak": old.figure("allocated"), "categories": categories, "lines": lines[:15]}
-
-
-def _changes(old: Sequence[tuple[str, int]], new: Sequence[tuple[str, int]]) -> list[list[Any]]:
-    """Return name, bytes before and bytes after, with the largest change first."""
-    if not old or not new:
-        return []
-    sums: dict[str, list[int]] = {}
-    for position, pairs in enumerate((old, new)):
-        for name, size in pairs:
-            sums.setdefault(name, [0, 0])[position] += size
-    return sorted(([name, *sizes] for name, sizes in sums.items()), key=lambda c: (-abs(c[2] - c[1]), c[0]))
+    return {"peak": old.figure("allocated"), "categories": categories, "lines": lines}

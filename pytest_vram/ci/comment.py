@@ -1,0 +1,198 @@
+"""Render the comment on a pull request: what grew over its base, by test, category and line of code."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_vram import baseline
+from pytest_vram.report.changes import between
+from pytest_vram.report.markdown import escape
+from pytest_vram.report.rows import change_text, rows, worst
+from pytest_vram.report.terminal import shorten
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_vram.memory import Report
+    from pytest_vram.report.changes import Part
+    from pytest_vram.report.rows import Row
+
+MOST_BYTES = 60_000
+"""GitHub refuses a comment of more than 65,536 characters."""
+_ROWS, _DETAILS, _PARTS, _NAME = 20, 10, 8, 200
+_MARKS = {"exceeded": "❌", "unmeasured": "❔"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a comment is about.
+
+    Attributes:
+        after: the report of the change.
+        before: the report of its base; ``None`` if there is none.
+        base: the name of the base, such as ``main``.
+        no_base: why there is no report of the base.
+        tolerance: the growth in percent that is none.
+        page: a link to the job that has the page as an artifact; ``""`` if there is none.
+        name: tells comments of several jobs on one pull request apart.
+    """
+
+    after: Report
+    before: Report | None = None
+    base: str = "base"
+    no_base: str = ""
+    tolerance: float = 2.0
+    page: str = ""
+    name: str = ""
+
+
+def marker(name: str) -> str:
+    """Return the first line of the comment, by which a later job finds it. It does not show."""
+    plain = "".join(character for character in name if character.isalnum() or character in " _./")
+    return f"<!-- pytest-vram {plain}-->" if not plain else f"<!-- pytest-vram {plain} -->"
+
+
+def grown(change: Change) -> list[baseline.Change]:
+    """Return the tests that grew by more than the tolerance, the largest growth first."""
+    if change.before is None:
+        return []
+    peaks = baseline.peaks(change.before, failed=True)
+    return list(baseline.compare(change.after, peaks, change.tolerance).regressed)
+
+
+def render(change: Change) -> str:
+    """Return the comment as Markdown."""
+    for details in (*range(_DETAILS, -1, -2), 0):
+        text = _rendered(change, details)
+        # GitHub counts characters; bytes are never fewer.
+        if len(text.encode()) <= MOST_BYTES:
+            break
+    return text
+
+
+def _rendered(change: Change, details: int) -> str:
+    """Return the comment with the lines and categories of at most this many tests."""
+    table = rows(change.after)
+    larger = grown(change)
+    over = [row for row in table if row.verdict == "exceeded"]
+    unmeasured = [row for row in table if row.verdict == "unmeasured"]
+    title = f" ({escape(change.name)})" if change.name else ""
+    lines = [marker(change.name), f"## GPU memory{title}: {_headline(change, larger, over, table)}", ""]
+    if change.before is None and change.no_base:
+        lines += [f"There is nothing to compare with: {escape(change.no_base)}.", ""]
+    lines += _table(change, larger, over, unmeasured)
+    for one in larger[:details]:
+        lines += ["", *_details(change, one)]
+    if len(larger) > details:
+        lines.append(f"\nThe page shows what grew in {len(larger) - details} more tests.")
+    text = "\n".join([*lines, "", *_others(change)])
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def _headline(change: Change, larger: Sequence[object], over: Sequence[object], table: Sequence[object]) -> str:
+    told = []
+    if larger:
+        told.append(
+            f"{len(larger)} test{'s need' if len(larger) > 1 else ' needs'} more than `{_code(change.base)}`".replace(
+                "\\|", "|"
+            )
+        )
+    if over:
+        told.append(f"{len(over)} over budget")
+    if told:
+        return ", ".join(told)
+    return "nothing was measured" if not table else "nothing grew" if change.before else "all within budget"
+
+
+def _table(
+    change: Change, larger: Sequence[baseline.Change], over: Sequence[Row], unmeasured: Sequence[Row]
+) -> list[str]:
+    """Return a table of the tests that grew, are over their budget, or were not measured."""
+    by_test = {row.nodeid: row for row in rows(change.after)}
+    before = {one.nodeid: one for one in reversed(larger)}
+    chosen = list(
+        dict.fromkeys([*(c.nodeid for c in larger), *(r.nodeid for r in over), *(r.nodeid for r in unmeasured)])
+    )
+    if not chosen:
+        return []
+    lines = [f"| | test | `{_code(change.base)}` | here | change | budget |", "|---|---|---:|---:|---:|---:|"]
+    for nodeid in chosen[:_ROWS]:
+        row, one = by_test[nodeid], before.get(nodeid)
+        old = format_bytes(one.before_bytes) if one else ""
+        new = format_bytes(one.after_bytes if one else row.peak_bytes)
+        grew = f"{change_text(one.after_bytes - one.before_bytes)} ({one.percent:+.1f}%)" if one else ""
+        budget = format_bytes(row.budget_bytes) if row.budget_bytes is not None else ""
+        mark = _MARKS.get(row.verdict, "▲")
+        lines.append(f"| {mark} | {_test(nodeid)} | {old} | {new} | {grew} | {budget} |")
+    if len(chosen) > _ROWS:
+        lines.append(f"\n{len(chosen) - _ROWS} more tests; the page shows all.")
+    return lines
+
+
+def _details(change: Change, one: baseline.Change) -> list[str]:
+    tests = {test.nodeid: test for test in change.after.tests}
+    earlier = {test.nodeid: test for test in change.before.tests} if change.before else {}
+    new = worst(tests[one.nodeid])[1]
+    changes = between(worst(earlier[one.nodeid])[1], new) if one.nodeid in earlier and new is not None else None
+    more = format_bytes(one.after_bytes - one.before_bytes)
+    lines = [
+        "<details>",
+        f"<summary>{html.escape(shorten(one.nodeid, _NAME))}: {more} more on {html.escape(one.card)}</summary>",
+    ]
+    for title, parts in (("category", changes.categories), ("line", changes.lines)) if changes else ():
+        moved = [part for part in parts if part.change_bytes]
+        if moved:
+            lines += ["", f"| {title} | `{_code(change.base)}` | here | change |", "|---|---:|---:|---:|"]
+            lines += [_part(part) for part in moved[:_PARTS]]
+            lines += [f"\n{len(moved) - _PARTS} more."] if len(moved) > _PARTS else []
+    if len(lines) == 2:
+        lines += ["", "Which lines grew is not known: one of the two runs did not record who held the peak."]
+    return [*lines, "", "</details>"]
+
+
+def _part(part: Part) -> str:
+    sizes = f"{format_bytes(part.before_bytes)} | {format_bytes(part.after_bytes)} | {change_text(part.change_bytes)}"
+    return f"| {escape(shorten(part.name, _NAME))} | {sizes} |"
+
+
+def _others(change: Change) -> list[str]:
+    """Return sentences on the rest: what shrank, what is new or gone, and what it was measured on."""
+    after, told = change.after, []
+    if change.before is not None:
+        old, new = baseline.peaks(change.before, failed=True), baseline.peaks(after, failed=True)
+        changes = baseline.compare(after, old, change.tolerance)
+        smaller = [f"{_test(c.nodeid)} (−{-c.percent:.1f}%)" for c in changes.improved]
+        kinds = (("smaller", smaller), ("new", _names(set(new) - set(old))), ("gone", _names(set(old) - set(new))))
+        told = [f"{title.capitalize()}: {_listed(names)}." for title, names in kinds if names]
+    devices = ", ".join(dict.fromkeys(f"{escape(d.name)} ({d.kind})" for d in after.environment.devices)) or "no device"
+    count = f"{len(after.tests)} test{'s' * (len(after.tests) != 1)}"
+    notes = dict.fromkeys(
+        note.name for test in after.tests for m in test.measurements for note in m.notes if note.figures
+    )
+    rest = f"<sub>{count} on {devices}; growth of up to {change.tolerance:g}% is none."
+    rest += f" Figures rest on assumptions: {escape(', '.join(notes))}." if notes else ""
+    rest += f" [The page]({change.page}) is an artifact of the job." if change.page else ""
+    return [*told, "", f"{rest}</sub>"] if told else [f"{rest}</sub>"]
+
+
+def _names(nodeids: set[str]) -> list[str]:
+    return [_test(nodeid) for nodeid in sorted(nodeids)]
+
+
+def _test(nodeid: str) -> str:
+    """The name of a test, without the middle of a very long one."""
+    return escape(shorten(nodeid, _NAME))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _PARTS} more" if len(names) > _PARTS else ""
+    return ", ".join(names[:_PARTS]) + more
+
+
+def _code(text: str) -> str:
+    """A name of a branch inside backticks and a table."""
+    return text.replace("`", "'").replace("|", "\\|")
