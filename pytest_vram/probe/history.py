@@ -10,6 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.memory import Note
+from pytest_vram.memory.code_names import code_name, is_typed_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -156,12 +157,17 @@ def user_line(frames: Iterable[Mapping[str, Any]]) -> str:
 
 
 def is_users(filename: str) -> bool:
-    """Whether a file belongs to the user: not to a library or this package, and not generated code."""
-    return not filename.startswith((*_LIBRARIES, _OURS, "<"))
+    """Whether code is the user's: of a file outside the libraries and this package, or typed in, but not generated."""
+    return is_typed_in(filename) or not filename.startswith((*_LIBRARIES, _OURS, "<"))
 
 
 def _short(path: str) -> str:
-    """Return a path relative to the working directory (``train.py``) or the libraries' folder (``peft/model.py``)."""
+    """Return a path relative to the working directory (``train.py``) or the libraries' folder (``peft/model.py``).
+
+    A notebook's cell has its own name.
+    """
+    if (name := code_name(path)) is not None:
+        return name
     for prefix in (*_LIBRARIES, os.path.join(os.getcwd(), "")):
         if path.startswith(prefix):
             return path[len(prefix) :]

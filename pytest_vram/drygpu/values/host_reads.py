@@ -16,6 +16,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from pytest_vram.memory.code_names import code_name, is_typed_in
 from pytest_vram.memory.measurement import HostRead
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ _LIBRARIES = tuple(
 _STANDARD = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
 _TORCH = f"torch{os.sep}"
 _OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))) + os.sep
-_TYPED_IN = ("<string>", "<stdin>", "<ipython-input", "<python-input")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +160,8 @@ def _where(frame: FrameType | None) -> tuple[str, str]:
     while frame is not None:
         owner, path = _classify(frame.f_code.co_filename)
         if owner == "user":
-            return f"{path}:{frame.f_lineno}", f"in {inner}" if inner else ""
+            name = code_name(frame.f_code.co_filename) or path
+            return f"{name}:{frame.f_lineno}", f"in {inner}" if inner else ""
         if owner == "library" and inner is None:
             inner = f"{path}:{frame.f_lineno}"
         frame = frame.f_back
@@ -174,7 +175,7 @@ def _classify(filename: str) -> tuple[str, str]:
     ``plumbing`` is torch, the standard library, this package and generated code.
     """
     if filename.startswith("<"):  # code without a file: typed in by the user, or made by a program
-        return ("user" if filename.startswith(_TYPED_IN) else "plumbing"), filename
+        return ("user" if filename == "<string>" or is_typed_in(filename) else "plumbing"), filename
     path = os.path.realpath(filename)
     for root in _LIBRARIES:
         if path.startswith(root):
