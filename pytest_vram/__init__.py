@@ -34,6 +34,11 @@ __all__ = [
 ]
 
 
+def load_ipython_extension(ipython: Any) -> None:
+    """Add the magics ``%%vram`` and ``%vram_dry`` to a notebook; ``%load_ext pytest_vram`` calls this."""
+    importlib.import_module("pytest_vram.notebook").load(ipython)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,8 @@ import re
 import sysconfig
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from pytest_vram.memory.code_names import code_name, is_typed_in
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
@@ -21,7 +23,6 @@ _OTHER_LIBRARIES = re.compile(rf".*{re.escape(os.sep)}(?:site|dist)-packages{re.
 """The folders of packages that were installed for one user, or that a virtual environment sees in the system."""
 _STANDARD = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
 _OWN = os.path.dirname(os.path.realpath(__file__)) + os.sep
-_TYPED_IN = ("<string>", "<stdin>", "<ipython-input", "<python-input")
 
 
 class Frame(NamedTuple):
@@ -78,7 +79,7 @@ def owner(filename: str) -> Owner:
     ``own`` is this package. A name in angle brackets has no file: the user typed the code in, or a program made it.
     """
     if filename.startswith("<"):
-        return "user" if filename.startswith(_TYPED_IN) else "torch"
+        return "user" if filename == "<string>" or is_typed_in(filename) else "torch"
     path = os.path.realpath(filename)
     if path.startswith(_OWN):
         return "own"
@@ -89,7 +90,12 @@ def owner(filename: str) -> Owner:
 
 
 def shown(filename: str) -> str:
-    """Return a file's path below the libraries' folder (``peft/model.py``) or the working directory (``train.py``)."""
+    """Return a file's path below the libraries' folder (``peft/model.py``) or the working directory (``train.py``).
+
+    A notebook's cell has its own name.
+    """
+    if (name := code_name(filename)) is not None:
+        return name
     if filename.startswith("<"):
         return filename
     path = os.path.realpath(filename)

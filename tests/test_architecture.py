@@ -33,6 +33,7 @@ LAYERS = {
     "pytest_vram.plugin": 4,
     "pytest_vram.commands": 4,
     "pytest_vram.cli": 5,
+    "pytest_vram.notebook": 5,
     "pytest_vram.__main__": 6,
     "pytest_vram": 7,  # re-exports lazily
     "finetune.errors": 0,
