@@ -24,7 +24,6 @@ KNOWN = {
     "r3d18_fp32": (0.1, 5.0),  # plans of weight gradients
     "resnet50_fp32": (0.1, 5.0),  # the same, and cuBLASLt's workspace within plans of 1x1 convolutions
     "vgg16_fp32": (0.3, 1.0),  # the same
-    "varlen_llama1b_mallocasync": (0.1, 10.0),  # fragmentation of the driver's pool
 }
 
 
