@@ -53,6 +53,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Small enough for a step in a tenth of a second, large enough that weights, activations and logits all matter."""
+NEW_TOKENS = 512
+"""Tokens that a made model's tokenizer knows beyond the model's own embeddings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +214,21 @@ def _folder(case: Case, folder: Path) -> Path:
     from pytest_vram.drygpu import empty_checkpoint
 
     path = folder / "-".join([case.shape, *(f"{name}{value}" for name, value in case.shape_changes.items())])
-    return path if path.is_dir() else empty_checkpoint(SHAPES[case.shape] | case.shape_changes, path)
+    config = SHAPES[case.shape] | case.shape_changes
+    if not path.is_dir():
+        empty_checkpoint(config, path)
+        _save_tokenizer(path, config["vocab_size"] + NEW_TOKENS)
+    return path
+
+
+def _save_tokenizer(path: Path, tokens: int) -> None:
+    """Put a tokenizer beside the model that knows more tokens than the model does: embeddings are enlarged for it."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({f"w{index}": index for index in range(tokens)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(path)
 
 
 def _batch(case: Case) -> Batch:

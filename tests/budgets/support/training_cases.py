@@ -61,6 +61,7 @@ def cases() -> dict[str, Case]:
         "rslora": {"rslora": True},
         "dropout": {"dropout": 0.1},
         "q and v": {"targets": ("q_proj", "v_proj")},
+        "without down_proj": {"exclude": ("down_proj",)},
         "fp32 adapter": {"adapter_dtype": "fp32"},
         "fp16 adapter": {"adapter_dtype": "fp16"},
     }.items():
@@ -80,6 +81,7 @@ def cases() -> dict[str, Case]:
         rows[f"nf4 loss chunk {chunk}"] = Case(train={"loss_chunk": chunk}, seq=2048)
     rows["nf4 packed"] = Case(packed=True)
     rows["nf4 accumulation 4"] = Case(micro_batches=4)
+    rows["nf4 resized embeddings"] = Case(model={"resize_embeddings": True})
     rows["nf4 no clip"] = Case(train={"clip": 0.0})
     return rows
 

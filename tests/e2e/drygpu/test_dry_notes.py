@@ -14,13 +14,16 @@ import pytest
 
 import pytest_vram.drygpu
 from pytest_vram.drygpu.process.startup import inherited
+from pytest_vram.drygpu.process.variables import CUDNN_VARIABLE
+from pytest_vram.drygpu.stub.toolkit import find_toolkit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 NATIVE = Path(pytest_vram.drygpu.__file__).parent / "native"
 
-ASSUMES_EVERYTHING = """
+# Without cuDNN, whose stand-in answers.
+STANDS_IN = """
 import os, torch
 from torch import nn
 os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
@@ -35,6 +38,16 @@ torch.distributed.all_reduce(torch.ones(4, device="cuda"))
 torch.distributed.destroy_process_group()
 """
 
+# With it: recurrent layers, their dropout, and plans of convolutions that a card would time.
+ASKS_CUDNN = """
+import torch
+from torch import nn
+torch.backends.cudnn.benchmark = True
+image = torch.ones(8, 64, 56, 56, device="cuda", requires_grad=True)
+nn.Conv2d(64, 64, 3, padding=1).cuda()(image).sum().backward()
+nn.LSTM(64, 64, num_layers=2, dropout=0.5).cuda()(torch.ones(8, 4, 64, device="cuda"))[0].sum().backward()
+"""
+
 
 def names_in_native() -> set[str]:
     """Names of the assumptions that the stub libraries can make, out of their sources."""
@@ -44,22 +57,27 @@ def names_in_native() -> set[str]:
     return found
 
 
+@pytest.mark.skipif(find_toolkit().cudnn_version < 91100, reason="this cuDNN is too old to answer without a device")
 def test_run_shows_each_assumption_and_calls_nothing_exact(run_command: Callable[..., Any], tmp_path: Path) -> None:
-    program, out = tmp_path / "train.py", tmp_path / "out.json"
-    program.write_text(ASSUMES_EVERYTHING)
-    conf = ("--alloc-conf", "backend:cudaMallocAsync")
-    done = run_command("--gpu", "h200", *conf, "--json", str(out), "--", str(program))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    expected = names_in_native() | {"cuSOLVER (linalg_qr)", "cuFFT (_fft_r2c)"}
-    assert len(expected) >= 6
-    assert {note["name"] for note in found["notes"]} == expected
-    assert found["exact"] is False
-    summary = done.stderr[done.stderr.index("=== dry run") :]
-    assert "exact" not in summary
-    for note in found["notes"]:
-        assert note["name"] in summary
-        assert note["text"] in summary
+    shown: set[str] = set()
+    for source, options in (
+        (STANDS_IN, ("--no-cudnn", "--alloc-conf", "backend:cudaMallocAsync")),
+        (ASKS_CUDNN, ()),
+    ):
+        program, out = tmp_path / "train.py", tmp_path / "out.json"
+        program.write_text(source)
+        done = run_command("--gpu", "h200", *options, "--json", str(out), "--", str(program))
+        assert done.returncode == 0, done.stderr
+        found = json.loads(out.read_text())
+        assert found["exact"] is False
+        summary = done.stderr[done.stderr.index("=== dry run") :]
+        assert "exact" not in summary
+        for note in found["notes"]:
+            assert note["name"] in summary
+            assert note["text"] in summary
+        shown |= {note["name"] for note in found["notes"]}
+    assert shown == names_in_native() | {"cuSOLVER (linalg_qr)", "cuFFT (_fft_r2c)"}
+    assert len(shown) >= 6
 
 
 PROJECT = """
@@ -119,7 +137,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     (folder / "test_it.py").write_text(PROJECT)
     outputs = [f"--vram-output=report{suffix}" for suffix in (".json", ".md", ".html", ".csv")]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--vram-gpu=dry:h200", "--vram-report"]
-    variables = {**os.environ, **inherited(os.environ), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    variables = {**os.environ, **inherited(os.environ), CUDNN_VARIABLE: "off", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     variables.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(
         [*command, *outputs], cwd=folder, capture_output=True, text=True, check=False, timeout=1800, env=variables

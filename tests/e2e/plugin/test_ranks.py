@@ -231,5 +231,7 @@ def test_ranks_on_the_host_compute_and_a_late_one_is_told_with_its_place(tmp_pat
     assert "the test needed 6.00 MiB of allocated memory" in done.out, done.out
     assert {rank: size // MB for rank, size in peaks(done.tests["test_values"]).items()} == {0: 3, 1: 6}
     assert "rank 1 of 2 did not end within 45 s:" in done.out
-    assert "(most recent call first)" in done.out  # where it was
+    shown = done.out.partition("(most recent call first):\n")[2].splitlines()
+    line = ON_THE_HOST[: ON_THE_HOST.index("# here it waits")].count("\n") + 1
+    assert f'test_it.py", line {line} in test_late' in shown[0], done.out
     assert "the other ranks:\n  rank 0 " in done.out

@@ -107,8 +107,14 @@ def test_every_report_renders(report: Report, width: int, verbosity: int) -> Non
     assert terminal.render(report, width=width, verbosity=verbosity)
     assert files.to_csv(report)
     text = markdown.render(report)
-    rows = [line for line in text.partition("<details>")[0].splitlines() if line.startswith("| ") and "---" not in line]
-    assert len(rows) == 1 + len(report.tests)
+    above, _, _ = text.partition("<details>")
+    table, _, ranks = above.partition("| processes of |")
+    assert len(rows_of(table)) == 1 + len(report.tests)
+    assert len(rows_of(ranks)) >= sum(bool(test.processes) for test in report.tests)
+
+
+def rows_of(table: str) -> list[str]:
+    return [line for line in table.splitlines() if line.startswith("| ") and "---" not in line]
 
 
 def test_a_budget_of_nothing_has_no_share_used() -> None:
