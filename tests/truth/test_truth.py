@@ -20,11 +20,9 @@ TRUTH = table.load("h200")
 # library decides, and the run says so.
 EXPECTED = (0.1, 1.0)
 KNOWN = {
-    "linalg_mix": (24.0, 37.0),  # cuSOLVER's workspaces
     "r3d18_fp32": (0.1, 5.0),  # plans of weight gradients
     "resnet50_fp32": (0.1, 5.0),  # the same, and cuBLASLt's workspace within plans of 1x1 convolutions
     "vgg16_fp32": (0.3, 1.0),  # the same
-    "varlen_llama1b_mallocasync": (0.1, 10.0),  # fragmentation of the driver's pool
 }
 
 

@@ -1,19 +1,18 @@
-/* cudaMallocAsync: stream-ordered pools. How the driver carves up a pool is not published. Here a pool holds what is in
- * use, rounded up to the 32 MiB it grows by, and gives back what is above its release threshold when a stream
- * synchronizes: a lower bound, without the fragmentation of a real one. */
+/* cudaMallocAsync: stream-ordered pools. A pool keeps what was freed, up to its release threshold; heap.c says where an
+ * allocation lies in it. What is in use is counted to the byte, as the driver of an H200 counted it. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
+#include "heap.h"
 
 #include <string.h>
 
 enum { SPAN_POOL = 2 };
-#define GROWTH ((size_t)32 << 20)
-#define GRAIN ((size_t)512)
 
 struct CUmemPoolHandle_st {
     int device;
-    size_t used, used_high, reserved, reserved_high;
+    dry_heap heap;
+    size_t used, used_high, reserved_high;
     uint64_t threshold;
     int settings[16];
 };
@@ -26,36 +25,40 @@ static cudaMemPool_t pool_of(int device) {
 }
 
 static void shrink(cudaMemPool_t pool, size_t keep) {
-    size_t least = DRY_ROUND_UP(pool->used, GROWTH), target = DRY_ROUND_UP(keep, GROWTH);
-    if (target < least) target = least;
-    if (target >= pool->reserved) return;
-    dry_refund(pool->device, pool->reserved - target);
-    pool->reserved = target;
+    size_t given = dry_heap_trim(&pool->heap, keep);
+    if (given) dry_refund(pool->device, given);
 }
 
 static int take(cudaMemPool_t pool, size_t bytes, uintptr_t *address) {
-    size_t rounded = DRY_ROUND_UP(bytes, GRAIN), needed = DRY_ROUND_UP(pool->used + rounded, GROWTH);
-    if (needed > pool->reserved) {
-        size_t more = needed - pool->reserved;
-        if (!dry_charge(pool->device, more)) return cudaErrorMemoryAllocation;
-        pool->reserved = needed;
+    size_t more, place = dry_heap_place(&pool->heap, bytes, &more);
+    if (place == 0) return cudaErrorMemoryAllocation;
+    if (more && !dry_charge(pool->device, more)) {
+        shrink(pool, 0); /* memory that lies free elsewhere in the pool can be moved here */
+        place = dry_heap_place(&pool->heap, bytes, &more);
+        if (more && !dry_charge(pool->device, more)) return cudaErrorMemoryAllocation;
     }
-    dry_span span = {.kind = SPAN_POOL, .counted = rounded, .owner = pool};
+    /* The pool's own addresses are not the program's: each allocation has pages of its own there. */
+    dry_span span = {.kind = SPAN_POOL, .counted = bytes, .owner = (void *)place};
     *address = dry_space_take(pool->device, DRY_ROUND_UP(bytes, DRY_PAGE), DRY_PAGE, 0, span);
-    if (*address == 0) return cudaErrorMemoryAllocation;
-    pool->used += rounded;
+    if (*address == 0 || !dry_heap_take(&pool->heap, place, bytes)) {
+        if (*address) dry_space_release(pool->device, *address, NULL);
+        if (more) dry_refund(pool->device, more);
+        return cudaErrorMemoryAllocation;
+    }
+    pool->used += bytes;
     if (pool->used > pool->used_high) pool->used_high = pool->used;
-    if (pool->reserved > pool->reserved_high) pool->reserved_high = pool->reserved;
+    if (pool->heap.reserved > pool->reserved_high) pool->reserved_high = pool->heap.reserved;
     return cudaSuccess;
 }
 
 /* Called with the lock held, by dry_free as well. */
 int dry_pool_free(dry_span span) {
-    cudaMemPool_t pool = span.owner;
+    cudaMemPool_t pool = pool_of(span.device);
     dry_forget(span.base, span.size);
     dry_space_release(span.device, span.base, NULL);
+    dry_heap_give(&pool->heap, (size_t)span.owner);
     pool->used -= span.counted;
-    if (pool->threshold < pool->reserved) shrink(pool, pool->threshold);
+    if (pool->threshold < pool->heap.reserved) shrink(pool, pool->threshold);
     return cudaSuccess;
 }
 
@@ -66,7 +69,7 @@ cudaError_t cudaMallocFromPoolAsync(void **pointer, size_t bytes, cudaMemPool_t 
         return dry_fail(dry_not_implemented("cudaMallocAsync inside a stream capture", cudaErrorNotSupported));
     if (bytes == 0) return cudaSuccess;
     if (bytes > dry_the_card()->total_bytes) return dry_fail(cudaErrorMemoryAllocation);
-    dry_note("cudaMallocAsync: the driver's pool is taken to have no fragmentation, so reserved bytes are a lower bound");
+    dry_note("cudaMallocAsync: how the driver's pool places allocations is a guess, so reserved bytes are one as well");
     uintptr_t address;
     dry_lock();
     int error = take(pool, bytes, &address);
@@ -105,7 +108,7 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr att
     dry_lock();
     switch (attribute) {
     case cudaMemPoolAttrReleaseThreshold: *(uint64_t *)value = pool->threshold; break;
-    case cudaMemPoolAttrReservedMemCurrent: *(uint64_t *)value = pool->reserved; break;
+    case cudaMemPoolAttrReservedMemCurrent: *(uint64_t *)value = pool->heap.reserved; break;
     case cudaMemPoolAttrReservedMemHigh: *(uint64_t *)value = pool->reserved_high; break;
     case cudaMemPoolAttrUsedMemCurrent: *(uint64_t *)value = pool->used; break;
     case cudaMemPoolAttrUsedMemHigh: *(uint64_t *)value = pool->used_high; break;
@@ -120,7 +123,7 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, enum cudaMemPoolAttr att
     switch (attribute) {
     case cudaMemPoolAttrReleaseThreshold: pool->threshold = *(uint64_t *)value; break;
     case cudaMemPoolAttrReservedMemHigh:
-        pool->reserved_high = pool->reserved;
+        pool->reserved_high = pool->heap.reserved;
         break; /* only zero is allowed: a reset */
     case cudaMemPoolAttrUsedMemHigh: pool->used_high = pool->used; break;
     default:

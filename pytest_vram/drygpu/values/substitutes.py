@@ -6,6 +6,7 @@ workspace, because only the library knows its size. Each call adds a note (see :
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,15 @@ OPERATORS = {
     "cuFFT": ("_fft_r2c", "_fft_c2r", "_fft_c2c"),
 }
 
+OWN_CODE = frozenset(
+    {
+        *("_linalg_svd", "linalg_qr", "_linalg_eigh", "_linalg_det", "_linalg_slogdet", "linalg_lu", "linalg_lu_solve"),
+        *("linalg_cholesky_ex", "linalg_inv_ex", "linalg_lu_factor_ex", "_linalg_solve_ex", "linalg_householder_product"),
+        *("_cholesky_solve_helper", "geqrf", "ormqr"),
+    }
+)
+"""Operators of which torch's own code runs for one matrix, over the stub of cuSOLVER. A batch may go to other libraries."""
+
 NOT_COUNTED = "its workspace is not known and counted as 0 bytes"
 
 
@@ -56,7 +66,29 @@ def install(library: torch.library.Library) -> None:
     for owner, names in OPERATORS.items():
         for name in names:
             for overload in _with_cuda_kernel(name):
-                kernels.replace(library, overload, _allocate(overload, f"{owner} ({name})"))
+                substitute = _allocate(overload, f"{owner} ({name})")
+                if name in OWN_CODE:
+                    kernels.put_in_front(library, overload, partial(_own_code_for_one_matrix, substitute))
+                else:
+                    kernels.replace(library, overload, substitute)
+    kernels.replace(library, torch.ops.aten._linalg_check_errors.default, _find_no_error)
+
+
+def _own_code_for_one_matrix(substitute: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel that runs torch's own for one matrix, with the workspace that it asks for, and else ``substitute``."""
+
+    def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        if all(not isinstance(value, torch.Tensor) or value.dim() <= 2 for value in args):
+            return call(keyset, *args, **kwargs)
+        return substitute(*args, **kwargs)
+
+    return kernel
+
+
+def _find_no_error(infos: torch.Tensor, api_name: str, *, is_matrix: bool) -> None:
+    """Find no error among the error codes of a solver. torch's own code allocates as much, and reads the answer."""
+    del api_name, is_matrix
+    infos.any()
 
 
 def _with_cuda_kernel(name: str) -> Iterator[OpOverload]:

@@ -114,6 +114,36 @@ def test_allocator_settings(dry_python: Callable[..., Any], setting: str) -> Non
     assert backend == ("cudaMallocAsync" if "Async" in setting else "native")
 
 
+POOL = """
+import torch
+MB = 1 << 20
+reserved = lambda: torch.cuda.memory_reserved() // MB
+take = lambda size: torch.empty(size * MB, dtype=torch.uint8, device="cuda")
+first, middle, last = take(20), take(20), take(20)
+found = [reserved()]
+del middle
+larger = take(24)
+found.append(reserved())
+back = take(20)
+found.append(reserved())
+byte = torch.empty(5, dtype=torch.uint8, device="cuda")
+found.append(torch.cuda.memory_allocated() - 84 * MB)
+used = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
+del first, larger, last, byte
+torch.cuda.empty_cache()
+found += [reserved(), (used - torch.cuda.mem_get_info()[1] + torch.cuda.mem_get_info()[0]) // MB]
+print(found)
+"""
+
+
+def test_the_pool_of_the_driver_can_be_fragmented(dry_python: Callable[..., Any]) -> None:
+    """24 MB do not fit where 20 were freed, and 20 do. Pieces of 32 MiB that are free as a whole are given back."""
+    done = dry_python("-c", POOL, PYTORCH_CUDA_ALLOC_CONF="backend:cudaMallocAsync")
+    assert done.returncode == 0, done.stderr
+    # 60 in use, then 24 above them, then the hole filled; of three pieces the one block lies in two.
+    assert done.stdout.strip() == "[64, 96, 96, 5, 64, 32]"
+
+
 NEUTRAL = """
 import sys, torch
 if sys.argv[1] == "carried":

@@ -30,7 +30,8 @@ os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE
 image = torch.ones(2, 64, 8, 8, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
 conv = nn.Conv2d(64, 64, 3).cuda().half().to(memory_format=torch.channels_last)
 nn.BatchNorm2d(64).cuda()(conv(image)).sum().backward()
-torch.linalg.qr(torch.ones(4, 4, device="cuda"))
+torch.linalg.cholesky(torch.eye(4, device="cuda"))
+torch.linalg.qr(torch.ones(2, 4, 4, device="cuda"))
 torch.fft.rfft(torch.ones(8, device="cuda"))
 torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
 torch.distributed.all_reduce(torch.ones(4, device="cuda"))
@@ -102,7 +103,7 @@ def test_linear():
 
 @pytest.mark.vram(max_mb=500)
 def test_decomposition():
-    torch.linalg.svd(torch.ones(8, 8, device="cuda"))
+    torch.linalg.svd(torch.ones(2, 8, 8, device="cuda"))
 
 @pytest.mark.vram(max_mb=1)
 def test_over_its_budget():

@@ -17,6 +17,42 @@ def test_every_function_of_linalg_and_fft_runs(run_program: Callable[..., dict[s
     assert found["called"] > 60
 
 
+ONE_MATRIX = """
+import json, torch
+from pytest_vram.drygpu import notes
+MiB = 1 << 20
+old = torch.full((4096,), 7, dtype=torch.int32, device="cuda")
+del old  # the error codes of the solvers lie where these numbers were
+found = {}
+with torch.no_grad():
+    a = torch.empty(2048, 2048, device="cuda")
+    for name, call in {
+        "eigh": lambda: torch.linalg.eigh(a),
+        "solve": lambda: torch.linalg.solve(a, a),
+        "cholesky": lambda: torch.linalg.cholesky(a),
+        "svd": lambda: torch.linalg.svd(a[:1024, :512]),
+    }.items():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        found[name] = (torch.cuda.max_memory_allocated() - before) / MiB
+found["notes"] = [note.name for note in notes.collect()]
+print(json.dumps(found))
+"""
+
+
+def test_torchs_own_code_runs_for_one_matrix(dry_python: Callable[..., Any]) -> None:
+    """On an H200 the eigenvectors, eigenvalues, error code and workspace of 2048 x 2048 were 82 MiB and 8.5 KiB."""
+    done = dry_python("-c", ONE_MATRIX, gpu="h200")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["eigh"] == 82 + 8.5 / 1024
+    assert found["solve"] >= 32  # the factors and the solution
+    assert found["cholesky"] >= 16
+    assert found["svd"] >= 2 + 3  # U with as many columns as V, and a workspace of more than 3 MB
+    assert found["notes"] == ["cuSOLVER"]
+
+
 SENSORS = """
 import json, torch, pynvml
 torch.ones(1, device="cuda")
