@@ -155,7 +155,15 @@ def test_the_artifacts_are_there_and_valid(pull_request: Any) -> None:
     runner, _, repository = pull_request
     folder = Path(runner.outputs["path"])
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("base.json", "comment.md", "vram.codequality.json", "vram.html", "vram.json", "vram.sarif"),
+        *(
+            "base-commit.txt",
+            "base.json",
+            "comment.md",
+            "vram.codequality.json",
+            "vram.html",
+            "vram.json",
+            "vram.sarif",
+        ),
     ]
     jsonschema.validate(json.loads((folder / "vram.sarif").read_text()), SARIF)
     assert json.loads((folder / "vram.codequality.json").read_text())[0]["location"]["path"] == "model.py"
@@ -184,9 +192,9 @@ def test_the_parts_tell_what_they_cannot_use(tmp_path: Path) -> None:
     repository.write("conftest.py", "raise SystemExit(7)")
     assert "and without a report" in repository.vram("ci", "measure", "--gpu=cuda", code=7)
     repository.write("conftest.py", "")
-    told = repository.vram("ci", "measure", "--gpu=cuda", "--", "-p", "no:vram", code=4)
-    assert "unrecognized arguments: --vram-output=" in told
-    assert "and without a report" in told
+    repository.write("test_it.py", "def test(): pass\n")
+    told = repository.vram("ci", "measure", "--gpu=cuda", "--", "-p", "no:vram", code=1)
+    assert "exit code 0, and without a report: its output says why; `-p no:vram` prevents one" in told
 
 
 def test_growth_fails_a_job_that_asks_for_it(pull_request: Any) -> None:
