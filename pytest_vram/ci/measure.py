@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-AFTER, BEFORE, NO_BASE = "vram.json", "base.json", "no-base.txt"
-"""Files of the folder that the steps of a job share: the change, its base, and why there is no base."""
+AFTER, BEFORE, BASE, NO_BASE = "vram.json", "base.json", "base-commit.txt", "no-base.txt"
+"""Files of the folder that the steps of a job share: the change, its base, the base's commit, and why there is none."""
 
 
 def measure(into: Path, arguments: Sequence[str], *, gpu: str, folder: Path) -> int:
@@ -39,8 +39,8 @@ def measure_base(into: Path, base: str, arguments: Sequence[str], *, gpu: str, f
     """
     into.mkdir(parents=True, exist_ok=True)
     output, reason = (into / BEFORE).resolve(), into / NO_BASE
-    output.unlink(missing_ok=True)
-    reason.unlink(missing_ok=True)
+    for old in (output, reason, into / BASE):
+        old.unlink(missing_ok=True)
     try:
         _fetch(base, folder)
         here = head(folder).folder
@@ -57,6 +57,7 @@ def measure_base(into: Path, base: str, arguments: Sequence[str], *, gpu: str, f
         if not output.exists():
             raise VramUsageError(f"pytest ended with exit code {code}, and without a report")
         disk.load(output)
+        (into / BASE).write_text(git("rev-parse", f"{base}^{{commit}}", folder=folder) + "\n", encoding="utf-8")
     except VramUsageError as error:
         problem = f"the base {base[:12]} could not be measured: {error}"
         reason.write_text(problem + "\n", encoding="utf-8")

@@ -79,6 +79,8 @@ def _parse(diff: str) -> dict[str, tuple[str, list[Hunk]]]:
     for text in diff.splitlines():
         if skip:
             skip -= not text.startswith("\\")
+        elif text.startswith("diff --git "):
+            old, hunks = None, []  # the hunks of a new file belong to no old one
         elif found := _HUNK.match(text):
             first, count, new, new_count = (1 if part is None else int(part) for part in found.groups())
             hunks.append((first, count, new, new_count))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vram import baseline
 from pytest_vram.ci import comment, github
-from pytest_vram.ci.measure import AFTER, BEFORE, NO_BASE
+from pytest_vram.ci.measure import AFTER, BASE, BEFORE, NO_BASE
 from pytest_vram.ci.moved import Moves
 from pytest_vram.errors import VramUsageError
 from pytest_vram.report import code_quality, disk, files, markdown, sarif, workflow
@@ -47,7 +47,7 @@ def publish(
     Raises:
         VramUsageError: there is no report of the change.
     """
-    after, before = _report(into), _before(into, job, folder, tell)
+    after, before = _report(into), _before(into, folder, tell)
     held = after
     if before is not None and after.baseline is None:
         peaks = baseline.peaks(before, failed=True)
@@ -88,16 +88,15 @@ def _report(into: Path) -> Report:
         ) from error
 
 
-def _before(into: Path, job: Job, folder: Path, tell: Callable[[str], None]) -> Report | None:
+def _before(into: Path, folder: Path, tell: Callable[[str], None]) -> Report | None:
     """Return the report of the base, with its lines as they are now."""
     if not (into / BEFORE).exists():
         return None
     before = disk.load(into / BEFORE)
-    if job.base is None:
-        return before
     try:
-        return Moves(job.base, folder).report(before)
-    except GitError as error:
+        commit = (into / BASE).read_text(encoding="utf-8").strip()
+        return Moves(commit, folder).report(before)
+    except (OSError, GitError) as error:
         tell(f"the lines of the base are compared by their old numbers: {error}")
         return before
 

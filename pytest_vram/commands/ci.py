@@ -78,7 +78,10 @@ def _measure(args: argparse.Namespace) -> int:
 
     code = measure(args.into, _arguments(args), gpu=_gpu(args.gpu), folder=Path.cwd())
     if not (args.into / AFTER).exists():
-        print(f"pytest_vram: pytest ended with exit code {code}, and without a report", file=sys.stderr)
+        said = (
+            f"pytest ended with exit code {code}, and without a report: its output says why; `-p no:vram` prevents one"
+        )
+        print(f"pytest_vram: {said}", file=sys.stderr)
         return code or 1
     return code
 

@@ -35,7 +35,8 @@ class HistoryWriter:
         if not found.entries:
             return ["nothing was measured, so nothing was added to the history"]
         path = sessions.write(self._folder, found)
-        notes = [f"{len(found.entries)} peaks added to the history: {path}"]
+        count = len(found.entries)
+        notes = [f"{count} peak{'s' * (count > 1)} added to the history: {path}"]
         if self._head.commit is None:
             notes.append(f"the history does not know the commit of this session: {self._head.problem}")
         elif self._head.dirty:

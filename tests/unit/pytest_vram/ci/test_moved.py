@@ -39,6 +39,8 @@ def moves(tmp_path_factory: pytest.TempPathFactory) -> Moves:
     git(folder, "mv", "sub/old.py", "sub/new.py")
     git(folder, "rm", "-q", "sub/dead.py")
     (folder / "sub/ä b.py").write_text("new\nx\ny\n")
+    (folder / "sub/added.py").write_text("new\n" * 5)  # comes after a.py in the diff
+    git(folder, "add", "-A")
     return Moves(base, folder / "sub")
 
 
