@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_FILE", "load", "load_report", "save", "to_html"]
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
-_NESTED = ("fixtures", "phases", "holders", "host_reads", "notes", "ranks")
+_NESTED = ("fixtures", "phases", "holders", "host_reads", "notes", "ranks", "host")
 
 
 def save(report: Report, path: str | os.PathLike[str], before: Report | None = None) -> None:
