@@ -2,6 +2,7 @@
 
 from pytest_vram.memory.budget import Budget, Metric, Ranks, Scope
 from pytest_vram.memory.device import Device, Environment, Kind
+from pytest_vram.memory.host_peak import HostPeak
 from pytest_vram.memory.layout import Layout, Run, Segment
 from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Phase
 from pytest_vram.memory.note import Note, note_lines
@@ -21,6 +22,7 @@ __all__ = [
     "Exceeded",
     "FixtureShare",
     "Holder",
+    "HostPeak",
     "HostRead",
     "Kind",
     "Layout",

@@ -22,6 +22,7 @@ class Budget:
         enforce: cap the allocator, so that the line of code that breaks the budget raises an error.
         max_leak_bytes: the memory that the test may leave allocated; ``None`` does not check it.
         min_free_bytes: skip the test when the device has less free than this.
+        max_host_bytes: the largest peak of host memory that passes; ``None`` does not measure it.
         ranks: what is held against the limit when a test has several processes: ``card`` adds up those that share a
             card at the same time, ``each`` takes every process by itself.
         search: under ``@given``, let hypothesis look for the example with the largest peak.
@@ -35,7 +36,14 @@ class Budget:
     enforce: bool = False
     max_leak_bytes: int | None = None
     min_free_bytes: int | None = None
+    max_host_bytes: int | None = None
     search: bool = False
     ranks: Ranks = "card"
     origin: str = "marker"
     where: str = ""
+
+    @property
+    def only_host(self) -> bool:
+        """Whether the budget limits host memory and asks nothing of a device."""
+        asked = (self.limit_bytes, self.max_leak_bytes, self.min_free_bytes)
+        return self.max_host_bytes is not None and all(limit is None for limit in asked)

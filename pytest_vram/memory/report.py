@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pytest_vram.memory.budget import Budget
 from pytest_vram.memory.device import Environment
+from pytest_vram.memory.host_peak import HostPeak
 from pytest_vram.memory.measurement import Measurement
 from pytest_vram.memory.process import Process
 from pytest_vram.memory.verdict import Verdict
@@ -19,7 +20,8 @@ NOISE_BYTES = 512
 class TestRecord:
     """One test: its budget, one measurement for each device, and the verdict, which is ``None`` without a budget.
 
-    ``processes`` are the child processes that used a GPU: ranks, workers, subprocesses.
+    ``processes`` are the child processes that used a GPU: ranks, workers, subprocesses. ``host`` is the host memory,
+    which is measured for a test with ``max_host_gb``.
     """
 
     __test__ = False  # pytest collects classes named Test*
@@ -31,6 +33,7 @@ class TestRecord:
     verdict: Verdict | None = None
     worst_example: str | None = None
     processes: tuple[Process, ...] = ()
+    host: HostPeak | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,12 +61,14 @@ def configure(config: pytest.Config) -> None:
 def start(config: pytest.Config) -> Runner:
     """Register the runner, and where reports arrive the collector too."""
     from pytest_vram.plugin.collector import Collector
+    from pytest_vram.plugin.host_budget import HostBudget
     from pytest_vram.plugin.runner import Gate, Runner
 
     settings = _settings(config)
     runner = Runner(config, settings)
     config.pluginmanager.register(runner, RUNNER)
     config.pluginmanager.register(Gate(runner))
+    config.pluginmanager.register(HostBudget(runner))  # after the runner, so that its wrappers are the outer ones
     if not hasattr(config, "workerinput") and not config.pluginmanager.has_plugin(COLLECTOR):
         config.pluginmanager.register(Collector(config, settings), COLLECTOR)
     return runner

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 MARK_HELP = (
     "vram(*, max_gb=None, max_mb=None, metric='allocated', scope='test', enforce=False, max_leak_mb=None, "
-    "min_free_gb=None, device=None, search=False, ranks='card'): the most GPU memory that the test may use; "
-    "1 GB is 2**30 bytes."
+    "min_free_gb=None, max_host_gb=None, device=None, search=False, ranks='card'): the most GPU memory that the test "
+    "may use; 1 GB is 2**30 bytes."
 )
 VALUES_HELP = "vram_values: the test needs values that a GPU computed; it is skipped where the device computes nothing."
 

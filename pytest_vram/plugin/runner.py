@@ -26,7 +26,7 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from pytest_vram.memory import Process
+    from pytest_vram.memory import Holder, Process
     from pytest_vram.plugin.settings import Settings
     from pytest_vram.probe.protocol import Probe
 
@@ -78,6 +78,22 @@ class Runner:
                 problems.append(f"{item.nodeid}: {error}")
         if problems:
             raise pytest.UsageError("\n".join(problems))
+
+    def budget(self, item: pytest.Item) -> Budget | None:
+        """Return the budget that a test declares."""
+        return item.stash.get(_BUDGET, None)
+
+    def say_unmeasured(self, item: pytest.Item, reason: str, *, skip: bool) -> None:
+        """See :meth:`pytest_vram.plugin.enforcer.Enforcer.say_unmeasured`."""
+        __tracebackhide__ = True
+        self._enforcer.say_unmeasured(item, reason, skip=skip)
+
+    def host_holders(self, item: pytest.Item) -> tuple[Holder, ...]:
+        """Return the lines whose CPU tensors held most at their peak; nothing if the probe measures a device."""
+        meter = item.stash.get(_METER, None)
+        if meter is None or meter.probe.kind != "host":
+            return ()
+        return meter.counted_holders(meter.measurements()[0])
 
     def _declared(self, item: pytest.Item) -> Budget | None:
         mark = item.get_closest_marker(markers.MARK)
@@ -131,7 +147,7 @@ class Runner:
             if ranks is not None and probe.kind == "cuda" and len(probe.devices()) < ranks.count:
                 reason = f"needs a GPU for each of {ranks.count} ranks, and {len(probe.devices())} are visible"
                 raise pytest.skip.Exception(reason, _use_item_location=True)
-        elif budget is not None:
+        elif budget is not None and not budget.only_host:
             self._enforcer.not_measured(item, budget, self._unavailable or "no probe", outcome="skipped")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

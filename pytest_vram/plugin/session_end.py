@@ -46,6 +46,7 @@ def write(terminal: Any, report: Report, settings: Settings, peaks: Peaks, notes
         )
         terminal.write_line(text)
     _write_unmeasured(terminal, report)
+    _write_unmeasured_host(terminal, report)
     _write_left(terminal, report)
     if settings.baseline is not None and not settings.update_baseline:
         _write_baseline(terminal, report, settings, peaks)
@@ -88,6 +89,13 @@ def _write_unmeasured(terminal: Any, report: Report) -> None:
             terminal.write_line(f"  {name}")
         if len(names) > 5:
             terminal.write_line(f"  and {len(names) - 5} more")
+
+
+def _write_unmeasured_host(terminal: Any, report: Report) -> None:
+    """Always shown, as for the device's memory."""
+    for reason, count in Counter(t.host.missing for t in report.tests if t.host is not None and t.host.missing).items():
+        noun = "budget of host memory was" if count == 1 else "budgets of host memory were"
+        terminal.write_line(f"vram: {count} {noun} not measured: {reason}", yellow=True)
 
 
 def _write_left(terminal: Any, report: Report) -> None:

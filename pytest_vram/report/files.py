@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_FILE", "load", "load_report", "save", "suffix_of", "to_html"]
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
-_NESTED = ("fixtures", "phases", "holders", "host_reads", "notes", "ranks", "work")
+_NESTED = ("fixtures", "phases", "holders", "host_reads", "notes", "ranks", "work", "host")
 
 
 def save(report: Report, path: str | os.PathLike[str], before: Report | None = None) -> None:

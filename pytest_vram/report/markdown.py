@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_vram.memory import note_lines
+from pytest_vram.report.host_memory import details, markdown_lines
 from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
 from pytest_vram.units import format_bytes
 
@@ -39,6 +40,8 @@ def render(report: Report) -> str:
     if len(table) > _MOST_ROWS:
         lines.append(f"\n{len(table) - _MOST_ROWS} more tests, all with smaller peaks.")
     lines += _notes(table)
+    if host := markdown_lines(table):
+        lines += ["", "Host memory:", "", *(f"- {escape(nodeid)}: {escape(words)}" for nodeid, words in host)]
     failed = [row for row in table if row.outcome == "failed" or row.verdict == "exceeded"]
     lines += _ranks(table)
     for row in failed[:_MOST_DETAILS]:
@@ -117,6 +120,8 @@ def _details(row: Row) -> list[str]:
     ]
     if row.imbalance is not None:
         lines.append(f"- of {len(row.ranks)} processes {uneven_text(row.imbalance)}")
+    if row.host is not None and row.host.over_bytes:
+        lines += [f"- host memory: {escape(line)}" for line in details(row.host)]
     if row.work is not None:
         lines.append(f"- {work_text(row.work)}")
     lines += [
@@ -143,6 +148,8 @@ def _what(row: Row) -> str:
     """Why the test is among the failed ones, as far as memory knows."""
     if row.verdict == "exceeded" and row.peak_bytes is not None and row.budget_bytes is not None:
         return f"{format_bytes(row.peak_bytes - row.budget_bytes)} over its budget"
+    if row.host is not None and row.host.over_bytes:
+        return f"{format_bytes(row.host.over_bytes)} of host memory over its budget"
     if row.regressed:
         return f"{change_text(row.change_bytes)} over the baseline"
     return f"left {format_bytes(row.leaked_bytes)} behind" if row.leaked_bytes else "failed"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_vram.memory import (
         FixtureShare,
         Holder,
+        HostPeak,
         HostRead,
         Kind,
         Measurement,
@@ -72,6 +73,10 @@ class Row:
         recovered: whether the test passed all the same: it caught the errors and went on with less.
         assumptions: names of the notes, in one text.
         notes: assumptions that the figures rest on, of every device.
+        host_bytes: the peak of host memory; ``None`` where the test has no budget for it, or it was not measured.
+        host_budget_bytes: the budget for it.
+        host_pinned_bytes: the peak of pinned host memory.
+        host: the same with its parts.
         rank_count: how many processes below the test used a GPU.
         imbalance: how much more than the mean the largest of them needs: 0.25 is 25%; ``None`` for fewer than two.
         ranks: these processes, the one that needs most first.
@@ -102,6 +107,10 @@ class Row:
     fragmented_bytes: int | None
     largest_free_bytes: int | None
     assumptions: str
+    host_bytes: int | None
+    host_budget_bytes: int | None
+    host_pinned_bytes: int | None
+    host: HostPeak | None
     rank_count: int
     imbalance: float | None
     ranks: tuple[RankRow, ...]
@@ -207,6 +216,10 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
         fragmented_bytes=layout.fragmented_bytes if layout else None,
         largest_free_bytes=layout.largest_free_bytes if layout else None,
         assumptions="; ".join(note.name for note in notes),
+        host_bytes=test.host.peak_bytes if test.host else None,
+        host_budget_bytes=test.host.limit_bytes if test.host else None,
+        host_pinned_bytes=test.host.pinned_bytes if test.host else None,
+        host=test.host,
         rank_count=len(ranks),
         imbalance=imbalance([rank.peak_bytes for rank in ranks if rank.peak_bytes is not None]),
         ranks=ranks,

@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_vram.report.host_memory import terminal_lines
 from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
 from pytest_vram.units import format_bytes
 
@@ -36,6 +37,7 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbosity: i
     lines = [*_header(report), *_table(shown, width, color, phases=verbosity >= 1, changes=changes)]
     if hidden:
         lines.append(f"and {hidden} more")
+    lines += terminal_lines(table, top)
     lines += _refusals(table, top)
     lines += _host_reads(table, top)
     lines += _notes(table, top)
