@@ -10,6 +10,7 @@ from pytest_vram.commands.run_processes import FIGURES, Process, absent, at_once
 from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
 from pytest_vram.memory.note import Note
+from pytest_vram.memory.spread import Spread, spread_of
 from pytest_vram.memory.work import Work
 
 if TYPE_CHECKING:
@@ -135,6 +136,23 @@ class RunReport:
         """Return whether every card had room; ``None`` if that is unknown or no GPU was used."""
         return {"fits": True, "does not fit": False}.get(self.outcome)
 
+    def spread(self, device: DeviceFigures) -> Spread | None:
+        """Return the bounds of ``peak_device_bytes``; ``None`` unless measured runs tell how far off it may be.
+
+        The context is not part of what the assumptions change.
+        """
+        found = spread_of(device.peak_device_bytes - device.context_bytes, self.notes)
+        if found is None:
+            return None
+        context = device.context_bytes
+        return Spread(low=found.low + context, expected=found.expected + context, high=found.high + context)
+
+    @property
+    def likely(self) -> bool:
+        """Whether the verdict is only likely: the card's memory lies between the bounds of a peak."""
+        bounds = [(self.spread(device), device.total_bytes) for device in self.devices]
+        return any(spread is not None and spread.straddles(total) for spread, total in bounds)
+
     @property
     def exact(self) -> bool:
         """Whether every figure is that of PyTorch's allocator, without an assumption and without added peaks."""
@@ -159,19 +177,24 @@ class RunReport:
             "num_ooms": sum(device.num_ooms for device in self.devices),
             "fits": self.fits,
             "verdict": self.outcome,
+            "likely": self.likely,
             "faults": list(self.faults),
             "exact": self.exact,
             "out_of_memory": self.out_of_memory or None,
             "exit_code": self.exit_code,
             "signal": self.signal,
             "seconds": round(self.seconds, 3),
-            "devices": [asdict(device) for device in self.devices],
+            "devices": [self._device_json(device) for device in self.devices],
             "processes": [_process_json(process) for process in self.processes],
             "host_reads": [asdict(read) for read in self.host_reads],
             "missing_functions": list(self.missing_functions),
             "notes": [asdict(note) for note in self.notes],
             "versions": dict(self.versions),
         }
+
+    def _device_json(self, device: DeviceFigures) -> dict[str, Any]:
+        spread = self.spread(device)
+        return {**asdict(device), "peak_device_spread": None if spread is None else asdict(spread)}
 
 
 def is_guess(read: HostRead) -> bool:

@@ -63,6 +63,11 @@ def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
         f"{'peak on device':<18} {format_bytes(device.peak_device_bytes)}"
         f" (with {format_bytes(device.context_bytes)} of CUDA context): {_verdict(device, report)}",
     ]
+    if (spread := report.spread(device)) is not None:
+        lines.append(
+            f"{'between':<18} {format_bytes(spread.low)} and {format_bytes(spread.high)}, as far off as measured runs"
+            " with these assumptions were"
+        )
     if device.managed_bytes:
         lines.append(f"{'managed (paged)':<18} {format_bytes(device.managed_bytes)}, not counted above")
     if device.num_alloc_retries:
@@ -90,8 +95,10 @@ def _verdict(device: DeviceFigures, report: RunReport) -> str:
     spare = device.total_bytes - device.peak_device_bytes
     total = format_bytes(device.total_bytes)
     refusals = f"{device.num_ooms} out-of-memory error{'s' if device.num_ooms > 1 else ''}"
+    spread = report.spread(device)
+    likely = spread is not None and spread.straddles(device.total_bytes)
     if spare < 0:
-        return f"DOES NOT FIT {total}: {format_bytes(-spare)} too much"
+        return f"{'LIKELY ' if likely else ''}DOES NOT FIT {total}: {format_bytes(-spare)} too much"
     if device.num_ooms and report.outcome == "does not fit":
         return f"DID NOT FIT: {refusals}"
     if device.num_ooms:
@@ -101,7 +108,7 @@ def _verdict(device: DeviceFigures, report: RunReport) -> str:
         )
     if report.outcome == "unknown":
         return f"{format_bytes(spare)} of {total} were left as far as is known"
-    return f"fits {total} with {format_bytes(spare)} to spare"
+    return f"{'likely ' if likely else ''}fits {total} with {format_bytes(spare)} to spare"
 
 
 def _render_processes(report: RunReport) -> list[str]:

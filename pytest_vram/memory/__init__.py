@@ -10,6 +10,7 @@ from pytest_vram.memory.peak import Peak
 from pytest_vram.memory.process import Process
 from pytest_vram.memory.process_peak import ProcessPeak
 from pytest_vram.memory.report import Baseline, Report, TestRecord
+from pytest_vram.memory.spread import Spread, spread_of
 from pytest_vram.memory.timeline import Series, Timeline
 from pytest_vram.memory.verdict import Exceeded, Unmeasured, Verdict, Within
 from pytest_vram.memory.work import Work
@@ -39,6 +40,7 @@ __all__ = [
     "Scope",
     "Segment",
     "Series",
+    "Spread",
     "TestRecord",
     "Timeline",
     "Unmeasured",
@@ -46,4 +48,5 @@ __all__ = [
     "Within",
     "Work",
     "note_lines",
+    "spread_of",
 ]

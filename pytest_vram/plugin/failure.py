@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_vram.memory import note_lines
+from pytest_vram.memory import note_lines, spread_of
 from pytest_vram.plugin.ranks import lines as process_lines
 from pytest_vram.probe.history import BACKWARD
 from pytest_vram.probe.replay import HELD_BEFORE
@@ -64,6 +64,7 @@ def budget_message(
     if holders:
         lines += ["  held at the peak, by the line that allocated it:", *_held(holders, measurement)]
     lines += _noted(measurement.notes)
+    lines += _likely(budget, peak, limit, measurement)
     if measurement.timeline is not None:
         counted = _counted(measurement.timeline, measurement.uncounted_bytes)
         shown = curve(counted, limit=limit if budget.metric == "allocated" else None, phases=measurement.phases)
@@ -165,6 +166,15 @@ def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
 def _counted(timeline: Timeline, uncounted: int) -> Timeline:
     """The curve of what counts against the test."""
     return replace(timeline, allocated=tuple(max(0, size - uncounted) for size in timeline.allocated))
+
+
+def _likely(budget: Budget, peak: int, limit: int, measurement: Measurement) -> list[str]:
+    """What is said when a card may keep the budget, as far as measured runs tell."""
+    spread = spread_of(peak, measurement.notes, allocated=budget.metric == "allocated")
+    if spread is None or not spread.straddles(limit):
+        return []
+    bounds = f"between {format_bytes(spread.low)} and {format_bytes(spread.high)}"
+    return [f"  likely  a card needs {bounds}, as far off as measured runs with these notes were"]
 
 
 def _noted(notes: Sequence[Note]) -> list[str]:

@@ -2,6 +2,9 @@
 
 A substitute allocates the results that the operator's shape function describes. It does not allocate the library's
 workspace, because only the library knows its size. Each call adds a note (see :mod:`pytest_vram.drygpu.notes`).
+
+Most decompositions of one matrix need no substitute: torch's own code runs, makes its copies, and asks the stub of
+cuSOLVER (``native/solver.c``) for the workspace.
 """
 
 from __future__ import annotations
@@ -52,11 +55,17 @@ OPERATORS = {
 OWN_CODE = frozenset(
     {
         *("_linalg_svd", "linalg_qr", "_linalg_eigh", "_linalg_det", "_linalg_slogdet", "linalg_lu", "linalg_lu_solve"),
-        *("linalg_cholesky_ex", "linalg_inv_ex", "linalg_lu_factor_ex", "_linalg_solve_ex", "linalg_householder_product"),
+        *(
+            "linalg_cholesky_ex",
+            "linalg_inv_ex",
+            "linalg_lu_factor_ex",
+            "_linalg_solve_ex",
+            "linalg_householder_product",
+        ),
         *("_cholesky_solve_helper", "geqrf", "ormqr"),
     }
 )
-"""Operators of which torch's own code runs for one matrix, over the stub of cuSOLVER. A batch may go to other libraries."""
+"""For one matrix, torch's own code of these runs over the stub of cuSOLVER. A batch may go to other libraries."""
 
 NOT_COUNTED = "its workspace is not known and counted as 0 bytes"
 
@@ -75,7 +84,7 @@ def install(library: torch.library.Library) -> None:
 
 
 def _own_code_for_one_matrix(substitute: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel that runs torch's own for one matrix, with the workspace that it asks for, and else ``substitute``."""
+    """Return a kernel that runs torch's own code for one matrix, and ``substitute`` for a batch."""
 
     def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         if all(not isinstance(value, torch.Tensor) or value.dim() <= 2 for value in args):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -59,6 +60,35 @@ def test_one_process() -> None:
         "waits for device   2 times",
         "ended with         exit code 0 after 1.2 s",
     ]
+
+
+def test_a_verdict_is_only_likely_where_measured_runs_were_as_far_off() -> None:
+    """The context of 300 MiB and no more is left out of what the assumption may change."""
+    found = report(process(allocated=12 * GIB), notes=[PLANS])
+    total, reserved = CARD.total_bytes, 12 * GIB + 2 * MIB
+    assert (found.fits, found.likely) == (True, True)
+    spread = {
+        "low": reserved + 300 * MIB,
+        "expected": reserved + 300 * MIB,
+        "high": math.ceil(reserved * 1.85) + 300 * MIB,
+    }
+    assert found.as_json()["devices"][0]["peak_device_spread"] == spread
+    assert found.as_json()["likely"] is True
+    assert "likely fits 22.0 GiB" in render(found)
+    assert "between            12.3 GiB and 22.5 GiB, as far off as measured runs" in render(found)
+
+    small = report(process(), notes=[PLANS])
+    assert (small.fits, small.likely) == (True, False)
+    assert ": fits 22.0 GiB" in render(small)
+
+    over = process(allocated=total - 200 * MIB)
+    pool = {"name": "cudaMallocAsync", "text": "a guess", "source": "driver"}
+    assert "LIKELY DOES NOT FIT" in render(report(over, notes=[pool]))
+    assert ": DOES NOT FIT" in render(report(over, notes=[PLANS])), "which can only be more"
+
+    certain = report(process())
+    assert certain.likely is False
+    assert certain.as_json()["devices"][0]["peak_device_spread"] is None
 
 
 def test_processes_that_live_at_once_on_one_card_are_added_up_and_it_is_said() -> None:

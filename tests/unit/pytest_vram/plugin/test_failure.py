@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_vram.memory import Budget, Measurement
+from pytest_vram.memory import Budget, Measurement, Note
 from pytest_vram.plugin.failure import budget_message
 from pytest_vram.units import GIB
 
@@ -35,6 +35,16 @@ def test_holders_have_their_share_and_the_rest_is_told() -> None:
         "     4.00 GiB  conftest.py:12 in llama  (29%, weights, 291 allocations)",
         "     1.00 GiB  elsewhere",
     ]
+
+
+def test_a_budget_that_a_card_may_keep_is_told() -> None:
+    pool = Note(name="cudaMallocAsync", text="a guess", source="driver")
+    found = replace(measured(), notes=(pool,))
+    peak = found.figure("reserved") or 0
+    near = message(found, "reserved", limit=peak - peak // 100)
+    assert any(line.startswith("  likely  a card needs between ") for line in near)
+    assert not any("likely" in line for line in message(found, "reserved", limit=peak // 2))
+    assert not any("likely" in line for line in message(found, "allocated", limit=(found.figure("allocated") or 0) - 1))
 
 
 def test_the_remedy_is_for_the_kind_of_memory_that_there_was_most_of() -> None:
