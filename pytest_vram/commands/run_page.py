@@ -30,7 +30,7 @@ from pytest_vram.memory.codec import decode
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_vram.commands.run_processes import Process
+    from pytest_vram.commands.run_processes import RunProcess
     from pytest_vram.commands.run_summary import DeviceFigures, RunReport
 
 
@@ -118,7 +118,7 @@ def _notes(figures: DeviceFigures, run: RunReport) -> list[Note]:
     return found
 
 
-def _process(process: Process, index: int) -> ProcessPeak | None:
+def _process(process: RunProcess, index: int) -> ProcessPeak | None:
     """Return a process's peaks on one card; None if it did not use the card.
 
     If a process left no figures, its card is unknown, so it is listed with every card.

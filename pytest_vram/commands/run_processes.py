@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_vram.drygpu.process.variables import EXIT_SUFFIX
+from pytest_vram.probe import reporter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ FIGURES = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
+class RunProcess:
     """One process that imported torch in a dry run. Times are seconds since the run began.
 
     Attributes:
@@ -85,7 +86,7 @@ class Process:
         return self.fault or ("went on as another program" if self.replaced else "exit code 0")
 
 
-def read(folder: Path, began_ns: int) -> tuple[list[Process], list[Record]]:
+def read(folder: Path, began_ns: int) -> tuple[list[RunProcess], list[Record]]:
     """Read what the processes of a run left in ``folder``.
 
     Args:
@@ -113,13 +114,13 @@ def _exit_of(path: Path) -> Record:
     return {}
 
 
-def _process(record: Record, began_ns: int, *, replaced: bool) -> Process:
+def _process(record: Record, began_ns: int, *, replaced: bool) -> RunProcess:
     def seconds(name: str) -> float | None:
         moment = record[name]
         return None if moment is None else (moment - began_ns) / 1e9
 
     devices = record["devices"]
-    return Process(
+    return RunProcess(
         pid=record["pid"],
         argv=tuple(record["argv"]),
         rank=record["rank"],
@@ -134,22 +135,18 @@ def _process(record: Record, began_ns: int, *, replaced: bool) -> Process:
         raised=record["raised"],
         out_of_memory=record.get("out_of_memory", ""),
         devices=None if devices is None else tuple(devices),
-        running=record["ended_ns"] is None and not replaced and _alive(record["pid"]),
+        running=record["ended_ns"] is None and not replaced and _still_runs(record),
         replaced=replaced,
     )
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _still_runs(record: Record) -> bool:
+    """Tell whether the process that left a record still runs. The record has times of the monotonic clock."""
+    since_boot = reporter.now() - time.monotonic()
+    return reporter.runs(record["pid"], record["started_ns"] / 1e9 + since_boot)
 
 
-def concerned(processes: Sequence[Process]) -> list[Process]:
+def concerned(processes: Sequence[RunProcess]) -> list[RunProcess]:
     """Return the processes that determine what the run needed: those that used a card, and the ranks of groups.
 
     If several processes have the same rank in their environment, the first is the rank, and the others are its helpers,
@@ -158,7 +155,7 @@ def concerned(processes: Sequence[Process]) -> list[Process]:
     latest: dict[str, int] = {}
     for process in processes:
         latest[process.group] = max(latest.get(process.group, 0), process.restart or 0)
-    ranks: dict[tuple[str, int], Process] = {}
+    ranks: dict[tuple[str, int], RunProcess] = {}
     for process in processes:
         if process.rank is not None and (process.restart or 0) == latest[process.group] and not process.replaced:
             ranks.setdefault((process.group, process.rank), process)
@@ -171,7 +168,7 @@ def concerned(processes: Sequence[Process]) -> list[Process]:
     ]
 
 
-def absent(processes: Sequence[Process]) -> list[str]:
+def absent(processes: Sequence[RunProcess]) -> list[str]:
     """Name the ranks on this machine that a launcher announced and that never imported torch."""
     there: dict[tuple[str, int], set[int]] = {}
     for process in processes:
@@ -185,7 +182,7 @@ def absent(processes: Sequence[Process]) -> list[str]:
     ]
 
 
-def at_once(shares: Iterable[tuple[Process, Mapping[str, int]]]) -> tuple[dict[str, int], int]:
+def at_once(shares: Iterable[tuple[RunProcess, Mapping[str, int]]]) -> tuple[dict[str, int], int]:
     """Add up the peaks on one card of processes that ran at the same time.
 
     Args:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_vram.commands.run_processes import FIGURES, Process, absent, at_once, concerned
+from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned
 from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
 from pytest_vram.memory.note import Note
@@ -79,7 +79,7 @@ class RunReport:
     count: int
     alloc_conf: str | None
     devices: tuple[DeviceFigures, ...]
-    processes: tuple[Process, ...] = ()
+    processes: tuple[RunProcess, ...] = ()
     absent: tuple[str, ...] = ()
     host_reads: tuple[HostRead, ...]
     missing_functions: tuple[str, ...]
@@ -202,7 +202,7 @@ def is_guess(read: HostRead) -> bool:
     return not read.answered or " taken as " in read.note
 
 
-def _process_json(process: Process) -> dict[str, Any]:
+def _process_json(process: RunProcess) -> dict[str, Any]:
     plain = asdict(process)
     keep = ("pid", "rank", "local_rank", "argv", "started_seconds", "used_seconds", "ended_seconds", "exit_code")
     devices = [{k: v for k, v in device.items() if k != "recorded"} for device in process.devices or ()]
@@ -216,7 +216,7 @@ def _process_json(process: Process) -> dict[str, Any]:
 
 
 def combine(
-    processes: Sequence[Process],
+    processes: Sequence[RunProcess],
     records: Sequence[Record],
     *,
     card: Card,
@@ -238,7 +238,7 @@ def combine(
         seconds: duration of the run.
         conf: settings of the allocator.
     """
-    by_card: dict[int, list[tuple[Process, Record]]] = defaultdict(list)
+    by_card: dict[int, list[tuple[RunProcess, Record]]] = defaultdict(list)
     for process in processes:
         for device in process.devices or ():
             by_card[device["index"]].append((process, device))
@@ -272,13 +272,13 @@ def combine(
     )
 
 
-def _recorded(shares: Sequence[tuple[Process, Record]]) -> Record | None:
+def _recorded(shares: Sequence[tuple[RunProcess, Record]]) -> Record | None:
     _, largest = max(shares, key=lambda share: int(share[1]["peak_allocated_bytes"]))
     found: Record | None = largest.get("recorded")
     return found
 
 
-def _figures(index: int, shares: Sequence[tuple[Process, Record]], total_bytes: int) -> DeviceFigures:
+def _figures(index: int, shares: Sequence[tuple[RunProcess, Record]], total_bytes: int) -> DeviceFigures:
     sums, most = at_once(shares)
     return DeviceFigures(
         index=index,

@@ -12,7 +12,7 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_vram.commands.run_processes import Process
+    from pytest_vram.commands.run_processes import RunProcess
     from pytest_vram.commands.run_summary import DeviceFigures, RunReport
     from pytest_vram.memory.measurement import HostRead
     from pytest_vram.memory.work import Work
@@ -122,7 +122,7 @@ def _render_processes(report: RunReport) -> list[str]:
     return lines
 
 
-def _process_line(process: Process) -> str:
+def _process_line(process: RunProcess) -> str:
     end = "?" if process.ended_seconds is None else f"{process.ended_seconds:.1f} s"
     start = process.started_seconds if process.used_seconds is None else process.used_seconds
     held = ", ".join(

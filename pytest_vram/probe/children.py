@@ -94,7 +94,11 @@ class Children:
         """
         deadline = time.monotonic() + settle
         while True:
-            running = [process for process in self.look(ask=False) if chosen(process) and _runs(process)]
+            running = [
+                process
+                for process in self.look(ask=False)
+                if chosen(process) and reporter.runs(process.pid, process.began)
+            ]
             if not running or time.monotonic() >= deadline:
                 break
             time.sleep(0.02)
@@ -174,7 +178,7 @@ def _ask(stem: Path, begun: Process) -> Process | None:
     finally:
         os.close(pipe)
     deadline = time.monotonic() + _ANSWER
-    while _runs(begun) and time.monotonic() < deadline:
+    while reporter.runs(begun.pid, begun.began) and time.monotonic() < deadline:
         if (found := _read(answer)) is not None:
             return found
         time.sleep(0.01)
@@ -190,16 +194,6 @@ def _read(path: Path) -> Process | None:
         return decode(Process, data)
     except VramError:
         return None
-
-
-def _runs(process: Process) -> bool:
-    """Whether it runs still: the number may belong to another process by now, which started later."""
-    try:
-        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    began = reporter.started(process.pid)
-    return state not in ("Z", "X") and began is not None and abs(began - process.began) < 1.0
 
 
 def _missing(pid: int, why: str, peak_bytes: int | None = None) -> str:

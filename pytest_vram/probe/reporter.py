@@ -27,6 +27,7 @@ from pytest_vram.memory.process import Process
 
 _HOLDERS = 10
 _TICKS = os.sysconf("SC_CLK_TCK")
+_RECENT = 0.1  # seconds; a start is known to a hundredth
 _SHOWN = 80  # characters of a command line
 _reporters: list[_Reporter] = []
 _owned: dict[str, str | None] = {}
@@ -45,6 +46,23 @@ def started(pid: int) -> float | None:
     except OSError:
         return None
     return int(text.rpartition(")")[2].split()[19]) / _TICKS
+
+
+def runs(pid: int, seen: float) -> bool:
+    """Tell whether the process that was number ``pid`` at a moment still runs.
+
+    A zombie does not run any more, and a process that started later has only got the number of one that ended.
+
+    Args:
+        pid: the number.
+        seen: a moment when the process ran, on the clock of :func:`now`.
+    """
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    began = started(pid)
+    return state not in ("Z", "X") and began is not None and began <= seen + _RECENT
 
 
 def command(pid: int) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vram.commands.run_processes import FIGURES, Process, absent, at_once, concerned, read
+from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned, read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,13 +35,15 @@ def figures(size: int) -> dict[str, int]:
 def test_only_peaks_of_processes_that_live_at_once_are_added(
     lives: list[tuple[int, int | None, int]], most: int, together: int
 ) -> None:
-    shares = [(Process(pid=i, used_seconds=s, ended_seconds=e), figures(size)) for i, (s, e, size) in enumerate(lives)]
+    shares = [
+        (RunProcess(pid=i, used_seconds=s, ended_seconds=e), figures(size)) for i, (s, e, size) in enumerate(lives)
+    ]
     assert at_once(shares) == (figures(most), together)
 
 
-def rank(number: int, **more: Any) -> Process:
+def rank(number: int, **more: Any) -> RunProcess:
     usual = {"pid": 100 + number, "rank": number, "local_rank": number, "local_world_size": 2, "group": "g"}
-    return Process(**(usual | {"devices": ()} | more))
+    return RunProcess(**(usual | {"devices": ()} | more))
 
 
 def test_helpers_of_a_rank_do_not_stand_for_it() -> None:
@@ -56,7 +59,7 @@ def test_a_group_counts_from_its_last_start() -> None:
 
 
 def test_a_process_without_rank_and_card_is_of_no_concern() -> None:
-    assert concerned([Process(pid=1, exit_code=3)]) == []
+    assert concerned([RunProcess(pid=1, exit_code=3)]) == []
 
 
 def test_ranks_that_never_came_are_named() -> None:
@@ -75,7 +78,7 @@ def test_records_are_read_with_the_exit_codes_beside_them(tmp_path: Path) -> Non
     left(tmp_path, 2_000_001, devices=[{"num_ooms": 1}], ended_ns=7 * SECOND)
     (tmp_path / f"2000001-{5 * SECOND}.exit").write_text(f"3 {8 * SECOND}\n")
     left(tmp_path, 2_000_002, started_ns=4 * SECOND)
-    left(tmp_path, os.getpid(), started_ns=9 * SECOND)
+    left(tmp_path, os.getpid(), started_ns=time.monotonic_ns())
     processes, records = read(tmp_path, SECOND)
     assert [process.pid for process in processes] == [2_000_002, 2_000_001, os.getpid()]
     killed, failed, running = processes
@@ -84,6 +87,13 @@ def test_records_are_read_with_the_exit_codes_beside_them(tmp_path: Path) -> Non
     assert killed.fault == "ended without leaving its figures: it was killed, or called os._exit"
     assert running.fault.startswith("still ran when the program had ended")
     assert [record["pid"] for record in records] == [2_000_001]
+
+
+def test_a_process_whose_number_another_one_has_now_does_not_run(tmp_path: Path) -> None:
+    before_this_process_started = SECOND // 100
+    left(tmp_path, os.getpid(), started_ns=before_this_process_started)
+    (process,) = read(tmp_path, 0)[0]
+    assert process.fault == "ended without leaving its figures: it was killed, or called os._exit"
 
 
 def test_a_process_that_went_on_as_another_program_is_told_from_one_that_was_killed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_vram.commands.run_page import as_report
-from pytest_vram.commands.run_processes import Process
+from pytest_vram.commands.run_processes import RunProcess
 from pytest_vram.commands.run_summary import RunReport, combine
 from pytest_vram.commands.run_text import render
 from pytest_vram.drygpu.cards import find_card
@@ -20,7 +20,7 @@ ITEM = {"location": "train.py:7", "operation": "item", "count": 3, "answered": F
 PLANS = {"name": "cuDNN execution plans", "text": "their workspace is counted as 0 bytes", "source": "driver"}
 
 
-def process(index: int = 0, allocated: int = GIB, *, ooms: int = 0, managed: int = 0, **more: Any) -> Process:
+def process(index: int = 0, allocated: int = GIB, *, ooms: int = 0, managed: int = 0, **more: Any) -> RunProcess:
     """A process that used one card from second 1 to second 2, and ended well."""
     device = {
         "index": index,
@@ -35,10 +35,10 @@ def process(index: int = 0, allocated: int = GIB, *, ooms: int = 0, managed: int
         "work": {"launches": 1200, "copies_to_host": 1, "copied_to_host_bytes": 4, "synchronizations": 2},
     }
     usual = {"pid": 4711, "used_seconds": 1.0, "ended_seconds": 2.0, "exit_code": 0, "devices": (device,)}
-    return Process(**(usual | more))
+    return RunProcess(**(usual | more))
 
 
-def report(*processes: Process, code: int = 0, **more: Any) -> RunReport:
+def report(*processes: RunProcess, code: int = 0, **more: Any) -> RunReport:
     """``more`` is what the first process left beside its figures."""
     usual = {"host_reads": [], "missing_functions": [], "notes": [], "versions": {"torch": "2"}}
     records = [usual | (more if i == 0 else {}) for i in range(len(processes))]
