@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 3
     CANNOT_WRITE = 4
     NO_LEARNING = 5
+    RANK_LOST = 6
     INTERRUPTED = 130
 
     @property
@@ -30,6 +31,7 @@ _MEANINGS = {
     ExitCode.OUT_OF_MEMORY: "out of memory, on the GPU or on the host; what was saved is sound, continue with --resume",
     ExitCode.CANNOT_WRITE: "the disk is full or not writable; what was saved is sound, continue with --resume",
     ExitCode.NO_LEARNING: "the loss is not a number, or no gradient reaches the adapter; the message says why",
+    ExitCode.RANK_LOST: "another rank is gone without a message; what was saved is sound, continue with --resume",
     ExitCode.INTERRUPTED: "Ctrl-C or SIGTERM; the finished steps are saved, continue with --resume",
 }
 
@@ -115,6 +117,20 @@ class OutOfMemoryError(FinetuneError):
         self.budget_bytes = budget_bytes
         self.held_bytes = held_bytes
         self.savings = savings
+
+
+class RankLostError(FinetuneError):
+    """Another rank of the run was killed, or cannot be reached."""
+
+    exit_code = ExitCode.RANK_LOST
+
+
+class OtherRankError(FinetuneError):
+    """Another rank of the run has failed, and has printed its message; this rank ends with the same exit code."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class RunInterruptedError(FinetuneError):

@@ -8,6 +8,7 @@ imported only after the settings have been checked, so that a mistake in them is
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -15,10 +16,10 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from finetune import cli
+from finetune import cli, launch
 from finetune.config import yaml_file
 from finetune.config.validate import validate
-from finetune.errors import ConfigError, ExitCode, FinetuneError, RunInterruptedError
+from finetune.errors import ConfigError, ExitCode, FinetuneError, OtherRankError, RunInterruptedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and print one message if the run fails.
 
+    Under ``torchrun`` every rank runs this. Rank 0 prints; the rank that fails first prints why.
+
     Args:
         argv: the arguments after the program's name. None takes the arguments of this process.
 
@@ -37,39 +40,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, see :class:`finetune.errors.ExitCode`.
     """
     try:
-        config = cli.parse(sys.argv[1:] if argv is None else argv)
+        with launch.said_once():
+            config = _parsed(sys.argv[1:] if argv is None else argv)
         if config.dry.print_config:
-            sys.stdout.write(yaml_file.dump(config))
+            sys.stdout.write(yaml_file.dump(config) if launch.is_first() else "")
         elif config.dry.dry_run or config.dry.fit:
-            return int(importlib.import_module("finetune.dryrun.command").main(config))
+            with launch.said_once():
+                return int(importlib.import_module("finetune.dryrun.command").main(config))
         else:
             _settle_libraries()
             summary = run(config)
-            from finetune.training.result import report
+            if summary is not None:
+                from finetune.training.result import report
 
-            print(report(summary))
-    except ConfigError as error:
-        print(cli.explain(error), file=sys.stderr)
+                print(report(summary))
+    except OtherRankError as error:
         return error.exit_code
     except FinetuneError as error:
-        print(f"finetune.qlora: {error}", file=sys.stderr)
+        said = cli.explain(error) if isinstance(error, ConfigError) else f"finetune.qlora{launch.who()}: {error}"
+        print(said, file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return ExitCode.OK
 
 
-def run(config: RunConfig) -> Summary:
+def _parsed(argv: Sequence[str]) -> RunConfig:
+    """Parse the command line. Ranks other than 0 leave the message to rank 0, which sees the same mistake."""
+    try:
+        return cli.parse(argv)
+    except ConfigError as error:
+        raise error if launch.is_first() else OtherRankError(str(error), error.exit_code) from None
+
+
+def run(config: RunConfig) -> Summary | None:
     """Fine-tune as configured, and write the result into ``config.output.output``.
 
     Returns:
-        The figures of the run. ``summary.json`` holds the same figures.
+        The figures of the run. ``summary.json`` holds the same figures. None in ranks other than 0, which write
+        nothing.
 
     Raises:
         FinetuneError: the run failed. The subclass tells the cause and the message the remedy; the checkpoints that
             were saved before are sound.
     """
     validate(config)
+    from finetune.training.ranks import joined
+
+    with joined(config):
+        return _run(config)
+
+
+def _run(config: RunConfig) -> Summary | None:
     from finetune.disk.durable import run_lock
     from finetune.training.loop import fit
     from finetune.training.oom import Holdings, explained
@@ -78,11 +100,12 @@ def run(config: RunConfig) -> Summary:
     from finetune.training.stop import Stop, StopRequested
 
     holdings = Holdings()
+    lock = run_lock(config.output.output) if launch.is_first() else contextlib.nullcontext()
     try:
-        with run_lock(config.output.output), Stop().listening() as stop, explained(config, holdings):
+        with lock, Stop().listening() as stop, explained(config, holdings):
             setup = prepare(config, holdings)
             evaluations = fit(setup, stop)
-            return write_result(setup, evaluations)
+            return write_result(setup, evaluations) if launch.is_first() else None
     except StopRequested:
         raise RunInterruptedError(
             f"stopped before the first step or after the last; what was saved is sound, continue with: {cli.PROG} "
@@ -97,6 +120,8 @@ def _settle_libraries() -> None:
     as soon as another program uses the machine.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenMP reads this when torch is imported
+    if launch.size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that is gone is told once, by this program
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns that optional kernels are missing
     # peft 0.21 reads a flag of transformers 5.23 under the flag's old name, which warns.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -37,6 +37,7 @@ LAYERS = {
     "pytest_vram.__main__": 6,
     "pytest_vram": 7,  # re-exports lazily
     "finetune.errors": 0,
+    "finetune.launch": 0,
     "finetune.config": 1,
     "finetune.disk": 2,
     "finetune.patches": 2,

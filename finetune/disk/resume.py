@@ -58,6 +58,8 @@ class RunFacts:
     """Fingerprint of the tokens of the training rows."""
     versions: Mapping[str, str]
     """Versions of the packages that compute, and the name of the GPU if there is one."""
+    ranks: int = 1
+    """Processes that train together."""
 
 
 def package_versions() -> dict[str, str]:
@@ -113,6 +115,12 @@ def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = No
         problems += [_changed(name, had, has, split_matters) for name, had, has in pairs if had != has]
     if problems:
         raise ConfigError(*problems)
+    if recorded.ranks != now.ranks:
+        drawn = ", and dropout draws other numbers" if now.settings["dropout"] else ""
+        notes.append(
+            f"the run was taken here by {recorded.ranks} processes and is now taken on by {now.ranks}: the result is "
+            f"equal up to rounding, not exactly{drawn}"
+        )
     for name, version in recorded.versions.items():
         if now.versions.get(name) != version:
             notes.append(f"{name} was {version} and is now {now.versions.get(name)}: the last bits may differ")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from finetune import launch
 from finetune.disk import host_memory
 from finetune.disk.durable import Lines, read_lines
 from finetune.errors import ConfigError, Problem
@@ -113,9 +114,30 @@ class RunLog:
         return clock(self._seconds / self._done * (self.total_steps - step))
 
 
+class SilentLog:
+    """Takes the place of :class:`RunLog` in ranks other than 0: it writes nothing and shows nothing."""
+
+    def evaluations(self) -> list[EvalRow]:
+        """Return nothing: rank 0 knows the evaluations."""
+        return []
+
+    def step(self, step: int, stats: StepStats) -> None:
+        """Leave an optimizer step to rank 0."""
+
+    def evaluation(self, row: EvalRow) -> None:
+        """Leave an evaluation to rank 0."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def notice(text: str) -> None:
-    """Print a line for the user before there is a progress bar."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for the user before there is a progress bar; ranks other than 0 print nothing."""
+    if launch.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def memory_now() -> dict[str, int]:

@@ -24,7 +24,7 @@ from finetune.model.loss import LogitRule, chunked_cross_entropy, target_positio
 from finetune.training import host_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from finetune.config.settings import TrainConfig
     from finetune.data.batches import Batch
@@ -73,6 +73,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
     unit = 1.0 if scaled else 1.0 / targets
     loss_sum = torch.zeros((), device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
     router_sum: torch.Tensor | None = None
+    routed = bool(getattr(base_model(model).config, "output_router_logits", False))
     parameters = [p for p in model.parameters() if p.requires_grad]
     on_host = host_gradients.wanted(model, config)
     earlier: dict[nn.Parameter, torch.Tensor] = {}
@@ -89,7 +90,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
         if on_host and number < len(window):
             host_gradients.put_away(parameters, earlier)
     host_gradients.bring_back(earlier)
-    _sum_gradients(parameters, loss_sum)
+    router_loss = _sum_over_processes(parameters, loss_sum, router_sum, routed=routed)
     if scaled:
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / targets)
         loss_sum /= targets
@@ -97,7 +98,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
         loss=float(loss_sum),
         targets=targets,
         tokens=tokens,
-        router_loss=None if router_sum is None else float(router_sum) / len(window),
+        router_loss=None if router_loss is None else float(router_loss) / shares,
     )
 
 
@@ -138,12 +139,26 @@ def _over_processes(counts: list[int], device: torch.device) -> list[int]:
     return [int(count) for count in total.tolist()]
 
 
-def _sum_gradients(parameters: Iterable[nn.Parameter], loss_sum: torch.Tensor) -> None:
+def _sum_over_processes(
+    parameters: Sequence[nn.Parameter], loss_sum: torch.Tensor, router_sum: torch.Tensor | None, *, routed: bool
+) -> torch.Tensor | None:
+    """Sum gradients and losses over the processes, in place, and return the sum of the router's losses.
+
+    A process whose share gave a parameter no gradient still takes part, because every process must reduce the same
+    tensors. A parameter that has a gradient nowhere keeps None, as in one process: an optimizer leaves it alone.
+    """
     if not (dist.is_available() and dist.is_initialized()):
-        return
+        return router_sum
     dist.all_reduce(loss_sum)
-    for parameter in parameters:
-        # A process whose share had no target still takes part: every process must reduce the same tensors.
+    if routed:
+        router_sum = torch.zeros_like(loss_sum) if router_sum is None else router_sum.to(loss_sum.dtype)
+        dist.all_reduce(router_sum)
+    present = torch.tensor([int(p.grad is not None) for p in parameters], dtype=torch.int32, device=loss_sum.device)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    for parameter, anywhere in zip(parameters, present.tolist(), strict=True):
+        if not anywhere:
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
+    return router_sum

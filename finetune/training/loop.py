@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from finetune import launch
 from finetune.data.batches import batches, longest_window, windows
 from finetune.disk import checkpoint
 from finetune.disk.run_folder import RunFolder
-from finetune.disk.run_log import EvalRow, RunLog
+from finetune.disk.run_log import EvalRow, RunLog, SilentLog
 from finetune.disk.state import random_state, restore_random_state, seed_everything
 from finetune.errors import RunInterruptedError, TrainingError
 from finetune.model.names import names_of
+from finetune.training import ranks
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import optimizer_state, state_bytes
 from finetune.training.prepare import trained
 from finetune.training.sample import answer
-from finetune.training.step import StepStats, evaluate, train_step
+from finetune.training.step import EvalStats, StepStats, evaluate, train_step
 from finetune.training.stop import Stop, StopRequested
 
 if TYPE_CHECKING:
@@ -41,12 +43,7 @@ def fit(setup: Setup, stop: Stop) -> list[EvalRow]:
         WriteError: the disk is full; the earlier checkpoints are untouched.
     """
     output = setup.config.output
-    log = RunLog(
-        RunFolder(output.output),
-        start_step=setup.start_step,
-        total_steps=setup.total_steps,
-        tensorboard=output.tensorboard,
-    )
+    log = _log(setup)
     with contextlib.closing(log), stop.deferred(setup.model.get_input_embeddings()):
         loop = _Loop(setup, stop, log)
         try:
@@ -60,14 +57,26 @@ def fit(setup: Setup, stop: Stop) -> list[EvalRow]:
         return log.evaluations()
 
 
+def _log(setup: Setup) -> RunLog | SilentLog:
+    output = setup.config.output
+    if not launch.is_first():
+        return SilentLog()
+    return RunLog(
+        RunFolder(output.output),
+        start_step=setup.start_step,
+        total_steps=setup.total_steps,
+        tensorboard=output.tensorboard,
+    )
+
+
 class _Loop:
     """The state of a loop between two steps: the number of steps done, and the random state after them."""
 
-    def __init__(self, setup: Setup, stop: Stop, log: RunLog) -> None:
+    def __init__(self, setup: Setup, stop: Stop, log: RunLog | SilentLog) -> None:
         self.setup, self.stop, self.log = setup, stop, log
         self.step = setup.start_step
         if setup.random_state is None:
-            seed_everything(setup.config.train.seed)
+            seed_everything(ranks.seed_of(setup.config.train.seed, done=setup.start_step))
         else:
             restore_random_state(setup.random_state)
         self.random = random_state()
@@ -75,7 +84,8 @@ class _Loop:
 
     def run(self) -> None:
         setup, output = self.setup, self.setup.config.output
-        if self.step not in {row.step for row in self.log.evaluations()} and self._due(output.eval_every):
+        known = ranks.of_first([row.step for row in self.log.evaluations()])
+        if self.step not in known and self._due(output.eval_every):
             self._evaluate()
         if self.step < setup.total_steps:
             self._try_longest()
@@ -91,13 +101,17 @@ class _Loop:
         setup, output = self.setup, self.setup.config.output
         folder = RunFolder(output.output).checkpoints
         if self.saved_step != self.step:
-            self.log.sync()
-            state = {
-                "weights": trained(setup.model),
-                "optimizer": optimizer_state(setup.optimizer),
-                "random": self.random,
-            }
-            checkpoint.save(folder, step=self.step, facts=asdict(setup.facts), state=state, keep=output.keep)
+            random, *of_others = ranks.gathered(self.random)
+            if launch.is_first():
+                self.log.sync()
+                state = {
+                    "weights": trained(setup.model),
+                    "optimizer": optimizer_state(setup.optimizer),
+                    "random": random,
+                    "random_of_others": of_others,
+                }
+                checkpoint.save(folder, step=self.step, facts=asdict(setup.facts), state=state, keep=output.keep)
+            ranks.wait_for_all()  # so that a rank that ends next does not take rank 0 with it
             self.saved_step = self.step
         return folder
 
@@ -106,10 +120,11 @@ class _Loop:
         return self.step in (0, self.setup.total_steps) or (every > 0 and self.step % every == 0)
 
     def _train(self, window: Any) -> None:
-        self.stop.check()
-        setup = self.setup
+        if ranks.any_of(self.stop.requested):
+            raise StopRequested
+        setup, own = self.setup, ranks.share(window)
         stats: StepStats = train_step(
-            setup.model, window, setup.optimizer, setup.config.train, step=self.step, total_steps=setup.total_steps
+            setup.model, own, setup.optimizer, setup.config.train, step=self.step, total_steps=setup.total_steps
         )
         if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
             raise TrainingError(
@@ -123,15 +138,12 @@ class _Loop:
     def _evaluate(self) -> None:
         setup, output = self.setup, self.setup.config.output
         with self._undisturbed():
-            stats = evaluate(
-                setup.model,
-                batches(setup.data.held_out, micro_batch=setup.config.train.micro_batch),
-                setup.config.train,
-            )
+            held_out = batches(setup.data.held_out, micro_batch=setup.config.train.micro_batch)
+            stats = _of_all(evaluate(setup.model, ranks.share(held_out), setup.config.train))
             ends = self.step in (0, setup.total_steps)
             text = (
                 answer(setup.model, setup.tokenizer, setup.question, max_tokens=output.answer_tokens)
-                if setup.question is not None and ends
+                if setup.question is not None and ends and launch.is_first()
                 else None
             )
         self.log.evaluation(
@@ -163,6 +175,12 @@ class _Loop:
             yield
         finally:
             restore_random_state(self.random)
+
+
+def _of_all(own: EvalStats) -> EvalStats:
+    """Put the evaluations of all ranks' shares together."""
+    loss_sum, targets = ranks.summed(own.loss * own.targets if own.targets else 0.0, own.targets)
+    return EvalStats(loss=loss_sum / targets if targets else float("nan"), targets=int(targets))
 
 
 def require_gradients(model: torch.nn.Module, *, loss: float) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from finetune import launch
 from finetune.config import yaml_file
 from finetune.data.batches import load_examples, total_steps
 from finetune.disk import checkpoint, durable
@@ -28,6 +29,7 @@ from finetune.model.embeddings import (
 from finetune.model.load import attach_adapter, load_base, load_tokenizer, resolve_device
 from finetune.model.settle import settled
 from finetune.model.targets import coverage
+from finetune.training import ranks
 from finetune.training.optim import load_optimizer_state, make_optimizer, rounded_away
 from finetune.training.sample import Question, choose_question
 
@@ -59,7 +61,7 @@ class Setup:
     start_step: int
     """Steps already done by the run that is resumed; 0 for a new one."""
     random_state: Tree | None
-    """State of the random generators after ``start_step`` steps; None for a new run."""
+    """State of this rank's random generators after ``start_step`` steps; None for a new run, or a new rank of one."""
 
 
 def prepare(config: RunConfig, holdings: Holdings) -> Setup:
@@ -81,15 +83,16 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     """
     run = RunFolder(config.output.output)
     check_kernels(config.train.kernels, resolve_device(config.model))
-    config = settled(config)
-    earlier = _earlier_run(run)
-    if not earlier:
-        durable.write_text(run.config, yaml_file.dump(config))
-    found = _checkpoint(config, earlier)
-    _set_threads(config, found)
-    seed_everything(config.train.seed)
-    tokenizer = load_tokenizer(config.model)
-    data = load_examples(config.data, tokenizer, seed=config.train.seed)
+    with ranks.first_alone():
+        config = settled(config)
+        earlier = _earlier_run(run) if launch.is_first() else []
+        if launch.is_first() and not earlier:
+            durable.write_text(run.config, yaml_file.dump(config))
+        found = _checkpoint(config, earlier)
+        _set_threads(config, found)
+        seed_everything(config.train.seed)
+        tokenizer = load_tokenizer(config.model)
+        data = load_examples(config.data, tokenizer, seed=config.train.seed)
     notice(str(data.stats))
     base = load_base(config.model)
     holdings.model = base
@@ -120,7 +123,10 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         base=base_fingerprint,
         data=data.train.fingerprint,
         versions=package_versions(),
+        ranks=launch.size(),
     )
+    done = found.step if found else 0
+    ranks.require_same(model=facts.base, data=facts.data, output=f"a run with {done} steps done")
     steps = total_steps(data.train, config.train)
     if found is not None:
         _require_steps_left(found.step, steps, config)
@@ -139,9 +145,14 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         question=question,
         layers=layers,
         total_steps=steps,
-        start_step=found.step if found else 0,
-        random_state=found.state["random"] if found else None,
+        start_step=done,
+        random_state=_own_random_state(found) if found else None,
     )
+
+
+def _own_random_state(found: Checkpoint) -> Tree | None:
+    states = [found.state["random"], *found.state.get("random_of_others", ())]
+    return states[launch.rank()] if launch.rank() < len(states) else None
 
 
 def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from finetune import launch
 from finetune.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -50,8 +51,13 @@ class Stop:
 
     @contextlib.contextmanager
     def deferred(self, first_module: nn.Module) -> Iterator[None]:
-        """Remember signals in this block; check for them when ``first_module`` runs, at each micro-batch's start."""
-        hook = first_module.register_forward_pre_hook(lambda *_: self.check())
+        """Remember signals in this block; check for them when ``first_module`` runs, at each micro-batch's start.
+
+        Several ranks check between two steps only, where they agree on it: the others would wait for one that stops
+        within a step.
+        """
+        alone = launch.size() == 1
+        hook = first_module.register_forward_pre_hook(lambda *_: self.check() if alone else None)
         self._deferring = True
         try:
             yield
@@ -71,4 +77,5 @@ class Stop:
         if not self._deferring:
             raise StopRequested
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        print(f"\n{name}: saving the finished steps. Once more stops at once.", file=sys.stderr, flush=True)
+        if launch.is_first():
+            print(f"\n{name}: saving the finished steps. Once more stops at once.", file=sys.stderr, flush=True)

@@ -108,13 +108,15 @@ class Forked:
         arguments = [*self.base, "--output", str(output), *flags]
         return self.raw(arguments, output=output, fault=fault)
 
+    def ranks(self, count: int, output: Path, *flags: str, fault: dict[str, Any] | None = None) -> list[Outcome]:
+        """Run in ``count`` processes, as a launcher starts them; the outcome of each rank."""
+        arguments = [*self.base, "--output", str(output), *flags]
+        found = self._ask({"flags": arguments, "output": str(output), "fault": fault, "ranks": count})
+        return [Outcome(**outcome) for outcome in found]
+
     def raw(self, arguments: list[str], *, output: Path, fault: dict[str, Any] | None = None) -> Outcome:
         """Run with these arguments and no others."""
-        assert self._server.stdin is not None
-        request = {"flags": arguments, "output": str(output), "fault": fault}
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return Outcome(**self._answer())
+        return Outcome(**self._ask({"flags": arguments, "output": str(output), "fault": fault}))
 
     def close(self) -> None:
         assert self._server.stdin is not None
@@ -122,6 +124,12 @@ class Forked:
         self._server.stdin.close()
         self._server.stdout.close()
         self._server.wait()
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> Any:
         assert self._server.stdout is not None

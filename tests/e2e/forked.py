@@ -9,6 +9,8 @@ which the process touches its output folder, starts a forward pass, or changes t
     {"kind": "memory", "at": n, "of": "torch"}       more is asked of torch (or of "python") than any machine has
     {"kind": "without", "at": 0, "of": "_try_longest"}     the loop runs without this part
 
+With "ranks": n the request is run in n children, as a launcher would start them, and the answer has a list: one outcome
+for each rank. A fault with "rank": r meets that rank only.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import sys
-import tempfile
 import traceback
 from typing import Any
 
@@ -98,24 +100,48 @@ def child(request: dict[str, Any], streams: list[int], report: int) -> None:
         os._exit(code)
 
 
-def serve(request: dict[str, Any]) -> dict[str, Any]:
-    reader, writer = os.pipe()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        number = os.fork()
-        if number == 0:
-            child(request, [out.fileno(), err.fileno()], writer)
+class Running:
+    """One child, from its start to its outcome."""
+
+    def __init__(self, request: dict[str, Any], environment: dict[str, str]) -> None:
+        self.reader, writer = os.pipe()
+        self.out, self.err = (os.fdopen(os.memfd_create(name), "w+b") for name in ("out", "err"))
+        self.number = os.fork()
+        if self.number == 0:
+            os.environ.update(environment)
+            child(request, [self.out.fileno(), self.err.fileno()], writer)
         os.close(writer)
-        with os.fdopen(reader) as pipe:
+
+    def outcome(self) -> dict[str, Any]:
+        with os.fdopen(self.reader) as pipe:
             counted = pipe.read()
-        _, status = os.waitpid(number, 0)
-        for stream in (out, err):
+        _, status = os.waitpid(self.number, 0)
+        said = []
+        for stream in (self.out, self.err):
             stream.seek(0)
+            said.append(stream.read().decode())
+            stream.close()
         return {
             "code": os.waitstatus_to_exitcode(status),
-            "out": out.read().decode(),
-            "err": err.read().decode(),
+            "out": said[0],
+            "err": said[1],
             "moments": int(counted or 0),
         }
+
+
+def serve(request: dict[str, Any]) -> Any:
+    count, fault = request.get("ranks", 0), request["fault"] or {}
+    if not count:
+        return Running(request, {}).outcome()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(count):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+        environment = {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()}
+        met = fault if fault.get("rank", rank) == rank else None
+        running.append(Running(request | {"fault": met}, environment))
+    return [one.outcome() for one in running]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ BUGS: dict[str, Planted] = {
             ),
             Bug("window_gradients", "loss_sum += loss.detach()", "loss_sum = loss.detach()"),
             Bug("window_gradients", "router * ((targets if scaled else 1.0) / shares)", "router"),
-            Bug("_sum_gradients", "dist.all_reduce(parameter.grad)", "pass"),
+            Bug("_sum_over_processes", "dist.all_reduce(parameter.grad)", "pass"),
             Bug("_over_processes", "dist.all_reduce(total)", "pass"),
         ],
     ),
@@ -181,7 +181,7 @@ BUGS: dict[str, Planted] = {
             Bug("_restore", "parameter.copy_(weights[name])", "pass"),
             Bug("_restore", "load_optimizer_state(optimizer, found.state['optimizer'])", "pass"),
             Bug("prepare", "found.step if found else 0", "0"),
-            Bug("prepare", "found.state['random'] if found else None", "None"),
+            Bug("prepare", "_own_random_state(found) if found else None", "None"),
             Bug(
                 "prepare",
                 "load_examples(config.data, tokenizer, seed=config.train.seed)",
@@ -203,6 +203,27 @@ BUGS: dict[str, Planted] = {
             ),
         ],
     ),
+    "finetune/launch": (
+        ["tests/unit/finetune/test_launch.py"],
+        [
+            Bug("size", "{'RANK', 'WORLD_SIZE', 'MASTER_ADDR'}", "{'WORLD_SIZE'}"),
+            Bug("local_rank", "os.environ.get('LOCAL_RANK', rank())", "rank()"),
+            Bug("is_first", "rank() == 0", "local_rank() == 0"),
+            Bug("said_once", "is_first()", "True"),
+            Bug("who", "is_first()", "True"),
+        ],
+    ),
+    "finetune/training/ranks": (
+        ["tests/e2e/finetune/test_ranks.py"],
+        [
+            Bug("require_shares", "count < ranks", "count < 1"),
+            Bug("share", "launch.rank()", "0"),
+            Bug("any_of", "dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_control)", "pass"),
+            Bug("summed", "dist.all_reduce(total, group=_control)", "pass"),
+            Bug("_Watch.settled", "_is_gone(error)", "False"),
+            Bug("_Watch._lost", "not _is_alive(number)", "False"),
+        ],
+    ),
     "finetune/qlora": (
         ["tests/unit/finetune/test_qlora.py"],
         [
@@ -210,16 +231,16 @@ BUGS: dict[str, Planted] = {
             Bug("main", "config.dry.dry_run or config.dry.fit", "config.dry.dry_run"),
             Bug("main", "ExitCode.INTERRUPTED", "ExitCode.OK"),
             Bug(
-                "run",
-                "with run_lock(config.output.output), Stop().listening() as stop, explained(config, holdings):",
-                "with run_lock(config.output.output), Stop().listening() as stop:",
+                "_run",
+                "with lock, Stop().listening() as stop, explained(config, holdings):",
+                "with lock, Stop().listening() as stop:",
             ),
             Bug(
-                "run",
-                "with run_lock(config.output.output), Stop().listening() as stop, explained(config, holdings):",
+                "_run",
+                "with lock, Stop().listening() as stop, explained(config, holdings):",
                 "with Stop().listening() as stop, explained(config, holdings):",
             ),
-            Bug("run", "except StopRequested:", "except KeyboardInterrupt:"),
+            Bug("_run", "except StopRequested:", "except KeyboardInterrupt:"),
             Bug("main", "except FinetuneError as error:", "except RunInterruptedError as error:"),
             Bug("main", "print(report(summary))", "pass"),
         ],

@@ -17,6 +17,8 @@ CODES = {
     "OutOfMemoryError": 3,
     "WriteError": 4,
     "TrainingError": 5,
+    "RankLostError": 6,
+    "OtherRankError": 2,  # until it is given that of the rank that failed
     "RunInterruptedError": 130,
 }
 
