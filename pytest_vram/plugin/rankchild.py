@@ -104,8 +104,9 @@ class RankChild:
 def main(path: str) -> int:
     """Run the test that the file's request names; returns pytest's exit code."""
     request = pickle.loads(Path(path).read_bytes())
-    # A rank that is ended because it is late shows where it was; pytest captures the usual stderr.
-    faulthandler.register(signal.SIGTERM, file=os.fdopen(os.dup(2), "w"), chain=True)
+    # A rank that is ended because it is late writes where its main thread is.
+    place = (Path(request["folder"]) / f"{os.environ['RANK']}.where").open("w")
+    faulthandler.register(signal.SIGTERM, file=place, all_threads=False, chain=True)
     if request["figures"] is not None:
         reporter.own(request["figures"], None)  # what the test needs is told here, not what the process needs
     config = Config.fromdictargs(dict(request["options"]), [request["test"]])

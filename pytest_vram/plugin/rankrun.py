@@ -36,6 +36,7 @@ MOST_RANKS = 64
 _TIMEOUT = 600.0
 _GRACE = 10.0  # seconds that the other ranks have to end by themselves once one has failed
 _TAIL = 2_000  # characters of a rank's output that are shown
+_FRAMES = 12  # of a late rank: the newest ones, the rest is pytest's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,5 +266,10 @@ def _state(result: dict[str, Any] | None, code: int | None) -> str:
 
 
 def _tail(folder: Path, rank: int) -> str:
-    text = (folder / f"{rank}.out").read_text(errors="replace")
-    return text[-_TAIL:].strip() or "it printed nothing"
+    """Return where a late rank was, newest frame first, and the end of what a rank printed."""
+    text = (folder / f"{rank}.out").read_text(errors="replace")[-_TAIL:].strip() or "it printed nothing"
+    try:
+        place = (folder / f"{rank}.where").read_text(errors="replace").splitlines()[: 1 + _FRAMES]
+    except OSError:
+        place = []  # it ended before it could say
+    return "\n".join([*place, text])

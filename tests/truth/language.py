@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune.model.shapes import load_shape
 from marks import Marks, case, train
 
+from finetune.model.shapes import load_shape
 from pytest_vram.drygpu import empty_checkpoint
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
