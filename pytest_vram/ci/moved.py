@@ -33,7 +33,7 @@ class Moves:
     """
 
     def __init__(self, base: str, folder: Path) -> None:
-        options = ["--no-color", "--no-ext-diff", "--unified=0", "--find-renames", "--relative"]
+        options = ["--no-color", "--no-ext-diff", "--no-textconv", "--unified=0", "--find-renames", "--relative"]
         prefixes = ["--src-prefix=a/", "--dst-prefix=b/"]
         self._files = _parse(git("diff", *options, *prefixes, base, "--", ".", folder=folder))
 

@@ -33,7 +33,7 @@ def render(trend: Trend, *, between: Callable[[str, str], int | None] = lambda a
     grown = sum(bool(series.growths) for series in trend.series)
     body = [
         "<h1>GPU memory over commits</h1>",
-        f"<p>{len(trend.series)} tests, of which {grown} grew.</p>",
+        f"<p>{len(trend.series)} test{'s' * (len(trend.series) != 1)}, of which {grown} grew.</p>",
         *(f'<p class="dim">{escape(remark)}</p>' for remark in trend.remarks),
         *(_section(series, between) for series in trend.series),
     ]
@@ -106,9 +106,7 @@ def _table(series: Series) -> str:
     ]
     rest = f'<p class="dim">and {more} earlier commits</p>' if more else ""
     head = "<tr><th>commit</th><th>peak</th><th>date</th><th>subject</th></tr>"
-    return (
-        f"<details><summary>{len(series.points)} commits</summary><table>{head}{''.join(lines)}</table>{rest}</details>"
-    )
+    return f"<details><summary>commits and peaks</summary><table>{head}{''.join(lines)}</table>{rest}</details>"
 
 
 def _told(point: Point) -> str:

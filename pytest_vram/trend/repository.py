@@ -53,8 +53,9 @@ def git(*arguments: str, folder: Path) -> str:
     Raises:
         GitError: git is not installed, did not end in ten minutes, or failed.
     """
-    # Quoted paths and translated messages could not be read back.
-    command = ["git", "-c", "core.quotePath=false", *arguments]
+    # Quoted paths, colours, signatures and translated messages could not be read back.
+    plain = ("core.quotePath=false", "color.ui=false", "log.showSignature=false")
+    command = ["git", *(part for setting in plain for part in ("-c", setting)), *arguments]
     try:
         done = subprocess.run(
             command,

@@ -188,7 +188,7 @@ def test_a_base_that_cannot_be_measured_is_told_and_fails_nothing(tmp_path: Path
     ("arguments", "words"),
     [
         (["base"], "name a commit with --rev"),
-        (["base", "--rev=", "--gpu=rtx-1"], "there is no card"),
+        (["base", "--rev=x", "--gpu=rtx-1"], "there is no card"),
         (["publish"], "ci measure --into"),
         (["measure", "--pytest-args='"], "cannot be split"),
         (["hook", "--seconds=0", "a.py"], "--seconds 0: the time limit is a number of seconds above 0"),
