@@ -193,5 +193,5 @@ def _user_frame() -> list[dict[str, Any]]:
 def _pages(name: str) -> int | None:
     try:
         return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # macOS does not know every name, and Windows has no sysconf
         return None

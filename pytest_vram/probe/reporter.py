@@ -26,7 +26,6 @@ from pytest_vram.memory.codec import encode
 from pytest_vram.memory.process import Process
 
 _HOLDERS = 10
-_TICKS = os.sysconf("SC_CLK_TCK")
 _RECENT = 0.1  # seconds; a start is known to a hundredth
 _SHOWN = 80  # characters of a command line
 _reporters: list[_Reporter] = []
@@ -36,6 +35,8 @@ _rank_before: list[int] = []
 
 def now() -> float:
     """Seconds since the machine started: a clock that all processes share."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):  # macOS and Windows, where no process's start is compared with it
+        return time.monotonic()
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -45,7 +46,7 @@ def started(pid: int) -> float | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(text.rpartition(")")[2].split()[19]) / _TICKS
+    return int(text.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def runs(pid: int, seen: float) -> bool:
@@ -90,8 +91,9 @@ class _Reporter:
         # Says that figures will come: a process that is killed before leaves this behind.
         (folder / f"{self.pid}.began").write_text(json.dumps(encode(self._process(()))))
         self._questions = folder / f"{self.pid}.ask"
-        os.mkfifo(self._questions)
-        threading.Thread(target=self._answer, name="vram-answers", daemon=True).start()
+        if hasattr(os, "mkfifo"):  # Windows has none: nobody asks there while this process runs
+            os.mkfifo(self._questions)
+            threading.Thread(target=self._answer, name="vram-answers", daemon=True).start()
 
     def write(self) -> None:
         """Leave the figures."""
@@ -143,7 +145,7 @@ def write_figures(folder: Path, process: Process, suffix: str = "json") -> None:
     """Put one process's figures into the folder, whole or not at all."""
     unfinished = folder / f".{process.pid}.{suffix}"
     unfinished.write_text(json.dumps(encode(process)))
-    unfinished.rename(folder / f"{process.pid}.{suffix}")
+    unfinished.replace(folder / f"{process.pid}.{suffix}")
 
 
 class _Anything:
@@ -184,7 +186,8 @@ def _finish_with_multiprocessing(_: object) -> None:
 
 def follow_forks() -> None:
     """Let the children that this process forks report, although it does not report itself."""
-    os.register_at_fork(after_in_child=_in_child)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_in_child)
 
 
 def _in_child() -> None:

@@ -8,7 +8,6 @@ same time, one compiles it and the other waits.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -129,6 +128,8 @@ def _key(toolkit: Toolkit) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    import fcntl  # Windows has no such module, and imports this one all the same
+
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
