@@ -128,7 +128,8 @@ Examples:
   {PROG} run.yaml --dry-run --gpu rtx-4080               # would it fit? needs no GPU and no weights
 
 A row of --data has one of these forms: {{"messages": [...]}}, {{"prompt": ..., "completion": ...}}, {{"text": ...}},
-  {{"instruction": ..., "input": ..., "output": ...}}. The columns "system", "history", "tools" and
-  "chat_template_kwargs" are used too, and in a message "tool_calls" and "weight" (0: do not train on this message).
-  The run names each column or key that the prompt leaves out, with the number of rows that have it.
+  {{"instruction": ..., "input": ..., "output": ...}}, {{"conversations": [{{"from": ..., "value": ...}}]}}. The
+  columns "system", "history", "tools" and "chat_template_kwargs" are used too, and in a message "tool_calls" and
+  "weight" (0: do not train on this message). The run names each column or key that the prompt leaves out, with the
+  number of rows that have it.
 CPU threads: set OMP_NUM_THREADS or --threads. While other programs run, 1 is often faster than all cores."""

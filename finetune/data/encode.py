@@ -34,6 +34,7 @@ IGNORED = -100
 """Label of a token that the loss is not taken on, the default ``ignore_index`` of torch's cross-entropy."""
 FORMATS = {
     "messages": ("messages",),
+    "conversations": ("conversations",),
     "prompt/completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
@@ -139,8 +140,8 @@ def _parts(fields: Any, tokenizer: Any, *, train_on_prompt: bool) -> tuple[list[
     used = set(FORMATS[form])
     if form == "text":
         return _plain_text(fields, tokenizer), _unused_columns(fields, used)
-    if form == "messages":
-        messages, learn_from = read_messages(fields["messages"], "messages"), 0
+    if form in ("messages", "conversations"):
+        messages, learn_from = read_messages(fields[form], form), 0
     elif form == "prompt/completion" and isinstance(fields["prompt"], list):
         prompt = read_messages(fields["prompt"], "prompt")
         messages, learn_from = prompt + _completion(fields["completion"]), len(prompt)

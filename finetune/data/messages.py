@@ -1,7 +1,8 @@
 """Checks the messages of a conversation, and converts them into the form that chat templates take.
 
 The columns and keys have the meaning that other tools gave them: ``tools`` and ``chat_template_kwargs`` that of TRL, a
-message's ``weight`` that of OpenAI's and Mistral's fine-tuning formats, ``tool_calls`` that of transformers.
+message's ``weight`` that of OpenAI's and Mistral's fine-tuning formats, ``tool_calls`` that of transformers, ``from``
+and ``value`` that of ShareGPT, with the names that LLaMA-Factory and axolotl know.
 """
 
 from __future__ import annotations
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython")
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""The role that each name in a ``from`` stands for."""
 _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "conversation", "messages", "return_dict", "tokenize", "tools")
 """Names that ``chat_template_kwargs`` may not set, because finetune passes them to the template itself."""
 
@@ -43,8 +56,9 @@ def blamed_on_the_row(what: str) -> Iterator[None]:
 def read_messages(value: Any, column: str) -> list[dict[str, Any]]:
     """Check the messages of a row, and return a copy in the form that templates take.
 
-    A content that is a list of text parts becomes one text. An assistant message that has other keys and no content
-    gets an empty one. Arguments of tool calls that are JSON text of an object become that object.
+    Messages of ShareGPT, with ``from`` and ``value``, get a role and a content, and the call in a ``function_call``
+    becomes ``tool_calls``. A content that is a list of text parts becomes one text. An assistant message that has other
+    keys and no content gets an empty one. Arguments of tool calls that are JSON text of an object become that object.
 
     Args:
         value: a list of messages, or JSON text of one, as a CSV file holds it.
@@ -129,8 +143,10 @@ def arguments_of(messages: Sequence[dict[str, Any]]) -> list[Any]:
 
 
 def _message(given: Any, where: str) -> dict[str, Any]:
+    if isinstance(given, dict) and given.get("role") is None and given.get("from") is not None:
+        given = _from_sharegpt(given, where)
     if not isinstance(given, dict) or given.get("role") is None:
-        raise BadRowError(f"{where} needs a role and a content")
+        raise BadRowError(f"{where} needs a role and a content, or a from and a value")
     message = {key: value for key, value in given.items() if value is not None}
     role = message["role"]
     if role not in ROLES:
@@ -145,11 +161,28 @@ def _message(given: Any, where: str) -> dict[str, Any]:
     if role == "assistant" and others:
         message.setdefault("content", "")
     if "content" not in message:
-        raise BadRowError(f"{where} needs a role and a content")
+        raise BadRowError(f"{where} needs a role and a content, or a from and a value")
     message["content"] = _content(message["content"], where)
     if role == "assistant" and not message["content"].strip() and not others and not is_withheld(message):
         raise BadRowError(f"the content of {where}, an answer, is empty")
     return message
+
+
+def _from_sharegpt(given: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a ShareGPT message with ``role`` and ``content`` in place of ``from`` and ``value``."""
+    name = given["from"]
+    if not isinstance(name, str) or name not in SHAREGPT_ROLES:
+        raise BadRowError(f"{where} is from {name!r}; it may be from {', '.join(SHAREGPT_ROLES)}")
+    others = {key: value for key, value in given.items() if key not in ("from", "value", "role")}
+    if name != "function_call":
+        return {"content": given.get("value")} | others | {"role": SHAREGPT_ROLES[name]}
+    found = given.get("value")
+    found = parsed_json(parsed_json(found, dict), list)
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
+        raise BadRowError(f"the value of {where}, a function_call, is not a call with a name, nor a list of calls")
+    tool_calls = [{"type": "function", "function": call} for call in calls]
+    return others | {"role": "assistant", "tool_calls": tool_calls}
 
 
 def _content(value: Any, where: str) -> str:

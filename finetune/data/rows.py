@@ -201,8 +201,8 @@ def _is_number(text: str) -> bool:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow  # type: ignore[import-untyped]  # pyarrow has no annotations
+    import pyarrow.parquet  # type: ignore[import-untyped]  # pyarrow has no annotations
 
     number = 0
     try:

@@ -199,7 +199,7 @@ def element_bytes(config: RunConfig, capability: tuple[int, int]) -> tuple[float
     precision, compute = config.model.precision, config.model.compute_dtype
     if compute == "auto":
         best = "fp32" if config.model.device == "cpu" else "bf16" if capability >= (8, 0) else "fp16"
-        compute = best if precision in QUANTIZED else precision  # type: ignore[assignment]
+        compute = best if precision in QUANTIZED else precision  # type: ignore[assignment]  # a str for a Literal
     stored = {"int8": 1.0, "fp4": 0.5, "nf4": 0.5}.get(precision) or float(FLOAT_BYTES[precision])
     adapter = config.adapter.adapter_dtype
     if adapter == "auto":

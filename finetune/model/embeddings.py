@@ -1,4 +1,4 @@
-"""The model's tables of tokens and positions: held against the data before training, and enlarged where that is asked.
+"""Compares the data with the model's tables of tokens and positions before training, and enlarges them on request.
 
 A token id or a position beyond its table fails in the middle of a run, at the first step whose rows hold it, and on a
 GPU with an error that names neither.
@@ -38,7 +38,7 @@ class Tables:
 
 
 def tables_of(model: PreTrainedModel) -> Tables:
-    """Read the sizes of a model's tables off its modules."""
+    """Read the sizes of a model's tables from its modules."""
     tokens = _rows(model.get_input_embeddings())
     head = model.get_output_embeddings()
     if head is not None:
@@ -52,7 +52,7 @@ def _rows(module: Any) -> int:
 
 
 def _position_limits(model: PreTrainedModel) -> Iterator[int]:
-    """The longest row that each table of learned or precomputed positions allows.
+    """Return the longest row that each table of learned or precomputed positions allows.
 
     A table may keep its first rows for other ends: OPT's by an ``offset``, RoBERTa's up to its padding row. A table is
     one of the text's positions if its size, less those rows, is what the config says; an image's is not.
@@ -76,7 +76,7 @@ def _position_limits(model: PreTrainedModel) -> Iterator[int]:
 
 
 def check_tables(tables: Tables, data: DataSplit, tokenizer: Any, config: RunConfig) -> None:
-    """Hold every token id and the longest row of the data against the model's tables.
+    """Check that every token id and the longest row of the data are within the model's tables.
 
     Raises:
         DataError: a row has a token or a position beyond them, with the row, the token and the remedy.
@@ -92,7 +92,7 @@ def check_tables(tables: Tables, data: DataSplit, tokenizer: Any, config: RunCon
 
 
 def check_question(tables: Tables, input_ids: Sequence[int], tokenizer: Any) -> None:
-    """Hold the tokens of ``--question`` against the model's tables.
+    """Check that the tokens of ``--question`` are within the model's tables.
 
     Raises:
         ConfigError: one is beyond them, or the question leaves no position for an answer.
@@ -125,7 +125,7 @@ def padded_within(data: DataSplit, tables: Tables, tokenizer: Any) -> tuple[Data
 
 
 def told_of_unknown_tokens(tables: Tables, tokenizer: Any) -> str | None:
-    """What to tell the user of a tokenizer that has tokens beyond the model's tables, though no row holds one."""
+    """Return a note for a tokenizer that has tokens beyond the model's tables, though no row contains one."""
     count = len(tokenizer) - tables.tokens
     if count <= 0:
         return None
@@ -184,7 +184,7 @@ def new_token_rows(model: PreTrainedModel) -> dict[str, list[int]] | None:
 
 
 def told_of_new_rows(model: PreTrainedModel) -> str | None:
-    """What ``--resize-embeddings`` costs, for the user; None where no row was added."""
+    """Tell the user what ``--resize-embeddings`` costs; None if no row was added."""
     modules = new_token_rows(model)
     if modules is None:
         return None
@@ -232,5 +232,5 @@ def _too_long(rows: Any, positions: int, config: RunConfig) -> str:
 
 
 def _spelled(token: int, tokenizer: Any) -> str:
-    """A token as text and number."""
+    """Return a token as text and number."""
     return f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token:,})"

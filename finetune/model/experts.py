@@ -36,7 +36,7 @@ _UP, _GATED, _DOWN = "up_proj", "gate_up_proj", "down_proj"
 
 
 @register_quantization_config(METHOD)
-class FourBitConfig(BitsAndBytesConfig):  # type: ignore[misc]
+class FourBitConfig(BitsAndBytesConfig):  # type: ignore[misc]  # transformers has no annotations
     """bitsandbytes' 4-bit settings, for linear layers and fused experts alike."""
 
     def __init__(self, **settings: Any) -> None:
@@ -45,7 +45,7 @@ class FourBitConfig(BitsAndBytesConfig):  # type: ignore[misc]
 
 
 @register_quantization_config(METHOD_8_BIT)
-class EightBitConfig(BitsAndBytesConfig):  # type: ignore[misc]
+class EightBitConfig(BitsAndBytesConfig):  # type: ignore[misc]  # transformers has no annotations
     """bitsandbytes' 8-bit settings, for linear layers."""
 
     def __init__(self, **settings: Any) -> None:
@@ -108,7 +108,7 @@ def _leave_out(config: BitsAndBytesConfig, model: PreTrainedModel) -> None:
     config.llm_int8_skip_modules = [*get_keys_to_not_convert(model), *map(re.escape, why_not_plain(model))]
 
 
-class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]
+class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers has no annotations
     def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
         model = kwargs["model"]
         result: dict[str, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""From a batch to the last hidden states, for any causal language model of transformers, head left out."""
+"""Computes the last hidden states of a batch, without the head, for any causal language model of transformers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Hidden:
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a peft model, or the model itself."""
+    """Return the transformers model inside a peft model, or the model itself."""
     inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     return inner
 
 
 def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> Hidden:
-    """Run the model on a batch that lies on its device, up to what its head reads.
+    """Run the model, except its head, on a batch that is on the same device.
 
     Padding on the right needs no mask: a causal model's real tokens never look at what comes after them, and no
     target lies on padding. Without a mask the fast attention kernels stay available.
@@ -75,7 +75,7 @@ def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> H
 
 
 def decoder_of(base: PreTrainedModel) -> nn.Module | None:
-    """The part of a model whose last hidden states the head reads; None where no module is that part.
+    """Return the part of a model whose last hidden states the head reads; None if no module is that part.
 
     ``get_decoder`` of transformers guesses by names. What it returns is the whole model for some (Llama 4), the head
     for others (ModernBERT's decoder), and a part with more layers between it and the head for others still (BERT).
@@ -89,7 +89,7 @@ def decoder_of(base: PreTrainedModel) -> nn.Module | None:
 
 
 class _HeadReachedError(Exception):
-    """Ends a forward pass where the head would begin."""
+    """Raised to end a forward pass before the head runs."""
 
     def __init__(self, states: torch.Tensor) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _HeadReachedError(Exception):
 
 
 def _head_input(base: PreTrainedModel, arguments: dict[str, Any]) -> torch.Tensor:
-    """What the head reads in a forward pass of the whole model, which ends there."""
+    """Run the whole model up to its head, and return the input that the head would get."""
 
     def end(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         raise _HeadReachedError(inputs[0])
@@ -119,7 +119,7 @@ def _head_input(base: PreTrainedModel, arguments: dict[str, Any]) -> torch.Tenso
 
 
 def computing(model: nn.Module) -> AbstractContextManager[object]:
-    """Autocast to the compute dtype, where the weights are stored in another."""
+    """Return autocast to the compute dtype if the weights are stored in another dtype."""
     dtype = getattr(base_model(model), COMPUTE_DTYPE_ATTRIBUTE, None)
     if dtype is None:
         return contextlib.nullcontext()
@@ -127,7 +127,7 @@ def computing(model: nn.Module) -> AbstractContextManager[object]:
 
 
 def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
-    """Recompute each layer in backward, or keep its activations.
+    """Choose whether the backward pass recomputes each layer, or the layer keeps its activations.
 
     Non-reentrant: over a frozen base the reentrant kind gives the first layers no gradient, without a word
     (transformers#42489). Nothing needs to make the embeddings' output require a gradient for it.
@@ -157,7 +157,7 @@ def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
 
 
 def is_checkpointing(base: PreTrainedModel) -> bool:
-    """Whether the model recomputes its layers in backward."""
+    """Whether the model recomputes its layers in the backward pass."""
     return bool(getattr(base, f"is_{_name_of_checkpointing(base)}_checkpointing"))
 
 

@@ -69,7 +69,7 @@ def why_not_plain(model: nn.Module) -> dict[str, str]:
             found[name] = "a router, which chooses the experts"
         elif not has_adapter(module) and not _is_product(module):
             found[name] = f"not a plain product: {type(module).__name__} computes something else"
-        elif leaf in _read_by(type(parent)):  # type: ignore[arg-type]
+        elif leaf in _read_by(type(parent)):  # type: ignore[arg-type]  # mypy takes no class for Hashable
             found[name] = (
                 f"{type(parent).__name__} reads its weight without calling it, so an adapter would be passed by"
             )

@@ -16,6 +16,7 @@ from finetune.model import adapters
 from finetune.model.embeddings import new_token_rows, resize_embeddings
 from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE
 from finetune.model.gguf import converted, embedded_file
+from finetune.model.installed import require_bitsandbytes
 from finetune.model.settle import stored_precision
 from finetune.model.targets import choose
 
@@ -243,17 +244,7 @@ def adapter_dtype(model: PreTrainedModel, config: AdapterConfig) -> torch.dtype:
 
 
 def _quantization(config: ModelConfig, compute: torch.dtype) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401 - only whether it is there
-    except ImportError as error:
-        raise ConfigError(
-            Problem(
-                field="precision",
-                value=config.precision,
-                why="needs bitsandbytes, which is not installed",
-                remedy="pip install bitsandbytes, or use --precision bf16",
-            )
-        ) from error
+    require_bitsandbytes("precision", config.precision, instead="bf16")
     from finetune.model.experts import EightBitConfig, FourBitConfig
     from finetune.patches.bitsandbytes import silence_casts
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitRule:
-    """What a model does to its logits after the head: ``softcap * tanh(scale * x / softcap)``."""
+    """How a model changes its logits after the head: ``softcap * tanh(scale * x / softcap)``."""
 
     scale: float = 1.0
     """Factor (Cohere's ``logit_scale``, Falcon-H1's ``lm_head_multiplier``, the inverse of Granite's
@@ -35,7 +35,7 @@ class LogitRule:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> LogitRule:
-        """The rule of a model's configuration."""
+        """Return the rule of a model's configuration."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
@@ -43,7 +43,7 @@ class LogitRule:
         return cls(scale=scale, softcap=softcap)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """The model's logits, out of place."""
+        """Return the model's logits in a new tensor."""
         if self.scale != 1.0:
             logits = logits * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
@@ -115,7 +115,7 @@ def _chunks(count: int, chunk: int) -> Iterator[tuple[int, int]]:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Computes the gradient along with the loss, while the chunk's logits are there."""
+    """Computes the gradient together with the loss, while the chunk's logits exist."""
 
     @staticmethod
     def forward(
@@ -171,7 +171,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grad_outputs
-        # In place: these are the function's own buffers, and nobody asks for them twice.
+        # In place: these buffers belong to the function, and each is read only once.
         scaled = [None if part is None else part.mul_(grad.to(part.dtype)) for part in ctx.saved_tensors]
         return (*scaled, None, None, None, None)
 

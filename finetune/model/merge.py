@@ -54,7 +54,7 @@ def merge(model: PreTrainedModel, adapter: Path, config: RunConfig, folder: Path
 
 
 def take_over_weights(dense: nn.Module, quantized: Any) -> int:
-    """Give ``dense`` the dequantized weights of ``quantized``, in place.
+    """Copy the dequantized weights of ``quantized`` into ``dense``, in place.
 
     Returns:
         How many weights were taken over.
@@ -68,7 +68,7 @@ def take_over_weights(dense: nn.Module, quantized: Any) -> int:
 
 
 def dequantized_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every quantized weight of ``base`` by its name in the unquantized model, decoded one at a time."""
+    """Yield each quantized weight of ``base``, decoded, with its name in the unquantized model."""
     from peft.utils.integrations import dequantize_module_weight
 
     for name, module in base.named_modules():

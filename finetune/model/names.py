@@ -1,4 +1,4 @@
-"""Which layers a name of ``--targets`` or ``--exclude`` stands for. Knows paths, and no model."""
+"""Decides which layers a name of ``--targets`` or ``--exclude`` stands for, from the paths of the layers alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALL_LINEAR = "all-linear"
 
 
 def wanted(path: str, targets: Iterable[str], exclude: Iterable[str]) -> bool:
-    """Whether the layer at ``path`` is to have an adapter, by its name alone."""
+    """Whether the settings give the layer at ``path`` an adapter, judging by its name alone."""
     named = any(target == ALL_LINEAR or matches(target, path) for target in targets)
     return named and not any(matches(name, path) for name in exclude)
 
@@ -33,7 +33,7 @@ def matches(name: str, path: str) -> bool:
 
 
 def names_of(without: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The shortest names for ``--exclude`` that match every path of ``without`` and none of ``others``."""
+    """Return the shortest names for ``--exclude`` that match every path of ``without`` and none of ``others``."""
     rest, others = list(without), list(others)
     found: list[str] = []
     while rest:

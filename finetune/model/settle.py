@@ -1,4 +1,4 @@
-"""What ``--model`` decides by itself: an adapter brings its rank and layers, a quantized base its precision."""
+"""Completes the settings from ``--model``: an adapter determines rank and layers, a quantized base the precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def settled(config: RunConfig) -> RunConfig:
-    """The settings of a run as its model makes them.
+    """Return the settings of a run, completed and checked with what its model determines.
 
     An adapter that is trained further keeps its rank and layers, and a base that is quantized already its precision.
 
@@ -42,7 +42,7 @@ def settled(config: RunConfig) -> RunConfig:
 
 
 def stored_precision(config: ModelConfig) -> Precision | None:
-    """How a model is quantized already; None where it is not.
+    """Return how a model is quantized already; None if it is not.
 
     Raises:
         ModelError: it is quantized in a way that cannot be trained on here.
@@ -63,14 +63,14 @@ def stored_precision(config: ModelConfig) -> Precision | None:
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:
-    """The fields of the ``config.json`` of a model, or of an adapter's base; none where there is no such file."""
+    """Return the fields of the ``config.json`` of a model, or of an adapter's base; empty without such a file."""
     name = adapters.base_of(config.model) if adapters.is_adapter(config.model) else config.model
     folder = Path(name).expanduser()
     if folder.is_dir():
         try:
             found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return {}  # loading says what is wrong with it
+            return {}  # loading reports what is wrong with it
         return found
     if name == EMBEDDED_MODEL or folder.suffix == ".gguf" or folder.is_absolute() or find_shape(name) is not None:
         return {}

@@ -1,4 +1,4 @@
-"""Which linear layers get an adapter, each by its full path, and why the others get none."""
+"""Chooses the linear layers that get an adapter, each by its full path, and says why the others get none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Coverage:
     """Modules whose experts are parameters and no linear layers: they get none either."""
 
     def lines(self) -> tuple[str, ...]:
-        """What a user is told, one line for the adapter and one for each reason to leave layers without one."""
+        """Return the lines for the user: one for the adapter, and one for each reason to leave layers without one."""
         reasons: dict[str, list[str]] = {}
         for path, reason in self.left.items():
             reasons.setdefault(reason, []).append(path)
@@ -99,7 +99,7 @@ def choose(model: nn.Module, config: AdapterConfig) -> Coverage:
 
 
 def coverage(model: nn.Module, config: AdapterConfig) -> Coverage:
-    """What :func:`choose` came to, read off a model that has its adapter."""
+    """Return the result of :func:`choose`, read from a model that has its adapter."""
     base = base_model(model)
     layers = dict(linear_layers(base))
     reasons = _unfit(base)
@@ -113,7 +113,7 @@ def coverage(model: nn.Module, config: AdapterConfig) -> Coverage:
 
 
 def _unfit(base: nn.Module) -> dict[str, str]:
-    """The linear layers that can have no adapter, whatever is asked for."""
+    """Return the linear layers that cannot have an adapter, whatever the settings say."""
     model = base_model(base)
     head, decoder = model.get_output_embeddings(), decoder_of(model)
     plain = why_not_plain(model)
@@ -125,7 +125,7 @@ def _unfit(base: nn.Module) -> dict[str, str]:
         if not any(module is words for module in child.modules())
     }
     senses = [name for name, child in parts.items() if _sees_or_hears(child)]
-    if senses:  # what carries images or sound to the text has no mark, but a name
+    if senses:  # a layer that converts images or sound for the text is known by its name only
         senses += [name for name in parts if _MODALITY.search(name)]
     foreign = tuple(f"{inside}{name}." for name in senses)
     reasons = {}
@@ -146,7 +146,7 @@ def _unfit(base: nn.Module) -> dict[str, str]:
 
 
 def _sees_or_hears(part: nn.Module) -> bool:
-    """Whether a part of a model is for images or sound: it holds a model of transformers that reads no text."""
+    """Whether a part of a model is for images or sound: it contains a model of transformers that reads no text."""
     modalities = (getattr(module, "input_modalities", "text") for module in part.modules())
     return any(isinstance(kinds, (str, tuple, list)) and "text" not in kinds for kinds in modalities)
 
@@ -174,6 +174,6 @@ def _unknown(field: str, name: str, paths: list[str]) -> ConfigError:
 
 
 def _counted(paths: Iterable[str]) -> str:
-    """Paths with the layers' numbers as one, and how many each stands for."""
+    """Return the paths without the layers' numbers, each with the number of paths that it stands for."""
     kinds = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path) for path in paths)
     return ", ".join(kind if count == 1 else f"{kind} ({count})" for kind, count in kinds.items())

@@ -33,7 +33,7 @@ def keep_no_inputs(model: nn.Module) -> None:
             module.__class__ = FrozenLinear8bit
 
 
-class FrozenLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
+class FrozenLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]  # bitsandbytes has no annotations
     """An 8-bit layer with bitsandbytes' outputs and input gradients, and no gradients of the weight and the bias."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

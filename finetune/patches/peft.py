@@ -49,7 +49,7 @@ def as_named() -> Iterator[None]:
             setattr(conversion, name, own)
 
 
-class PreciseDora(DoraLinearLayer):  # type: ignore[misc]
+class PreciseDora(DoraLinearLayer):  # type: ignore[misc]  # peft has no annotations
     """Computes ``y = m / |W + s B A| * (W + s B A) x`` (https://arxiv.org/abs/2402.09353, equation 5).
 
     The norms are those of the rows. Magnitudes, norms and their quotient are fp32; tensors as large as the activations

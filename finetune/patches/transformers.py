@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class FourBitLoading(Bnb4BitHfQuantizer):  # type: ignore[misc]
+class FourBitLoading(Bnb4BitHfQuantizer):  # type: ignore[misc]  # transformers has no annotations
     """transformers' 4-bit quantizer with methods that run before and after it replaces the linear layers.
 
     The class may go when transformers quantizes fused experts to 4 bits itself; look again with 5.26.
@@ -38,7 +38,7 @@ class FourBitLoading(Bnb4BitHfQuantizer):  # type: ignore[misc]
         self.complete(model, device_map)
 
 
-class EightBitLoading(Bnb8BitHfQuantizer):  # type: ignore[misc]
+class EightBitLoading(Bnb8BitHfQuantizer):  # type: ignore[misc]  # transformers has no annotations
     """transformers' 8-bit quantizer with a method that runs before it replaces the linear layers.
 
     The class may go when transformers calls a public method at that moment; look again with 5.26.

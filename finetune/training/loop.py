@@ -51,7 +51,7 @@ def fit(setup: Setup, stop: Stop) -> list[EvalRow]:
         except StopRequested:
             where = loop.save()
             raise RunInterruptedError(
-                f"stopped after step {loop.step} of {setup.total_steps}, saved in {where}; go on with: "
+                f"stopped after step {loop.step} of {setup.total_steps}, saved in {where}; continue with: "
                 f"python -m finetune.qlora --output {output.output} --resume"
             ) from None
         return log.evaluations()

@@ -100,7 +100,7 @@ def _explain(error: BaseException, config: RunConfig, holdings: Holdings) -> Out
         lines += [
             f"  {s.flags:40} about {_size(s.saved_bytes)} less{'' if s.resumes else ', in a new run'}" for s in savings
         ]
-    lines.append(f"What was saved is sound: go on with --output {config.output.output} --resume")
+    lines.append(f"What was saved is sound: continue with --output {config.output.output} --resume")
     return OutOfMemoryError(
         "\n".join(lines),
         budget_bytes=budget,
@@ -133,7 +133,7 @@ class Saving:
     saved_bytes: int
     """By the estimate."""
     resumes: bool
-    """Whether the run can go on with them; otherwise they make another run."""
+    """Whether the run can continue with them; otherwise they make another run."""
 
 
 def largest_savings(config: RunConfig, *, on_device: bool, count: int = 3) -> list[Saving]:

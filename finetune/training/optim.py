@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from finetune.errors import CheckpointError, ConfigError, Problem
+from finetune.errors import CheckpointError
 from finetune.estimate.arithmetic import PAGED_FROM
+from finetune.model.installed import require_bitsandbytes
 from finetune.training.masters import keep_masters
 
 if TYPE_CHECKING:
@@ -50,17 +51,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
     }
     if config.optimizer == "adamw":
         return torch.optim.AdamW(chosen, **settings)
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise ConfigError(
-            Problem(
-                field="optimizer",
-                value=config.optimizer,
-                why="needs bitsandbytes, which is not installed",
-                remedy="pip install bitsandbytes, or use --optimizer adamw",
-            )
-        ) from error
+    require_bitsandbytes("optimizer", config.optimizer, instead="adamw")
+    import bitsandbytes as bnb
+
     masters = len(chosen) < len(everything)
     if config.optimizer == "paged-adamw":
         from finetune.training.paged_adamw import PagedAdamW

@@ -174,7 +174,7 @@ def _checkpoint(config: RunConfig, earlier: list[Path]) -> Checkpoint | None:
         if earlier and not config.output.overwrite:
             names = ", ".join(path.name for path in earlier)
             raise OutputError(
-                f"output = {str(output)!r}: holds a run already ({names}); go on with it by --resume, "
+                f"output = {str(output)!r}: holds a run already ({names}); continue it with --resume, "
                 "replace it by --overwrite, or name another folder with --output"
             )
         return None
@@ -203,7 +203,7 @@ def _set_threads(config: RunConfig, found: Checkpoint | None) -> None:
     wanted = config.train.threads or (found.facts["threads"] if found else 0)
     if wanted and wanted != torch.get_num_threads():
         if found and not config.train.threads:
-            notice(f"this run began with {wanted} CPU threads, and goes on with them")
+            notice(f"this run began with {wanted} CPU threads, and continues with them")
         torch.set_num_threads(wanted)
 
 

@@ -164,7 +164,7 @@ def run(
 def _program(command: Sequence[str]) -> list[str]:
     if not command:
         raise VramUsageError("there is nothing to run: write for example `run --gpu rtx-4080 -- train.py --epochs 1`")
-    python = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
+    python = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]  # private, and so not in the stubs
     first = command[0]
     if first == "-m":
         if len(command) == 1:

@@ -50,7 +50,7 @@ class Gpu:
 
         where = {"host": "cpu", "accelerator": "accelerator"}.get(device.kind, "cuda")
         if where == "accelerator":
-            where = torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
+            where = torch.accelerator.current_accelerator().type  # type: ignore[union-attr]  # this device is one
         return cls(
             kind=device.kind,
             device=torch.device(where) if where == "cpu" else torch.device(where, device.index),
@@ -137,6 +137,6 @@ class Vram:
         for value in values if run is not None else ():
             self._meter.clean()
             with self.measure(f"{argument}={value}"):
-                run(**{argument: value})  # type: ignore[misc]
+                run(**{argument: value})  # type: ignore[misc]  # the name of the argument is a value
         peaks = [self[f"{argument}={value}"].added or 0 for value in values]
         return fit(argument, values, peaks)

@@ -103,7 +103,7 @@ def add_options(parser: pytest.Parser) -> None:
                 settings |= {"metavar": option.metavar}
             group.addoption(option.flag, **settings)
         kinds = {"flag": "bool", "list": "args", "text": "string"}
-        parser.addini(option.dest, help=option.help, type=kinds[option.kind], default=None)  # type: ignore[arg-type]
+        parser.addini(option.dest, help=option.help, type=kinds[option.kind], default=None)  # type: ignore[arg-type]  # pytest names the kinds in a Literal
 
 
 def early_gpu(config: pytest.Config) -> str | None:

@@ -85,7 +85,7 @@ def wanted(item: pytest.Item) -> Ranks | None:
 
 def empty(item: pytest.Item) -> None:
     """Let the test's own process set up no fixture of it: each rank sets up its own."""
-    item.fixturenames = []  # type: ignore[attr-defined]
+    item.fixturenames = []  # type: ignore[attr-defined]  # pytest sets it on functions only
 
 
 def run(item: pytest.Function, ranks: Ranks, figures: Path | None) -> None:

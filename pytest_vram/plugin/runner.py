@@ -104,7 +104,8 @@ class Runner:
             return markers.parse(mark, default_max_bytes=limit, where=where)
         if limit is None:
             return None
-        return Budget(limit_bytes=limit, metric=self.settings.metric, origin="ini", where="vram_max_gb")  # type: ignore[arg-type]
+        metric: Any = self.settings.metric  # the option admits only names of metrics
+        return Budget(limit_bytes=limit, metric=metric, origin="ini", where="vram_max_gb")
 
     # -- one test
 
@@ -222,7 +223,7 @@ class Runner:
             records.attach(item, report)
         error = call.excinfo.value if call.excinfo is not None else None
         if isinstance(error, VramError) and error.judged and report.failed:
-            shown = call.excinfo.getrepr(style="value")  # type: ignore[union-attr]
+            shown = call.excinfo.getrepr(style="value")  # type: ignore[union-attr]  # error is its value
             if shown.reprcrash is not None:  # the line of the summary, and JUnit's message
                 shown.reprcrash.message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             report.longrepr = shown

@@ -36,7 +36,7 @@ class _Follower(TorchDispatchMode):
     reserves = False
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotations here
         self.requested = self.allocated = 0
         self.peak_requested = self.peak_allocated = 0
         self.recording = False
@@ -156,13 +156,13 @@ class HostProbe(PlainProbe):
             self._recorder = Recorder(marks=timeline, source=self._follower)
             self._recorder.start()
         if not self._entered:
-            self._follower.__enter__()  # type: ignore[no-untyped-call]
+            self._follower.__enter__()  # type: ignore[no-untyped-call]  # torch has no annotations here
             self._entered = True
 
     def end_test(self) -> None:
         """Stop observing operators. Storages that are alive still count until they are freed."""
         if self._entered:
-            self._follower.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._follower.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch has no annotations here
             self._entered = False
         if self._recorder is not None:
             self._recorder.stop()

@@ -109,7 +109,7 @@ class Notes:
             self._originals[name] = getattr(torch.autograd, name)
             setattr(torch.autograd, name, self._around_backward(self._originals[name]))
         self._originals["call"] = torch.nn.Module.__call__
-        self._around = torch.nn.Module.__call__ = self._around_call(torch.nn.Module.__call__)  # type: ignore[method-assign]
+        self._around = torch.nn.Module.__call__ = self._around_call(torch.nn.Module.__call__)  # type: ignore[method-assign]  # a patch, which stop() takes back
 
     def stop(self) -> None:
         """Stop recording. What was recorded stays."""
@@ -120,7 +120,7 @@ class Notes:
             handle.remove()
         call = self._originals.pop("call", None)
         if call is not None and torch.nn.Module.__call__ is self._around:
-            torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+            torch.nn.Module.__call__ = call  # type: ignore[method-assign]  # a patch, which stop() takes back
         for name, original in self._originals.items():
             setattr(torch.autograd, name, original)
         self._handles, self._originals = [], {}

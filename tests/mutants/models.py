@@ -45,6 +45,13 @@ BUGS: dict[str, Planted] = {
             ),
         ],
     ),
+    "finetune/model/installed": (
+        ["tests/unit/finetune/model/test_installed.py"],
+        [
+            Bug("require_bitsandbytes", "f'pip install bitsandbytes, or use --{field} {instead}'", "instead"),
+            Bug("require_bitsandbytes", "value=value", "value=instead"),
+        ],
+    ),
     "finetune/model/names": (
         ["tests/properties/model/test_layer_targets.py", "tests/unit/finetune/estimate/test_arithmetic.py"],
         [

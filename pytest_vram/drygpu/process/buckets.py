@@ -58,7 +58,7 @@ def install() -> None:
             )
         return rebuilt
 
-    _rebuild_buckets.holds_old_buckets = True  # type: ignore[attr-defined]
+    _rebuild_buckets.holds_old_buckets = True  # type: ignore[attr-defined]  # a mark on the function
     reducer._rebuild_buckets = _rebuild_buckets
 
 

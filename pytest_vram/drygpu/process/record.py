@@ -247,14 +247,14 @@ def _listen_for_exit_codes(recorder: ProcessRecorder) -> None:
 
     ``BaseProcess._bootstrap`` is private, and the same from Python 3.8 to 3.14: it runs the child and returns its code.
     """
-    original = multiprocessing.process.BaseProcess._bootstrap  # type: ignore[attr-defined]
+    original = multiprocessing.process.BaseProcess._bootstrap  # type: ignore[attr-defined]  # private, and so not in the stubs
 
     def bootstrap(self: Any, *args: Any, **kwargs: Any) -> int:
         code = int(original(self, *args, **kwargs))
         recorder.ended(code)
         return code
 
-    multiprocessing.process.BaseProcess._bootstrap = bootstrap  # type: ignore[attr-defined]
+    multiprocessing.process.BaseProcess._bootstrap = bootstrap  # type: ignore[attr-defined]  # private, and so not in the stubs
 
 
 def _group() -> Record:
