@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from finetune import cli
 from finetune.config import yaml_file
+from finetune.config.split import with_batch
 from finetune.config.validate import validate
 from finetune.errors import ConfigError, ExitCode, FinetuneError, RunInterruptedError
 
@@ -70,6 +71,7 @@ def run(config: RunConfig) -> Summary:
             were saved before are sound.
     """
     validate(config)
+    config = with_batch(config)
     from finetune.disk.durable import run_lock
     from finetune.training.loop import fit
     from finetune.training.oom import Holdings, explained
