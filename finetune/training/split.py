@@ -10,6 +10,7 @@ import gc
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 
 from finetune.config import yaml_file
 from finetune.data.batches import longest_window
@@ -59,6 +60,8 @@ def largest_split(model: nn.Module, train: ExampleSet, config: RunConfig) -> tup
     now, device = config.train, next(model.parameters()).device
     rows = now.micro_batch * now.accumulation
     if now.split != "auto" or device.type != "cuda" or rows == 1:
+        return config, None
+    if dist.is_available() and dist.is_initialized():  # one process without room would leave the others waiting
         return config, None
     reason = why_the_split_matters(model)
     if reason is not None:
