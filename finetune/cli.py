@@ -13,6 +13,7 @@ import tyro
 
 from finetune.config import yaml_file
 from finetune.config.settings import DEMO, RunConfig
+from finetune.config.split import expanded, with_batch
 from finetune.config.validate import validate
 from finetune.disk.run_folder import RunFolder
 from finetune.errors import ConfigError, ExitCode, Problem
@@ -46,7 +47,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
         ConfigError: a setting is unknown or cannot be used.
         SystemExit: 2 for a flag that cannot be parsed, with tyro's explanation; 0 after ``--help``.
     """
-    flags = list(argv)
+    flags = expanded(argv)
     settings: dict[str, Any] = {}
     if flags and not flags[0].startswith("-"):
         settings = yaml_file.load(Path(flags.pop(0)))
@@ -62,7 +63,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
         here = {"output": config.output.output, "resume": True}
         config = _parse_flags(flags, yaml_file.replace(before, settings | here))
     validate(config)
-    return config
+    return with_batch(config)
 
 
 def explain(error: ConfigError) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from finetune import cli, launch
 from finetune.config import yaml_file
+from finetune.config.split import with_batch
 from finetune.config.validate import validate
 from finetune.errors import ConfigError, ExitCode, FinetuneError, OtherRankError, RunInterruptedError
 
@@ -85,6 +86,7 @@ def run(config: RunConfig) -> Summary | None:
             were saved before are sound.
     """
     validate(config)
+    config = with_batch(config)
     from finetune.training.ranks import joined
 
     with joined(config):

@@ -107,8 +107,14 @@ class TrainConfig:
     """Number of optimizer steps. If it is given, --epochs is ignored."""
     epochs: float = 1.0
     """Passes over the training rows; may be a fraction."""
+    batch: int | None = None
+    """Rows in one optimizer step. --accumulation follows from it."""
     micro_batch: int = 1
-    """Rows in one forward and backward pass."""
+    """Rows in one forward and backward pass, or `auto`, which is what a run does without this flag: see --split."""
+    split: Literal["auto", "given"] = "auto"
+    """Who chooses the micro-batches of a step. auto: on a GPU, the run takes the largest micro-batch for which there is
+    room, of as many rows a step as the settings say; a dry run measures the split as the settings have it.
+    given: the settings, as with --micro-batch N."""
     accumulation: int = 16
     """Micro-batches in one optimizer step. The gradient is exactly that of all their rows in one batch.
     Any value above 1 raises the peak by at most one copy of the gradients;

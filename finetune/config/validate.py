@@ -53,6 +53,8 @@ def _ranges(config: RunConfig) -> Iterator[Problem]:
     if train.max_steps is not None:
         yield from _at_least("max_steps", train.max_steps, 1)
     yield from _above_zero("epochs", train.epochs, "1 is one pass over the rows")
+    if train.batch is not None:
+        yield from _at_least("batch", train.batch, 1)
     yield from _at_least("micro_batch", train.micro_batch, 1)
     yield from _at_least("accumulation", train.accumulation, 1)
     yield from _above_zero("learning_rate", train.learning_rate, "2e-4 is usual for LoRA")
@@ -107,6 +109,13 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
             value=output.merge,
             why=f"the base is not quantized (--precision {model.precision})",
             remedy="use --merge full-base",
+        )
+    if train.batch is not None and train.split == "given" and train.micro_batch > 0 and train.batch % train.micro_batch:
+        yield Problem(
+            field="micro_batch",
+            value=train.micro_batch,
+            why=f"--batch {train.batch} is not a multiple of it",
+            remedy="use --micro-batch auto, or a number that divides the batch",
         )
     if train.offload_activations and not train.checkpointing:
         yield Problem(

@@ -115,6 +115,11 @@ def load(path: Path) -> dict[str, Any]:
         why = f"the file holds a {type(document).__name__}, not settings"
         raise ConfigError(_file_problem(path, why, _ONE_A_LINE))
     types_of, settings, problems = field_types(), {}, []
+    if "micro_batch" in document:  # a number takes the choice from the run
+        automatic = document["micro_batch"] == "auto"
+        document = {"split": "auto" if automatic else "given"} | document
+        if automatic:
+            del document["micro_batch"]
     for key, value in document.items():
         if isinstance(value, dict) and key in sections():
             remedy = "write them at the top level, such as " + ", ".join(

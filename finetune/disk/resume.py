@@ -28,8 +28,10 @@ _FINGERPRINTED = {"model", "data", "eval_data"}
 FREE = _FINGERPRINTED | {
     "kernels",
     *(field.name for section in (OutputConfig, DryRunConfig) for field in dataclasses.fields(section)),
+    "batch",
     "checkpointing",
     "offload_activations",
+    "split",
     "threads",
 }
 """Settings that a resumed run may change: they do not change a bit of the adapter, or, as ``kernels``, its rounding

@@ -265,6 +265,8 @@ def command(config: RunConfig) -> str:
         for name, value in yaml_file.flatten(config).items()
         if value != default[name] and sections[name] != "dry"
     }
+    if "micro_batch" in changed:
+        changed.pop("split", None)  # the flag says it
     return " ".join(["python -m finetune.qlora", yaml_file.as_flags(changed)]).rstrip()
 
 

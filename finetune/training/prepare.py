@@ -32,6 +32,7 @@ from finetune.model.targets import coverage
 from finetune.training import ranks
 from finetune.training.optim import load_optimizer_state, make_optimizer, rounded_away
 from finetune.training.sample import Question, choose_question
+from finetune.training.split import as_recorded, largest_split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +90,8 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         if launch.is_first() and not earlier:
             durable.write_text(run.config, yaml_file.dump(config))
         found = _checkpoint(config, earlier)
+        if found is not None:
+            config = as_recorded(config, found.facts["settings"])
         _set_threads(config, found)
         seed_everything(config.train.seed)
         tokenizer = load_tokenizer(config.model)
@@ -116,6 +119,10 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     holdings.optimizer = optimizer
     if note := rounded_away(model.parameters(), config.train):
         notice(note)
+    if found is None:
+        config, note = largest_split(model, data.train, config)
+        if note:
+            notice(note)
     facts = RunFacts(
         settings=yaml_file.plain(config),
         threads=torch.get_num_threads(),
@@ -180,7 +187,8 @@ def _checkpoint(config: RunConfig, earlier: list[Path]) -> Checkpoint | None:
         return None
     found, refused = checkpoint.newest(RunFolder(output).checkpoints)
     if found is not None:
-        check_settings(found.facts["settings"], yaml_file.plain(config))
+        recorded = found.facts["settings"]
+        check_settings(recorded, yaml_file.plain(as_recorded(config, recorded)))
     for refusal in refused:
         notice(f"{refusal}; going on from the one before")
     notice(f"resuming {output} after step {found.step}" if found else f"no checkpoint in {output}: starting at step 0")

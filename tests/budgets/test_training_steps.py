@@ -95,6 +95,7 @@ NO_BYTES = {
     "train_on_prompt": "every token of a case is a target",
     **dict.fromkeys(("max_steps", "epochs", "learning_rate", "schedule", "warmup_steps", "weight_decay"), "numbers"),
     "seed": "a number",
+    **dict.fromkeys(("batch", "split"), "they decide micro_batch and accumulation"),
     "threads": "of the CPU",
 }
 """Settings that cannot change what a step holds on the card, and why."""

@@ -10,6 +10,27 @@ if TYPE_CHECKING:
     from mutants import Planted
 
 BUGS: dict[str, Planted] = {
+    "finetune/training/split": (
+        ["tests/e2e/drygpu/test_dry_split.py", "tests/unit/finetune/training/test_split.py"],
+        [
+            Bug("largest_split", "now.split != 'auto'", "False"),
+            Bug("largest_split", "rows % size == 0", "True"),
+            Bug("largest_split", "reason is not None", "False"),
+            Bug("_tidy", "parameter.grad = None", "pass"),
+            Bug("as_recorded", "config.train.split == 'auto' and same", "same"),
+            Bug("as_recorded", "config.train.split == 'auto' and same", "config.train.split == 'auto'"),
+        ],
+    ),
+    "finetune/config/split": (
+        ["tests/unit/finetune/config/test_split.py"],
+        [
+            Bug("with_batch", "1 if train.split == 'auto' else train.micro_batch", "train.micro_batch"),
+            Bug("with_batch", "train.batch // micro_batch", "train.batch"),
+            Bug("expanded", "words += ['--batch', 'None']", "pass"),
+            Bug("expanded", "'--split' not in words", "False"),
+            Bug("_apart", "name.replace('_', '-')", "name"),
+        ],
+    ),
     "finetune/training/adamw": (
         ["tests/properties/training/test_masters.py", "tests/properties/training/test_optimizer_formulas.py"],
         [

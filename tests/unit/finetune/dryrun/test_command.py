@@ -85,7 +85,7 @@ def test_what_was_assumed_is_told_and_what_changes_nothing_is_not() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"micro_batch": 38},
+        {"micro_batch": 38, "split": "given"},
         {"checkpointing": False, "double_quant": False},
         {"targets": ("q_proj", "v_proj"), "rank": 8, "rslora": True},
         {"data": "my rows.jsonl", "question": "What is it?"},

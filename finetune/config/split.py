@@ -1,0 +1,68 @@
+"""The flags of the split: rows of a step, rows of a micro-batch, and whether the run chooses the latter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune.config import yaml_file
+from finetune.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune.config.settings import RunConfig
+
+AUTO = "auto"
+
+
+def with_batch(config: RunConfig) -> RunConfig:
+    """Return the settings with the accumulation that ``batch`` asks for; unchanged without ``batch``.
+
+    Args:
+        config: validated, so that ``micro_batch`` divides ``batch`` if it is given.
+    """
+    train = config.train
+    if train.batch is None:
+        return config
+    micro_batch = 1 if train.split == "auto" else train.micro_batch
+    return yaml_file.replace(config, {"micro_batch": micro_batch, "accumulation": train.batch // micro_batch})
+
+
+def expanded(flags: Sequence[str]) -> list[str]:
+    """Return flags in which ``--micro-batch auto`` and what flags imply is written out.
+
+    ``--micro-batch N`` takes the choice of the split from the run, and ``--accumulation`` overrides a ``batch`` of the
+    YAML file.
+
+    Raises:
+        ConfigError: ``--batch`` and ``--accumulation`` are both given.
+    """
+    words = _apart(flags)
+    if "--batch" in words and "--accumulation" in words:
+        at = words.index("--batch")
+        value = words[at + 1] if at + 1 < len(words) else None
+        why = "--accumulation is given too, and follows from it"
+        raise ConfigError(Problem(field="batch", value=value, why=why, remedy="give one of the two"))
+    if "--accumulation" in words:
+        words += ["--batch", "None"]
+    if "--micro-batch" in words:
+        at = words.index("--micro-batch")
+        automatic = words[at + 1 : at + 2] == [AUTO]
+        if automatic:
+            del words[at : at + 2]
+        if "--split" not in words:
+            words += ["--split", "auto" if automatic else "given"]
+    return words
+
+
+def _apart(flags: Sequence[str]) -> list[str]:
+    """Return flags with those of the split in one spelling: ``--micro_batch=2`` becomes ``--micro-batch 2``."""
+    words: list[str] = []
+    for word in flags:
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in ("--batch", "--micro-batch", "--accumulation", "--split"):
+            words += [name, value] if equals else [name]
+        else:
+            words.append(word)
+    return words

@@ -1,0 +1,32 @@
+"""A resumed run keeps its split, and a run on a CPU the one of its settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from finetune.config.settings import RunConfig, TrainConfig
+from finetune.training.split import as_recorded, largest_split
+
+
+@pytest.mark.parametrize(
+    ("train", "recorded", "expected"),
+    [
+        (TrainConfig(), {"micro_batch": 8, "accumulation": 2}, (8, 2)),
+        (TrainConfig(split="given"), {"micro_batch": 8, "accumulation": 2}, (1, 16)),
+        (TrainConfig(accumulation=4), {"micro_batch": 8, "accumulation": 2}, (1, 4)),  # refused later: another window
+        (TrainConfig(micro_batch=4, accumulation=4, split="given"), {"micro_batch": 8, "accumulation": 2}, (4, 4)),
+    ],
+)
+def test_a_resumed_run_goes_on_as_it_began(
+    train: TrainConfig, recorded: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    found = as_recorded(RunConfig(train=train), recorded).train
+    assert (found.micro_batch, found.accumulation) == expected
+
+
+def test_a_cpu_keeps_the_split_of_the_settings() -> None:
+    config = RunConfig()
+    assert largest_split(nn.Linear(2, 2), None, config) == (config, None)  # type: ignore[arg-type]
