@@ -27,6 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Workers that run side by side share the cores. Threads of their own would only wait for each other, in children too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SLOW_MACHINES_ARE_NOT_BUGS = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
 settings.register_profile(
