@@ -65,7 +65,7 @@ OWN_CODE = frozenset(
         *("_cholesky_solve_helper", "geqrf", "ormqr"),
     }
 )
-"""For one matrix, torch's own code for these operators runs on the stub of cuSOLVER. A batch may use other libraries."""
+"""For one matrix, torch's own code for these runs on the stub of cuSOLVER. A batch may use other libraries."""
 
 NOT_COUNTED = "its workspace is not known and counted as 0 bytes"
 
