@@ -190,7 +190,7 @@ class Enforcer:
             raise pytest.skip.Exception(f"vram budget not measured: {reason}", _use_item_location=True)
 
     def refuse(self, text: str) -> None:
-        """Skip a test whose fixture cannot be set up for want of a device, or fail it if the session's setting says so.
+        """Skip a test whose fixture has no device to use, or fail it if the session's setting says so.
 
         Raises:
             VramUnmeasured: if the setting ``on_unmeasured`` is ``fail``.

@@ -88,7 +88,7 @@ class Runner:
         return item.stash.get(_BUDGET, None)
 
     def say_unmeasured(self, item: pytest.Item, reason: str, *, skip: bool) -> None:
-        """See :meth:`pytest_vram.plugin.enforcer.Enforcer.say_unmeasured`."""
+        """Call :meth:`pytest_vram.plugin.enforcer.Enforcer.say_unmeasured`."""
         __tracebackhide__ = True
         self._enforcer.say_unmeasured(item, reason, skip=skip)
 

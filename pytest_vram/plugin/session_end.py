@@ -57,7 +57,7 @@ def write(terminal: Any, report: Report, settings: Settings, peaks: Peaks, notes
 
 
 def suggestion(record: TestRecord) -> str | None:
-    """Return a marker for a test that has no budget, or one far above its peak; None if its budget fits.
+    """Return a marker for a passed test that has none, or one far above its peak; None for any other test.
 
     The suggested budget is the peak plus 5%, rounded up.
     """

@@ -32,7 +32,7 @@ class Dryness:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Note the reads so far, so that later ones can be told to be this test's."""
+        """Note the reads so far, to distinguish this test's reads from them."""
         self._before = _reads()
         return (yield)
 

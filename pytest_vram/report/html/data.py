@@ -85,8 +85,7 @@ def pack(values: Sequence[int], top: int) -> str:
 
 
 def thinned(timeline: Timeline, points: int) -> list[int]:
-    """Return the positions of the first and the last value, the peak, and the largest value of each interval between.
-    """
+    """Return the positions of the first and the last value, the peak, and the largest value of each interval."""
     count = len(timeline.allocated)
     if count <= points:
         return list(range(count))
