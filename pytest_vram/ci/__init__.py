@@ -1,1 +1,1 @@
-"""What a CI job does with the budgets: measure the change and its base, annotate lines, and comment on the change."""
+"""The steps of a CI job: measure a change and its base, annotate lines, and comment on the pull request."""

@@ -1,4 +1,4 @@
-"""Render the comment on a pull request: what grew over its base, by test, category and line of code."""
+"""Render the comment on a pull request, which tells what grew over its base by test, category and line of code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_vram.report.rows import Row
 
 MOST_BYTES = 60_000
-"""GitHub refuses a comment of more than 65,536 characters."""
+"""The largest comment, in bytes; GitHub refuses one of more than 65,536 characters."""
 _ROWS, _DETAILS, _PARTS, _NAME = 20, 10, 8, 200
 _MARKS = {"exceeded": "❌", "unmeasured": "❔"}
 
@@ -36,9 +36,9 @@ class Change:
         before: the report of its base; ``None`` if there is none.
         base: the name of the base, such as ``main``.
         no_base: why there is no report of the base.
-        tolerance: the growth in percent that is none.
+        tolerance: the growth in percent up to which a peak counts as unchanged.
         page: a link to the job that has the page as an artifact; ``""`` if there is none.
-        name: tells comments of several jobs on one pull request apart.
+        name: a name that distinguishes the comments of several jobs on one pull request.
     """
 
     after: Report
@@ -51,7 +51,7 @@ class Change:
 
 
 def marker(name: str) -> str:
-    """Return the first line of the comment, by which a later job finds it. It does not show."""
+    """Return the first line of the comment, by which a later job finds it. GitHub does not display this line."""
     plain = "".join(character for character in name if character.isalnum() or character in " _./")
     return f"<!-- pytest-vram {plain}-->" if not plain else f"<!-- pytest-vram {plain} -->"
 
@@ -68,14 +68,14 @@ def render(change: Change) -> str:
     """Return the comment as Markdown."""
     for details in (*range(_DETAILS, -1, -2), 0):
         text = _rendered(change, details)
-        # GitHub counts characters; bytes are never fewer.
+        # GitHub counts characters; a text never has fewer bytes than characters.
         if len(text.encode()) <= MOST_BYTES:
             break
     return text
 
 
 def _rendered(change: Change, details: int) -> str:
-    """Return the comment with the lines and categories of at most this many tests."""
+    """Return the comment, with lines and categories for at most ``details`` tests."""
     table = rows(change.after)
     larger = grown(change)
     over = [row for row in table if row.verdict == "exceeded"]
@@ -160,7 +160,7 @@ def _part(part: Part) -> str:
 
 
 def _others(change: Change) -> list[str]:
-    """Return sentences on the rest: what shrank, what is new or gone, and what it was measured on."""
+    """Return sentences on what shrank, which tests are new or gone, and what the figures were measured on."""
     after, told = change.after, []
     if change.before is not None:
         old, new = baseline.peaks(change.before, failed=True), baseline.peaks(after, failed=True)
@@ -184,7 +184,7 @@ def _names(nodeids: set[str]) -> list[str]:
 
 
 def _test(nodeid: str) -> str:
-    """The name of a test, without the middle of a very long one."""
+    """Return the name of a test; a very long name is shortened in the middle."""
     return escape(shorten(nodeid, _NAME))
 
 
@@ -194,5 +194,5 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _code(text: str) -> str:
-    """A name of a branch inside backticks and a table."""
+    """Return the name of a branch, escaped for use in backticks in a table."""
     return text.replace("`", "'").replace("|", "\\|")

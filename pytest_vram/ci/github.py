@@ -1,4 +1,4 @@
-"""What a GitHub runner tells a job, and the one comment on a pull request that the job keeps up to date."""
+"""Read what a GitHub runner tells a job, and keep the job's one comment on a pull request up to date."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Job:
         link: the address of the job's page.
         pull_request: the number of the pull request; ``None`` if the job is not for one.
         base: the commit that the pull request is based on.
-        base_name: the branch that it goes into.
+        base_name: the branch that the pull request is merged into.
     """
 
     workspace: Path
@@ -52,7 +52,7 @@ class Job:
 
 
 def job(environment: Mapping[str, str]) -> Job:
-    """Return the job that the variables of a runner describe. Outside of a runner, nothing but the folder is known."""
+    """Return the job that the variables of a runner describe. Outside of a runner, only the folder is known."""
     event = _event(environment.get("GITHUB_EVENT_PATH"))
     pull = event.get("pull_request") or {}
     base = pull.get("base") or {}
@@ -73,14 +73,14 @@ def job(environment: Mapping[str, str]) -> Job:
 
 
 def comment(job: Job, body: str) -> str:
-    """Write the comment, or change the one that an earlier job wrote. Return ``written`` or ``changed``.
+    """Write the comment, or change the one that an earlier job wrote; return ``written`` or ``changed``.
 
     Args:
         job: the job, with the number of a pull request.
-        body: the text; its first line tells the job's comment from others.
+        body: the text, whose first line identifies the job's comment.
 
     Raises:
-        CommentError: there is no token, the token may not write comments, or GitHub cannot be reached.
+        CommentError: if there is no token, the token may not write comments, or GitHub cannot be reached.
     """
     if not job.token:
         raise CommentError("no GITHUB_TOKEN: pass `github-token: ${{ github.token }}`")

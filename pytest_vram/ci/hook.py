@@ -37,7 +37,7 @@ def check(
         tell: called with each message.
 
     Returns:
-        pytest's exit code; 0 if none of the files has a test with a budget; 1 if the time was over.
+        pytest's exit code; 0 if none of the files has a test with a budget; 1 if the time limit was reached.
     """
     there = [path for path in dict.fromkeys(paths) if (folder / path).is_file()]
     if not there:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AFTER, BEFORE, BASE, NO_BASE = "vram.json", "base.json", "base-commit.txt", "no-base.txt"
-"""Files of the folder that the steps of a job share: the change, its base, the base's commit, and why there is none."""
+"""Files of the folder that the steps of a job share: the reports of the change and of its base, the base's commit, and
+the reason if there is no report of the base."""
 
 
 def measure(into: Path, arguments: Sequence[str], *, gpu: str, folder: Path) -> int:
@@ -34,8 +35,8 @@ def measure(into: Path, arguments: Sequence[str], *, gpu: str, folder: Path) -> 
 def measure_base(into: Path, base: str, arguments: Sequence[str], *, gpu: str, folder: Path) -> str:
     """Measure a commit in a temporary worktree, and return why that is not possible; ``""`` if it worked.
 
-    Failed tests do not count: the commit is only there to be compared with. The reason is also kept in the folder, for
-    the comment.
+    Failed tests do not matter, because the commit is only measured for comparison. The reason is also written to the
+    folder, for the comment.
     """
     into.mkdir(parents=True, exist_ok=True)
     output, reason = (into / BEFORE).resolve(), into / NO_BASE
@@ -66,7 +67,7 @@ def measure_base(into: Path, base: str, arguments: Sequence[str], *, gpu: str, f
 
 
 def _required(gpu: str) -> list[str]:
-    """A job whose dry GPU does not work must fail, and not skip every budget."""
+    """Return options that make a job fail if its device does not work, instead of skipping every budget."""
     kind = gpu.partition(":")[0]
     return ["--vram-timeline", *([f"--vram-require={kind}"] if kind in ("dry", "cuda", "host") else [])]
 

@@ -18,7 +18,7 @@ _HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _LOCATION = re.compile(r"(.+?):(\d+)( in .*)?")
 
 Hunk = tuple[int, int, int, int]
-"""First line and number of lines, before and after."""
+"""The first line and the number of lines before the change, and the same after it."""
 
 
 class Moves:
@@ -29,7 +29,7 @@ class Moves:
         folder: the folder that the tests ran in; locations are relative to it.
 
     Raises:
-        GitError: git does not know the commit.
+        GitError: if git does not know the commit.
     """
 
     def __init__(self, base: str, folder: Path) -> None:
@@ -38,9 +38,9 @@ class Moves:
         self._files = _parse(git("diff", *options, *prefixes, base, "--", ".", folder=folder))
 
     def now(self, location: str) -> str:
-        """Return a location in today's files; a line that is gone gets the words ``(before)``.
+        """Return the location as it is in the current files; for a removed line, the location with ``(before)`` added.
 
-        A line inside a changed block stands for the line in the same position of the new block, if both blocks have
+        A line inside a changed block is taken to be the line at the same position of the new block if both blocks have
         the same length.
         """
         match = _LOCATION.fullmatch(location)
@@ -53,7 +53,7 @@ class Moves:
                 if count != new_count:
                     return f"{location} (before)"
                 return f"{path}:{new_start + line - start}{match[3] or ''}"
-            # Without lines before, git names the line after which the new ones are.
+            # If a hunk only adds lines, git names the line after which they are added.
             if line >= start + count and (count or line > start):
                 shift += new_count - count
         return f"{path}:{line + shift}{match[3] or ''}" if path else f"{location} (before)"
@@ -71,16 +71,16 @@ class Moves:
 
 
 def _parse(diff: str) -> dict[str, tuple[str, list[Hunk]]]:
-    """Return old path -> new path (empty if the file is gone), and the hunks."""
+    """Return, for each old path, the new path (empty if the file was removed) and the hunks."""
     files: dict[str, tuple[str, list[Hunk]]] = {}
     old: str | None = None
     hunks: list[Hunk] = []
-    skip = 0  # lines of a hunk, which may look like headers
+    skip = 0  # the number of lines left in the hunk, which may look like headers
     for text in diff.splitlines():
         if skip:
             skip -= not text.startswith("\\")
         elif text.startswith("diff --git "):
-            old, hunks = None, []  # the hunks of a new file belong to no old one
+            old, hunks = None, []  # the hunks of a new file belong to no old file
         elif found := _HUNK.match(text):
             first, count, new, new_count = (1 if part is None else int(part) for part in found.groups())
             hunks.append((first, count, new, new_count))

@@ -1,4 +1,4 @@
-"""Show what was measured where the people of a pull request look: lines, summary, comment, page and files."""
+"""Publish what was measured for the reviewers of a pull request: as annotations, summary, comment, page and files."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def publish(
     comments: bool,
     tell: Callable[[str], None],
 ) -> list[baseline.Change]:
-    """Show the reports of a folder, and return the tests that grew over the base.
+    """Publish the reports of a folder, and return the tests that grew over the base.
 
     Args:
         into: the folder with the reports; the page and the other files are written there.
         job: the job.
         folder: the folder that the tests ran in.
-        tolerance: the growth in percent that is none.
-        name: tells the comments of several jobs apart.
+        tolerance: the growth in percent up to which a peak counts as unchanged.
+        name: a name that distinguishes the comments of several jobs.
         comments: whether to comment on the pull request.
-        tell: called with each line for the log of the job, workflow commands included.
+        tell: called with each line for the log of the job, including workflow commands.
 
     Raises:
-        VramUsageError: there is no report of the change.
+        VramUsageError: if there is no report of the change.
     """
     after, before = _report(into), _before(into, folder, tell)
     held = after
@@ -102,7 +102,7 @@ def _before(into: Path, folder: Path, tell: Callable[[str], None]) -> Report | N
 
 
 def _comment(job: Job, body: str, tell: Callable[[str], None]) -> None:
-    """A comment that cannot be written is no reason to fail: the budgets are."""
+    """Write the comment; if that fails, only warn, because only budgets may make the job fail."""
     try:
         tell(f"comment {github.comment(job, body)}")
     except github.CommentError as error:

@@ -87,7 +87,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _base(args: argparse.Namespace) -> int:
-    """A base that cannot be measured is told, and fails nothing: the change itself was measured."""
+    """Measure the base; one that cannot be measured is reported but is no failure, because the change was measured."""
     from pytest_vram.ci.measure import measure_base
     from pytest_vram.report.workflow import command
 
@@ -145,7 +145,7 @@ def _gpu(name: str) -> str:
     try:
         parse_choice(name)
     except VramUsageError:
-        parse_choice(f"dry:{name}")  # an unknown card is told with the cards that are near
+        parse_choice(f"dry:{name}")  # for an unknown card, the error names the most similar ones
         return f"dry:{name}"
     return name
 

@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     """Print the comparison; return 1 if a peak grew by more than the tolerance, otherwise 0.
 
     Raises:
-        VramUsageError: a report cannot be read.
+        VramUsageError: if a report cannot be read.
     """
     from pytest_vram import baseline
 

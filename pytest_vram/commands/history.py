@@ -47,10 +47,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the trend, or search; return 0.
+    """Print the trend, or search for the commit at which a test grew; return 0.
 
     Raises:
-        VramUsageError: the history cannot be read, or the search cannot be made.
+        VramUsageError: if the history cannot be read, or the search cannot be made.
     """
     if args.bisect is not None:
         return _bisect(args)
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
 
     trend = _trend(args)
     pattern = args.test if any(character in args.test for character in "*?") else f"*{args.test}*"
-    # Square brackets are part of node ids, so they mean themselves.
+    # Square brackets are part of node ids, so they are matched literally.
     pattern = pattern.replace("[", "[[]")
     shown = replace(trend, series=tuple(s for s in trend.series if fnmatch.fnmatchcase(s.nodeid, pattern)))
     if trend.series and not shown.series:

@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     """Show or write the report; return 0.
 
     Raises:
-        VramUsageError: the report or the baseline cannot be read, or there is no format for a suffix.
+        VramUsageError: if the report or the baseline cannot be read, or there is no format for a suffix.
     """
     report, before = files.load(args.report), None
     if args.baseline is not None:

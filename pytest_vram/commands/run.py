@@ -120,15 +120,15 @@ def run(
         stderr.
 
     Raises:
-        DryGpuError: the dry GPU cannot be put in place.
-        VramUsageError: there is no such card, or ``command`` cannot be run.
+        DryGpuError: if the dry GPU cannot be put in place.
+        VramUsageError: if there is no such card, or ``command`` cannot be run.
     """
     card = find_card(gpu)
     program = _program(command)
     variables = environment(card, count=count, total_bytes=total_bytes, replace_real_gpu=True)
     variables.update(inherited(variables))
     if variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        # The variable hides real GPUs, and would hide the dry ones as well, which the user asked for.
+        # The variable hides real GPUs. It would also hide the dry GPUs, which the user asked for.
         del variables["CUDA_VISIBLE_DEVICES"]
     if alloc_conf is not None:
         variables["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf

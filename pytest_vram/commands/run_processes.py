@@ -26,8 +26,8 @@ class RunProcess:
     """One process that imported torch in a dry run. Times are seconds since the run began.
 
     Attributes:
-        pid: process number.
-        argv: command line without the interpreter.
+        pid: its process id.
+        argv: its command line without the interpreter.
         rank: its rank in a group of processes; ``None`` if it is in no group.
         local_rank: its rank on this machine, as launchers set it.
         used_seconds: when it first used a card; ``None`` if it never did.
@@ -59,17 +59,17 @@ class RunProcess:
 
     @property
     def refusals(self) -> int:
-        """Return the number of requests that the allocator refused with OutOfMemoryError."""
+        """The number of requests that the allocator refused with OutOfMemoryError."""
         return sum(device["num_ooms"] for device in self.devices or ())
 
     @property
     def name(self) -> str:
-        """Return ``rank 1 (PID 4711)``, or ``process 4711`` for a process without a rank."""
+        """The process's name: ``rank 1 (PID 4711)``, or ``process 4711`` for a process without a rank."""
         return f"process {self.pid}" if self.rank is None else f"rank {self.rank} (PID {self.pid})"
 
     @property
     def fault(self) -> str:
-        """Return why the process may have needed more memory than it shows; ``""`` if it ended without an error."""
+        """Why the process may have needed more memory than its figures show; ``""`` if it ended without an error."""
         if self.exit_code not in (None, 0):
             return f"ended with exit code {self.exit_code}" + (f" ({self.raised})" if self.raised else "")
         if self.raised:
@@ -82,7 +82,7 @@ class RunProcess:
 
     @property
     def ended(self) -> str:
-        """Return how the process ended, for a table."""
+        """How the process ended, for a table."""
         return self.fault or ("went on as another program" if self.replaced else "exit code 0")
 
 
@@ -141,7 +141,7 @@ def _process(record: Record, began_ns: int, *, replaced: bool) -> RunProcess:
 
 
 def _still_runs(record: Record) -> bool:
-    """Tell whether the process that left a record still runs. The record has times of the monotonic clock."""
+    """Return whether the process that left a record still runs. The record has times of the monotonic clock."""
     since_boot = reporter.now() - time.monotonic()
     return reporter.runs(record["pid"], record["started_ns"] / 1e9 + since_boot)
 
@@ -169,7 +169,7 @@ def concerned(processes: Sequence[RunProcess]) -> list[RunProcess]:
 
 
 def absent(processes: Sequence[RunProcess]) -> list[str]:
-    """Name the ranks on this machine that a launcher announced and that never imported torch."""
+    """Return texts that name the ranks on this machine that a launcher announced and that never imported torch."""
     there: dict[tuple[str, int], set[int]] = {}
     for process in processes:
         if process.local_rank is not None and process.local_world_size:
@@ -189,9 +189,9 @@ def at_once(shares: Iterable[tuple[RunProcess, Mapping[str, int]]]) -> tuple[dic
         shares: each process with its figures on the card.
 
     Returns:
-        For each figure, the largest sum of the peaks of processes that ran at the same time: an upper bound of what
-        they held together. And the largest number of processes at the same time. A process whose end is unknown counts
-        until the end of the run.
+        A pair. Its first part has, for each figure, the largest sum of the peaks of processes that ran at the same
+        time, which is an upper bound of what they held together. Its second part is the largest number of processes
+        that ran at the same time. A process whose end is unknown counts until the end of the run.
     """
     lives = [(p.used_seconds or p.started_seconds, p.ended_seconds, figures) for p, figures in shares]
     sums, most = dict.fromkeys(FIGURES, 0), 0

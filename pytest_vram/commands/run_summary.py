@@ -93,22 +93,22 @@ class RunReport:
 
     @property
     def worst(self) -> DeviceFigures | None:
-        """Return the card with the largest peak; None if no card was used."""
+        """The card with the largest peak; None if no card was used."""
         return max(self.devices, key=lambda device: device.peak_device_bytes, default=None)
 
     @property
     def out_of_memory(self) -> str:
-        """Return the message of the first out-of-memory error that was not caught; ``""`` without one."""
+        """The message of the first out-of-memory error that was not caught; ``""`` if there was none."""
         return next((process.out_of_memory for process in self.processes if process.out_of_memory), "")
 
     @property
     def ended(self) -> str:
-        """Return how the program ended, such as ``signal 9`` or ``exit code 0``."""
+        """How the program ended, such as ``signal 9`` or ``exit code 0``."""
         return f"signal {self.signal}" if self.signal is not None else f"exit code {self.exit_code}"
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Return why the figures may be too small: processes that left no figures or did not run to their end."""
+        """Why the figures may be too small: processes that left no figures or did not run to their end."""
         found = [f"{process.name} {process.fault}" for process in concerned(self.processes) if process.fault]
         found += self.absent
         if not found and self.exit_code:
@@ -117,7 +117,7 @@ class RunReport:
 
     @property
     def outcome(self) -> Outcome:
-        """Return whether the cards have room for the program.
+        """Whether the cards have room for the program.
 
         ``does not fit``: a peak is above the card's memory, an out-of-memory error was not caught, or one occurred in a
         process that failed. ``unknown``: none of these, but a process failed or left no figures. ``fits``: every
@@ -133,13 +133,13 @@ class RunReport:
 
     @property
     def fits(self) -> bool | None:
-        """Return whether every card had room; ``None`` if that is unknown or no GPU was used."""
+        """Whether every card had room; ``None`` if that is unknown or no GPU was used."""
         return {"fits": True, "does not fit": False}.get(self.outcome)
 
     def spread(self, device: DeviceFigures) -> Spread | None:
-        """Return the bounds of ``peak_device_bytes``; ``None`` unless measured runs tell how far off it may be.
+        """Return the bounds of ``peak_device_bytes``, or None if no measured runs tell how far off it may be.
 
-        The context is not part of what the assumptions change.
+        The assumptions do not change the context, so it is the same in both bounds.
         """
         found = spread_of(device.peak_device_bytes - device.context_bytes, self.notes)
         if found is None:
@@ -149,7 +149,7 @@ class RunReport:
 
     @property
     def likely(self) -> bool:
-        """Whether the verdict is only likely: the card's memory lies between the bounds of a peak."""
+        """Whether the verdict is only likely, because the card's memory lies between the bounds of a peak."""
         bounds = [(self.spread(device), device.total_bytes) for device in self.devices]
         return any(spread is not None and spread.straddles(total) for spread, total in bounds)
 
@@ -198,7 +198,7 @@ class RunReport:
 
 
 def is_guess(read: HostRead) -> bool:
-    """Whether a host read returned a value that is not the program's own."""
+    """Return whether a host read returned a value that is not the program's own."""
     return not read.answered or " taken as " in read.note
 
 

@@ -1,7 +1,7 @@
 """The pytest plugin: the only importer of pytest.
 
-Loaded into every pytest session of an environment that has the package, so this module imports nothing heavy: torch,
-pynvml and the rest of the plugin come with the first test that needs them.
+pytest loads this module in every session of an environment that has the package, so it imports nothing heavy: the
+first test that needs torch, pynvml or the rest of the plugin brings them in.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _RUNNER = "vram-runner"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options and ini settings."""
+    """Register the options and ini settings."""
     from pytest_vram.plugin.options import add_options
 
     add_options(parser)
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """This plugin's own hooks."""
+    """Register this plugin's own hooks."""
     from pytest_vram.plugin import hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
@@ -41,7 +41,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Markers; and, when a setting asks for measuring, the rest of the plugin."""
+    """Register the markers and, if a setting asks for measurements, the rest of the plugin."""
     from pytest_vram.plugin import activation, options
 
     config.addinivalue_line("markers", options.MARK_HELP)
@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say that the GPU is dry: every test of the session sees it."""
+    """Return a line that says that the GPU is dry, because every test of the session sees that GPU."""
     from pytest_vram.plugin import activation
 
     text = activation.notice(config)
@@ -60,7 +60,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The first marked test brings the rest of the plugin in."""
+    """Register the rest of the plugin if a collected test concerns it."""
     if not config.pluginmanager.has_plugin(_RUNNER) and _concerned(items):
         from pytest_vram.plugin import activation
 
@@ -68,7 +68,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _concerned(items: list[pytest.Item]) -> bool:
-    """Whether any test has a mark or a fixture of ours. Runs in every session: each class and module is asked once."""
+    """Return whether any test has one of this plugin's marks or fixtures.
+
+    This runs in every session, so it looks at the marks of each class and module only once.
+    """
     marked: dict[object, bool] = {}
     for item in items:
         names = getattr(item, "fixturenames", ())

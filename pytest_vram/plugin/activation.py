@@ -27,10 +27,10 @@ _NOTICE = pytest.StashKey[str]()
 
 
 def before_conftests(config: pytest.Config) -> None:
-    """Make the GPU dry, if that is asked for, or if ``auto`` finds no other and a test file speaks of it.
+    """Put the dry GPU in place if the user asks for it, or if ``auto`` finds no GPU and a test uses this plugin.
 
-    ``auto`` looks at the text of the test files, because it has to decide before the first of them imports torch;
-    without a word of a budget in any of them a session is left as it is.
+    ``auto`` searches the text of the test files, because it has to decide before the first of them imports torch. It
+    leaves the session as it is if no file mentions a marker or a fixture of this plugin.
     """
     wanted = options.early_gpu(config) or "auto"
     if wanted == "auto" and not _mentioned(config):
@@ -40,7 +40,7 @@ def before_conftests(config: pytest.Config) -> None:
     try:
         choice = select.parse_choice(wanted)
     except VramUsageError:
-        return  # told by configure(), as all wrong settings are
+        return  # configure() reports this error, as it does for every wrong setting
     if choice.kind == "dry":
         _go_dry(config, choice, chosen=f"--vram-gpu={wanted}")
     elif choice.kind == "auto" and select.can_run_dry():
@@ -48,7 +48,11 @@ def before_conftests(config: pytest.Config) -> None:
 
 
 def configure(config: pytest.Config) -> None:
-    """Check the settings; start at once where a setting measures every test, or promises a kind of figure."""
+    """Check the settings, and start the runner at once if a setting asks for every test to be measured.
+
+    Raises:
+        pytest.UsageError: if a setting cannot be used, or figures are not of the kind that ``--vram-require`` names.
+    """
     if not options.asked_for(config):
         return
     settings = _settings(config)
@@ -59,7 +63,7 @@ def configure(config: pytest.Config) -> None:
 
 
 def start(config: pytest.Config) -> Runner:
-    """Register the runner, and where reports arrive the collector too."""
+    """Register the runner and, in the process that receives the reports, the collector."""
     from pytest_vram.plugin.collector import Collector
     from pytest_vram.plugin.host_budget import HostBudget
     from pytest_vram.plugin.runner import Gate, Runner
@@ -75,7 +79,7 @@ def start(config: pytest.Config) -> Runner:
 
 
 def notice(config: pytest.Config) -> str | None:
-    """What became of the dry GPU, for the header."""
+    """Return the header's text on the dry GPU, or None if the plugin did not try to put one in place."""
     return config.stash.get(_NOTICE, None)
 
 

@@ -1,4 +1,4 @@
-"""Gathers the records of all processes into one report, prints and writes it. Lives where reports arrive."""
+"""Gathers the records of all processes into one report, prints it and writes it, in the process that gets reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Collector:
-    """One a session: in the only process, or in xdist's controller."""
+    """Collects the records of a session; a session has one collector, in its only process or in xdist's controller."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self.config, self.settings = config, settings
@@ -30,9 +30,9 @@ class Collector:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take a test's record out of the report of its teardown.
+        """Take a test's record from the report of its teardown.
 
-        What stays behind, for JUnit and others, is small: memory over time is in the report alone.
+        A record with memory over time is replaced in the report by a shorter one, for JUnit and other readers.
         """
         for position, (name, text) in enumerate(report.user_properties):
             if name == records.PROPERTY:
@@ -44,7 +44,7 @@ class Collector:
                     report.user_properties[position] = (name, records.written(replace(record, measurements=short)))
 
     def report(self) -> Report:
-        """All that was measured, in the order in which it ran, beside what it was in the baseline."""
+        """Return all measurements in the order in which the tests ran, compared with the baseline if there is one."""
         from pytest_vram import baseline
         from pytest_vram.report.environment import environment
 
@@ -58,7 +58,7 @@ class Collector:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Write files and baseline."""
+        """Write the report files, the baseline and the history."""
         from pytest_vram import baseline
         from pytest_vram.report import files
 
@@ -76,7 +76,7 @@ class Collector:
             self._problems.append(f"{error}")
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """The table, what was not measured, and what was written."""
+        """Print the table, the tests that were not measured, and the files that were written."""
         from pytest_vram.plugin import session_end
 
         notes = [*self._written, *self._problems]
@@ -84,7 +84,7 @@ class Collector:
 
 
 def _read_baseline(settings: Settings) -> Peaks:
-    """A baseline that cannot be read is told before the first test, not after the last."""
+    """Return the baseline's peaks; an unreadable baseline is reported before the first test, not after the last."""
     from pytest_vram import baseline
 
     if settings.baseline is None or settings.update_baseline:

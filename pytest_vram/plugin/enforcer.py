@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
 
 class VramUnmeasuredWarning(pytest.PytestWarning):
-    """A budgeted test ran, and its memory could not be measured."""
+    """Warns that a budgeted test ran and its memory could not be measured."""
 
 
 class Enforcer:
-    """Raises what has to be raised, and keeps each test's record."""
+    """Raises the errors of broken budgets and baselines, and keeps each test's record."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._baseline: Any = None
 
     def hold(self, item: pytest.Item, meter: Meter) -> None:
-        """Hold a test that passed against its budget and its baseline.
+        """Compare a test that passed with its budget and its baseline.
 
         Raises:
-            VramBudgetExceeded: it needed more than its budget.
-            VramRegression: it needs more than it did.
-            VramUnmeasured: nothing could be held against anything, and the session says that this is a failure.
+            VramBudgetExceeded: if it needed more than its budget.
+            VramRegression: if it needs more than the baseline and the tolerance allow.
+            VramUnmeasured: if its memory could not be measured and the session treats that as a failure.
         """
         __tracebackhide__ = True
         measured = _measured(meter)
@@ -53,7 +53,7 @@ class Enforcer:
         skipped = self._skips(verdict) and CHILD_VARIABLE not in os.environ
         record = self.record(item, meter, measured, "skipped" if skipped else "passed", verdict)
         if CHILD_VARIABLE in os.environ:
-            return  # one rank of many: the budget is held where the ranks were started
+            return  # this is one rank of many: the process that started the ranks checks the budget
         if isinstance(verdict, Exceeded):
             example = meter.worst[1] if meter.worst else None
             raise judged(meter.exceeded(measured, verdict, example=example))
@@ -65,7 +65,7 @@ class Enforcer:
         """Fail a test that left more than ``max_leak_mb`` behind.
 
         Raises:
-            VramLeak: with the lines that allocated what is left.
+            VramLeak: if there is a leak; the message names the lines that allocated what is left.
         """
         __tracebackhide__ = True
         if leak is not None:
@@ -76,7 +76,7 @@ class Enforcer:
         """Fail a test that left processes running which hold more than ``max_leak_mb``.
 
         Raises:
-            VramLeak: they hold more than the test may leave.
+            VramLeak: if they hold more than the test may leave.
         """
         __tracebackhide__ = True
         limit = meter.budget.max_leak_bytes if meter is not None and meter.budget is not None else None
@@ -93,9 +93,9 @@ class Enforcer:
             )
 
     def _skips(self, verdict: Verdict | None) -> bool:
-        """Whether a test that ran is skipped for its verdict.
+        """Return whether a test that ran is reported as skipped because it could not be measured.
 
-        One that needs no device at all has kept to its budget, if to no purpose: it is only flagged.
+        A test that never touched the device has kept to its budget, so it is reported, but not skipped.
         """
         unmeasured = isinstance(verdict, Unmeasured) and verdict.reason != UNTOUCHED
         return unmeasured and self.settings.on_unmeasured == "skip"
@@ -120,7 +120,7 @@ class Enforcer:
                 )
 
     def record_failed(self, item: pytest.Item, meter: Meter, error: BaseException) -> None:
-        """The test failed or was skipped by itself: keep its error, and add what it held."""
+        """Record a test that failed or was skipped by itself, and add to its error what the test held."""
         if isinstance(error, pytest.skip.Exception):
             self.record(item, meter, meter.measured(), "skipped", None)
             return
@@ -132,7 +132,7 @@ class Enforcer:
             measured = _measured(meter)
             self.record(item, meter, measured, "failed", None)
             _explain(item, meter, measured.measurements, error)
-        except Exception as trouble:  # whatever it is, the test's own error is what the user has to see
+        except Exception as trouble:  # no error of ours may hide the test's own error from the user
             item.add_report_section("call", "GPU memory", f"could not be read: {trouble!r}")
 
     def record(
@@ -143,7 +143,7 @@ class Enforcer:
         outcome: str,
         verdict: Verdict | None,
     ) -> TestRecord:
-        """Make the test's record, and keep it with the test."""
+        """Make the test's record, keep it with the test, and return it."""
         measurements = measured.measurements
         if meter.timeline or isinstance(verdict, Exceeded):
             measurements = meter.detailed(measurements)
@@ -160,13 +160,26 @@ class Enforcer:
         return record
 
     def not_measured(self, item: pytest.Item, budget: Budget, reason: str, *, outcome: str) -> None:
-        """Record that a budgeted test cannot be measured, and skip it or fail, as the session says."""
+        """Record that a budgeted test cannot be measured, and skip it, fail it or warn, as the session's setting says.
+
+        Raises:
+            VramUnmeasured: if the setting is ``fail``.
+        """
         record = TestRecord(nodeid=item.nodeid, outcome=outcome, budget=budget, verdict=Unmeasured(reason=reason))
         records.keep(item, record)
         self.say_unmeasured(item, reason, skip=True)
 
     def say_unmeasured(self, item: pytest.Item, reason: str, *, skip: bool) -> None:
-        """Apply the session's policy; without ``skip`` its default is to say nothing here: the summary does."""
+        """Fail, warn or skip, as the session's setting ``on_unmeasured`` says.
+
+        Args:
+            item: the test.
+            reason: why it could not be measured.
+            skip: skip the test if the setting is ``skip``; otherwise only the summary reports the test.
+
+        Raises:
+            VramUnmeasured: if the setting is ``fail``.
+        """
         __tracebackhide__ = True
         policy = self.settings.on_unmeasured
         if policy == "fail":
@@ -177,19 +190,23 @@ class Enforcer:
             raise pytest.skip.Exception(f"vram budget not measured: {reason}", _use_item_location=True)
 
     def refuse(self, text: str) -> None:
-        """A fixture has nothing to give: skip, or fail where the session says so."""
+        """Skip a test whose fixture has no device to use, or fail it if the session's setting says so.
+
+        Raises:
+            VramUnmeasured: if the setting ``on_unmeasured`` is ``fail``.
+        """
         if self.settings.on_unmeasured == "fail":
             raise VramUnmeasured(text)
         raise pytest.skip.Exception(text, _use_item_location=True)
 
 
 def _measured(meter: Meter) -> Measured:
-    """What was measured of the whole test, or of its worst hypothesis example."""
+    """Return what was measured of the test's worst hypothesis example, or of the whole test if it has no examples."""
     return meter.measured(meter.worst[0] if meter.worst else None)
 
 
 def _explain(item: pytest.Item, meter: Meter, measurements: tuple[Measurement, ...], error: BaseException) -> None:
-    """Add what the test held, and, where it ran out of memory under a cap, whose cap that was."""
+    """Add a section on what the test held and, if it ran out of memory under its own budget's cap, a note on that."""
     budget = meter.budget
     measurement = max(measurements, key=lambda m: m.peak.allocated_bytes or 0, default=None)
     if measurement is None:
@@ -207,7 +224,7 @@ def _explain(item: pytest.Item, meter: Meter, measurements: tuple[Measurement, .
 
 
 def judged(error: VramError) -> VramError:
-    """Mark an error as this plugin's verdict, whose traceback nobody needs."""
+    """Mark an error as this plugin's verdict, so that it is shown without its traceback, and return it."""
     error.judged = True
     return error
 

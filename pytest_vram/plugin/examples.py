@@ -19,14 +19,17 @@ _SHOWN = 300  # characters of an example's arguments
 
 @contextlib.contextmanager
 def measuring_examples(item: pytest.Item, meter: Meter) -> Iterator[None]:
-    """While the test runs, wrap the function that hypothesis calls for each example; no other test is touched."""
+    """Measure each hypothesis example while the test runs, by wrapping the function that hypothesis calls for it.
+
+    Tests that do not use hypothesis are left as they are.
+    """
     handle = getattr(getattr(item, "obj", None), "hypothesis", None)
     if handle is None or not hasattr(handle, "inner_test"):
         yield
         return
     inner = handle.inner_test
     handle.inner_test = _measured(inner, meter)
-    # Garbage is collected before each example. What is there already is set aside, so that this takes no time.
+    # Garbage is collected before each example. gc.freeze() excludes the objects that exist already, to keep that fast.
     gc.collect()
     gc.freeze()
     try:

@@ -1,4 +1,4 @@
-"""What a person reads when a budget is broken."""
+"""The messages that a person reads when a test breaks its budget."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def budget_message(
     processes: Sequence[Process] = (),
     card: Card | None = None,
 ) -> str:
-    """The failing test's message: limit, peak, by how much, where, who, and one remedy."""
+    """Return the failing test's message: limit, peak and excess, where the peak was, who held it, and one remedy."""
     device = measurement.device
     what = f"phase {phase!r}" if phase else "the test"
     lines = [
@@ -74,7 +74,7 @@ def budget_message(
 
 
 def _by_process(budget: Budget, processes: Sequence[Process], card: Card) -> list[str]:
-    """Whose peak it is, and all processes side by side."""
+    """Return lines that name the process of the peak and list all processes side by side."""
     whose = "the test's own process" if card.process is None else card.process.title
     if card.processes > 1:
         whose += f", the largest of {card.processes} processes on the card: peaks of those that lived together add up"
@@ -83,7 +83,7 @@ def _by_process(budget: Budget, processes: Sequence[Process], card: Card) -> lis
 
 
 def remedy(budget: Budget, peak: int, limit: int, measurement: Measurement, holders: Sequence[Holder]) -> str:
-    """One thing to try first."""
+    """Return the one thing to try first."""
     over = peak - limit
     shared = [share for share in measurement.fixtures if share.scope != "function"]
     if sum(share.size_bytes for share in shared) > over and sum(share.size_bytes for share in shared) > peak / 2:
@@ -118,7 +118,7 @@ _SPOKEN = {"optimizer": "optimizer states", "temporary": "temporary tensors"}
 
 
 def _by_category(measurement: Measurement, holders: Sequence[Holder]) -> str | None:
-    """What helps against the kind of memory that there was most of; ``None`` where kinds were not recorded."""
+    """Return what helps against the largest category of memory, or None if categories were not recorded."""
     timeline = measurement.timeline
     parts = {name: size for name, size in timeline.at_peak().items() if name in _REMEDIES} if timeline else {}
     if not timeline or not parts:
@@ -131,7 +131,7 @@ def _by_category(measurement: Measurement, holders: Sequence[Holder]) -> str | N
 
 
 def leak_message(leaked: int, limit: int, holders: Sequence[Holder], notes: Sequence[Note] = ()) -> str:
-    """For a test that left too much behind: how much, and the lines that allocated what is still there."""
+    """Return the message for a test that left too much: how much, and the lines that allocated what is still there."""
     lines = [
         f"the test left {format_bytes(leaked)} ({leaked:,} bytes) behind, allowed are {format_bytes(limit)}"
         " (max_leak_mb)"
@@ -144,12 +144,12 @@ def leak_message(leaked: int, limit: int, holders: Sequence[Holder], notes: Sequ
 
 
 def fixture_line(share: FixtureShare) -> str:
-    """``session fixture `llama` holds 14.2 GiB``."""
+    """Return a text such as ``session fixture `llama` holds 14.2 GiB``."""
     return f"{share.scope} fixture `{share.name}` holds {format_bytes(share.size_bytes)}"
 
 
 def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
-    """For a test that failed for another reason, an out-of-memory error first of all."""
+    """Return the memory section for a test that failed for another reason, such as an out-of-memory error."""
     peak = measurement.peak
     lines = [
         f"{measurement.device.name} ({measurement.device.kind}): peak allocated {format_bytes(peak.allocated_bytes)},"
@@ -164,12 +164,12 @@ def memory_section(measurement: Measurement, holders: Sequence[Holder]) -> str:
 
 
 def _counted(timeline: Timeline, uncounted: int) -> Timeline:
-    """The curve of what counts against the test."""
+    """Return the curve of the memory that counts against the test."""
     return replace(timeline, allocated=tuple(max(0, size - uncounted) for size in timeline.allocated))
 
 
 def _likely(budget: Budget, peak: int, limit: int, measurement: Measurement) -> list[str]:
-    """What is said when a card may keep the budget, as far as measured runs tell."""
+    """Return a line on the likely range of the peak if measured runs show that a card may keep the budget."""
     spread = spread_of(peak, measurement.notes, allocated=budget.metric == "allocated")
     if spread is None or not spread.straddles(limit):
         return []
@@ -186,7 +186,7 @@ def _bill(fixtures: Sequence[FixtureShare]) -> list[str]:
 
 
 def _held(holders: Sequence[Holder], measurement: Measurement) -> list[str]:
-    """A line a holder, and what is left of the peak."""
+    """Return a line for each holder, and a last line for the rest of the peak."""
     whole = measurement.figure("allocated") or 0
     lines = _by_line(holders, whole)
     rest = whole - sum(holder.size_bytes for holder in holders)
@@ -198,7 +198,7 @@ def _by_line(holders: Sequence[Holder], whole: int = 0) -> list[str]:
 
 
 def _by_phase(phases: Sequence[Phase], budget: Budget) -> str:
-    """Each name once, with its largest peak: a loop measures the same phases again and again."""
+    """Return each phase's name once, with its largest peak, because a loop measures the same phases many times."""
     found: dict[str, list[int]] = {}
     for phase in phases:
         found.setdefault(phase.name, []).append(_metric(phase.peak, budget) or 0)
@@ -209,7 +209,7 @@ def _by_phase(phases: Sequence[Phase], budget: Budget) -> str:
 
 
 def _what(holder: Holder, whole: int = 0) -> str:
-    """Share of the ``whole``, category, module and number of the allocations, as far as known."""
+    """Return a holder's share of ``whole``, category, module and number of allocations, as far as they are known."""
     known = [text for text in (holder.category, holder.module) if text]
     if whole and holder.size_bytes < whole:
         known.insert(0, f"{share:.0%}" if (share := holder.size_bytes / whole) >= 0.005 else "<1%")

@@ -1,4 +1,4 @@
-"""What the fixtures ``gpu`` and ``vram`` give a test."""
+"""The objects that the fixtures ``gpu`` and ``vram`` give a test."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Gpu:
     """The device to put tensors on.
 
     Attributes:
-        kind: how its figures come about: ``cuda``, ``dry``, ``host``, ...
-        device: for ``tensor.to(gpu.device)``; the CPU for the kind ``host``.
-        name: of the card.
+        kind: how its memory is measured: ``cuda``, ``dry``, ``host``, ...
+        device: the device for ``tensor.to(gpu.device)``; the CPU for the kind ``host``.
+        name: the name of the card.
         total_bytes: its memory; ``None`` where unknown.
         capability: its compute capability; ``None`` where there is none.
-        computes: whether values on the device are real. A dry GPU allocates, and computes nothing.
+        computes: whether the device computes values. A dry GPU allocates, but computes nothing.
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ class Gpu:
 
     @classmethod
     def of(cls, device: Device) -> Gpu:
-        """The first device of a probe, as a test sees it."""
+        """Make the test's view of a probe's device."""
         import torch
 
         where = {"host": "cpu", "accelerator": "accelerator"}.get(device.kind, "cuda")
@@ -74,16 +74,16 @@ class Vram:
 
     @contextlib.contextmanager
     def measure(self, name: str, *, max_gb: float | None = None, max_mb: float | None = None) -> Iterator[None]:
-        """Measure a phase; phases may be nested, and a name may come again.
+        """Measure a phase; phases may be nested, and a name may be used again.
 
         Args:
-            name: of the phase, for ``vram[name]`` and the report.
-            max_gb: budget of the phase in GB (2**30 bytes), in the metric of the test's budget (allocated without one).
+            name: the phase's name, for ``vram[name]`` and the report.
+            max_gb: the phase's budget in GB (2**30 bytes), in the metric of the test's budget (allocated without one).
             max_mb: the same in MB (2**20 bytes).
 
         Raises:
-            VramBudgetExceeded: when the phase ends above its budget.
-            VramUsageError: a budget that is none.
+            VramBudgetExceeded: if the phase's peak is above its budget; it is raised when the phase ends.
+            VramUsageError: if both limits are given, or a limit is not a positive finite number.
         """
         if max_gb is not None and max_mb is not None:
             raise VramUsageError("vram.measure(max_gb=..., max_mb=...) gives two limits: use one of them")
@@ -96,7 +96,11 @@ class Vram:
             yield
 
     def __getitem__(self, name: str) -> PhasePeak:
-        """Peak and work of a finished phase; of the one with the largest peak where the name came more than once."""
+        """Return the peak and work of a finished phase; if several have this name, of the one with the largest peak.
+
+        Raises:
+            VramUsageError: if no phase of this name was measured.
+        """
         found = self._meter.phase_peaks(name)
         if not found:
             raise VramUsageError(
@@ -112,7 +116,8 @@ class Vram:
     def compare(self, **variants: Callable[[], Any]) -> Mapping[str, PhasePeak]:
         """Run each function as a phase of its name, from a clean start, and return the peaks.
 
-        ``vram.compare(plain=step, checkpointed=checkpointed_step)``; look at ``.added`` for what each needed by itself.
+        An example is ``vram.compare(plain=step, checkpointed=checkpointed_step)``; ``.added`` of each peak is what the
+        function needed by itself.
         """
         if not variants:
             raise VramUsageError("vram.compare() needs functions to compare: vram.compare(before=f, after=g)")
@@ -123,14 +128,18 @@ class Vram:
         return {name: self[name] for name in variants}
 
     def scaling(self, argument: str, values: Sequence[float], run: Callable[..., Any] | None = None) -> Scaling:
-        """How the peak grows with an argument: ``assert vram.scaling("seq", [256, 512, 1024, 2048], step).order <=
-        1.1``.
+        """Return how the peak grows with an argument.
+
+        An example is ``assert vram.scaling("seq", [256, 512, 1024, 2048], step).order <= 1.1``.
 
         Args:
-            argument: name of the argument.
+            argument: the name of the argument.
             values: at least three different sizes.
-            run: called as ``run(argument=value)`` for each value, from a clean start. Without it the phases named
-                ``"argument=value"`` are taken, which the test has measured itself.
+            run: the function that is called as ``run(argument=value)`` for each value, from a clean start. Without it,
+                the figures come from phases named ``"argument=value"``, which the test has to measure beforehand.
+
+        Raises:
+            VramUsageError: if there are fewer than three different sizes.
         """
         if len(set(values)) < 3:
             raise VramUsageError(f"vram.scaling({argument!r}, {list(values)!r}) needs at least three different sizes")

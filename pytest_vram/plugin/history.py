@@ -1,4 +1,4 @@
-"""Adds a session's peaks to a history, with the commit that was there when the session began."""
+"""Adds a session's peaks to a history, with the commit that was checked out when the session began."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class HistoryWriter:
-    """Asks git at the start, because a commit may be made while the tests run.
+    """Adds a session to a history; it asks git for the commit at the start, because one may be made during the tests.
 
     Args:
-        folder: the history.
+        folder: the history's folder.
         root: pytest's root folder.
     """
 
@@ -29,7 +29,7 @@ class HistoryWriter:
         """Add the session, and return notes on it.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: if the file cannot be written.
         """
         found = sessions.session(report, self._head, self._at)
         if not found.entries:

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @pytest.hookspec(firstresult=True)
 def pytest_vram_probe(config: pytest.Config) -> Probe | None:
-    """Return a probe to measure with, in place of the built-in ones; ``None`` leaves the choice to them.
+    """Return a probe to measure with, in place of the built-in ones, or None to use a built-in one.
 
-    Called once a process, when the first test needs it.
+    The hook is called once in each process, when the first test needs a probe.
     """
 
 
 @pytest.hookspec
 def pytest_vram_record(item: pytest.Item, record: TestRecord) -> None:
-    """A test was measured; called before its report is made, in the process that ran it."""
+    """Receive the record of a test that was measured, before its report is made, in the process that ran it."""

@@ -1,4 +1,4 @@
-"""Hold tests against their budget of host memory (``max_host_gb``), in the process that runs them."""
+"""Compares tests with their budgets of host memory (``max_host_gb``), in the process that runs the tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class HostBudget:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Begin to measure before the first fixture is set up."""
         budget = self._runner.budget(item)
-        # A rank is a process below the test that started it, and counts there.
+        # A rank is a child process of the test that started it, so its memory counts for that test.
         if budget is None or budget.max_host_bytes is None or CHILD_VARIABLE in os.environ:
             return (yield)
         self._runner.probe()  # choosing it may import torch, which is not this test's memory
@@ -48,7 +48,7 @@ class HostBudget:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Measure the call, and raise here what the budget has to say."""
+        """Measure the call, and compare a test that passed with its budget."""
         __tracebackhide__ = True
         meter = item.stash.get(_METER, None)
         if meter is None:
@@ -63,7 +63,7 @@ class HostBudget:
             self._keep(item, meter.stop(), "failed")
             raise
         peak = meter.stop()
-        if getattr(item, "_excinfo", None):  # unittest keeps a test's own error to itself until the report is made
+        if getattr(item, "_excinfo", None):  # unittest does not raise a test's own error before the report is made
             self._keep(item, peak, "failed")
             return result
         self._hold(item, peak)
@@ -71,18 +71,18 @@ class HostBudget:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        """End the measurement of a test whose call never came, as with ``--setup-only``."""
+        """End the measurement of a test that was never called, as with ``--setup-only``."""
         if _METER in item.stash:
             item.stash[_METER].stop()
             del item.stash[_METER]
         return (yield)
 
     def _hold(self, item: pytest.Item, peak: HostPeak) -> None:
-        """Hold a test that passed against its budget.
+        """Compare a test that passed with its budget of host memory.
 
         Raises:
-            VramBudgetExceeded: it needed more host memory than its budget.
-            VramUnmeasured: host memory cannot be measured here, and the session says that this is a failure.
+            VramBudgetExceeded: if it needed more host memory than its budget.
+            VramUnmeasured: if host memory cannot be measured here and the session treats that as a failure.
         """
         __tracebackhide__ = True
         budget = self._runner.budget(item)
@@ -113,7 +113,7 @@ class HostBudget:
 
 
 def message(peak: HostPeak, where: str) -> str:
-    """Return what a person reads when a test's host memory is above its budget."""
+    """Return the message that a person reads when a test's host memory is above its budget."""
     lines = [
         f"the test needed {format_bytes(peak.peak_bytes)} of host memory, {format_bytes(peak.over_bytes)} more than"
         f" its budget of {format_bytes(peak.limit_bytes)}",

@@ -1,4 +1,4 @@
-"""What fixtures hold, and what tests leave behind."""
+"""Keeps account of the memory that fixtures hold and that tests leave behind."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from pytest_vram.plugin.meter import Meter
     from pytest_vram.probe.protocol import Probe
 
-_LINES = 5  # places that a leak's message names
+_LINES = 5  # the most allocating lines that a leak's message names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leak:
-    """What a test left behind, and may not.
+    """Memory that a test left behind, beyond what it may leave.
 
     Attributes:
-        size_bytes: on the device where it is most.
-        limit_bytes: what the test may leave.
+        size_bytes: the bytes that are left on the device with the most.
+        limit_bytes: the bytes that the test may leave.
         holders: the lines that allocated what is left.
         notes: assumptions that the figure rests on.
     """
@@ -42,9 +42,10 @@ class Leak:
 
 
 class Ledger:
-    """Keeps account of memory that outlives a test, in one process. Sizes are bytes, one entry a device.
+    """Keeps account of memory that outlives a test, in one process. Sizes are in bytes, with one entry per device.
 
-    Every test of a session is followed, measured or not: what an unmarked one leaves behind is its own as well.
+    The ledger follows every test of a session, measured or not, so that no test is charged for what an earlier,
+    unmarked test left behind.
     """
 
     def __init__(self) -> None:
@@ -63,17 +64,20 @@ class Ledger:
     # -- fixtures
 
     def fixture_begins(self, probe: Probe) -> tuple[tuple[int, ...], set[int]]:
-        """A fixture is about to be set up; returns what is held and which processes there are, for
-        :meth:`fixture_is_up`."""
+        """Begin the account of a fixture that is about to be set up.
+
+        Returns:
+            The allocated bytes and the processes at this moment, for :meth:`fixture_is_up`.
+        """
         self._nested.append(())
         return probe.allocated(), descendants()
 
     def fixture_is_up(
         self, fixturedef: pytest.FixtureDef[Any], probe: Probe, beginning: tuple[tuple[int, ...], set[int]]
     ) -> None:
-        """A fixture is set up: what it added is its share, without that of fixtures that it set up itself.
+        """Record the share of a fixture that is set up: what it added, without what other fixtures within it added.
 
-        Processes that it started are the fixture's as well: see :meth:`share`.
+        The processes that it started belong to the fixture as well: see :meth:`share`.
         """
         before, processes = beginning
         if started := descendants() - processes:
@@ -90,27 +94,28 @@ class Ledger:
                 fixturedef.addfinalizer(functools.partial(self._fixture_goes, probe))
 
     def _fixture_goes(self, probe: Probe) -> None:
-        """Before the first of the fixtures with a wider scope goes: see what the test left.
+        """Measure what the test left, just before the first fixture with a wider scope is torn down.
 
-        Afterwards it could not be told from what goes with the fixture, gradients of its parameters for instance.
+        After that, what the test left could not be told from what is freed together with the fixture, such as the
+        gradients of the fixture's parameters.
         """
         if self._start is not None and self._left_early is None:
-            probe.settle()  # workspaces of libraries are nobody's leak
+            probe.settle()  # the workspaces of libraries are not a leak
             self._left_early = early = self._left_for_good(probe)
             if self._limit is not None and max(early, default=0) > self._limit:
                 self._lines_early = probe.left(early.index(max(early)), _LINES)
 
     def fixture_is_gone(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        """A fixture was torn down."""
+        """Remove the share and the processes of a fixture that was torn down."""
         self._live.pop(id(fixturedef), None)
         self._started.pop(id(fixturedef), None)
 
     def owned(self) -> frozenset[int]:
-        """Numbers of the processes that fixtures started which are still there."""
+        """Return the process ids (PIDs) that belong to fixtures which are still set up."""
         return frozenset[int]().union(*self._started.values())
 
     def share(self, item: pytest.Item, meter: Meter) -> None:
-        """Tell the meter which fixtures are the test's own, and what the others hold."""
+        """Tell the meter the shares of the fixtures that the test uses, and what other fixtures hold."""
         used = _fixtures_of(item)
         meter.fixtures = tuple(share for key, share in self._live.items() if key in used)
         meter.others = _sum(share.sizes for key, share in self._live.items() if key not in used)
@@ -119,13 +124,13 @@ class Ledger:
     # -- tests
 
     def open(self, probe: Probe, *, measured: bool, max_leak_bytes: int | None = None) -> tuple[int, ...]:
-        """A test begins. Returns what earlier tests left behind and is still there."""
+        """Begin a test, and return the bytes that earlier tests left behind and that are still held."""
         self._limit, self._left_early, self._lines_early = max_leak_bytes, None, ()
         now = probe.allocated()
         self._forget(now)
         if measured and any(self._residue) and self._residue != self._collected:
-            # What is only waiting for the garbage collector, or hangs on the traceback of the last failure, would go
-            # away in the midst of this test, and the room that it made would not be seen.
+            # Memory that only waits for the garbage collector, or that the last failure's traceback keeps alive, would
+            # be freed in the middle of this test. The test could then fill the freed memory without being charged.
             for name in ("last_exc", "last_value", "last_type", "last_traceback"):
                 vars(sys).pop(name, None)
             gc.collect()
@@ -136,10 +141,10 @@ class Ledger:
         return tuple(min(r, n) for r, n in zip(self._residue, now, strict=False))
 
     def close(self, item: pytest.Item, probe: Probe, meter: Meter | None) -> Leak | None:
-        """End a test: what is left becomes its residue.
+        """End a test, and add what it left behind to the residue.
 
         Returns:
-            What it left, if that is more than its ``max_leak_mb`` allows and the test has not failed already.
+            The leak, if the test left more than its ``max_leak_mb`` allows and has not failed already; otherwise None.
         """
         if meter is not None:
             meter.intervals.end(meter.interval)
@@ -158,7 +163,7 @@ class Ledger:
         left, limit = self._left_for_good(probe), self._limit
         self._end = probe.allocated()
         self._residue = _at_least_0(_sum((self._residue, left)))
-        if self._left_early is not None:  # pytest lets go of the fixtures' values after all of the teardown only
+        if self._left_early is not None:  # pytest drops the fixtures' values only after the whole teardown
             left = self._left_early
         self._start = None
         leaked = max(left, default=0)
@@ -170,21 +175,24 @@ class Ledger:
         return Leak(size_bytes=leaked, limit_bytes=limit, holders=holders, notes=probe.notes())
 
     def _lines(self, probe: Probe, index: int) -> tuple[Holder, ...]:
-        """Where what is left was allocated; what it was before a fixture went is known only then."""
+        """Return the lines that allocated what is left.
+
+        If what is left was measured before a fixture was torn down, its lines were recorded at that moment too.
+        """
         return self._lines_early if self._left_early is not None else probe.left(index, _LINES)
 
     def _left_for_good(self, probe: Probe) -> tuple[int, ...]:
-        """What the test left, and if that is too much, what is left once all that can go is gone."""
+        """Return the bytes that the test left, measured again after a clean-up if they exceed the limit."""
         left = self._left(probe)
         if self._limit is not None and max(left, default=0) > self._limit:
-            # Second stage: garbage in cycles is no leak, and neither is what the allocator only caches.
+            # Neither garbage in reference cycles nor the allocator's cache is a leak.
             gc.collect()
             probe.release()
             left = self._left(probe)
         return left
 
     def _left(self, probe: Probe) -> tuple[int, ...]:
-        """Growth since the test began of what no living fixture brought; negative where something went away."""
+        """Return the growth since the test began, without what live fixtures added; negative where memory was freed."""
         assert self._start is not None
         now = _difference(probe.allocated(), self._held_by_fixtures())
         return _difference(now, _difference(self._start, self._start_live))
@@ -193,20 +201,20 @@ class Ledger:
         return _sum(share.sizes for share in self._live.values())
 
     def _forget(self, now: tuple[int, ...]) -> None:
-        """Residue that went away since the last look, as when a failed test's traceback was dropped."""
+        """Subtract from the residue what was freed since the last look, as when a failed test's traceback goes."""
         freed = _at_least_0(_difference(self._end, now))
         self._residue = _at_least_0(_difference(self._residue, freed))
         self._end = now
 
 
 def _fixtures_of(item: pytest.Item) -> set[int]:
-    """Identities of the fixture definitions that the test uses, those asked for by ``getfixturevalue`` included."""
+    """Return the ids of the fixture definitions that the test uses, including those from ``getfixturevalue``."""
     request = getattr(item, "_request", None)
     return {id(definition) for definition in getattr(request, "_fixture_defs", {}).values()}
 
 
 def _sum(many: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """Add by device; a shorter tuple is one of a time when fewer devices were in use."""
+    """Add the sizes device by device; a shorter tuple dates from when fewer devices were in use."""
     total: list[int] = []
     for sizes in many:
         total += [0] * (len(sizes) - len(total))

@@ -1,4 +1,4 @@
-"""``@pytest.mark.vram(...)`` -> Budget, checked at collection."""
+"""Turns ``@pytest.mark.vram(...)`` into a Budget, and checks it at collection."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ RANKS = typing.get_args(Ranks)
 
 
 def parse(mark: pytest.Mark, *, default_max_bytes: int | None, where: str) -> Budget:
-    """The budget that a marker declares.
+    """Return the budget that a marker declares.
 
     Args:
-        mark: the nearest ``vram`` marker.
-        default_max_bytes: limit of a marker that names none (``vram_max_gb`` of the ini file); ``None`` for no limit.
+        mark: the test's nearest ``vram`` marker.
+        default_max_bytes: the limit if the marker names none (``vram_max_gb`` of the ini file); ``None`` for no limit.
         where: the location shown in messages.
 
     Raises:
-        VramUsageError: an argument has a wrong name, type, unit or sign.
+        VramUsageError: if an argument has a wrong name, type, unit or sign.
     """
     if mark.args:
         raise VramUsageError(
@@ -67,10 +67,10 @@ def parse(mark: pytest.Mark, *, default_max_bytes: int | None, where: str) -> Bu
 
 
 def limit_bytes(name: str, value: Any, *, unit: int, zero: bool = False) -> int:
-    """A limit in bytes.
+    """Return a limit in bytes.
 
     Raises:
-        VramUsageError: not a finite number, or not positive (``zero``: negative).
+        VramUsageError: if the value is not a finite number, or not positive (with ``zero``: if it is negative).
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         number = "a number, without quotes" if isinstance(value, str) else "a number"
@@ -127,7 +127,7 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def concern(item: pytest.Item) -> bool:
-    """Whether a test speaks of this plugin: by a marker, or by asking for ``gpu`` or ``vram``."""
+    """Return whether a test uses this plugin, by a marker or by the fixtures ``gpu`` or ``vram``."""
     if {"vram", "gpu"} & set(getattr(item, "fixturenames", ())):
         return True
     return any(item.get_closest_marker(mark) is not None for mark in (MARK, VALUES_MARK, RANKS_MARK))

@@ -1,4 +1,4 @@
-"""One test, measured: from before its first fixture to after its call."""
+"""Measures one test, from before its first fixture to after its call."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from pytest_vram.probe.intervals import Interval, Intervals
     from pytest_vram.probe.protocol import Counters, Probe
 
-_HOLDERS = 30  # places kept in a report; the terminal shows fewer
+_HOLDERS = 30  # holders kept in a report; the terminal shows fewer
 
 
 class Meter:
     """Measures one run of one test.
 
     Attributes:
-        fixtures: shares of the fixtures that the test uses.
-        others: bytes on each device that fixtures hold which live on for other tests.
-        residue: bytes on each device that earlier tests left behind; they do not count against this one.
-        started: numbers of the processes that fixtures of the test started: they count for it.
-        worst: peaks and arguments of the worst hypothesis example, once there was one.
+        fixtures: the shares of the fixtures that the test uses.
+        others: bytes on each device that are held by fixtures which this test does not use.
+        residue: bytes on each device that earlier tests left behind; they do not count against this test.
+        started: ids (PIDs) of the processes that the test's fixtures started; they count for the test.
+        worst: peaks and arguments of the worst hypothesis example; ``None`` before the first example.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Meter:
         self.probe, self.intervals, self.budget, self.top, self.timeline = probe, intervals, budget, top, timeline
         self.residue = residue
         self.worst: tuple[tuple[Peak, ...], str] | None = None
-        self.unknown_phase: str | None = None  # why a phase's budget could not be held against anything
+        self.unknown_phase: str | None = None  # why a phase could not be compared with its budget
         if budget is not None and budget.metric != "allocated":
-            probe.release()  # what the allocator caches from earlier tests is not this test's
+            probe.release()  # the allocator's cache from earlier tests does not count against this one
         probe.begin_test(record=budget is not None, timeline=timeline)
         self.began = time.perf_counter()
         self.began_at = self.call_began_at = now()
@@ -77,7 +77,7 @@ class Meter:
         self.started: frozenset[int] = frozenset()
 
     def begin_call(self) -> None:
-        """Fixtures are set up; the test function begins."""
+        """Begin to measure the call, once the fixtures are set up."""
         self.call_start, self.call_began_at = self.probe.allocated(), now()
         self.call_interval = self.intervals.begin()
 
@@ -109,7 +109,7 @@ class Meter:
                 self._check_phase(phase, peaks, limit, began_at)
 
     def phase_peaks(self, name: str) -> list[PhasePeak]:
-        """Peaks of the phases of that name, on the device that needed most."""
+        """Return the peaks of the phases of that name, each on the device with the most allocated bytes."""
         found = []
         for phase, peaks, start, work in self.phases:
             if phase.name == name:
@@ -118,31 +118,31 @@ class Meter:
         return found
 
     def phase_names(self) -> list[str]:
-        """Names of the finished phases, in order."""
+        """Return the names of the finished phases, in order."""
         return list(dict.fromkeys(phase.name for phase, *_ in self.phases))
 
     def peak_so_far(self) -> PhasePeak:
-        """The whole test's peak until now."""
+        """Return the whole test's peak so far."""
         peaks = self.intervals.read(self.interval)
         work = _work(self.counters, self.probe.counters(), len(peaks))
         return PhasePeak.of(_largest(peaks), max(self.start, default=0), work[_fullest(peaks)] if work else None)
 
     def clean(self) -> None:
-        """Let go of what is only cached, so that the next phase starts as the first one did."""
+        """Free garbage and the allocator's cache, so that the next phase starts as the first one did."""
         gc.collect()
         self.probe.release()
 
     @contextlib.contextmanager
     def example(self, arguments: str) -> Iterator[None]:
-        """Measure one hypothesis example by itself, and hold it against the budget.
+        """Measure one hypothesis example by itself, and compare it with the budget.
 
         Raises:
-            VramBudgetExceeded: the example needed too much; hypothesis then looks for the smallest such one.
+            VramBudgetExceeded: if the example needed too much; hypothesis then looks for the smallest such example.
         """
         if self.probe.allocated() > self.call_start:
-            gc.collect()  # what an earlier example left in a cycle is not this one's
+            gc.collect()  # reference cycles that an earlier example left do not count for this one
         self._noted()
-        # A history of its own: who held memory at the peak of another example is not the question.
+        # Each example has its own history, because only what was held at its own peak is of interest.
         self.probe.end_test()
         self.probe.begin_test(record=self.budget is not None, timeline=self.timeline)
         interval, began_at = self.intervals.begin(), now()
@@ -165,12 +165,12 @@ class Meter:
                 raise error
 
     def figure(self, peaks: tuple[Peak, ...]) -> int:
-        """The largest value of the budget's metric, over the devices."""
+        """Return the largest value of the budget's metric over the devices."""
         metric = "allocated" if self.budget is None else self.budget.metric
         return max((getattr(peak, f"{metric}_bytes") or 0 for peak in peaks), default=0)
 
     def measurements(self, peaks: tuple[Peak, ...] | None = None) -> tuple[Measurement, ...]:
-        """What was measured so far, one entry a device."""
+        """Return what was measured so far, with one entry per device."""
         seen = self.intervals.read(self.interval) if peaks is None else peaks
         devices = self.probe.devices()
         start = _filled(self.start, len(devices))
@@ -204,7 +204,7 @@ class Meter:
         return tuple(result)
 
     def detailed(self, measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
-        """The same with what the probe recorded: memory over time, and who held the peak. Takes a while to read."""
+        """Return the measurements with memory over time and the holders of the peak, which take a while to read."""
         return tuple(
             replace(
                 m,
@@ -215,17 +215,17 @@ class Meter:
         )
 
     def _noted(self) -> tuple[Note, ...]:
-        """Every assumption since the test began: the probe forgets them with each example."""
+        """Return every assumption since the test began; they are kept here because each example resets the probe's."""
         self._notes.update(dict.fromkeys(self.probe.notes()))
         return tuple(self._notes)
 
     def processes(self, since: float | None = None) -> tuple[Process, ...]:
-        """Processes below this one that used a GPU, and count for the test.
+        """Return the child processes that used a GPU and count for the test.
 
-        They started while it ran, or a fixture that the test uses started them.
+        They started while the test ran, or a fixture that the test uses started them.
 
         Args:
-            since: only those that still ran at this moment or started later, in seconds since the machine started.
+            since: leave out processes that ended before this moment, in seconds since the machine started.
         """
         if self.children is None:
             return ()
@@ -239,14 +239,14 @@ class Meter:
         return tuple(p for p in found if since is None or p.ended is None or p.ended >= since)
 
     def is_mine(self, process: Process) -> bool:
-        """Whether a process was started since this test began."""
+        """Return whether a process was started since this test began."""
         return process.pid not in self._earlier and started_since(process, self.began_at)
 
     def measured(self, peaks: tuple[Peak, ...] | None = None, *, since: float | None = None) -> Measured:
         """Return what was measured so far, for a verdict.
 
         Args:
-            peaks: one entry a device; the whole test's without it.
+            peaks: the peaks to judge, with one entry per device; without it, those of the whole test.
             since: count only processes that ran at this moment or later, in seconds since the machine started.
         """
         measurements = self.measurements(peaks)
@@ -258,7 +258,7 @@ class Meter:
         )
 
     def counted(self, measurement: Measurement) -> int | None:
-        """The figure that is held against the budget, in bytes."""
+        """Return the figure that is compared with the budget, in bytes."""
         assert self.budget is not None
         if self.budget.scope == "test" or self.call_interval is None:
             return measurement.figure(self.budget.metric)
@@ -268,7 +268,7 @@ class Meter:
         return None if value is None else max(0, value - _filled(self.call_start, index + 1)[index])
 
     def not_ours(self, index: int) -> int:
-        """Bytes held all along: by what earlier tests left, and by fixtures that this test does not use."""
+        """Return the bytes that were held all along, by earlier tests and by fixtures that this test does not use."""
         start = _filled(self.start, index + 1)[index]
         return min(start, _filled(self.residue, index + 1)[index] + _filled(self.others, index + 1)[index])
 
@@ -282,7 +282,7 @@ class Meter:
         card = measured.cards(budget)[0]
         measurement, holders = card.worst, card.worst.holders[: self.top]
         if card.process is None:
-            if example is None:  # hypothesis tries many
+            if example is None:  # hypothesis tries many examples, and a timeline takes a while to read
                 measurement = replace(measurement, timeline=self.probe.timeline(measurement.device.index))
             holders = self.counted_holders(measurement)
         message = budget_message(
@@ -300,7 +300,11 @@ class Meter:
         return VramBudgetExceeded(message, limit_bytes=limit, peak_bytes=peak, phase=verdict.phase)
 
     def _check_phase(self, phase: Phase, peaks: tuple[Peak, ...], limit: int, began_at: float) -> None:
-        """Hold a phase against its limit; a process below counts with its whole peak if it lived in the phase."""
+        """Compare a phase with its limit; a child process that ran in the phase counts with its whole peak.
+
+        Raises:
+            VramBudgetExceeded: if the phase needed more than its limit.
+        """
         budget = self.budget or Budget(limit_bytes=limit)
         measurements, processes = self.measurements(), self.processes(began_at)
 
@@ -331,7 +335,7 @@ class Meter:
             self.unknown_phase = f"in phase {phase.name!r} {missing}"
 
     def counted_holders(self, measurement: Measurement) -> tuple[Holder, ...]:
-        """Who held the peak, without what does not count against this test."""
+        """Return the holders of the peak, without the bytes that do not count against this test."""
         found = []
         for holder in self.probe.holders(measurement.device.index, self.top + 1):
             if holder.location == HELD_BEFORE:
@@ -349,12 +353,12 @@ def _largest(peaks: tuple[Peak, ...]) -> Peak:
 
 
 def _fullest(peaks: tuple[Peak, ...]) -> int:
-    """The number of the device that held most."""
+    """Return the index of the device that held most."""
     return max(range(len(peaks)), key=lambda index: peaks[index].allocated_bytes or 0, default=0)
 
 
 def _work(before: Sequence[Counters], after: Sequence[Counters], count: int) -> tuple[Work | None, ...]:
-    """What each of ``count`` devices was asked to do between two readings; None where that is not counted."""
+    """Return the work that each of ``count`` devices did between two readings, or None where it is not counted."""
     found: list[Work | None] = []
     for index in range(count):
         now = after[index].work if index < len(after) else None
@@ -364,5 +368,5 @@ def _work(before: Sequence[Counters], after: Sequence[Counters], count: int) -> 
 
 
 def _filled(values: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Entries of devices that were not there yet read as 0."""
+    """Return ``values`` with a 0 for each device that was not in use yet."""
     return values + (0,) * (count - len(values))

@@ -1,4 +1,4 @@
-"""Command-line options and their ini twins. Imported by every pytest session, so it imports nothing itself."""
+"""The command-line options and ini settings. Every pytest session imports this module, so it imports nothing itself."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Option(NamedTuple):
 
     @property
     def dest(self) -> str:
-        """Name in the ini file and among pytest's options."""
+        """The setting's name in the ini file and among pytest's options."""
         return f"vram_{self.name}"
 
     @property
     def flag(self) -> str:
-        """Name on the command line."""
+        """The option's name on the command line."""
         return f"--vram-{self.name.replace('_', '-')}"
 
 
@@ -90,7 +90,7 @@ OPTIONS = (
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Register every option and its ini twin."""
+    """Register every option and the ini setting of the same name."""
     group = parser.getgroup("vram", "GPU memory budgets (pytest-vram)")
     for option in OPTIONS:
         if not option.ini_only:
@@ -107,18 +107,18 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def early_gpu(config: pytest.Config) -> str | None:
-    """The ``gpu`` setting before the options are parsed for good; ``None`` when nobody chose."""
+    """Return the ``gpu`` setting before pytest has finally parsed its options, or None if the user chose nothing."""
     value = getattr(config.known_args_namespace, "vram_gpu", None)
     return value if value is not None else config.getini("vram_gpu") or None
 
 
 def asked_for(config: pytest.Config) -> bool:
-    """Whether any setting was given: a session that gives none may still use the marker."""
+    """Return whether the user gave any setting; a session without settings may still use the marker."""
     return any(value(config, option) not in (None, [], "") for option in OPTIONS)
 
 
 def value(config: pytest.Config, option: Option) -> Any:
-    """A setting as the user gave it: the command line wins over the ini file; ``None`` where neither says anything."""
+    """Return a setting as the user gave it, or None if it was not given; the command line wins over the ini file."""
     if not option.ini_only:
         given = config.getoption(option.dest, None)
         if given not in (None, False):

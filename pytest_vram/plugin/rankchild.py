@@ -1,4 +1,4 @@
-"""One rank of a test with ``vram_ranks``: a pytest of its own, which runs that test and says how it went."""
+"""Runs one rank of a test with ``vram_ranks``: a separate pytest process, which runs that test and reports on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class RankChild:
-    """Makes the process group, takes it down, and tells the process that started the ranks what came out."""
+    """Sets up and destroys the process group, and reports the result to the process that started the ranks."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self._request = request
@@ -37,7 +37,7 @@ class RankChild:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
-        """Before the first fixture: fixtures may want the process group."""
+        """Set up the process group before the first fixture, because fixtures may need it."""
         import torch
         import torch.distributed as dist
 
@@ -50,14 +50,14 @@ class RankChild:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self) -> None:
-        """After the last fixture."""
+        """Destroy the process group after the last fixture is torn down."""
         import torch.distributed as dist
 
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the first failure; without one, whether the test was skipped."""
+        """Keep the first failure or, if nothing failed, whether the test passed or was skipped."""
         if report.failed or report.when == "call" or (report.when == "setup" and report.skipped):
             if self._result["outcome"] == "failed" and self._result["when"] != "collection":
                 return
@@ -75,7 +75,7 @@ class RankChild:
                 self._write()
 
     def pytest_vram_record(self, record: TestRecord) -> None:
-        """The figures of this rank, for the test's budget."""
+        """Write this rank's figures to a file, for the test's budget."""
         if self._request["figures"] is None:
             return
         pid = os.getpid()
@@ -90,7 +90,7 @@ class RankChild:
         reporter.write_figures(Path(self._request["figures"]), process)
 
     def pytest_sessionfinish(self) -> None:
-        """Say how it went."""
+        """Write the result for the process that started the ranks."""
         self._result.setdefault("time", time.monotonic())
         self._write()
 
@@ -102,13 +102,13 @@ class RankChild:
 
 
 def main(path: str) -> int:
-    """Run the test that the file's request names; returns pytest's exit code."""
+    """Run the test that the request in the file names, and return pytest's exit code."""
     request = pickle.loads(Path(path).read_bytes())
-    # A rank that is ended because it is late writes where its main thread is.
+    # A rank that is terminated because it is late writes where its main thread is.
     place = (Path(request["folder"]) / f"{os.environ['RANK']}.where").open("w")
     faulthandler.register(signal.SIGTERM, file=place, all_threads=False, chain=True)
     if request["figures"] is not None:
-        reporter.own(request["figures"], None)  # what the test needs is told here, not what the process needs
+        reporter.own(request["figures"], None)  # the test's figures are written, not those of the whole process
     config = Config.fromdictargs(dict(request["options"]), [request["test"]])
     config.pluginmanager.register(RankChild(request), "vram-rank-child")
     return int(config.hook.pytest_cmdline_main(config=config))

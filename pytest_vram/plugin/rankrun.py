@@ -1,7 +1,7 @@
-"""``@pytest.mark.vram_ranks(4)``: runs a test once in each of four ranks, and tells which failed first.
+"""Runs a test with ``@pytest.mark.vram_ranks(4)`` once in each of four ranks, and reports which rank failed first.
 
-Each rank is a pytest of its own for this one test, so that fixtures, parameters and conftests are there as ever; see
-``rankchild.py``. In the test's own process nothing runs but this.
+Each rank is a separate pytest process for this one test, so that fixtures, parameters and conftests work as usual; see
+``rankchild.py``. The test's own process only starts the ranks and waits for them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_RANKS = 64
 _TIMEOUT = 600.0
 _GRACE = 10.0  # seconds that the other ranks have to end by themselves once one has failed
 _TAIL = 2_000  # characters of a rank's output that are shown
-_FRAMES = 12  # of a late rank: the newest ones, the rest is pytest's own
+_FRAMES = 12  # newest frames of a late rank that are shown; the older frames are pytest's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,9 @@ class Ranks:
     """What the marker asks for.
 
     Attributes:
-        count: how many ranks.
-        timeout: seconds that they have together.
-        backend: of the process group; ``None``: ``cpu:gloo,cuda:nccl`` where there is a GPU, else ``gloo``.
+        count: the number of ranks.
+        timeout: the seconds within which all ranks have to end.
+        backend: the process group's backend; ``None`` means ``cpu:gloo,cuda:nccl`` with a GPU and ``gloo`` without.
     """
 
     count: int
@@ -55,10 +55,10 @@ class Ranks:
 
 
 def wanted(item: pytest.Item) -> Ranks | None:
-    """What the test's marker asks for; ``None`` without one, and in a rank's own process.
+    """Return what the test's marker asks for, or None if the test has no marker or this process is a rank itself.
 
     Raises:
-        VramUsageError: the marker cannot be used.
+        VramUsageError: if the marker cannot be used.
     """
     mark = item.get_closest_marker(RANKS_MARK)
     if mark is None or CHILD_VARIABLE in os.environ:
@@ -84,7 +84,7 @@ def wanted(item: pytest.Item) -> Ranks | None:
 
 
 def empty(item: pytest.Item) -> None:
-    """Let the test's own process set up no fixture of it: each rank sets up its own."""
+    """Keep the test's own process from setting up the test's fixtures, because each rank sets up its own."""
     item.fixturenames = []  # type: ignore[attr-defined]  # pytest sets it on functions only
 
 
@@ -93,11 +93,11 @@ def run(item: pytest.Function, ranks: Ranks, figures: Path | None) -> None:
 
     Args:
         item: the test.
-        ranks: how many, and how long.
-        figures: where each leaves what it needed; ``None`` where nothing is measured.
+        ranks: the number of ranks, and how long they may take.
+        figures: the folder in which each rank leaves its figures; ``None`` if nothing is measured.
 
     Raises:
-        VramRankFailed: a rank failed, or not all ended in time; the message is that of the first.
+        VramRankFailed: if a rank failed, or not all ended in time; the message is that of the first rank that failed.
     """
     __tracebackhide__ = True
     if not hasattr(os, "killpg"):
@@ -108,7 +108,7 @@ def run(item: pytest.Function, ranks: Ranks, figures: Path | None) -> None:
         try:
             _start(started, item, ranks, folder, figures)
             late = _wait(started, folder, ranks.timeout)
-        finally:  # a Ctrl-C does not reach them
+        finally:  # Ctrl-C does not reach the ranks, which have sessions of their own
             for process in started:
                 if process.poll() is None:
                     _end(process)
@@ -118,7 +118,7 @@ def run(item: pytest.Function, ranks: Ranks, figures: Path | None) -> None:
 def _start(
     started: list[subprocess.Popen[bytes]], item: pytest.Function, ranks: Ranks, folder: Path, figures: Path | None
 ) -> None:
-    """Start the ranks, and add each to ``started`` at once: who is interrupted here still ends them."""
+    """Start the ranks, and add each to ``started`` at once, so that the caller ends them even after an interrupt."""
     request = {
         "options": _options(item.config),
         "test": f"{item.path}::{item.nodeid.partition('::')[2]}",
@@ -156,14 +156,14 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
         CHILD_VARIABLE: str(rank),
     }
     card = variables.get(CARD_VARIABLE, "")
-    if card:  # dry GPUs cost nothing: there is one for each rank
+    if card:  # dry GPUs cost nothing, so each rank gets one
         least = max(count, count_of(card))
         variables[LEAST_VARIABLE], variables[CARD_VARIABLE] = str(least), with_count(card, least)
     return variables
 
 
 def _options(config: pytest.Config) -> Mapping[str, Any]:
-    """The session's options for a rank's pytest: those that concern the session as a whole left out."""
+    """Return the session's options for a rank's pytest, without those that concern the session as a whole."""
     options = {name: value for name, value in vars(config.option).items() if _plain(value) and name != "file_or_dir"}
     changed: dict[str, Any] = {
         "numprocesses": None, "maxprocesses": None, "dist": "no", "distload": False, "tx": [], "usepdb": False,
@@ -198,7 +198,13 @@ def _free_port() -> int:
 
 
 def _wait(started: list[subprocess.Popen[bytes]], folder: Path, timeout: float) -> list[int]:
-    """Until all have ended, one has failed and the others had time to, or the time is over; returns who was late."""
+    """Wait until all ranks have ended, until the time is up, or until ``_GRACE`` seconds after one has failed.
+
+    Ranks that still run then are terminated.
+
+    Returns:
+        The ranks that did not end in time; empty if another rank had failed.
+    """
     deadline, failed = time.monotonic() + timeout, False
     while running := [rank for rank, process in enumerate(started) if process.poll() is None]:
         if not failed and any(_failed(folder, rank, process) for rank, process in enumerate(started)):
@@ -217,7 +223,7 @@ def _failed(folder: Path, rank: int, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The rank, and what it started: it leads a group of its own."""
+    """End a rank and the processes that it started, by the process group that the rank leads."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

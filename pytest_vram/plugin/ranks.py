@@ -1,4 +1,4 @@
-"""A test's processes: which are the test's own, what each card had to hold for them, and how it is told."""
+"""A test's processes: which count for the test, what each card had to hold for them, and the lines that report it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Budget, Measurement, Process
     from pytest_vram.memory.process import Card
 
-_TICK = 0.01  # seconds: a process's start is known to a hundredth, rounded down
+_TICK = 0.01  # the start of a process is known to a hundredth of a second, rounded down
 _SHOWN = 8
 CHILD_VARIABLE = "PYTEST_VRAM_RANK_CHILD"
-"""Set in the process of a rank that ``vram_ranks`` started, to the rank: the marker means nothing more there."""
+"""The variable that holds the rank in a process that ``vram_ranks`` started; the marker is ignored in that process."""
 
 
 def since(process: Process, moment: float) -> bool:
-    """Whether a process started at that moment or later; both in seconds since the machine started."""
+    """Return whether a process started at that moment or later; both are in seconds since the machine started."""
     return process.began + _TICK >= moment
 
 
@@ -30,13 +30,13 @@ def held(
     processes: Sequence[Process],
     counted: Callable[[Measurement], int | None],
 ) -> list[Card]:
-    """What counts against a budget, card by card, the largest first.
+    """Return what counts against a budget, card by card, the largest first.
 
     Args:
-        budget: its metric, device and ``ranks`` decide.
-        measurements: of the test's own process.
-        processes: those below it.
-        counted: the figure of a measurement of the test's own process.
+        budget: the budget, whose metric, device and ``ranks`` decide what counts.
+        measurements: the measurements of the test's own process.
+        processes: the child processes that count for the test.
+        counted: returns the figure of a measurement of the test's own process.
     """
     own = [(counted(m), m) for m in measurements]
     found = cards(own, processes, lambda m: m.figure(budget.metric), each=budget.ranks == "each")
@@ -47,7 +47,7 @@ def held(
 
 
 def unknown(processes: Sequence[Process]) -> str | None:
-    """Why the test cannot be judged, if a process that used the GPU left no figures."""
+    """Return why the test cannot be judged if a process that used the GPU left no figures, or None."""
     missing = [process for process in processes if process.missing]
     if not missing:
         return None
@@ -56,13 +56,13 @@ def unknown(processes: Sequence[Process]) -> str | None:
 
 
 def at_most(processes: Sequence[Process]) -> int | None:
-    """What the processes without figures had together at most, in bytes; ``None`` where nothing is known of one."""
+    """Return the most that the processes without figures held together, in bytes, or None if one has no upper bound."""
     sizes = [process.at_most_bytes for process in processes if process.missing]
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 def lines(processes: Sequence[Process], metric: str) -> list[str]:
-    """Processes side by side, the largest first, and by how much the largest is above the mean."""
+    """Return a line for each process, the largest first, and one for how far the largest rank is above the mean."""
     sized = [(process, figure(process, metric)) for process in processes]
     sized.sort(key=lambda pair: -(pair[1] or 0))
     found = [f"    {format_bytes(size):>9}  {process.title}{_on(process)}" for process, size in sized[:_SHOWN]]
@@ -75,13 +75,13 @@ def lines(processes: Sequence[Process], metric: str) -> list[str]:
 
 
 def figure(process: Process, metric: str) -> int | None:
-    """A process's peak on the device on which it needed most; ``None`` where there is no figure."""
+    """Return a process's peak on the device on which it needed most, or None if it has no figure."""
     sizes = [size for m in process.measurements if (size := m.figure(metric)) is not None]
     return max(sizes, default=None)
 
 
 def left_text(process: Process) -> str:
-    """``python server.py (PID 4711) holds 1.00 GiB``."""
+    """Return a text such as ``python server.py (PID 4711) holds 1.00 GiB``."""
     size = "memory" if process.left_bytes is None else format_bytes(process.left_bytes)
     return f"{process.title} holds {size}"
 

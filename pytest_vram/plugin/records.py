@@ -1,4 +1,4 @@
-"""A test's record: kept with the test while it runs, and written into the report of its teardown, once."""
+"""Keeps a test's record with the test while it runs, and writes it once, into the report of the test's teardown."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Process
 
 RECORD = pytest.StashKey[TestRecord]()
-"""Where a test keeps its record."""
+"""The stash key under which a test keeps its record."""
 PROPERTY = "vram"
-"""The name under which a record travels in the ``user_properties`` of a report: through xdist, and into JUnit."""
+"""The name of a record in the ``user_properties`` of a report, which xdist passes on and JUnit files include."""
 
 
 def keep(item: pytest.Item, record: TestRecord) -> None:
-    """Keep a test's record, and tell other plugins of it."""
+    """Keep a test's record, and pass it to other plugins."""
     item.stash[RECORD] = record
     item.ihook.pytest_vram_record(item=item, record=record)
 
@@ -41,12 +41,12 @@ def change(item: pytest.Item, **fields: Any) -> None:
 
 
 def failed(item: pytest.Item) -> bool:
-    """Whether the test has a record that says that it failed."""
+    """Return whether the test has a record that says that it failed."""
     return RECORD in item.stash and item.stash[RECORD].outcome == "failed"
 
 
 def add_leak(item: pytest.Item, left: Sequence[int]) -> None:
-    """Say in the record how much the test left on each device, in bytes."""
+    """Add to the record how much the test left on each device, in bytes."""
     if RECORD in item.stash:
         measurements = item.stash[RECORD].measurements
         sized = [replace(m, leaked_bytes=size) for m, size in zip(measurements, left, strict=False)]
@@ -54,7 +54,7 @@ def add_leak(item: pytest.Item, left: Sequence[int]) -> None:
 
 
 def add_left(item: pytest.Item, left: Sequence[Process]) -> None:
-    """Say in the record which of the test's processes still run, and what they hold."""
+    """Add to the record which of the test's processes still run, and what they hold."""
     if RECORD in item.stash:
         still = {process.pid: process for process in left}
         known = tuple(

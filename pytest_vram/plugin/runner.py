@@ -34,18 +34,18 @@ _METER = pytest.StashKey[Meter]()
 _RANKS = pytest.StashKey["rankrun.Ranks | None"]()
 _BUDGET = pytest.StashKey["Budget | None"]()
 _MEASURED = pytest.StashKey[bool]()
-"""Whether the test is measured."""
+"""The stash key under which a test keeps whether it is measured."""
 
 
 class Gate:
-    """Runs inside every other plugin's wrappers, as a skip must."""
+    """Skips tests inside every other plugin's wrappers, so that these wrappers see the skip."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """See :meth:`Runner.gate`."""
+        """Call :meth:`Runner.gate`."""
         self._runner.gate(item)
 
 
@@ -58,14 +58,18 @@ class Runner:
         self._intervals: Intervals | None = None
         self._unavailable: str | None = None
         self._enforcer, self._ledger = Enforcer(settings), Ledger()
-        self._going: pytest.Item | None = None  # measured, and being torn down
+        self._going: pytest.Item | None = None  # the measured test that is being torn down
         self.children: Children | None = None
 
     # -- collection
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Check every marker before the first test runs."""
+        """Check every marker before the first test runs.
+
+        Raises:
+            pytest.UsageError: if a marker cannot be used; the message lists all such markers.
+        """
         problems = []
         for item in items:
             try:
@@ -84,12 +88,12 @@ class Runner:
         return item.stash.get(_BUDGET, None)
 
     def say_unmeasured(self, item: pytest.Item, reason: str, *, skip: bool) -> None:
-        """See :meth:`pytest_vram.plugin.enforcer.Enforcer.say_unmeasured`."""
+        """Call :meth:`pytest_vram.plugin.enforcer.Enforcer.say_unmeasured`."""
         __tracebackhide__ = True
         self._enforcer.say_unmeasured(item, reason, skip=skip)
 
     def host_holders(self, item: pytest.Item) -> tuple[Holder, ...]:
-        """Return the lines whose CPU tensors held most at their peak; nothing if the probe measures a device."""
+        """Return the lines whose CPU tensors held most at the peak; empty if the probe measures a device."""
         meter = item.stash.get(_METER, None)
         if meter is None or meter.probe.kind != "host":
             return ()
@@ -120,7 +124,7 @@ class Runner:
         probe = self.probe() if concerns else self._probe_at_hand()
         if probe is not None:
             if concerns:
-                probe.settle()  # before the residue is taken: an earlier test's workspaces are none
+                probe.settle()  # frees an earlier test's workspaces, which must not count as residue
             max_leak = None if budget is None else budget.max_leak_bytes
             residue = self._ledger.open(probe, measured=concerns, max_leak_bytes=max_leak)
             if concerns:
@@ -137,7 +141,7 @@ class Runner:
         return (yield)
 
     def gate(self, item: pytest.Item) -> None:
-        """Skip here what cannot be measured or would be meaningless, before its first fixture is set up."""
+        """Skip a test that cannot be measured or would be meaningless, before its first fixture is set up."""
         budget = item.stash.get(_BUDGET, None)
         if not item.stash.get(_MEASURED, False):
             return
@@ -153,7 +157,7 @@ class Runner:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Measure the call, and raise here what the budget has to say: outermost, after everything else passed."""
+        """Measure the call, and compare a test that passed with its budget after all other wrappers are done."""
         __tracebackhide__ = True
         meter = item.stash.get(_METER, None)
         if meter is None:
@@ -165,11 +169,11 @@ class Runner:
                 with self._capped(item, meter), measuring_examples(item, meter):
                     result = yield
             finally:
-                self._ledger.share(item, meter)  # the test may have asked for more of them by name
+                self._ledger.share(item, meter)  # the test may have requested more fixtures by name
         except BaseException as error:
             self._enforcer.record_failed(item, meter, error)
             raise
-        if getattr(item, "_excinfo", None):  # unittest keeps a test's own error to itself until the report is made
+        if getattr(item, "_excinfo", None):  # unittest does not raise a test's own error before the report is made
             self._enforcer.record(item, meter, meter.measured(), "failed", None)
             return result
         self._enforcer.hold(item, meter)
@@ -177,7 +181,7 @@ class Runner:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
-        """Run a test with ``vram_ranks`` in its ranks, and not here."""
+        """Run a test with ``vram_ranks`` in its ranks instead of this process."""
         __tracebackhide__ = True
         ranks = pyfuncitem.stash.get(_RANKS, None)
         if ranks is None:
@@ -187,7 +191,7 @@ class Runner:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        """After the last fixture is gone, see what is left."""
+        """Measure what is left after the last fixture is torn down, and fail a test that left too much."""
         self._going = item if _METER in item.stash else None
         try:
             return (yield)
@@ -201,7 +205,10 @@ class Runner:
                 self._enforcer.refuse_left_processes(meter, left)
 
     def _left_processes(self, item: pytest.Item, meter: Meter | None) -> tuple[Process, ...]:
-        """Processes of the test that still run and hold memory, those of fixtures that live on excepted."""
+        """Return the test's processes that still run and hold memory, without those of fixtures that are still set up.
+
+        They are also added to the test's record.
+        """
         if self.children is None or meter is None:
             return ()
         owned = self._ledger.owned()
@@ -212,9 +219,9 @@ class Runner:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-        """Show a broken budget as its message, and send the test's record with the report of its teardown.
+        """Show a broken budget as its message alone, and send the test's record with the report of its teardown.
 
-        The traceback of a broken budget would be this plugin's.
+        The traceback of a broken budget is left out, because it would only show this plugin's code.
         """
         report = yield
         if report.failed:
@@ -224,7 +231,7 @@ class Runner:
         error = call.excinfo.value if call.excinfo is not None else None
         if isinstance(error, VramError) and error.judged and report.failed:
             shown = call.excinfo.getrepr(style="value")  # type: ignore[union-attr]  # error is its value
-            if shown.reprcrash is not None:  # the line of the summary, and JUnit's message
+            if shown.reprcrash is not None:  # the line in the summary and the message in JUnit's file
                 shown.reprcrash.message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             report.longrepr = shown
         return report
@@ -233,7 +240,7 @@ class Runner:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        """Learn what each fixture holds."""
+        """Measure what each fixture holds."""
         probe = self._probe_at_hand()
         if probe is None:
             return (yield)
@@ -244,7 +251,10 @@ class Runner:
             self._ledger.fixture_is_up(fixturedef, probe, before)
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        """The fixture is gone, and its value with it: pytest would hold that until after the teardown, as if leaked."""
+        """Remove a fixture that was torn down from the account, and drop its value from the test.
+
+        pytest would keep the value until after the teardown, so its memory would look like a leak.
+        """
         self._ledger.fixture_is_gone(fixturedef)
         if self._going is not None:
             (getattr(self._going, "funcargs", None) or {}).pop(fixturedef.argname, None)
@@ -252,7 +262,10 @@ class Runner:
     # -- the device
 
     def probe(self) -> Probe | None:
-        """The session's probe, chosen when first asked for; ``None``, with the reason kept, where there is none."""
+        """Return the session's probe, which is chosen at the first call.
+
+        If there is none, return None and keep the reason for messages.
+        """
         if self._probe is None and self._unavailable is None:
             try:
                 probe = self.config.hook.pytest_vram_probe(config=self.config) or choose(self.settings.gpu)
@@ -267,13 +280,13 @@ class Runner:
         return self._probe
 
     def pytest_unconfigure(self) -> None:
-        """The session is over: nobody reads what processes leave any more."""
+        """Close the folder in which processes leave their figures, because the session is over."""
         if self.children is not None:
             self.children.close()
             self.children = None
 
     def _probe_at_hand(self) -> Probe | None:
-        """The probe, unless choosing it would import torch into a session that has not needed it yet."""
+        """Return the probe, or None if choosing it would import torch into a session that has not needed it yet."""
         if (
             self._probe is None
             and "torch" not in sys.modules
@@ -283,7 +296,7 @@ class Runner:
         return self.probe()
 
     def gpu(self, request: pytest.FixtureRequest) -> Gpu:
-        """The ``gpu`` fixture."""
+        """Return the value of the ``gpu`` fixture; skip or fail the test if there is no device."""
         probe = self.probe()
         if probe is None:
             self._enforcer.refuse(f"no GPU to test on: {self._unavailable}")
@@ -292,7 +305,7 @@ class Runner:
         return Gpu.of(devices[int(os.environ.get(CHILD_VARIABLE, "0")) % len(devices)])
 
     def vram(self, request: pytest.FixtureRequest) -> Vram:
-        """The ``vram`` fixture."""
+        """Return the value of the ``vram`` fixture; skip or fail the test if there is nothing to measure with."""
         meter = request.node.stash.get(_METER, None)
         if meter is None:
             self._enforcer.refuse(f"nothing to measure with: {self._unavailable}")
@@ -317,7 +330,7 @@ class Runner:
             yield
             return
         indices = [d.index for d in meter.probe.devices() if budget.device in (None, d.index)]
-        for index in indices:  # where nothing can be capped, the budget is still held against the peak afterwards
+        for index in indices:  # a budget that cannot be capped is still compared with the peak afterwards
             meter.probe.cap(index, budget.limit_bytes + meter.not_ours(index))
         try:
             yield

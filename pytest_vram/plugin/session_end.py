@@ -1,4 +1,4 @@
-"""What the terminal shows at the end of a session."""
+"""Writes what the terminal shows at the end of a session."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SLACK = 1.5  # a budget this many times the peak would let the test grow by hal
 
 
 def write(terminal: Any, report: Report, settings: Settings, peaks: Peaks, notes: Sequence[str]) -> None:
-    """Write the sections that there is something to say in.
+    """Write the sections that have something to report.
 
     Args:
         terminal: pytest's terminal reporter.
         report: what was measured.
-        settings: the session's.
-        peaks: of the baseline, where the session is held against one.
-        notes: on files: what was written, and what could not be.
+        settings: the session's settings.
+        peaks: the baseline's peaks, if the session is compared with one.
+        notes: notes on the files that were written, and on those that could not be.
     """
     if settings.report and report.tests:
         from pytest_vram.report.terminal import render
@@ -57,9 +57,9 @@ def write(terminal: Any, report: Report, settings: Settings, peaks: Peaks, notes
 
 
 def suggestion(record: TestRecord) -> str | None:
-    """A marker for a test that has none, or one far above its peak.
+    """Return a marker for a passed test that has none, or one far above its peak; None for any other test.
 
-    Peak + 5%, rounded up; ``None`` where all is well.
+    The suggested budget is the peak plus 5%, rounded up.
     """
     peaks = [peak for m in record.measurements if (peak := m.figure("allocated"))]
     if not peaks or record.outcome != "passed":
@@ -79,7 +79,7 @@ def _other_metric(record: TestRecord) -> bool:
 
 
 def _write_unmeasured(terminal: Any, report: Report) -> None:
-    """Always shown: a budget that held nothing back must not look like one that did."""
+    """Write which budgets were not measured; always, because such a budget must not look like one that was kept."""
     reasons = Counter(t.verdict.reason for t in report.tests if isinstance(t.verdict, Unmeasured))
     for reason, count in reasons.items():
         noun = "budget was" if count == 1 else "budgets were"
@@ -92,14 +92,14 @@ def _write_unmeasured(terminal: Any, report: Report) -> None:
 
 
 def _write_unmeasured_host(terminal: Any, report: Report) -> None:
-    """Always shown, as for the device's memory."""
+    """Write which budgets of host memory were not measured; always, as for the device's memory."""
     for reason, count in Counter(t.host.missing for t in report.tests if t.host is not None and t.host.missing).items():
         noun = "budget of host memory was" if count == 1 else "budgets of host memory were"
         terminal.write_line(f"vram: {count} {noun} not measured: {reason}", yellow=True)
 
 
 def _write_left(terminal: Any, report: Report) -> None:
-    """Always shown: what a test leaves running takes memory from the tests after it."""
+    """Write which processes tests left running; always, because they take memory from the tests after them."""
     left = [(test.nodeid, process) for test in report.tests for process in test.processes if process.left]
     for nodeid, process in left[:_NAMED]:
         terminal.write_line(f"vram: {nodeid} left a process running: {left_text(process)}", yellow=True)

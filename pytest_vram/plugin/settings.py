@@ -1,4 +1,4 @@
-"""The session's settings, read once from options and ini file."""
+"""Reads the session's settings once, from the options and the ini file."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class Settings:
 
     @property
     def measures_all(self) -> bool:
-        """Whether tests without a marker are measured too."""
+        """Whether tests without a marker are also measured."""
         asked = (self.report, self.output, self.history, self.timeline, self.baseline, self.suggest, self.max_bytes)
         return any(asked)
 
 
 def read(config: pytest.Config) -> Settings:
-    """The session's settings.
+    """Return the session's settings.
 
     Raises:
-        VramUsageError: a value cannot be used; the message names the option, the value and the valid ones.
+        VramUsageError: if a value cannot be used; the message names the option, the value and the valid values.
     """
     values = {option.name: value(config, option) for option in OPTIONS}
     baseline = None if values["baseline"] is None else _path(config, values["baseline"])

@@ -1,4 +1,4 @@
-"""Tests that want values of a GPU that computes none: told in the failing test, and by name at the end."""
+"""Reports tests that read values from a GPU that computes none, in the failing test and by name at the end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from pytest_vram.memory import HostRead
 
 NAME = "vram-dryness"
-_READS = "vram_zeros_read"  # on a report, so that xdist carries it to the controller
+_READS = "vram_zeros_read"  # an attribute of a report, so that xdist passes it to the controller
 _SHOWN = 5
 _REMEDY = "keep it off the dry GPU with @pytest.mark.vram_values (skipped there), or run with --vram-gpu=host"
 
 
 class Dryness:
-    """Registered where the dry GPU is in place. Costs a test that reads nothing back one look at a short list."""
+    """A plugin that is registered while the dry GPU is in place.
+
+    For a test that reads nothing back, it costs one look at a short list.
+    """
 
     def __init__(self) -> None:
         self._before: tuple[HostRead, ...] = ()
@@ -29,13 +32,16 @@ class Dryness:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Reads made from here on are this test's."""
+        """Note the reads so far, to distinguish this test's reads from them."""
         self._before = _reads()
         return (yield)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-        """Beside an assertion that compared zeros, say where they came from."""
+        """Add the zeros that a test read to the report of its failure, because its assertions may have compared them.
+
+        The report of a test that does not use this plugin is marked as well.
+        """
         report: pytest.TestReport = yield
         zeros = _unanswered(self._before) if call.when == "call" else ()
         if not zeros:
@@ -47,13 +53,13 @@ class Dryness:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the names of tests without a word of this plugin: they may not know what they run on."""
+        """Keep the names of tests that do not use this plugin, because they may not know that the GPU is dry."""
         where = getattr(report, _READS, None)
         if where is not None:
             self._unmarked[report.nodeid] = where
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Name them, passed ones too: a loss of zero is below every limit."""
+        """Print these tests' names, also those that passed, because a loss of zero is below every limit."""
         if not self._unmarked:
             return
         count = len(self._unmarked)
@@ -69,7 +75,7 @@ class Dryness:
 
 
 def _reads() -> tuple[HostRead, ...]:
-    """All that the process has read so far; nothing before torch, and with it the dry GPU's ears, is there."""
+    """Return all that the process has read so far; reads are listed only once torch is imported."""
     module = sys.modules.get("pytest_vram.drygpu.values.host_reads")
     reads: tuple[HostRead, ...] = module.collect() if module is not None else ()
     return reads

@@ -1,4 +1,4 @@
-"""What a budget says of a measured test: a pure function of what was measured."""
+"""Judges a measured test by its budget, as a pure function of what was measured."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ UNTOUCHED = "the test never touched the device"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was measured of one test, as far as a budget asks for it.
+    """What was measured of one test, as far as its budget needs it.
 
     Attributes:
-        measurements: of the test's own process, one entry a device.
-        counted: the figure of each entry that is held against the budget, in bytes; ``None`` where the device does
+        measurements: the measurements of the test's own process, with one entry per device.
+        counted: the figure of each entry that is compared with the budget, in bytes; ``None`` where the device does
             not report the budget's metric.
-        not_ours: bytes of each entry that were held all along, and do not count against the test.
-        processes: the processes below the test's own.
+        not_ours: the bytes of each entry that were held all along, and do not count against the test.
+        processes: the child processes that count for the test.
     """
 
     measurements: tuple[Measurement, ...]
@@ -39,11 +39,7 @@ class Measured:
 
 
 def judge(budget: Budget | None, measured: Measured) -> Verdict | None:
-    """Hold a test against its budget.
-
-    Returns:
-        ``None`` without a budget, or where the budget has no limit.
-    """
+    """Return the verdict on a test, or None if it has no budget or its budget has no limit."""
     if budget is None or budget.limit_bytes is None:
         return None
     if all(budget.device not in (None, m.device.index) for m in measured.measurements):
@@ -64,14 +60,14 @@ def judge(budget: Budget | None, measured: Measured) -> Verdict | None:
             return Unmeasured(reason=missing)
         return Within(headroom_bytes=budget.limit_bytes - peak - most)
     if peak == 0 and _untouched(budget, measured) and budget.origin != "ini":
-        return Unmeasured(reason=UNTOUCHED)  # a default budget is for every test, and most never touch a device
+        return Unmeasured(reason=UNTOUCHED)  # not for the ini file's budget: most tests never touch a device
     return Within(headroom_bytes=budget.limit_bytes - peak)
 
 
 def phase_of_peak(measurement: Measurement, metric: str) -> str | None:
-    """Return the innermost phase in which the peak fell; ``None`` when it fell outside of all."""
+    """Return the innermost phase in which the peak occurred, or None if it occurred outside all phases."""
     peak = getattr(measurement.peak, f"{metric}_bytes")
-    # Phases are listed as they end: the innermost ones first.
+    # Phases are listed in the order in which they end, so the innermost come first.
     return next((p.name for p in measurement.phases if getattr(p.peak, f"{metric}_bytes") == peak), None)
 
 

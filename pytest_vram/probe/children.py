@@ -1,8 +1,9 @@
-"""The processes below a measured test: which of them used a GPU, and what they left of figures.
+"""Finds the child processes of a measured test that used a GPU, and reads their figures.
 
-Each leaves its own figures (see ``reporter.py``) in a folder that the environment names. A process with dry GPUs has a
-page there as well, from its first use of a card on, which outlives it (see ``live.py``). On a real card a thread looks
-which descendants have the driver open. So a process that used a GPU is never overlooked, although it left no figures.
+Each process leaves its figures (see ``reporter.py``) in a folder that an environment variable names. A process with
+dry GPUs also keeps a page there from its first use of a card, which outlives the process (see ``live.py``). On a real
+card, a thread watches which descendants have the driver open. So a process that used a GPU is never overlooked, even
+if it left no figures.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ if TYPE_CHECKING:
 
 _DRIVER = ("/dev/nvidia-uvm", "/dev/dxg")
 _LOOK_EVERY = 0.05  # seconds between two looks at the descendants
-_ANSWER = 5.0  # seconds that a running process has to say what it needed
-_SETTLE = 2.0  # seconds that a process has to end after its test
+_ANSWER = 5.0  # seconds in which a running process has to report its figures
+_SETTLE = 2.0  # seconds in which a process has to end after its test
 
 
 class Children:
-    """Knows the processes below this one, those that have ended included.
+    """Knows the descendants of this process, including those that have ended.
 
     Args:
-        kind: of this process's figures. On a real card descendants have to be looked at. For CPU tensors processes are
-            left alone, because they are not traced: only a test's ranks leave figures.
+        kind: the kind of this process's figures. On a real card, a thread watches the descendants. For CPU tensors,
+            child processes are not traced, so only a test's ranks leave figures.
     """
 
     def __init__(self, kind: Kind) -> None:
@@ -58,7 +59,7 @@ class Children:
         self._watch = _Watch() if kind == "cuda" else None
 
     def close(self) -> None:
-        """Take the folder away, and let the environment be what it was."""
+        """Remove the folder, and restore the environment."""
         if self._watch is not None:
             self._watch.stop()
         for name, value in self._before.items():
@@ -66,14 +67,14 @@ class Children:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        if not self._keep:  # otherwise those who measure this process read on
+        if not self._keep:  # otherwise the session that measures this process still reads it
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def look(self, *, ask: bool = True) -> tuple[Process, ...]:
-        """Every process that used a GPU so far, by the time of its start.
+        """Return every process that used a GPU so far, in the order of their starts.
 
         Args:
-            ask: let those that still run say what they needed so far; else their figures count as missing.
+            ask: ask running processes for their figures so far; without it, their figures count as missing.
         """
         found: dict[int, Process] = {}
         for path in self.folder.rglob("[0-9]*.*"):
@@ -86,11 +87,11 @@ class Children:
         return tuple(sorted(found.values(), key=lambda process: process.began))
 
     def left(self, chosen: Callable[[Process], bool], *, settle: float = _SETTLE) -> tuple[Process, ...]:
-        """Processes that still run and hold memory on a card, once those that are about to end have ended.
+        """Return the processes that still run and hold memory on a card, after waiting for those that are about to end.
 
         Args:
-            chosen: says of a process whether it is asked about.
-            settle: seconds that they have to end.
+            chosen: returns whether a process is of interest.
+            settle: the seconds in which processes have to end.
         """
         deadline = time.monotonic() + settle
         while True:
@@ -106,7 +107,7 @@ class Children:
         return tuple(replace(process, left=True, left_bytes=size) for process, size in sizes if size != 0)
 
     def _one(self, stem: Path, pid: int, *, ask: bool) -> Process:
-        """One process, from the best that it left."""
+        """Return one process, from the most complete record that it left."""
         whole, begun = _read(stem.with_suffix(".json")), _read(stem.with_suffix(".began"))
         if whole is None and begun is not None and ask:
             whole = _ask(stem, begun)
@@ -129,7 +130,7 @@ class Children:
         )
 
     def _holds(self, process: Process) -> int | None:
-        """Bytes that a running process holds now, on all cards; ``None`` where nothing says."""
+        """Return the bytes that a running process holds now on all cards, or None if they are unknown."""
         pages = [live.read(path) for path in self.folder.rglob(f"{process.pid}.live")]
         if pages:
             return sum(held.used_bytes for page in pages if page is not None for held in page.held)
@@ -137,7 +138,7 @@ class Children:
 
 
 class _Watch:
-    """Looks at the descendants of this process again and again, for those that have the driver open."""
+    """Watches the descendants of this process, and notes those that have the driver open."""
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[float, str]] = {}
@@ -158,7 +159,7 @@ class _Watch:
 
 
 def uses_driver(pid: int) -> bool:
-    """Whether a process has the device file open that every CUDA context opens (Linux)."""
+    """Return whether a process has the device file open that every CUDA context opens (Linux)."""
     try:
         return any(os.readlink(entry.path) in _DRIVER for entry in os.scandir(f"/proc/{pid}/fd"))
     except OSError:
@@ -166,12 +167,16 @@ def uses_driver(pid: int) -> bool:
 
 
 def _ask(stem: Path, begun: Process) -> Process | None:
-    """What a running process needed so far; ``None`` if it does not answer in time, or has ended."""
+    """Ask a running process for its figures so far.
+
+    Returns:
+        Its answer, or the figures that it left if it has ended meanwhile; None if it does neither in time.
+    """
     answer = stem.with_suffix(".sofar")
     answer.unlink(missing_ok=True)
     try:
         pipe = os.open(stem.with_suffix(".ask"), os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:  # nobody listens
+    except OSError:  # no process reads the pipe
         return _read(stem.with_suffix(".json"))
     try:
         os.write(pipe, b"?")
@@ -197,7 +202,7 @@ def _read(path: Path) -> Process | None:
 
 
 def _missing(pid: int, why: str, peak_bytes: int | None = None) -> str:
-    """Why a process's figures are missing."""
+    """Return why a process's figures are missing."""
     if Path(f"/proc/{pid}").exists():
         state = "still runs, and does not say what it needed"
     else:

@@ -79,7 +79,7 @@ class CudaProbe:
             self._resetting = False
 
     def on_reset(self, before: Callable[[], None]) -> None:
-        """See :class:`pytest_vram.probe.protocol.Probe`."""
+        """Call ``before`` each time that the program under test is about to reset the peaks."""
         self._before_reset.append(before)
 
     def counters(self) -> tuple[Counters, ...]:

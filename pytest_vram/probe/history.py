@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_EVENTS = 1_000_000
 BACKWARD = "backward pass"
-"""The location shown for what autograd's own thread allocated, mostly gradients."""
+"""The location shown for allocations in autograd's own thread, mostly gradients."""
 
 
 class History:
@@ -42,7 +42,7 @@ class History:
             torch_private.when_cuda_starts(self._begin)
 
     def _begin(self) -> None:
-        # Without an allocator, this question would end the process; this runs once there is one.
+        # history_is_on() would end the process if there were no allocator; this method runs only once there is one.
         if not self._wanted or torch_private.history_is_on():
             return
         self._mine = True
@@ -63,7 +63,7 @@ class History:
         self._lost = True
 
     def lost(self) -> bool:
-        """Whether the program under test has stopped or cleared torch's history since ``start``."""
+        """Return whether the program under test has stopped or cleared torch's history since ``start``."""
         return self._lost
 
     def notes(self) -> tuple[Note, ...]:
@@ -114,7 +114,7 @@ def _recorded_events() -> int | None:
     """Return the number of events in torch's history; None if it is not recording."""
     import torch
 
-    # Without an allocator, the question whether history is on would end the process.
+    # history_is_on() would end the process if there were no allocator.
     if not torch.cuda.is_initialized() or not torch_private.history_is_on():
         return None
     return sum(len(trace) for trace in torch_private.memory_snapshot()["device_traces"])

@@ -66,7 +66,7 @@ class _Follower(TorchDispatchMode):
         if known is not None:
             if known[1] == size:
                 return
-            self._forget(key, known[0])  # resized in place
+            self._forget(key, known[0])  # the storage was resized in place
         if size == 0:
             return
         reference = weakref.ref(storage, partial(self._forget, key))
@@ -81,7 +81,7 @@ class _Follower(TorchDispatchMode):
 
     def _forget(self, key: int, reference: weakref.ref[Any]) -> None:
         known = self._known.get(key)
-        if known is None or known[0] is not reference:  # the address has a new owner already
+        if known is None or known[0] is not reference:  # another storage has this address already
             return
         del self._known[key]
         self.requested -= known[1]
@@ -93,7 +93,7 @@ class _Follower(TorchDispatchMode):
         event["time_us"] = time_ns() // 1000
         self.recorded.append(event)
 
-    # The methods that pytest_vram.probe.recorder.Source asks for.
+    # The methods of pytest_vram.probe.recorder.Source.
 
     def before(self) -> list[dict[str, Any]]:
         """Return each live storage as a segment with one block."""

@@ -1,7 +1,7 @@
 """Measure the resident host memory of this process and of those that it starts (Linux).
 
 The kernel keeps the maximum of this process (``VmHWM``), which is reset through ``/proc/self/clear_refs``. A thread
-looks at the processes below it. Of these only the pages count that no other process maps, because a forked process
+samples its descendants. Only the pages that no other process maps count for a descendant, because a forked process
 shares its other pages with this one.
 """
 
@@ -23,8 +23,8 @@ from pytest_vram.memory import HostPeak
 from pytest_vram.probe.nvml import descendants
 from pytest_vram.units import KIB, MIB
 
-_EVERY, _AT_LEAST_EVERY = 0.02, 0.1  # seconds between two samples: more if a sample takes long
-_SHARE = 0.1  # of the time may be spent on samples, as long as that leaves enough of them
+_EVERY, _AT_LEAST_EVERY = 0.02, 0.1  # the least and most seconds between two samples: more if a sample takes long
+_SHARE = 0.1  # the share of the time that samples may take, as long as they come often enough
 _FIELDS = ("VmRSS", "VmHWM", "RssAnon", "RssFile", "RssShmem")
 
 
@@ -61,7 +61,7 @@ class HostMeter:
         _running.add(self)
 
     def stop(self) -> HostPeak:
-        """Return what was measured. A second call returns the same."""
+        """End the measurement, and return what was measured. A second call returns the same."""
         if self._result is not None:
             return self._result
         if self.missing:
@@ -130,7 +130,7 @@ class HostMeter:
         return 0
 
     def _reset_maximum(self) -> bool:
-        """Set the kernel's maximum of this process to what it holds now; whether that worked."""
+        """Set the kernel's maximum of this process to what it holds now, and return whether that worked."""
         try:
             (self._proc / "self" / "clear_refs").write_text("5")
         except OSError:
@@ -177,7 +177,7 @@ def _fields(path: Path, names: tuple[str, ...]) -> dict[str, int]:
     """Return fields of a file with lines such as ``VmRSS:   123 kB``, in bytes.
 
     Raises:
-        OSError: the file cannot be read, as when the process has ended.
+        OSError: if the file cannot be read, as when the process has ended.
     """
     found = {}
     for line in path.read_text(errors="replace").splitlines():
@@ -188,7 +188,7 @@ def _fields(path: Path, names: tuple[str, ...]) -> dict[str, int]:
 
 
 def _give_back_freed_memory() -> None:
-    """Let glibc return what earlier tests have freed, which would hide as much of this test's memory."""
+    """Let glibc return the memory that earlier tests have freed; otherwise it would hide as much of this test's."""
     with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
 

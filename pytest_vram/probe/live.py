@@ -1,4 +1,4 @@
-"""What a process with dry GPUs holds, read from outside: the page that ``drygpu/native/live.c`` writes."""
+"""Reads what another process with dry GPUs holds, from the page that ``drygpu/native/live.c`` writes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _CARD = struct.Struct("<QQQ")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What one process holds of one card, in bytes, its context included.
+    """The memory that one process holds on one card, in bytes, including its context.
 
     Attributes:
         card: the card's number in the machine.
-        used_bytes: what it holds now, or held when it ended.
-        peak_bytes: the most that it held.
-        context_bytes: the context's part.
+        used_bytes: the bytes that the process holds now, or held when it ended.
+        peak_bytes: the most bytes that it held.
+        context_bytes: the context's part of these bytes.
     """
 
     card: int
@@ -40,7 +40,7 @@ class Page:
 
 
 def read(path: Path) -> Page | None:
-    """The page in ``path``; ``None`` where there is none, or it is not complete yet."""
+    """Return the page in the file ``path``, or None if there is none or it is not complete yet."""
     try:
         data = path.read_bytes()
     except OSError:

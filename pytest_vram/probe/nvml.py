@@ -1,4 +1,4 @@
-"""Read a card's memory from NVML: this process's bytes and everybody's. Needs ``nvidia-ml-py`` (extra ``nvml``)."""
+"""Read how much memory each process holds on a card, from NVML, which needs ``nvidia-ml-py`` (extra ``nvml``)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def process_bytes(uuid: str | None, index: int) -> int | None:
     """Return the bytes that this process holds on a card, without its children; ``None`` if the driver does not say.
 
     Args:
-        uuid: UUID of the card, because NVML may number the cards differently from torch.
-        index: NVML's number of the card, used if ``uuid`` is None.
+        uuid: the card's UUID, because NVML may number the cards differently from torch.
+        index: NVML's number of the card, which is used if ``uuid`` is None.
 
     Raises:
-        ProbeUnavailable: NVML is not available.
+        ProbeUnavailable: if NVML is not available.
     """
     pynvml = _nvml()
     return _bytes_of(pynvml, _handle(pynvml, uuid, index), {os.getpid()})
@@ -50,7 +50,7 @@ class NvmlProbe(PlainProbe):
         self._moved = [False] * len(self._handles)
 
     def devices(self) -> tuple[Device, ...]:
-        """Visible cards."""
+        """Return the visible cards."""
         nvml = self._pynvml
         return tuple(
             Device(
@@ -64,12 +64,12 @@ class NvmlProbe(PlainProbe):
         )
 
     def allocated(self) -> tuple[int, ...]:
-        """Bytes of this process and of those below it on each card, now."""
+        """Return the bytes that this process and its descendants hold on each card now."""
         own = {os.getpid(), *descendants()}
         return tuple(_bytes_of(self._pynvml, handle, own) or 0 for handle in self._handles)
 
     def peak(self) -> tuple[Peak, ...]:
-        """The largest sample."""
+        """Take a sample, and return the largest sample since the last reset."""
         now = self.allocated()
         self._highest = [max(a, b) for a, b in zip(self._highest, now, strict=True)]
         for index, (before, after) in enumerate(zip(self._foreign, self._foreign_bytes(), strict=True)):
@@ -77,19 +77,19 @@ class NvmlProbe(PlainProbe):
         return tuple(Peak(device_bytes=value) for value in self._highest)
 
     def reset_peak(self) -> None:
-        """Start from now."""
+        """Set the peaks to what is held now."""
         self._highest = list(self.allocated())
 
     def free_bytes(self, index: int) -> int | None:
-        """What the card has left."""
+        """Return the free memory of the card in bytes."""
         return int(self._pynvml.nvmlDeviceGetMemoryInfo(self._handles[index]).free)
 
     def contaminated(self) -> tuple[bool, ...]:
-        """Whether another process's memory moved since the test began."""
+        """Return whether the memory of other processes changed since the test began, for each card."""
         return tuple(self._moved)
 
     def begin_test(self, *, record: bool, timeline: bool = False) -> None:
-        """Remember what others hold."""
+        """Note what other processes hold."""
         self._foreign = self._foreign_bytes()
         self._moved = [False] * len(self._handles)
 
@@ -166,9 +166,10 @@ def _graphics(nvml: Any, handle: Any) -> list[Any]:
 
 
 def process_sizes() -> dict[int, int]:
-    """Bytes that each process holds on the visible cards, all cards together, as far as NVML says; else nothing.
+    """Return the bytes that each process holds on all visible cards together, as far as NVML reports them.
 
-    Inside a container NVML may know processes by other numbers than this process does, or not at all.
+    The result is empty if NVML fails. In a container, NVML may know processes by other numbers (PIDs) than this
+    process does, or not at all.
     """
     sizes: dict[int, int] = {}
     try:
@@ -178,20 +179,20 @@ def process_sizes() -> dict[int, int]:
             for process in (*nvml.nvmlDeviceGetComputeRunningProcesses(handle), *_graphics(nvml, handle)):
                 if process.usedGpuMemory is not None:
                     sizes[process.pid] = sizes.get(process.pid, 0) + int(process.usedGpuMemory)
-    except Exception:  # NVML is an extra, and says no in containers in many ways
+    except Exception:  # NVML is an optional dependency, and fails in containers in many ways
         return {}
     return sizes
 
 
 def descendants() -> set[int]:
-    """Process numbers of all processes below this one (Linux)."""
+    """Return the process ids (PIDs) of all descendants of this process (Linux)."""
     found: set[int] = set()
     pending = [os.getpid()]
     while pending:
         parent = pending.pop()
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             for thread in os.listdir(f"/proc/{parent}/task"):
-                with contextlib.suppress(OSError):  # a thread of it has
+                with contextlib.suppress(OSError):  # the thread has just ended
                     text = Path(f"/proc/{parent}/task/{thread}/children").read_text()
                     new = {int(pid) for pid in text.split()} - found
                     found |= new

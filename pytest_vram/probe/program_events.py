@@ -1,7 +1,7 @@
-"""Record when the program calls modules, runs a backward pass or an optimizer step, and which tensors belong to whom.
+"""Record when the program calls modules, runs a backward pass or an optimizer step, and what each tensor belongs to.
 
-Torch's memory history has times of the same clock. Together, the two tell what each allocation is for. This module
-costs nothing while it is off.
+Torch's memory history has times of the same clock, so both together tell what each allocation is for. This module
+costs nothing while it does not record.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ last two. It is a plain tuple, because a training step makes thousands of them.
 
 
 class Label(NamedTuple):
-    """What a tensor's block is for, as seen at one time."""
+    """What a tensor's block is used for at one time."""
 
     time_ns: int
     """Nanoseconds of the Unix clock."""
@@ -49,7 +49,7 @@ class Label(NamedTuple):
     """The block's address on the device."""
     category: Category
     module: str
-    """Name of the module that the tensor belongs to; ``""`` where it is not known."""
+    """Name of the module that the tensor belongs to; ``""`` if it is unknown."""
 
 
 _Doing = tuple[str, str, bool]
@@ -91,7 +91,7 @@ class Notes:
 
     @property
     def marks(self) -> Marks:
-        """Return all that was recorded until now."""
+        """All that was recorded so far."""
         steps = [(time, *doing) for time, doing in zip(self._times, self._doing, strict=True)]
         return Marks(steps=steps, labels=self._labels)
 
@@ -115,7 +115,7 @@ class Notes:
         """Stop recording. What was recorded stays."""
         import torch
 
-        self._on = False  # if another library has patched the patch, the patch stays and only passes calls on
+        self._on = False  # if another library has wrapped our patch, the patch stays and only passes calls on
         for handle in self._handles:
             handle.remove()
         call = self._originals.pop("call", None)
@@ -159,10 +159,10 @@ class Notes:
         return call
 
     def meet(self, module: nn.Module) -> None:
-        """Remember a module that is new here and its submodules, and label their tensors.
+        """Register a new module and its submodules, and label their tensors.
 
-        Each module is met at its first call. A program that reads a weight without a call of its module, or whose
-        first call is late, introduces the module by this method.
+        This happens at each module's first call. A caller that needs the labels earlier, or whose program reads a
+        weight without a call of its module, calls this method itself.
         """
         import torch
 
@@ -177,7 +177,7 @@ class Notes:
                 self._label(now, parameter, kind, name)
                 if trained:
                     self._trainable.append((weakref.ref(parameter), name))
-                    if parameter.is_leaf:  # a parametrization puts a computed tensor in a parameter's place
+                    if parameter.is_leaf:  # a parametrization replaces a parameter by a computed tensor
                         note = partial(self._label_gradient, name)
                         self._handles.append(parameter.register_post_accumulate_grad_hook(note))
                 if type(parameter) is not torch.nn.Parameter:
@@ -291,7 +291,7 @@ class Notes:
 
 
 class _Adapters(dict[str, bool]):
-    """Whether a part of a module's name belongs to an adapter; each part is matched once."""
+    """A cache that tells whether a part of a module's name belongs to an adapter; each part is matched once."""
 
     def __missing__(self, key: str) -> bool:
         self[key] = found = bool(_ADAPTERS.search(key))
@@ -326,9 +326,10 @@ def _output_layer(module: nn.Module) -> Any:
 
 
 def _module_constants(module: nn.Module) -> Iterator[Tensor]:
-    """Yield what a module itself keeps: an 8-bit layer from its first use on, and a mixture's experts in 4 bits.
+    """Yield the quantization constants that a module itself keeps.
 
-    The states of experts are lists by the parameter's name in an attribute ``quant_states``.
+    An 8-bit layer keeps them from its first use on. A mixture of experts in 4 bits keeps the states of its experts in
+    the attribute ``quant_states``, which maps the name of each parameter to a list of states.
     """
     kept = vars(module)
     yield from quantization_constants(kept.get("state"))

@@ -16,11 +16,11 @@ class Counters:
     """Events on one device since the process began."""
 
     retries: int = 0
-    """How often the allocator emptied its cache to satisfy a request."""
+    """The number of times that the allocator emptied its cache to satisfy a request."""
     ooms: int = 0
-    """OutOfMemory errors that the allocator raised."""
+    """The number of OutOfMemory errors that the allocator raised."""
     work: Work | None = None
-    """Kernels, copies and waits; None where they are not counted."""
+    """Kernels, copies and waits; ``None`` if they are not counted."""
 
 
 @runtime_checkable
@@ -94,5 +94,5 @@ class Probe(Protocol):
         """Let allocations on device ``index`` fail beyond ``limit_bytes``; ``None`` lifts the cap.
 
         Returns:
-            Whether the probe could do so.
+            Whether the probe can set the cap.
         """

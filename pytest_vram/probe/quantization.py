@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def quantization_constants(weight: Any) -> Iterator[Tensor]:
     """Yield the tensors that are needed to decode a weight of bitsandbytes; none for an ordinary tensor.
 
-    A tensor that several weights share, such as a code book, comes once for each of them.
+    A tensor that several weights share, such as a code book, is yielded once for each of them.
 
     Args:
         weight: a 4-bit weight, which has a ``quant_state``; an 8-bit weight, or the state of an 8-bit layer, which have

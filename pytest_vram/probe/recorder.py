@@ -1,4 +1,4 @@
-"""Record the allocations of one test with the program's events, and find memory over time and who held the peak."""
+"""Record the allocations of one test with the program's events, and find memory over time and the peak's holders."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class Recorder:
             self._notes.start()
 
     def meet(self, module: nn.Module) -> None:
-        """Tell whose the tensors of a module are before its first call; see :meth:`Notes.meet`."""
+        """Label the tensors of a module before its first call; see :meth:`Notes.meet`."""
         self._notes.meet(module)
 
     def stop(self) -> None:
-        """Remove the hooks."""
+        """Stop recording the program's events."""
         self._notes.stop()
 
     def timeline(self, index: int) -> Timeline:
@@ -119,20 +119,19 @@ class TorchHistory:
     reserves = True
 
     def before(self) -> Sequence[Mapping[str, Any]]:
-        """See :class:`Source`."""
+        """Return the current segments; none before CUDA is initialized."""
         import torch
 
         return _segments_now() if torch.cuda.is_initialized() else ()
 
     def events(self, index: int) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, Any] | None]:
-        """See :class:`Source`."""
+        """Return the events of device ``index``, and the allocator settings if this version of torch reports them."""
         snapshot = torch_private.memory_snapshot()
         traces = snapshot["device_traces"]
-        # Some versions of torch do not report the settings.
         return traces[index] if index < len(traces) else [], snapshot.get("allocator_settings")
 
     def address(self, tensor: Tensor) -> tuple[int, int] | None:
-        """See :class:`Source`."""
+        """Return the device and address of a CUDA tensor's block; None for other tensors."""
         return on_card(tensor)
 
 
@@ -154,7 +153,7 @@ def _segments_now() -> list[Mapping[str, Any]]:
 
 
 def _by_line(found: Iterable[Holder], top: int) -> tuple[Holder, ...]:
-    """Sum holders by line of code, because without marks their categories are guesses."""
+    """Return the holders summed by line of code, because without marks their categories are guesses."""
     lines: dict[str, list[Holder]] = {}
     for holder in found:
         lines.setdefault(holder.location, []).append(holder)

@@ -1,4 +1,4 @@
-"""Replay torch's memory history with the program's events, to find memory over time and who held the peak."""
+"""Replay torch's memory history with the program's events, to find memory over time and the holders of the peak."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LOSS = re.compile(r"loss|cross_entropy", re.IGNORECASE)
 class Block:
     """One allocation. ``born``, ``died`` and ``gone`` are positions in the list of events; -1 is before the first.
 
-    A block ``died`` when it was freed, and is ``gone`` when no other stream uses it any more.
+    A block dies when the program frees it, and is gone when no other stream uses it any more.
     """
 
     size: int
@@ -46,7 +46,7 @@ class Block:
     frames: Sequence[Mapping[str, Any]] = ()
 
     def alive(self, at: int) -> bool:
-        """Whether a tensor used the block after the first ``at`` events."""
+        """Return whether a tensor used the block after the first ``at`` events."""
         return self.born < at and (self.died is None or self.died >= at)
 
 
@@ -102,7 +102,7 @@ class _State:
         self.call.clear()
 
     def _backward_over(self) -> None:
-        # A block that outlives the backward pass was not saved for it: a BLAS workspace, or an output that was kept.
+        # A block that outlives the backward pass was not saved for it. It is a BLAS workspace, or a kept output.
         for block in self.saved:
             if block.died is None and block.category == "activations":
                 block.category = "other"
@@ -133,14 +133,14 @@ def replay(
     device: int,
     settings: Mapping[str, Any] | None = None,
 ) -> Replay:
-    """Replay a history: find every block, what it is for, and the allocated bytes over time.
+    """Replay a history to find every block, what it is used for, and the allocated bytes over time.
 
     Args:
         events: the events of one device, as in ``torch.cuda.memory._snapshot()["device_traces"]``.
         before: the segments of that device as they were before the first event, as in the same function's
             ``"segments"``.
         marks: the program's events and labels.
-        device: index of the device, whose labels are used.
+        device: index of the device; only its labels are used.
         settings: the allocator's settings, as in the same function's ``"allocator_settings"``.
     """
     blocks = _blocks(events, before, marks, device, Arena(settings))
@@ -202,7 +202,7 @@ def timeline(
     """Reduce a replay to a curve of at most ``points`` + 2 points, by category and module. The peak stays exact.
 
     Args:
-        played: from :func:`replay`.
+        played: the result of :func:`replay`.
         start_us: when the measurement began, in microseconds of the Unix clock.
         reserved_before: bytes that the allocator held before the first event.
         cut: whether the oldest events were lost.
@@ -274,7 +274,7 @@ def _stick(label: Label, live: Mapping[int, Block]) -> None:
 
 
 def _chosen(totals: Sequence[int], peak: int, points: int) -> list[int]:
-    """Choose the position of the maximum of each of ``points`` intervals, the first, the last and the peak."""
+    """Return the positions of the first, the last and the peak, and of the maximum of each of ``points`` intervals."""
     count = len(totals)
     if count <= points:
         return list(range(count))
@@ -321,9 +321,10 @@ def _reserved(events: Sequence[Mapping[str, Any]], before: int) -> list[int]:
 
 
 def _in_loss(frames: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a loss allocated a block: a function or file has "loss" in its name, within the innermost module call.
+    """Return whether a loss allocated a block: a function or file in its stack is named "loss" or "cross_entropy".
 
-    Frames outside of that call do not count: a ``compute_loss`` that calls the model contains the whole forward pass.
+    A part of the name is enough. Only frames within the innermost module call count, because a ``compute_loss`` that
+    calls the model contains the whole forward pass.
     """
     for frame in frames:
         if frame["name"] == "_call_impl" and frame["filename"].endswith(_MODULE_CALL):

@@ -1,7 +1,7 @@
-"""The figures of a process below a measured test: kept from its first use of a GPU on, and left when it ends.
+"""Measures a child process of a measured test from its first use of a GPU on, and writes its figures when it ends.
 
-Runs in every Python process that inherits the plugin's environment, on a dry GPU and on a real one. A process that
-never uses a GPU leaves nothing.
+This module runs in every Python process that inherits the plugin's environment, with dry and with real GPUs. A process
+that never uses a GPU writes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pytest_vram.memory.codec import encode
 from pytest_vram.memory.process import Process
 
 _HOLDERS = 10
-_RECENT = 0.1  # seconds; a start is known to a hundredth
+_RECENT = 0.1  # seconds of tolerance, because a process's start is known to a hundredth of a second
 _SHOWN = 80  # characters of a command line
 _reporters: list[_Reporter] = []
 _owned: dict[str, str | None] = {}
@@ -34,14 +34,14 @@ _rank_before: list[int] = []
 
 
 def now() -> float:
-    """Seconds since the machine started: a clock that all processes share."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):  # macOS and Windows, where no process's start is compared with it
+    """Return the seconds since the machine started, a clock that all processes share."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):  # on macOS and Windows, no process's start is compared with this clock
         return time.monotonic()
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def started(pid: int) -> float | None:
-    """When a process started, on the clock of :func:`now`, to a hundredth of a second; ``None`` if it is gone."""
+    """Return when a process started, on the clock of :func:`now`, to a hundredth of a second; None if it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -50,13 +50,13 @@ def started(pid: int) -> float | None:
 
 
 def runs(pid: int, seen: float) -> bool:
-    """Tell whether the process that was number ``pid`` at a moment still runs.
+    """Return whether the process that had the id ``pid`` at a moment still runs.
 
-    A zombie does not run any more, and a process that started later has only got the number of one that ended.
+    A zombie does not run. A process that started after that moment has only reused the id.
 
     Args:
-        pid: the number.
-        seen: a moment when the process ran, on the clock of :func:`now`.
+        pid: the process id.
+        seen: a moment at which the process ran, on the clock of :func:`now`.
     """
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -67,7 +67,7 @@ def runs(pid: int, seen: float) -> bool:
 
 
 def command(pid: int) -> str:
-    """A process's command line, shortened; ``"process"`` if it is gone."""
+    """Return a process's command line, shortened, or ``"process"`` if it has ended."""
     try:
         parts = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -77,7 +77,7 @@ def command(pid: int) -> str:
 
 
 class _Reporter:
-    """Watches one process."""
+    """Measures this process, and writes its figures."""
 
     def __init__(self, folder: Path) -> None:
         from pytest_vram.probe.cuda import CudaProbe
@@ -88,15 +88,15 @@ class _Reporter:
         self._intervals = Intervals(self._probe)
         self._interval = self._intervals.begin()
         self._probe.begin_test(record=True)
-        # Says that figures will come: a process that is killed before leaves this behind.
+        # This file announces the figures; if the process is killed before it writes them, only this file remains.
         (folder / f"{self.pid}.began").write_text(json.dumps(encode(self._process(()))))
         self._questions = folder / f"{self.pid}.ask"
-        if hasattr(os, "mkfifo"):  # Windows has none: nobody asks there while this process runs
+        if hasattr(os, "mkfifo"):  # Windows has no named pipes of this kind, so nobody can ask this process there
             os.mkfifo(self._questions)
             threading.Thread(target=self._answer, name="vram-answers", daemon=True).start()
 
     def write(self) -> None:
-        """Leave the figures."""
+        """Write the figures for the whole life of the process."""
         if os.getpid() != self.pid:
             return
         measurements = tuple(m for m in self._measurements(holders=True) if used(m))
@@ -105,7 +105,7 @@ class _Reporter:
         self._questions.unlink(missing_ok=True)
 
     def _answer(self) -> None:
-        """Leave the figures so far whenever somebody asks: a byte in the pipe is a question."""
+        """Write the figures so far each time another process asks, by a byte in the pipe."""
         while True:
             try:
                 with self._questions.open("rb") as pipe:
@@ -113,7 +113,7 @@ class _Reporter:
                 measurements = tuple(m for m in self._measurements(holders=False) if used(m))
                 write_figures(self.folder, self._process(measurements), suffix="sofar")
             except (OSError, RuntimeError):
-                return  # the folder is gone, so that nobody will ask any more; or the interpreter is going
+                return  # the folder was removed, so nobody will ask any more; or the interpreter is shutting down
 
     def _process(self, measurements: tuple[Measurement, ...]) -> Process:
         began = started(self.pid)
@@ -142,31 +142,37 @@ class _Reporter:
 
 
 def write_figures(folder: Path, process: Process, suffix: str = "json") -> None:
-    """Put one process's figures into the folder, whole or not at all."""
+    """Write one process's figures to the folder atomically."""
     unfinished = folder / f".{process.pid}.{suffix}"
     unfinished.write_text(json.dumps(encode(process)))
     unfinished.replace(folder / f"{process.pid}.{suffix}")
 
 
 class _Anything:
-    """``register_after_fork`` wants an object that lives as long as it is to be called."""
+    """The object that ``register_after_fork`` needs; the function is called as long as this object lives."""
 
 
 _ANYTHING = _Anything()
 
 
 def own(folder: str, outer: str | None) -> None:
-    """This process reads ``folder``, and does not report there: it reports to ``outer``, if there is one."""
+    """Note that this process reads ``folder``, and so reports its own figures to ``outer`` instead, if there is one."""
     _owned[folder] = outer
 
 
 def owner_of(folder: str | None) -> str | None:
-    """Where a process reports whose environment names ``folder``: nowhere, if it has said so with :func:`own`."""
+    """Return the folder to which this process reports if its environment names ``folder``.
+
+    It is ``folder`` itself, unless this process reads that folder: then it is what :func:`own` named, or None.
+    """
     return _owned.get(folder, folder) if folder else None
 
 
 def begin() -> None:
-    """Report this process's figures, from the moment it first uses a GPU. Torch is imported; no folder, no report."""
+    """Report this process's figures, measured from its first use of a GPU, if the environment names a folder.
+
+    torch has to be imported.
+    """
     folder = owner_of(os.environ.get(PROCESSES_VARIABLE))
     if folder:
         _once(os.getpid(), folder)
@@ -180,12 +186,12 @@ def _once(_pid: int, folder: str) -> None:
 
 
 def _finish_with_multiprocessing(_: object) -> None:
-    """A child of multiprocessing ends without running atexit's functions, but runs these."""
+    """Register ``_finish`` with multiprocessing, whose child processes do not run atexit's functions when they end."""
     multiprocessing.util.Finalize(None, _finish, exitpriority=0)
 
 
 def follow_forks() -> None:
-    """Let the children that this process forks report, although it does not report itself."""
+    """Let the children that this process forks report their figures, although this process does not."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_in_child)
 
@@ -200,7 +206,7 @@ def _in_child() -> None:
 
 def _start(folder: str) -> None:
     if not _reporters:
-        with contextlib.suppress(OSError):  # the test session is over, and its folder gone: nobody wants figures
+        with contextlib.suppress(OSError):  # the test session is over and its folder removed, so nobody reads figures
             _reporters.append(_Reporter(Path(folder)))
             _remember_rank()
 
@@ -222,7 +228,7 @@ def _rank() -> int | None:
 
 
 def _remember_rank() -> None:
-    """Keep the rank when the process group is taken down: figures are left later."""
+    """Keep the rank when the process group is destroyed, because the figures are written later."""
     distributed = sys.modules.get("torch.distributed")
     original = getattr(distributed, "destroy_process_group", None)
     if distributed is None or original is None or hasattr(original, "remembers_rank"):
@@ -239,6 +245,6 @@ def _remember_rank() -> None:
 
 
 def used(measurement: Measurement) -> bool:
-    """Whether the process had anything on that device."""
+    """Return whether the process used the device of a measurement."""
     peak = measurement.peak
     return bool(peak.allocated_bytes or peak.reserved_bytes or peak.device_bytes)

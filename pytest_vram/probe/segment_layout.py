@@ -49,7 +49,7 @@ def layout(
     """Return the segments at the peak.
 
     Args:
-        played: from :func:`pytest_vram.probe.replay.replay`.
+        played: the result of :func:`pytest_vram.probe.replay.replay`.
         before: the segments of the device before the first event.
         tell: returns the line of code and the category to show for a block.
     """
@@ -130,7 +130,7 @@ def _unmap(held: dict[int, _Range], start: int, size: int) -> None:
 
 
 def _waiting(events: Sequence[Mapping[str, Any]], before: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-    """Return address and size of blocks that were freed before the first event and another stream still uses."""
+    """Return address and size of blocks that were freed before the first event but that another stream still uses."""
     waiting = {}
     for segment in before:
         address = segment["address"]
@@ -179,7 +179,10 @@ def _runs(found: _Found, tell: Callable[[Block], tuple[str, str | None]]) -> Ite
 
 
 def _few(runs: list[Run]) -> tuple[Run, ...]:
-    """Join neighbours with the same line and category; if too many are left, those of one category. Keep ``RUNS``."""
+    """Return at most ``RUNS`` runs: neighbours with the same line and category are joined.
+
+    If too many runs are left, neighbours of one category are joined as well.
+    """
     joined = _joined(runs, lambda run: (run.state, run.category, run.location))
     if len(joined) > RUNS:
         joined = _joined(joined, lambda run: (run.state, run.category))

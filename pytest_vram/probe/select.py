@@ -29,14 +29,14 @@ class Choice:
     kind: str
     card: str = DEFAULT_CARD
     count: int | None = None
-    """How many dry GPUs; ``None`` where the choice does not say."""
+    """The number of dry GPUs; ``None`` if the choice does not name one."""
 
 
 def parse_choice(text: str) -> Choice:
     """Read ``auto``, ``cuda``, ``dry``, ``dry:CARD``, ``dry:CARDx2``, ``host``, ``nvml`` or ``off``.
 
     Raises:
-        VramUsageError: the text is none of them, no card has that name, or the number of cards is too large.
+        VramUsageError: if the text is none of them, no card has that name, or the number of cards is too large.
     """
     kind, colon, card = text.partition(":")
     if kind not in KINDS or (colon and kind != "dry") or (colon and not card):
@@ -56,7 +56,7 @@ def _dry_choice(text: str, card: str) -> Choice:
     if several is None:
         return Choice(kind="dry", card=find_card(card).name)
     try:
-        return Choice(kind="dry", card=find_card(card).name)  # a name may end like that: rtx4080
+        return Choice(kind="dry", card=find_card(card).name)  # a card's name may end that way, such as rtx4080
     except VramUsageError:
         name, count = find_card(several[1]).name, int(several[2])
     if not 1 <= count <= MOST_DEVICES:
@@ -81,22 +81,25 @@ def torch_build() -> str | None:
 
 
 def can_run_dry() -> bool:
-    """Whether ``auto`` may choose the dry GPU: no real one, a CUDA build of torch, and a way to compile the stubs."""
+    """Return whether ``auto`` may choose the dry GPU.
+
+    It may on Linux if there is no real GPU, torch is a CUDA build, and the stub libraries are loaded or can be built.
+    """
     if sys.platform != "linux" or real_gpu_present() or torch_build() != "cuda":
         return False
     return driver.is_active() or bool(shutil.which("cc") or shutil.which("gcc") or importlib.util.find_spec("ziglang"))
 
 
 def go_dry(card: str, count: int | None = None, *, chosen: str = "") -> None:
-    """Put dry GPUs beneath this process and those it starts.
+    """Give dry GPUs to this process and to those that it starts.
 
     Args:
-        card: which.
-        count: how many; ``None`` for one, or for as many as a conftest asks for with ``activate``.
-        chosen: the option that named them; a conftest that names other cards is refused with it.
+        card: the name of the card.
+        count: the number of cards; ``None`` for one, or for as many as a conftest asks for with ``activate``.
+        chosen: the option that named the cards; the error for a conftest that names other cards quotes it.
 
     Raises:
-        DryGpuError: see :func:`pytest_vram.drygpu.process.activate`.
+        DryGpuError: if the dry GPU cannot be put in place; see :func:`pytest_vram.drygpu.process.activate`.
     """
     import os
 
@@ -113,7 +116,7 @@ def choose(choice: Choice) -> Probe:
     """Return the probe for a choice; for ``auto``, the best one. It imports torch, so call it when a test needs it.
 
     Raises:
-        ProbeUnavailable: there is no such probe here; the message says why, and what to do.
+        ProbeUnavailable: if there is no such probe here; the message says why, and what to do.
     """
     if choice.kind == "off":
         raise ProbeUnavailable("measuring is switched off (vram_gpu = off)")

@@ -21,7 +21,7 @@ class Part:
 
     @property
     def change_bytes(self) -> int:
-        """Return the growth in bytes, which is negative if the part shrank."""
+        """The growth in bytes, which is negative if the part shrank."""
         return self.after_bytes - self.before_bytes
 
 
@@ -34,7 +34,7 @@ class Changes:
 
 
 def between(old: Measurement | None, new: Measurement) -> Changes | None:
-    """Return what changed; ``None`` without an earlier measurement on the same card by the same kind of probe."""
+    """Return what changed, or None without an earlier measurement on the same card by the same kind of probe."""
     if old is None or (old.device.kind, old.device.name) != (new.device.kind, new.device.name):
         return None
     return Changes(

@@ -18,7 +18,7 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 def curve(
     timeline: Timeline, *, limit: int | None = None, width: int = 60, height: int = 5, phases: Sequence[Phase] = ()
 ) -> list[str]:
-    """Draw allocated memory from left to right over the recorded allocations and frees, with a line at the budget.
+    """Return lines that draw allocated memory over the recorded allocations and frees, with a line at the budget.
 
     Args:
         timeline: the timeline to draw; an empty one gives no lines.

@@ -22,7 +22,7 @@ def render(report: Report, places: Places | None = None) -> str:
 
     Args:
         report: the report.
-        places: where the report's files are; by default in the working directory and the repository around it.
+        places: finds the report's files; by default in the working directory and the repository around it.
     """
     here = Path.cwd()
     found = findings(report, places or Places(here, repository(here)))

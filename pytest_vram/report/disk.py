@@ -16,7 +16,7 @@ def load(path: str | os.PathLike[str]) -> Report:
     """Read a ``.json`` report.
 
     Raises:
-        VramUsageError: the file does not exist, is not a report, or has another schema version.
+        VramUsageError: if the file does not exist, is not a report, or has another schema version.
     """
     source = Path(path)
     try:

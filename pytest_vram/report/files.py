@@ -39,8 +39,8 @@ def save(report: Report, path: str | os.PathLike[str], before: Report | None = N
         before: an earlier report; an HTML page shows the growth since then, by category and line of code.
 
     Raises:
-        VramUsageError: there is no format for the suffix.
-        OSError: the file cannot be written.
+        VramUsageError: if there is no format for the suffix.
+        OSError: if the file cannot be written.
     """
     target = Path(path)
     suffix = suffix_of(target)
@@ -52,7 +52,7 @@ def suffix_of(path: Path) -> str:
     """Return the suffix that determines the format of a file: ``.codequality.json`` differs from ``.json``.
 
     Raises:
-        VramUsageError: there is no format for the suffix.
+        VramUsageError: if there is no format for the suffix.
     """
     for suffix in sorted(_FORMATS, key=len, reverse=True):
         if path.name.endswith(suffix):
@@ -74,8 +74,8 @@ def load_report(path: str | os.PathLike[str], table: str = "tests") -> pandas.Da
             * ``ranks``: the processes below each test, the one with the largest peak first.
 
     Raises:
-        VramUsageError: the report cannot be read (see :func:`load`), or there is no such table.
-        ImportError: pandas is missing: ``pip install 'pytest-vram[report]'``.
+        VramUsageError: if the report cannot be read (see :func:`load`), or there is no such table.
+        ImportError: if pandas is missing: ``pip install 'pytest-vram[report]'``.
     """
     try:
         import pandas

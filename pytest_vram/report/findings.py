@@ -27,7 +27,7 @@ RULES: dict[Rule, str] = {
     "left-memory": "The test leaves more GPU memory allocated than max_leak_mb allows.",
     "not-measured": "The test has a budget, and its GPU memory was not measured.",
 }
-"""Each rule, and what a finding of it says."""
+"""Each rule, with the sentence that explains it."""
 _LINES = 3
 """The number of lines of code that are named for each test."""
 _LOCATION = re.compile(r"(?P<path>.+?):(?P<line>\d+)(?: in .*)?")
@@ -51,7 +51,7 @@ class Finding:
         nodeid: the test.
         text: what is wrong, in one line.
         place: the line of code; ``None`` if no file of the repository is known.
-        fingerprint: a text that stays the same while the finding does, although lines above it come and go.
+        fingerprint: a text that identifies the finding; it does not change when lines are added or removed above it.
     """
 
     rule: Rule
@@ -93,7 +93,7 @@ class Places:
 
 
 def findings(report: Report, places: Places) -> list[Finding]:
-    """Return the findings of a report, tests over their budget first. Each test has those of one rule only."""
+    """Return the findings of a report, tests over their budget first. All findings of a test are of the same rule."""
     tests = {test.nodeid: test for test in report.tests}
     return [finding for shown in rows(report) for finding in _of_test(tests[shown.nodeid], shown, places)]
 
@@ -151,5 +151,5 @@ def _finding(rule: Rule, test: TestRecord, text: str, place: Place | None, line:
 
 
 def _without_line(location: str) -> str:
-    """Return the function of a location, which stays while its line number changes."""
+    """Return the function of a location, which remains the same while its line number changes."""
     return location.rpartition(" in ")[2]

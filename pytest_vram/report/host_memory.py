@@ -1,4 +1,4 @@
-"""Host memory in reports: one line or a few for each test that has a budget for it."""
+"""Render host memory for reports: one line or a few for each test that has a budget for it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from pytest_vram.memory import HostPeak
     from pytest_vram.report.rows import Row
 
-_SHOWN = 200  # tests
+_SHOWN = 200  # the most tests in a Markdown report
 
 
 def summary(host: HostPeak) -> str:
-    """Return ``2.50 GiB of 2.00 GiB, 512 MiB over; pinned 1.00 GiB``."""
+    """Return a text such as ``2.50 GiB of 2.00 GiB, 512 MiB over; pinned 1.00 GiB``."""
     if host.peak_bytes is None:
         return f"not measured: {host.missing}"
     over = f", {format_bytes(host.over_bytes)} over" if host.over_bytes else ""
@@ -26,7 +26,7 @@ def summary(host: HostPeak) -> str:
 
 
 def details(host: HostPeak) -> list[str]:
-    """Return the parts of a measured peak, a line each."""
+    """Return the parts of a measured peak, one line each."""
     how = f"sampled every {host.interval_seconds * 1000:.0f} ms" if host.sampled else "the kernel's maximum"
     lines = [
         f"this process  {format_bytes(host.own_bytes)} ({how}), above the {format_bytes(host.start_bytes)} that it"
@@ -45,7 +45,7 @@ def details(host: HostPeak) -> list[str]:
 
 
 def terminal_lines(table: Iterable[Row], top: int) -> list[str]:
-    """Return the section of the terminal's report; nothing if no test has such a budget."""
+    """Return the lines of the terminal's section; empty if no test has a budget of host memory."""
     found = _largest_first(table)
     if not found:
         return []
@@ -54,7 +54,7 @@ def terminal_lines(table: Iterable[Row], top: int) -> list[str]:
 
 
 def markdown_lines(table: Iterable[Row]) -> list[tuple[str, str]]:
-    """Return each test that has such a budget, with its summary."""
+    """Return each test that has a budget of host memory, with its summary."""
     return [(nodeid, summary(host)) for nodeid, host in _largest_first(table)[:_SHOWN]]
 
 

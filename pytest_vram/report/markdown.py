@@ -79,7 +79,7 @@ def _line(row: Row, *, changes: bool) -> str:
 
 
 def _ranks(table: list[Row]) -> list[str]:
-    """Tests of several processes, these side by side."""
+    """Render a table of the child processes of each test that has any, and sentences on their imbalance."""
     several = [row for row in table if row.ranks]
     if not several:
         return []
@@ -145,7 +145,7 @@ def _details(row: Row) -> list[str]:
 
 
 def _what(row: Row) -> str:
-    """Why the test is among the failed ones, as far as memory knows."""
+    """Return why the test failed, as far as its figures show."""
     if row.verdict == "exceeded" and row.peak_bytes is not None and row.budget_bytes is not None:
         return f"{format_bytes(row.peak_bytes - row.budget_bytes)} over its budget"
     if row.host is not None and row.host.over_bytes:

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankRow:
-    """One process below a test, on the device on which it needed most.
+    """One child process of a test, on the device on which it needed most.
 
     Attributes:
-        title: its rank, or its command line, and its number.
-        rank: in ``torch.distributed``; ``None`` where it has none.
-        pid: its number.
-        card: index of the device; ``None`` where there are no figures, and for CPU tensors.
-        peak_bytes: in the test's metric; ``None`` where not measured.
+        title: its rank or its command line, and its process id.
+        rank: its rank in ``torch.distributed``; ``None`` if it has none.
+        pid: its process id.
+        card: the index of the device; ``None`` if there are no figures, and for CPU tensors.
+        peak_bytes: its peak in the test's metric; ``None`` if it was not measured.
         missing: why there are no figures.
-        left_bytes: what it still held after the test.
+        left_bytes: the bytes that it still held after the test.
     """
 
     title: str
@@ -65,19 +65,19 @@ class Row:
         baseline_bytes: the allocated peak in the report's baseline; ``None`` if the baseline has no entry.
         change_bytes: growth since the baseline, negative if the peak shrank; ``None`` without an entry.
         regressed: whether the peak grew by more than the baseline's tolerance.
-        unused_bytes: reserved and not allocated, at the allocated peak; ``None`` where the segments were not recorded,
-            as for the next two.
-        fragmented_bytes: the part of it that lies free between blocks in use.
-        largest_free_bytes: the largest free block of it.
-        ooms: requests that the allocator refused with OutOfMemoryError, on any device.
-        recovered: whether the test passed all the same: it caught the errors and went on with less.
-        assumptions: names of the notes, in one text.
-        notes: assumptions that the figures rest on, of every device.
-        host_bytes: the peak of host memory; ``None`` where the test has no budget for it, or it was not measured.
-        host_budget_bytes: the budget for it.
+        unused_bytes: the bytes that were reserved but not allocated at the allocated peak. This and the next two
+            figures are ``None`` if the segments were not recorded.
+        fragmented_bytes: the part of the unused bytes that lies free between blocks in use.
+        largest_free_bytes: the largest free block of the unused bytes.
+        ooms: the number of requests that the allocator refused with OutOfMemoryError, on all devices.
+        recovered: whether the test passed despite such errors, because it caught them and went on with less.
+        assumptions: the names of the notes, in one text.
+        notes: the assumptions that the figures rest on, of every device.
+        host_bytes: the peak of host memory; ``None`` if the test has no budget for it, or it was not measured.
+        host_budget_bytes: the budget of host memory.
         host_pinned_bytes: the peak of pinned host memory.
-        host: the same with its parts.
-        rank_count: how many processes below the test used a GPU.
+        host: the peak of host memory with its parts.
+        rank_count: the number of child processes of the test that used a GPU.
         imbalance: how much more than the mean the largest of them needs: 0.25 is 25%; ``None`` for fewer than two.
         ranks: these processes, the one that needs most first.
     """
@@ -143,7 +143,7 @@ def worst(test: TestRecord) -> tuple[str, Measurement | None]:
 
 
 def rank_rows(test: TestRecord, metric: str) -> tuple[RankRow, ...]:
-    """The processes below a test, the one that needs most first."""
+    """Return a row for each child process of a test, the one that needs most first."""
     found = []
     for process in test.processes:
         most = max(process.measurements, key=lambda m: m.figure(metric) or -1, default=None)
@@ -165,7 +165,7 @@ def rank_rows(test: TestRecord, metric: str) -> tuple[RankRow, ...]:
 
 
 def _fullest(test: TestRecord, metric: str) -> Card | None:
-    """The card that had to hold most, all processes of the test together."""
+    """Return the card that held most, counting all processes of the test; None without measurements."""
     each = test.budget is not None and test.budget.ranks == "each"
     found = cards_of(test.measurements, test.processes, metric, each=each)
     return max(found, key=lambda card: -1 if card.size_bytes is None else card.size_bytes, default=None)
@@ -242,12 +242,15 @@ def refusals_text(row: Row) -> str:
 
 
 def uneven_text(value: float) -> str:
-    """``the largest needs 25.0% more than the mean``."""
+    """Return a text such as ``the largest needs 25.0% more than the mean``."""
     return f"the largest needs {value:.1%} more than the mean"
 
 
 def work_text(work: Work | None) -> str:
-    """``1,204 kernels, 2 waits, 8 KiB to the device, 4 bytes to the host``; empty where nothing is counted."""
+    """Return a text such as ``1,204 kernels, 2 waits, 8 KiB to the device, 4 bytes to the host``.
+
+    It is empty if the work was not counted.
+    """
     if work is None:
         return ""
     parts = [f"{work.launches:,} kernel{'s' * (work.launches != 1)}"]

@@ -17,11 +17,11 @@ _BAR = 10
 _COLORS = {"exceeded": "31", "unmeasured": "33", "within": "32", "none": "0"}
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _QUIET_ROWS = 10
-_RANKS = 8  # processes of one test
+_RANKS = 8  # the most processes of one test that are shown
 
 
 def render(report: Report, *, width: int = 80, color: bool = False, verbosity: int = 0, top: int = 5) -> str:
-    """Return the table: peak, the part of fixtures, budget, used share and kind of probe, with the worst test first.
+    """Return the table, with the worst test first: peak, part of the fixtures, budget, used share and kind of probe.
 
     Args:
         report: the report to show.
@@ -45,12 +45,12 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbosity: i
 
 
 def display_width(text: str) -> int:
-    """Return the columns that a text takes: two for a wide character, none for a combining one."""
+    """Return the number of columns that a text takes: two for a wide character, none for a combining one."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def shorten(text: str, width: int) -> str:
-    """Shorten a text in the middle to at most ``width`` columns, so that the file and the parameters stay."""
+    """Shorten a text in the middle to at most ``width`` columns, so that the file and the parameters remain."""
     if display_width(text) <= width:
         return text
     if width < 3:
@@ -111,7 +111,7 @@ def _table(shown: list[Row], width: int, color: bool, *, phases: bool, changes: 
 
 
 def _ranks(row: Row, width: int, *, everything: bool) -> list[str]:
-    """The processes below a test, side by side, the one that needs most first."""
+    """Return a line for each child process of a test, the one that needs most first, and one for their imbalance."""
     shown = row.ranks if everything else row.ranks[:_RANKS]
     lines = [
         shorten(f"{_size(r.peak_bytes):>10}   {r.title}{'' if r.card is None else f' on cuda:{r.card}'}", width)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pytest_vram.report.findings import Finding, Place
 
 MOST = 10
-"""GitHub shows ten annotations of each level from one step, and drops the rest without a word."""
+"""The most annotations of each level that GitHub shows from one step; it silently drops the rest."""
 _TITLES = {
     "over-budget": "GPU memory over budget",
     "grew": "GPU memory grew",
@@ -27,7 +27,7 @@ def render(found: Sequence[Finding]) -> list[str]:
     lines: list[str] = []
     for level in ("error", "warning"):
         chosen = [findings for (of, _, _), findings in groups.items() if of == level]
-        # One command tells how many there are; it takes the place of one annotation.
+        # The command that tells how many more there are takes the place of one annotation.
         shown = chosen if len(chosen) <= MOST else chosen[: MOST - 1]
         for findings in shown:
             place = findings[0].place

@@ -1,1 +1,1 @@
-"""Peaks over commits: recorded by sessions, compared along the history of the repository, drawn, and bisected."""
+"""Record peaks in sessions, compare them along the commits of the repository, draw them, and bisect a growth."""

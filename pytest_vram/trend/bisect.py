@@ -25,14 +25,14 @@ _POSSIBLE = re.compile(r"^# possible first (?:bad|new) commit: \[(\w+)\]", re.MU
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What to look for.
+    """What to search for.
 
     Attributes:
         nodeid: the test.
         good: a revision at which the peak is small.
-        bad: a later one at which it is larger.
+        bad: a later revision at which the peak is larger.
         gpu: the value of ``--vram-gpu``.
-        tolerance: the growth in percent that is none.
+        tolerance: the growth in percent up to which a peak counts as unchanged.
         folder: the path from the top of the repository to pytest's root folder.
     """
 
@@ -49,10 +49,10 @@ class Found:
     """The result of a search.
 
     Attributes:
-        commits: the commit; or several, if commits between them could not be measured.
+        commits: the commit, or several possible ones if commits among them could not be measured.
         before_bytes: the peak at the good revision.
         after_bytes: the peak at the found commit, or at the bad revision if there are several.
-        steps: how many commits were measured, the two ends included.
+        steps: the number of commits that were measured, including both ends.
     """
 
     commits: tuple[str, ...]
@@ -65,13 +65,13 @@ def bisect(search: Search, repository: Path, tell: Callable[[str], None]) -> Fou
     """Search for the first commit at which the peak has grown over the good revision.
 
     Args:
-        search: what to look for.
+        search: what to search for.
         repository: a folder of the repository. Its working tree and its own ``git bisect`` stay as they are.
         tell: called with a line of text after each measurement.
 
     Raises:
-        VramUsageError: a revision does not exist, is not an ancestor of the other, or cannot be measured; or the peak
-            did not grow between them.
+        VramUsageError: if a revision does not exist or cannot be measured, ``good`` is not an ancestor of ``bad``, or
+            the peak did not grow between them.
     """
     good, bad = (_commit(revision, repository) for revision in (search.good, search.bad))
     if git("merge-base", good, bad, folder=repository) != good or good == bad:
@@ -100,7 +100,7 @@ def bisect(search: Search, repository: Path, tell: Callable[[str], None]) -> Fou
 def _search(
     search: Search, tree: Path, good: str, bad: str, peaks: dict[str, int], tell: Callable[[str], None]
 ) -> tuple[str, ...]:
-    """Let git choose the commits, and measure them."""
+    """Measure the commits that git chooses, and return the first bad commit, or all possible ones."""
     git("bisect", "start", bad, good, folder=tree)
     try:
         while True:
@@ -124,7 +124,7 @@ def _search(
 
 
 def _answer(verdict: str, tree: Path) -> None:
-    """Tell git the verdict. It ends with 2 if only skipped commits are left, which the log tells as well."""
+    """Tell git the verdict. If only skipped commits are left, git fails, but the log names the possible commits."""
     try:
         git("bisect", verdict, folder=tree)
     except VramUsageError:
@@ -144,7 +144,7 @@ def _measure(search: Search, tree: Path) -> tuple[int | None, str]:
             folder=folder,
             outputs=[output],
             gpu=search.gpu,
-            # Two commits can have files of one size within one second, and bytecode would then be taken for current.
+            # Two checkouts within one second can have files of equal size, so Python could use outdated bytecode.
             variables={**sources(tree, search.folder), "PYTHONDONTWRITEBYTECODE": "1"},
             quiet=True,
         )

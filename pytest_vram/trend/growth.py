@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """The peak of one test at one commit: the session that measured it last, and what it measured."""
+    """The peak of one test at one commit, with the last session that measured it and what the session measured."""
 
     session: Session
     entry: Entry
@@ -23,12 +23,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Growth:
-    """A test's peak grew by more than the tolerance.
+    """A growth of a test's peak by more than the tolerance.
 
     Attributes:
-        before: the commit that it is compared with: the last one from which the peak had not grown by more than the
-            tolerance. So a peak that creeps up is noticed too.
-        after: the commit at which it is larger.
+        before: the commit that the peak is compared with: the one with the smallest peak since the last growth. So a
+            peak that grows in small steps is noticed too.
+        after: the commit at which the peak is larger.
     """
 
     before: Point
@@ -36,13 +36,13 @@ class Growth:
 
     @property
     def percent(self) -> float:
-        """Return the growth in percent."""
+        """The growth in percent."""
         old, new = self.before.entry.peak_bytes, self.after.entry.peak_bytes
         return (new - old) / old * 100
 
     @property
     def parts(self) -> tuple[tuple[str, int], ...]:
-        """Return the categories and lines that grew, and by how many bytes: categories first, the largest first."""
+        """The categories and then the lines that grew, and by how many bytes, the largest growth of each first."""
         return (
             *_grown(self.before.entry.categories, self.after.entry.categories),
             *_grown(self.before.entry.lines, self.after.entry.lines),
@@ -61,10 +61,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trend:
-    """All series, and what was left out.
+    """All series, with remarks on what was left out.
 
     Attributes:
-        series: the tests, those that grew first.
+        series: the tests; those that grew come first.
         remarks: sentences on what was left out, and on the order of the commits.
     """
 
@@ -80,13 +80,13 @@ def trend(
     everything: bool = False,
     why: str = "",
 ) -> Trend:
-    """Follow every test.
+    """Return the trend of every test.
 
     Args:
         sessions: the history, in the order in which the sessions began.
         parents: each commit of the head's history and its parents, ancestors first; ``None`` if git does not know
             them. Then the commits are followed in the order of their dates.
-        tolerance: the growth in percent that is none.
+        tolerance: the growth in percent up to which a peak counts as unchanged.
         everything: also follow sessions of uncommitted changes and of commits that are not in the head's history.
         why: why ``parents`` is ``None``.
     """
@@ -117,14 +117,14 @@ def trend(
 
 
 def label(session: Session) -> str:
-    """Return what a commit is called: its short hash, with ``+changes`` if the tree was dirty."""
+    """Return the name of a commit: its short hash, with ``+changes`` if the tree was dirty."""
     if session.commit is None:
         return f"no commit, {session.at[:16].replace('T', ' ')}"
     return session.commit[:9] + ("+changes" if session.dirty else "")
 
 
 def versions_changed(growth: Growth) -> str:
-    """Return the versions that changed with a growth, which may be the reason; ``""`` if none did."""
+    """Return the versions that changed with a growth and may be its reason; ``""`` if none changed."""
     old, new = growth.before.session, growth.after.session
     pairs = (("torch", old.torch, new.torch), ("pytest-vram", old.pytest_vram, new.pytest_vram))
     return ", ".join(f"{name} {before} -> {after}" for name, before, after in pairs if before != after)
@@ -135,7 +135,7 @@ def _left_out(count: int, what: str) -> list[str]:
 
 
 def _ordered(sessions: Sequence[Session], parents: Mapping[str, tuple[str, ...]] | None) -> list[list[Session]]:
-    """Group the sessions by commit, and sort the groups: ancestors first. Uncommitted changes follow their commit."""
+    """Return the sessions grouped by commit, ancestors first. Uncommitted changes follow their commit."""
     position = {commit: i for i, commit in enumerate(parents or ())}
     groups: dict[object, list[Session]] = {}
     for session in sessions:
@@ -189,9 +189,9 @@ def _last(group: Sequence[Session], key: tuple[str, str]) -> Point | None:
 
 
 def _growths(points: Mapping[int, Point], links: Sequence[set[int]], tolerance: float) -> tuple[Growth, ...]:
-    """Compare each point with the largest of what its ancestors had.
+    """Return the growths, comparing each point with the largest reference of its ancestors.
 
-    The reference stays at the smallest peak since the last growth, so that a peak that creeps up is noticed.
+    A reference is the smallest peak since the last growth, so that a peak that grows in small steps is noticed.
     """
     references: dict[int, Point] = {}
     found = []

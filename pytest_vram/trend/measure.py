@@ -1,4 +1,4 @@
-"""Run pytest in a folder, in a process of its own, and read the report that it wrote."""
+"""Run pytest in a folder, in a separate process that writes a report."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def run_pytest(
         seconds: the time limit.
 
     Raises:
-        OutOfTimeError: the time limit was reached. The session and its child processes are gone by then.
+        OutOfTimeError: if the time limit was reached. The session and its child processes have then been ended.
     """
-    # `-p vram` loads the plugin where PYTEST_DISABLE_PLUGIN_AUTOLOAD is set, and changes nothing elsewhere.
+    # `-p vram` loads the plugin even if PYTEST_DISABLE_PLUGIN_AUTOLOAD is set; otherwise it changes nothing.
     command = [sys.executable, "-m", "pytest", "-p", "vram"]
     command += [f"--vram-output={path}" for path in outputs]
     command += [] if gpu is None else [f"--vram-gpu={gpu}"]
@@ -69,11 +69,11 @@ def run_pytest(
 
 
 def sources(tree: Path, folder: str) -> dict[str, str]:
-    """Return variables with which a checkout's own modules are imported, and not those that are installed.
+    """Return environment variables that make Python import a checkout's own modules instead of installed ones.
 
     Args:
         tree: the top of the checkout.
-        folder: the path from there to the folder that the tests run in.
+        folder: the path from the top to the folder that the tests run in.
     """
     places = [tree / folder, tree / folder / "src", tree, tree / "src"]
     paths = [str(place) for place in dict.fromkeys(places) if place.is_dir()]
@@ -82,7 +82,7 @@ def sources(tree: Path, folder: str) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a session: politely first, so that fixtures are torn down, and with its child processes."""
+    """End a session and its child processes; signals that let fixtures be torn down come first, SIGKILL last."""
     group = hasattr(os, "killpg") and os.getpgid(process.pid) == process.pid if process.poll() is None else False
     for number in (signal.SIGINT, signal.SIGTERM):
         if process.poll() is None:

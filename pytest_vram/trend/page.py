@@ -26,7 +26,7 @@ def render(trend: Trend, *, between: Callable[[str, str], int | None] = lambda a
 
     Args:
         trend: what to show.
-        between: how many commits lie between two; ``None`` if that is not known.
+        between: returns how many commits lie between two; ``None`` if that is unknown.
     """
     style = files("pytest_vram.trend").joinpath("page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 600
 _SET_BY_GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
-"""Git sets these for its hooks. They would point every call at the repository of the hook."""
+"""Variables that git sets for its hooks. They would direct every call to the repository of the hook."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +51,9 @@ def git(*arguments: str, folder: Path) -> str:
     """Run a git command in a folder, and return its output without the last line break.
 
     Raises:
-        GitError: git is not installed, did not end in ten minutes, or failed.
+        GitError: if git is not installed, the command did not end within ten minutes, or it failed.
     """
-    # Quoted paths, colours, signatures and translated messages could not be read back.
+    # Without these settings, the output may have quoted paths, colours, signatures or translated messages.
     plain = ("core.quotePath=false", "color.ui=false", "log.showSignature=false")
     command = ["git", *(part for setting in plain for part in ("-c", setting)), *arguments]
     try:
@@ -109,7 +109,7 @@ def parents(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the parents of every commit that the head descends from, with ancestors before descendants.
 
     Raises:
-        GitError: there is no repository or no commit, or the clone is shallow, so that commits are missing.
+        GitError: if there is no repository or no commit, or the clone is shallow, so that commits are missing.
     """
     if git("rev-parse", "--is-shallow-repository", folder=folder) == "true":
         raise GitError("the clone is shallow, so git does not know all commits (`git fetch --unshallow` gets them)")
@@ -121,17 +121,17 @@ def commits_between(before: str, after: str, folder: Path) -> int:
     """Return how many commits lie between two, neither of them included.
 
     Raises:
-        GitError: git does not know one of them.
+        GitError: if git does not know one of them.
     """
     return max(0, int(git("rev-list", "--count", f"{before}..{after}", folder=folder)) - 1)
 
 
 @contextlib.contextmanager
 def checkout(revision: str, folder: Path) -> Iterator[Path]:
-    """Check out a revision in a temporary worktree, and give its path. The user's own tree stays as it is.
+    """Check out a revision in a temporary worktree, and yield its path. The user's own tree is not changed.
 
     Raises:
-        GitError: there is no such revision, or it cannot be checked out.
+        GitError: if there is no such revision, or it cannot be checked out.
     """
     commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", folder=folder)
     with tempfile.TemporaryDirectory(prefix="pytest-vram-") as parent:
@@ -140,7 +140,7 @@ def checkout(revision: str, folder: Path) -> Iterator[Path]:
             git("worktree", "add", "--detach", "--quiet", str(tree), commit, folder=folder)
             yield tree
         finally:
-            with contextlib.suppress(GitError):  # it may not have come into being
+            with contextlib.suppress(GitError):  # the worktree may not exist
                 git("worktree", "remove", "--force", str(tree), folder=folder)
             with contextlib.suppress(GitError):
                 git("worktree", "prune", folder=folder)

@@ -45,8 +45,8 @@ class Entry:
         nodeid: the test.
         card: the card and the kind of probe, as in a baseline.
         peak_bytes: the peak.
-        complete: whether the test went as far as its peak. A test that failed for another reason than its memory may
-            have ended before.
+        complete: whether the test reached its peak. A test that failed for another reason than its memory may have
+            ended before.
         categories: the bytes of each category at the peak, if they were recorded.
         lines: the lines of code that held the most, if they were recorded.
     """
@@ -65,7 +65,7 @@ class Session:
 
     Attributes:
         at: when the session began, in ISO format and UTC.
-        commit: the full hash; ``None`` without git, and in a repository without a commit.
+        commit: the full hash; ``None`` without git or in a repository without a commit.
         committed: when the commit was made, in ISO format.
         subject: the first line of the commit's message.
         branch: the branch; ``None`` if the head was detached.
@@ -99,7 +99,7 @@ def session(report: Report, head: Head, at: str) -> Session:
     Args:
         report: what was measured.
         head: the commit, as it was when the session began.
-        at: when the session began, from :func:`now`.
+        at: when the session began, as :func:`now` returned it.
     """
     shown = {row.nodeid: row for row in rows(report)}
     return Session(
@@ -120,7 +120,7 @@ def write(folder: Path, session: Session) -> Path:
     """Add a session to a history, and return the new file.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: if the file cannot be written.
     """
     moment = session.at.partition(".")[0].replace(":", "").replace("-", "")
     path = folder / f"{moment}-{(session.commit or 'no-commit')[:12]}-{uuid.uuid4().hex[:8]}.jsonl"
@@ -135,7 +135,7 @@ def read(folder: Path) -> list[Session]:
     """Return the sessions of a history in the order in which they began.
 
     Raises:
-        VramUsageError: the folder is not there or has no session, or a file cannot be read.
+        VramUsageError: if the folder is not there or has no session, or a file cannot be read.
     """
     if not folder.is_dir():
         raise VramUsageError(f"history {folder} is not there: `pytest --vram-history={folder}` begins one")
@@ -148,7 +148,7 @@ def read(folder: Path) -> list[Session]:
 def _read(path: Path) -> Session:
     try:
         top, *entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:  # bad JSON, bad UTF-8, and a file without a line
+    except (OSError, ValueError) as error:  # ValueError: bad JSON, bad UTF-8, or an empty file
         raise VramUsageError(f"history {path} cannot be read: {error}. Delete the file if it is broken") from error
     version = top.get("vram_history") if isinstance(top, dict) else None
     if version != VERSION:

@@ -24,7 +24,7 @@ def render(trend: Trend, *, width: int, between: Callable[[str, str], int | None
     Args:
         trend: what to show.
         width: the columns of the terminal.
-        between: how many commits lie between two; ``None`` if that is not known.
+        between: returns how many commits lie between two; ``None`` if that is unknown.
     """
     lines: list[str] = []
     for series in trend.series:
@@ -50,7 +50,7 @@ def growth_text(growth: Growth, unmeasured: int | None) -> list[str]:
 
 
 def bars(sizes: Sequence[int]) -> str:
-    """Return one bar for each size. The smallest bar stands for the smallest size, or for 0 if that is near."""
+    """Return one bar for each size. The lowest bar stands for 0, or for a larger size if all sizes are similar."""
     if not sizes:
         return ""
     top, low = max(sizes), min(sizes)

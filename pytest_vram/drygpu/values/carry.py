@@ -2,8 +2,8 @@
 
 The operators listed in ``CARRIED`` get a Python kernel in front of their CUDA kernel. The CUDA kernel runs first and
 makes every allocation that a real card would see; then, if all inputs are known and the result is small, the same
-operator runs on CPU views of the same memory. Nothing is allocated on the device for it. Operators not listed (matrix
-products, attention, normalizations, ...) are untouched, and what they produce is unknown.
+operator runs on CPU views of the same memory, which allocates nothing on the device. Operators that are not listed
+(matrix products, attention, normalizations, ...) are left as they are, and their results are unknown.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", 
 _SIZED_BY_DATA = {"nonzero", "_unique2", "unique_consecutive", "unique_dim"}
 
 _NUMBER_ON_DEVICE = frozenset({"aten::pow.Tensor_Tensor_out"})
-"""Called from within torch with a number kept on the device, which the dispatcher cannot hand to Python."""
+"""Operators that torch's own code calls with a number in device memory, which the dispatcher cannot pass to Python."""
 
 _library: torch.library.Library | None = None
 _collectives: torch.library.Library | None = None
@@ -71,18 +71,19 @@ def install() -> None:
 
 
 def _carrying(overload: OpOverload, call: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel that runs ``call``, torch's own, and carries values beside it."""
+    """Return the kernel that runs ``call``, which is torch's own kernel, and then carries the values."""
     return _Operator(overload, call).kernel()
 
 
 def _overloads() -> Iterator[OpOverload]:
-    """The overloads of ``CARRIED`` and of their in-place forms that have a CUDA kernel of their own."""
+    """Yield the overloads of ``CARRIED`` and of their in-place forms that have a CUDA kernel of their own."""
     for base in CARRIED:
         for name in (base, f"{base}_"):
             packet = getattr(torch.ops.aten, name, None)
             for overload_name in packet.overloads() if packet is not None else ():
                 label = f"aten::{name}.{overload_name}".removesuffix(".default")
-                # Overloads for TorchScript's scalars are not the dispatcher's; copy_ has one kernel for all devices.
+                # The dispatcher does not know the overloads for TorchScript's scalars, so they have no kernel.
+                # copy_ has one kernel for all devices.
                 if label in _NUMBER_ON_DEVICE or not torch_private.has_kernel(label):
                     continue
                 if torch_private.has_kernel(label, "CUDA") or label == "aten::copy_":
@@ -90,7 +91,7 @@ def _overloads() -> Iterator[OpOverload]:
 
 
 class _Operator:
-    """One overload: its CUDA kernel, and what its schema says."""
+    """One overload, with its CUDA kernel and the facts from its schema that carrying needs."""
 
     def __init__(self, overload: OpOverload, call: Callable[..., Any]) -> None:
         schema = overload._schema
@@ -106,7 +107,7 @@ class _Operator:
         self.guess = guesses.HANDLERS.get(self.name)
 
     def kernel(self) -> Callable[..., Any]:
-        """The function for the dispatcher."""
+        """Return the function to register with the dispatcher."""
         if self.name == "_local_scalar_dense":
             return self._read_scalar
         if self.name == "copy_":
@@ -170,7 +171,7 @@ class _Operator:
         entry = known_values.find(tensor)
         announced = host_reads.Announced(operation="item", known=entry is not None, guess=entry.guess if entry else "")
         if entry is None and tensor.dtype == torch.bool and host_reads.outside_python():
-            # A formula of autograd (eig's, a complex svd's) asks whether a gradient is one that it can work out.
+            # A formula of autograd, such as that of eig or of a complex svd, checks whether it can use a gradient.
             announced = host_reads.Announced(operation="item", count=1)
             host_reads.note("item", answered=True, remark=guesses.PASSED)
         with host_reads.reading(announced):
@@ -190,7 +191,7 @@ class _Operator:
         if from_device and not on_device:
             with host_reads.reading(host_reads.Announced(operation="copy to host", known=known, guess=guess)):
                 result: torch.Tensor = self.call(keyset, destination, source, non_blocking)
-            if known:  # a strided source went through a buffer that no kernel filled
+            if known:  # a strided source was copied through a device buffer that no kernel filled
                 destination.detach().copy_(known_values.on_cpu(source))
             return result
         result = self.call(keyset, destination, source, non_blocking)
@@ -202,7 +203,10 @@ class _Operator:
         return result
 
     def _resize(self, keyset: Any, tensor: torch.Tensor, size: Any, **kwargs: Any) -> torch.Tensor:
-        """Elements stay as they are, in order of memory; what is new holds anything, and here 0."""
+        """Resize a tensor: its elements keep their values in order of memory, and new elements are 0.
+
+        On a card, new elements hold arbitrary values.
+        """
         known, guess = known_values.vouch((tensor,))
         before = known_values.on_cpu(tensor).reshape(-1).clone() if known and known_values.is_carried(tensor) else None
         result: torch.Tensor = self.call(keyset, tensor, size, **kwargs)
@@ -218,12 +222,12 @@ class _Operator:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _on_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The operator's result on the CPU; ``None`` where the CPU has no such kernel, or must not run it."""
+        """Return the operator's result on the CPU, or None if the CPU has no such kernel or must not run it."""
         if self.name in guesses.NOT_ON_CPU:
             return None
         try:
             return self.overload(*_to_cpu(args), **_to_cpu(kwargs))
-        except (RuntimeError, IndexError):  # a type the CPU kernel does not take, an index that a GPU would assert on
+        except (RuntimeError, IndexError):  # the CPU kernel does not take the type, or a GPU would assert on an index
             return None
 
     def _outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -258,7 +262,7 @@ def _to_cpu(value: Any) -> Any:
 
 
 def _store(result: Any, answer: Any, guess: str) -> None:
-    """Write what the CPU worked out where the device's result is."""
+    """Write the result that the CPU computed to the memory of the device's result."""
     if isinstance(result, torch.Tensor):
         if result.shape == answer.shape and known_values.is_carried(result):
             known_values.on_cpu(result).copy_(answer)

@@ -1,11 +1,11 @@
-"""Values of small tensors through NCCL's collectives.
+"""Carries the values of small tensors through NCCL's collectives.
 
-A collective's CUDA kernel runs first and makes every allocation that a real card would see; the stub behind it moves
-nothing. Then ranks tell each other what small tensors hold (see ``exchange.py``), and the result is put where the
-collective would leave it. Objects, sizes and flags are such tensors. Large ones are carried by nobody: what a
-collective leaves in them is unknown.
+A collective's CUDA kernel runs first and makes every allocation that a real card would see; the stub of NCCL moves no
+data. Then the ranks tell each other the values of small tensors (see ``exchange.py``), and the result is written where
+the collective would leave it. Small tensors carry objects, sizes and flags. The values of large tensors are not
+carried, so what a collective leaves in them is unknown.
 
-Whether a piece is carried follows from its type and size alone, so that both ends decide alike.
+Whether a piece is carried depends only on its type and size, so that sender and receiver decide alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_vram.drygpu.values.exchange import Exchange
 
 SAME_RANKS = "other ranks taken as this one"
-"""Where one process stands for one rank of many."""
+"""The assumption of a process that runs as one rank of many without the others: they hold what this rank holds."""
 
 Tensors = list[torch.Tensor]
 
@@ -46,7 +46,11 @@ def install(library: torch.library.Library) -> None:
 def _kernel(
     name: str, group_at: int, prepare: Callable[..., Callable[[], None]], call: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """``prepare`` reads the inputs before the call, in place collectives among them, and returns what comes after."""
+    """Return a function that makes the collective's kernel from torch's own.
+
+    ``prepare`` reads the inputs before the call, because a collective may overwrite them, and returns the function to
+    run after the call.
+    """
 
     def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         group = torch.distributed.ProcessGroup.unbox(args[group_at])
@@ -72,9 +76,9 @@ def _over_nccl(group: Any) -> bool:
 
 
 def _from_all(own: Exchange, pieces: Tensors, what: str) -> Callable[[], list[list[Value]]]:
-    """Read this rank's ``pieces``, and return a function that asks all ranks for theirs: what each gives, by rank.
+    """Read this rank's ``pieces``, and return a function that fetches those of all ranks and returns them by rank.
 
-    All ranks agree on the pieces' sizes. Where none is carried nobody is asked, and every value is unknown.
+    The pieces have the same sizes on all ranks. If no piece is carried, no rank is asked, and every value is unknown.
     """
     if not any(contents.is_carried(piece) for piece in pieces):
         return lambda: [[UNKNOWN] * len(pieces)] * own.size
@@ -93,7 +97,7 @@ def _as_alike(values: list[Value]) -> list[Value]:
     ]
 
 
-# -- collectives: each reads the inputs, and returns what is to be done after the call
+# -- collectives: each function reads the inputs before the call, and returns the function to run after it
 
 
 def _broadcast(own: Exchange, tensors: Tensors, root: int, *_rest: Any) -> Callable[[], None]:
@@ -150,7 +154,7 @@ def _reduce(own: Exchange, tensors: Tensors, operation: Any, root: int, *_rest: 
 
 
 def _all_gather(own: Exchange, outputs: list[Tensors], inputs: Tensors, *_rest: Any) -> Callable[[], None]:
-    # Pieces may differ in size from rank to rank, and then only their own size decides: hence one by one.
+    # Pieces may differ in size from rank to rank, so whether a piece is carried is decided for each one alone.
     values = [contents.read(tensor) for tensor in inputs]
     wanted = [[contents.is_carried(part) for part in parts] for parts in outputs]
     numbers = own.number("all") if any(any(flags) for flags in wanted) else None
@@ -292,7 +296,7 @@ def _all_to_all_base(
 
 
 def _split(tensor: torch.Tensor, sizes: Sequence[int], ranks: int) -> Tensors:
-    """The rows of a tensor, by rank."""
+    """Return the rows of a tensor by rank."""
     if tensor.dim() == 0 or not len(sizes):
         return list(tensor.reshape(-1).split(max(tensor.numel() // ranks, 1))) if tensor.numel() else [tensor] * ranks
     return list(tensor.split(list(sizes)))
@@ -315,7 +319,7 @@ def _send(own: Exchange, tensors: Tensors, to: int, *_rest: Any) -> Callable[[],
 
 
 def _receive(own: Exchange, tensors: Tensors, source: int, *_rest: Any) -> Callable[[], None]:
-    """The value is fetched when it is asked for: a rank may ask for many before it waits for any."""
+    """Receive a value; it is fetched at its first use, because a rank may start many receives before it waits."""
 
     def finish() -> None:
         for tensor in tensors:
@@ -343,7 +347,7 @@ def _receive_any(own: Exchange, tensors: Tensors, *_rest: Any) -> Callable[[], N
 
 
 def _nothing() -> None:
-    """Nothing is left to do after the call."""
+    """Do nothing after the call."""
 
 
 _BETWEEN_TWO = ("send", "recv", "recv_any_source")
@@ -368,4 +372,4 @@ _COLLECTIVES: dict[str, tuple[int, Callable[..., Callable[[], None]]]] = {
     "scatter_": (2, _scatter),
     "send": (1, _send),
 }
-"""By operator: the position of the process group among its arguments, and the function above."""
+"""For each operator, the position of the process group among its arguments, and the function above that handles it."""

@@ -1,4 +1,4 @@
-"""What small tensors hold, as ranks tell it to each other: read, written, and put together by a reduction."""
+"""Reads and writes the values of small tensors that ranks exchange, and combines them by a reduction."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 WHOLE_NUMBERS_LIMIT = 4 * MIB
-"""Larger tensors of whole numbers are not exchanged: they are weights or tokens, and no sizes."""
+"""The largest tensor of whole numbers that is exchanged, in bytes; larger ones hold weights or tokens, not sizes."""
 
 
 def is_carried(tensor: torch.Tensor) -> bool:
-    """Is a piece of this type and size exchanged?"""
+    """Return whether a piece of this type and size is exchanged."""
     if not known_values.is_carried(tensor):
         return False
     return (
@@ -29,7 +29,7 @@ def is_carried(tensor: torch.Tensor) -> bool:
 
 
 def read(tensor: torch.Tensor) -> Value:
-    """What this rank knows of a tensor."""
+    """Return the value of a tensor as far as this rank knows it."""
     if not is_carried(tensor):
         return UNKNOWN
     known, guess = known_values.vouch((tensor,))
@@ -40,7 +40,7 @@ def read(tensor: torch.Tensor) -> Value:
 
 
 def write(tensor: torch.Tensor, value: Value) -> None:
-    """Put a value where the collective leaves it."""
+    """Write a value to the tensor in which the collective leaves it."""
     if (
         value.data is None
         or not is_carried(tensor)
@@ -59,12 +59,12 @@ def _plain(data: bytes, dtype: torch.dtype) -> torch.Tensor:
 
 
 def reduced(values: Sequence[Value], dtype: torch.dtype, name: str | None) -> Value:
-    """Put all ranks' values together; unknown if one of them is, or the reduction.
+    """Return the reduction of all ranks' values; it is unknown if a value or the reduction is unknown.
 
     Args:
-        values: one for each rank.
-        dtype: of the tensor.
-        name: of the reduction, one of ``OPERATIONS``; None for one that is not known.
+        values: one value for each rank.
+        dtype: the tensor's type.
+        name: the name of the reduction, one of ``OPERATIONS``; None if the reduction is unknown.
     """
     if name is None or any(value.data is None for value in values):
         return UNKNOWN
@@ -82,7 +82,8 @@ def _mean(parts: torch.Tensor) -> torch.Tensor:
     return total / len(parts) if parts.is_floating_point() else torch.div(total, len(parts), rounding_mode="trunc")
 
 
-# c10d::ReduceOp, as its boxed form gives it. A premultiplied sum is missing: the stub never sees its factor.
+# The numbers of c10d::ReduceOp in its boxed form. A premultiplied sum is missing, because the stub never sees its
+# factor.
 OPERATIONS = {0: "sum", 1: "avg", 2: "product", 3: "min", 4: "max", 5: "band", 6: "bor", 7: "bxor"}
 _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.bool: torch.int32}
 _REDUCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

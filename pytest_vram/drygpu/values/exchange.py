@@ -1,11 +1,11 @@
-"""Small values between the ranks of a dry run, through the store that their process group was made with.
+"""Exchanges small values between the ranks of a dry run, through the store of their process group.
 
-Ranks of a dry run are real processes, and no GPU is needed to tell another process a number. Each collective has a
-number in its group; a rank posts what it gives under that number and fetches what others gave. A value that its owner
+Ranks of a dry run are real processes, so they can tell each other numbers without a GPU. Each collective has a number
+in its group; a rank posts its own values under that number and fetches those of the others. A value that its owner
 does not know is posted as unknown, so that nobody waits for it.
 
-A rank that waits too long is told who else waits, and in what: the environment variable ``PYTEST_VRAM_RANKS_TIMEOUT``
-says how many seconds that are.
+A rank that waits too long raises an error that says which ranks wait, and in which collective. The environment
+variable ``PYTEST_VRAM_RANKS_TIMEOUT`` sets the seconds.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 TIMEOUT_VARIABLE = "PYTEST_VRAM_RANKS_TIMEOUT"
 _TIMEOUT = 300.0
-_TELL_AFTER = 1.0  # seconds of waiting after which a rank says in the store what it waits in
-_GRACE = 10.0  # seconds that a rank waits at its end for others to fetch what it sent
+_TELL_AFTER = 1.0  # seconds of waiting after which a rank writes to the store in which collective it waits
+_GRACE = 10.0  # seconds that a rank waits before it exits for others to fetch what it sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """What a tensor holds.
+    """The values of a tensor.
 
     Attributes:
-        data: its bytes, in order of its elements; ``None`` where its owner does not know them.
-        guess: what they rest on, if they are not the program's own.
+        data: the bytes in order of the elements; ``None`` if the tensor's owner does not know them.
+        guess: the assumption that the values rest on; ``""`` if they are the program's own.
     """
 
     data: bytes | None = None
@@ -52,11 +52,11 @@ UNKNOWN = Value()
 
 
 class Exchange:
-    """One process group's messages, on one of its ranks.
+    """The messages of one process group, on one of its ranks.
 
     Attributes:
-        rank, size: this rank in the group, and how many there are.
-        alone: one process stands for a rank of many, and there are no others to ask.
+        rank, size: this rank in the group, and the number of ranks.
+        alone: whether this process runs as one rank of many without the others, so that there is nobody to ask.
     """
 
     def __init__(self, group: Any, incarnation: int) -> None:
@@ -70,25 +70,25 @@ class Exchange:
         self.alone = isinstance(store, HashStore)
         if self.alone:
             driver.stand_alone()
-        # The process that serves the store must do so until the others have read: hence ``_kept``.
+        # The process that serves the store must not free it before the others have read from it.
         self._kept = own
         self._store: Any = PrefixStore(f"vram/{group.group_name}/{incarnation}", _clone(own))
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
         self._arrived = False
-        self._posted: list[str] = []  # for all ranks: gone after the next collective in which all take part
-        self._sent: list[str] = []  # for one rank, which takes it away
+        self._posted: list[str] = []  # keys for all ranks; deleted after the next collective in which all take part
+        self._sent: list[str] = []  # keys for one rank, which deletes them
 
     def number(self, kind: str) -> int:
-        """The number of the next collective, or of the next message between two ranks."""
+        """Return the number of the next collective, or of the next message between two ranks."""
         with self._lock:
             self._numbers[kind] = self._numbers.get(kind, -1) + 1
             return self._numbers[kind]
 
     def arrive(self, what: str) -> None:
-        """Before the group's first collective: wait for all ranks, as NCCL does to set up the communicator.
+        """Wait for all ranks before the group's first collective, as NCCL does to set up the communicator.
 
-        Otherwise a rank that does not come would be noticed by torch alone, after ten minutes and without its name.
+        Otherwise only torch would notice that a rank is missing, after ten minutes, and would not say which.
         """
         with self._lock:
             first, self._arrived = not self._arrived, True
@@ -97,25 +97,29 @@ class Exchange:
             ranks = list(range(self.size))
             self._wait([f"here/{rank}" for rank in ranks], ranks, f"{what} (the group's first collective)")
 
-    # -- collectives: ``number`` is theirs in the group
+    # -- collectives: ``number`` is the collective's number in the group
 
     def post(self, number: int, values: Sequence[Value], what: str) -> None:
-        """Let every rank have these values."""
+        """Make these values available to every rank."""
         key = f"{number}/{self.rank}"
         self._store.set(key, pickle.dumps((what, list(values))))
         with self._lock:
             self._posted.append(key)
 
     def fetch(self, number: int, rank: int, what: str) -> list[Value]:
-        """What one rank posted.
+        """Return what one rank posted.
 
         Raises:
-            DistBackendError: it did not come in time, or called another collective.
+            DistBackendError: if the rank did not post in time, or called another collective.
         """
         return self._get_many([f"{number}/{rank}"], [rank], number, what)[0]
 
     def all(self, number: int, values: Sequence[Value], what: str) -> list[list[Value]]:
-        """Post ``values``, and return what each rank posted, by rank. All ranks take part."""
+        """Post ``values``, and return what each rank posted, by rank; all ranks must take part.
+
+        Raises:
+            DistBackendError: if a rank did not post in time, or called another collective.
+        """
         if self.alone:
             return [list(values)] * self.size
         with self._lock:
@@ -123,7 +127,7 @@ class Exchange:
         self.post(number, values, what)
         others = [rank for rank in range(self.size) if rank != self.rank]
         found = self._get_many([f"{number}/{rank}" for rank in others], others, number, what)
-        for key in done:  # everybody is past these, or could not take part in this one
+        for key in done:  # a rank that takes part in this collective has finished the earlier ones
             self._store.delete_key(key)
         by_rank = dict(zip(others, found, strict=True))
         return [list(values) if rank == self.rank else by_rank[rank] for rank in range(self.size)]
@@ -131,7 +135,7 @@ class Exchange:
     # -- from one rank to one other
 
     def send(self, key: str, value: Value) -> None:
-        """Let one rank have a value; ``key`` names sender, receiver and number."""
+        """Make a value available to one rank; ``key`` names sender, receiver and number."""
         if self.alone:
             return
         self._store.set(key, pickle.dumps(value))
@@ -139,7 +143,11 @@ class Exchange:
             self._sent = [other for other in self._sent[-256:] if other != key] + [key]
 
     def receive(self, key: str, source: int, what: str) -> Value:
-        """What rank ``source`` sent under ``key``."""
+        """Return what rank ``source`` sent under ``key``.
+
+        Raises:
+            DistBackendError: if the value did not arrive in time.
+        """
         if self.alone:
             return UNKNOWN
         self._wait([key], [source], what)
@@ -148,7 +156,10 @@ class Exchange:
         return value
 
     def finish(self) -> None:
-        """At the end of the process: if it serves the store, let the others fetch what was sent to them."""
+        """Wait, before the process exits, until the others have fetched what was sent to them.
+
+        They could not fetch it later if this process serves the store.
+        """
         deadline = time.monotonic() + _GRACE
         with contextlib.suppress(RuntimeError):
             for key in self._sent:
@@ -214,7 +225,7 @@ class Exchange:
         return ", ".join(self._title(rank) for rank in ranks)
 
     def _title(self, rank: int) -> str:
-        """By its number in the job, which is what the user knows it by."""
+        """Return a rank's name by its number in the job, because that is the number that the user knows."""
         return f"rank {self._ranks[rank] if rank < len(self._ranks) else rank}"
 
 
@@ -224,7 +235,7 @@ _making = threading.Lock()
 
 
 def of(group: Any) -> Exchange:
-    """The exchange of a process group; a new one for each group, also where an earlier one had the same name."""
+    """Return the exchange of a process group; each group has its own, even if an earlier group had the same name."""
     with _making:
         found = _exchanges.get(group)
         if found is None:
@@ -236,10 +247,10 @@ def of(group: Any) -> Exchange:
 
 
 def timeout() -> float:
-    """Seconds that a rank waits for another one.
+    """Return the seconds that a rank waits for another one.
 
     Raises:
-        ValueError: ``PYTEST_VRAM_RANKS_TIMEOUT`` is not a number above 0.
+        ValueError: if ``PYTEST_VRAM_RANKS_TIMEOUT`` is not a number above 0.
     """
     text = os.environ.get(TIMEOUT_VARIABLE)
     if text is None:
@@ -254,14 +265,20 @@ def timeout() -> float:
 
 
 def _store_of(group: Any) -> Any:
-    """The store of a process group. Private in torch; ``get_group_store`` is in 2.14 and may be earlier ones'."""
+    """Return the store of a process group, which is private in torch.
+
+    ``get_group_store`` exists in torch 2.14, and may exist in earlier versions.
+    """
     if hasattr(group, "get_group_store"):
         return group.get_group_store()
     return torch.distributed.distributed_c10d._world.pg_map[group][1]
 
 
 def _clone(store: Any) -> Any:
-    """A connection of its own, so that waiting here keeps nobody else from the store; not every torch can."""
+    """Return a separate connection to the store, so that waiting here blocks no other use of the store.
+
+    If this version of torch cannot clone the store, return the store itself.
+    """
     try:
         return store.clone()
     except (AttributeError, NotImplementedError, RuntimeError):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 SPREAD = "indices taken as spread evenly (a router's experts, sampled tokens)"
-"""Routers and samplers use the same operators (topk, argmax), so the label must be true of both."""
+"""Routers and samplers use the same operators (topk, argmax), so the label must be true for both."""
 FINITE = "values taken as finite"
 ALL_TRUE = "unknown mask taken as all true"
 ALL_DISTINCT = "unknown values taken as all distinct"

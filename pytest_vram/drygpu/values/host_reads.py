@@ -135,7 +135,7 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
 
 
 def outside_python() -> bool:
-    """Whether only this package's Python code is on the stack, as in a formula that an autograd thread runs."""
+    """Return whether the stack has no Python code but this package's, as in a formula that an autograd thread runs."""
     return all(owner(frame.filename) == "own" for frame in frames(sys._getframe(1)))
 
 

@@ -60,7 +60,7 @@ class Known:
         free(self.weak)  # a default argument outlives the module's own names when the interpreter shuts down
 
     def alive(self) -> bool:
-        """Whether the storage still exists, with the same memory."""
+        """Return whether the storage still exists, with the same memory."""
         storage: Any = torch.UntypedStorage._new_with_weak_ptr(self.weak)
         return storage is not None and storage.data_ptr() == self.base
 
@@ -71,7 +71,7 @@ counts references to decide whether it may add a gradient in place."""
 
 
 def is_carried(tensor: torch.Tensor) -> bool:
-    """Whether tensors of this type and size are carried."""
+    """Return whether tensors of this type and size are carried."""
     size = tensor.numel() * tensor.element_size()
     return size <= (WHOLE_NUMBERS_LIMIT if tensor.dtype in WHOLE_NUMBERS else FLOATS_LIMIT)
 
@@ -102,14 +102,14 @@ def _fetch(entry: Known) -> None:
 
 
 def expect(tensor: torch.Tensor, fetch: Callable[[], tuple[bytes | None, str]]) -> None:
-    """The elements of ``tensor``, which is contiguous, are about to come from another rank.
+    """Arrange for the elements of ``tensor`` to be fetched from another rank when they are first read or written.
 
-    They are fetched when somebody first looks at the tensor, or writes to it. Nothing keeps its memory alive until
-    then.
+    Nothing keeps the tensor's memory alive until then.
 
     Args:
-        tensor: where they go.
-        fetch: waits for the bytes, and returns them with the guess that they rest on; ``None``: they are not known.
+        tensor: a contiguous tensor that receives the elements.
+        fetch: waits for the bytes, and returns them with the assumption that they rest on; the bytes are ``None`` if
+            they are not known.
     """
     if tensor.numel() == 0:
         return
@@ -152,7 +152,7 @@ def find_address(address: int) -> Known | None:
 
 
 def can_learn(tensor: torch.Tensor) -> bool:
-    """Whether values of this tensor may be listed now: not where it may be a gradient, see ``_known``."""
+    """Return whether values of this tensor may be listed now: not if it could be a gradient (see ``_known``)."""
     return tensor.dtype in WHOLE_NUMBERS or not torch_private.in_backward_pass()
 
 

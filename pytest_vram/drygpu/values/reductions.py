@@ -1,4 +1,4 @@
-"""Which reduction a collective is asked for: torch before 2.10 hands its kernel an object that cannot be read."""
+"""Finds which reduction a collective performs: before torch 2.10, its kernel gets an object that cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NAMES_ITS_KIND = (2, 10)
-"""The first torch whose boxed ``ReduceOp`` says which reduction it is."""
+"""The first version of torch whose boxed ``ReduceOp`` says which reduction it is."""
 _REDUCTIONS = (
     "allreduce",
     "allreduce_coalesced",
@@ -27,21 +27,21 @@ _REDUCTIONS = (
 
 class _Called(threading.local):
     operation: Any = None
-    """The reduction that Python asked this thread for; None where no Python code did."""
+    """The reduction that Python code called in this thread; None if no Python code did."""
 
 
 _called = _Called()
 
 
 def install() -> None:
-    """Note reductions where Python asks for them, if the installed torch needs it."""
+    """Patch the collectives to note the reduction that Python code passes, if the installed torch needs it."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _NAMES_ITS_KIND:
         for name in _REDUCTIONS:
             setattr(torch.distributed.ProcessGroup, name, _noting(getattr(torch.distributed.ProcessGroup, name)))
 
 
 def _noting(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Note the reduction on the way in: before torch 2.10 the object that the kernel is given cannot be read."""
+    """Return ``call`` wrapped so that it notes the reduction, which the kernel cannot read before torch 2.10."""
 
     def noting(group: Any, *args: Any, **kwargs: Any) -> Any:
         before = _called.operation
@@ -60,7 +60,10 @@ _KIND = type(torch.distributed.ReduceOp.SUM)
 
 
 def name_of(operation: Any) -> str | None:
-    """Return the name of a reduction; None where it cannot be known: C++ code reduces, on torch 2.9 or earlier."""
+    """Return the name of a reduction, or None if it is unknown.
+
+    On torch 2.9 or earlier, a reduction that C++ code calls is unknown.
+    """
     if hasattr(operation, "op"):
         return OPERATIONS.get(operation.op())
     for name in OPERATIONS.values():

@@ -65,7 +65,7 @@ OWN_CODE = frozenset(
         *("_cholesky_solve_helper", "geqrf", "ormqr"),
     }
 )
-"""For one matrix, torch's own code of these runs over the stub of cuSOLVER. A batch may go to other libraries."""
+"""For one matrix, torch's own code for these runs on the stub of cuSOLVER. A batch may use other libraries."""
 
 NOT_COUNTED = "its workspace is not known and counted as 0 bytes"
 
@@ -95,7 +95,10 @@ def _own_code_for_one_matrix(substitute: Callable[..., Any], call: Callable[...,
 
 
 def _find_no_error(infos: torch.Tensor, api_name: str, *, is_matrix: bool) -> None:
-    """Find no error among the error codes of a solver. torch's own code allocates as much, and reads the answer."""
+    """Report no error for the error codes of a solver.
+
+    It allocates as much as torch's own function, which also reads the answer.
+    """
     del api_name, is_matrix
     infos.any()
 

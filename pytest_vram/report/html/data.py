@@ -1,6 +1,6 @@
 """Make the data for the page's script: JSON so compact that a thousand tests take less than 2 MB.
 
-It does not contain the names of tests, which the script reads from the table, nor empty and default values.
+The data leave out the names of tests, which the script reads from the table, and empty and default values.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FULL = 25
 CURVES_BYTES = 250_000
 """The most bytes for the curves of all other tests together."""
 PAGE_BYTES, ROW_BYTES = 1_900_000, 500
-"""The most bytes for the page, and for a row of its table. Drawings of segments take what is left, worst test first."""
+"""The most bytes for the page, and for a row of its table. Drawings of segments share the rest, worst test first."""
 POINTS, HOLDERS = 240, 30
 _FEW_POINTS, _FEW_HOLDERS, _FEW_PHASES = 12, 4, 3
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _STEPS = len(_DIGITS) ** 2 - 1
-_SERIES = 11  # at most, in the timeline of one test, modules aside
+_SERIES = 11  # the most curves in the timeline of one test, without those of modules
 
 
 class _Detail(NamedTuple):
@@ -40,7 +40,7 @@ class _Detail(NamedTuple):
 
 
 class Strings:
-    """Stores each text once; the data refer to it by number."""
+    """Stores each text once, so that the data can refer to it by its number."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -85,7 +85,7 @@ def pack(values: Sequence[int], top: int) -> str:
 
 
 def thinned(timeline: Timeline, points: int) -> list[int]:
-    """Choose the positions of the first value, the last, the peak, and the largest of each interval between."""
+    """Return the positions of the first and the last value, the peak, and the largest value of each interval."""
     count = len(timeline.allocated)
     if count <= points:
         return list(range(count))
@@ -155,7 +155,7 @@ def _size(data: Any) -> int:
 
 
 def _short(data: dict[str, Any]) -> dict[str, Any]:
-    """Remove empty values; a missing change means a change of 0."""
+    """Return the data without empty values; a change of 0 is kept, because no change means no earlier peak."""
     return {
         name: value
         for name, value in data.items()
@@ -207,7 +207,7 @@ def _placed(phases: Sequence[Phase], timeline: Timeline, chosen: Sequence[int]) 
 
 
 def _before(old: Measurement | None, new: Measurement) -> dict[str, Any] | None:
-    """Return the changes since an earlier report, by category and line; only for the same card and kind of probe."""
+    """Return the changes since an earlier report by category and line, or None for another card or kind of probe."""
     changes = between(old, new)
     if old is None or changes is None:
         return None

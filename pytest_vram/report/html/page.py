@@ -26,7 +26,7 @@ KINDS = {
 }
 _SCRIPTS = ("chart.js", "treemap.js", "segments.js", "detail.js", "table.js")
 _WORDS = {"exceeded": "over budget", "within": "within budget", "unmeasured": "not measured", "none": "no budget"}
-_NOTICED = 5  # tests that grew, named at the top
+_NOTICED = 5  # the most tests that the notice at the top names
 
 
 def render(report: Report, before: Report | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Render the tables below the table of tests: fixtures, leaks, segments and host reads; and details without script."""
+"""Render the tables below the table of tests (fixtures, leaks, segments, host reads), and details without a script."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ STATES = ("active", "pending", "free")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentRow:
-    """The segments of one pool and size together."""
+    """All segments of one pool and size, summed."""
 
     pool: str
     size_bytes: int
@@ -26,7 +26,7 @@ class SegmentRow:
     free_bytes: int
     largest_free_bytes: int
     location: str | None
-    """The line of code that holds most of them."""
+    """The line of code that holds the most of their bytes."""
 
 
 def segment_rows(layout: Layout) -> tuple[list[SegmentRow], int, int]:
