@@ -76,7 +76,7 @@ def _parse(diff: str) -> dict[str, tuple[str, list[Hunk]]]:
     old: str | None = None
     hunks: list[Hunk] = []
     skip = 0  # lines of a hunk, which may look like headers
-    for text in diff.splitlines():
+    for text in diff.split("\n"):  # splitlines() would end a line at a form feed too, and git does not
         if skip:
             skip -= not text.startswith("\\")
         elif text.startswith("diff --git "):

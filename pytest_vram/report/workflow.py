@@ -13,6 +13,7 @@ MOST = 10
 """GitHub shows ten annotations of each level from one step, and drops the rest without a word."""
 _TITLES = {
     "over-budget": "GPU memory over budget",
+    "over-host-budget": "Host memory over budget",
     "grew": "GPU memory grew",
     "left-memory": "GPU memory left behind",
     "not-measured": "GPU memory not measured",
