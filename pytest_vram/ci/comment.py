@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vram import baseline
 from pytest_vram.report.changes import between
+from pytest_vram.report.host_memory import summary
 from pytest_vram.report.markdown import escape
 from pytest_vram.report.rows import change_text, rows, worst
 from pytest_vram.report.terminal import shorten
@@ -80,11 +81,22 @@ def _rendered(change: Change, details: int) -> str:
     larger = grown(change)
     over = [row for row in table if row.verdict == "exceeded"]
     unmeasured = [row for row in table if row.verdict == "unmeasured"]
+    host = [row for row in table if row.host is not None and row.host.over_bytes]
+    named = {row.nodeid for row in (*over, *host)}
+    failed = [row for row in table if row.outcome == "failed" and row.nodeid not in named]
     title = f" ({escape(change.name)})" if change.name else ""
-    lines = [marker(change.name), f"## GPU memory{title}: {_headline(change, larger, over, table)}", ""]
+    told = [
+        f"{len(found)} {words}"
+        for found, words in ((over, "over budget"), (host, "over the budget of host memory"), (failed, "failed"))
+        if found
+    ]
+    lines = [marker(change.name), f"## GPU memory{title}: {_headline(change, larger, told)}", ""]
     if change.before is None and change.no_base:
         lines += [f"There is nothing to compare with: {escape(change.no_base)}.", ""]
     lines += _table(change, larger, over, unmeasured)
+    lines += _host(host)
+    if failed:
+        lines += ["", f"Failed: {_listed([_test(row.nodeid) for row in failed])}."]
     for one in larger[:details]:
         lines += ["", *_details(change, one)]
     if len(larger) > details:
@@ -93,19 +105,17 @@ def _rendered(change: Change, details: int) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
-def _headline(change: Change, larger: Sequence[object], over: Sequence[object], table: Sequence[object]) -> str:
-    told = []
+def _headline(change: Change, larger: Sequence[object], broken: Sequence[str]) -> str:
+    """Return what grew and what else is wrong, in one line."""
+    told = list(broken)
     if larger:
-        told.append(
-            f"{len(larger)} test{'s need' if len(larger) > 1 else ' needs'} more than `{_code(change.base)}`".replace(
-                "\\|", "|"
-            )
-        )
-    if over:
-        told.append(f"{len(over)} over budget")
+        needs = f"{len(larger)} test{'s need' if len(larger) > 1 else ' needs'}"
+        told.insert(0, f"{needs} more than `{_code(change.base)}`".replace("\\|", "|"))
     if told:
         return ", ".join(told)
-    return "nothing was measured" if not table else "nothing grew" if change.before else "all within budget"
+    if not change.after.tests:
+        return "nothing was measured"
+    return "nothing grew" if change.before else "all within budget"
 
 
 def _table(
@@ -131,6 +141,14 @@ def _table(
     if len(chosen) > _ROWS:
         lines.append(f"\n{len(chosen) - _ROWS} more tests; the page shows all.")
     return lines
+
+
+def _host(over: Sequence[Row]) -> list[str]:
+    """Return the tests that are over their budget of host memory, the worst first."""
+    worst_first = sorted(over, key=lambda row: -(row.host.over_bytes if row.host else 0))
+    lines = [f"- {_test(row.nodeid)}: {escape(summary(row.host))}" for row in worst_first[:_PARTS] if row.host]
+    more = [f"\n{len(over) - _PARTS} more tests; the page shows all."] if len(over) > _PARTS else []
+    return ["", "Host memory:", "", *lines, *more] if lines else []
 
 
 def _details(change: Change, one: baseline.Change) -> list[str]:

@@ -75,7 +75,7 @@ def _required(gpu: str) -> list[str]:
 def _fetch(base: str, folder: Path) -> None:
     """Fetch a commit that a shallow clone lacks."""
     if base.startswith("-"):
-        raise VramUsageError(f"--base {base} is not the name of a commit")
+        raise VramUsageError(f"--rev {base} is not the name of a commit")
     try:
         git("cat-file", "-e", f"{base}^{{commit}}", folder=folder)
     except GitError:

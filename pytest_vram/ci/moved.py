@@ -75,8 +75,8 @@ def _parse(diff: str) -> dict[str, tuple[str, list[Hunk]]]:
     files: dict[str, tuple[str, list[Hunk]]] = {}
     old: str | None = None
     hunks: list[Hunk] = []
-    skip = 0  # the number of lines left in the hunk, which may look like headers
-    for text in diff.splitlines():
+    skip = 0  # lines of a hunk, which may look like headers
+    for text in diff.split("\n"):  # splitlines() would end a line at a form feed too, and git does not
         if skip:
             skip -= not text.startswith("\\")
         elif text.startswith("diff --git "):

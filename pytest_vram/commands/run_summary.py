@@ -116,6 +116,12 @@ class RunReport:
         return tuple(found)
 
     @property
+    def _refused(self) -> bool:
+        """Whether an out-of-memory error was not caught, or occurred in a process that failed."""
+        failed = bool(self.exit_code) or any(process.fault for process in self.processes if process.refusals)
+        return bool(self.out_of_memory) or (failed and any(device.num_ooms for device in self.devices))
+
+    @property
     def outcome(self) -> Outcome:
         """Whether the cards have room for the program.
 
@@ -123,9 +129,7 @@ class RunReport:
         process that failed. ``unknown``: none of these, but a process failed or left no figures. ``fits``: every
         process ended without an error; the program may have caught out-of-memory errors and gone on with less memory.
         """
-        failed = bool(self.exit_code) or any(process.fault for process in self.processes if process.refusals)
-        refused = any(device.num_ooms for device in self.devices)
-        if self.out_of_memory or (refused and failed) or not all(device.has_room for device in self.devices):
+        if self._refused or not all(device.has_room for device in self.devices):
             return "does not fit"
         if not self.devices and not any(p.used_seconds is not None or p.rank is not None for p in self.processes):
             return "no GPU used"
@@ -149,9 +153,25 @@ class RunReport:
 
     @property
     def likely(self) -> bool:
-        """Whether the verdict is only likely, because the card's memory lies between the bounds of a peak."""
-        bounds = [(self.spread(device), device.total_bytes) for device in self.devices]
-        return any(spread is not None and spread.straddles(total) for spread, total in bounds)
+        """Whether the verdict is only likely: it rests on a card whose memory lies between the bounds of its peak.
+
+        A card that is surely too full, or an out-of-memory error, makes ``does not fit`` certain.
+        """
+        if self.outcome == "fits":
+            return any(self.is_likely(device) for device in self.devices)
+        full = [device for device in self.devices if not device.has_room]
+        return self.outcome == "does not fit" and not self._refused and bool(full) and all(map(self.is_likely, full))
+
+    def is_likely(self, device: DeviceFigures) -> bool:
+        """Whether it is only likely that a card has room, or has none: its memory lies between the peak's bounds.
+
+        That is never so of a card that has room and refused a request, nor of one that has room in a run whose verdict
+        is unknown.
+        """
+        spread = self.spread(device)
+        if device.has_room and (device.num_ooms or self.outcome == "unknown"):
+            return False
+        return spread is not None and spread.straddles(device.total_bytes)
 
     @property
     def exact(self) -> bool:

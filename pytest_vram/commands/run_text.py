@@ -95,8 +95,7 @@ def _verdict(device: DeviceFigures, report: RunReport) -> str:
     spare = device.total_bytes - device.peak_device_bytes
     total = format_bytes(device.total_bytes)
     refusals = f"{device.num_ooms} out-of-memory error{'s' if device.num_ooms > 1 else ''}"
-    spread = report.spread(device)
-    likely = spread is not None and spread.straddles(device.total_bytes)
+    likely = report.is_likely(device)
     if spare < 0:
         return f"{'LIKELY ' if likely else ''}DOES NOT FIT {total}: {format_bytes(-spare)} too much"
     if device.num_ooms and report.outcome == "does not fit":

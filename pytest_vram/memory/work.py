@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 class Work:
     """The work that a program gave to one device in an interval.
 
-    A call of cuBLAS, cuDNN or NCCL counts as one kernel, although a card may need several for it. A CUDA graph counts
-    with everything that it contains, each time that it is launched. Kernels that read or write managed memory move
-    pages, and no figure here includes them.
+    A call of cuBLAS, cuDNN, cuSOLVER or NCCL counts as one kernel, although a card may need several for it. A CUDA
+    graph counts with everything that it contains, each time that it is launched. Kernels that read or write managed
+    memory move pages, and no figure here includes them.
 
     Attributes:
         launches: kernels that were launched.

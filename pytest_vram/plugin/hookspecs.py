@@ -21,4 +21,8 @@ def pytest_vram_probe(config: pytest.Config) -> Probe | None:
 
 @pytest.hookspec
 def pytest_vram_record(item: pytest.Item, record: TestRecord) -> None:
-    """Receive the record of a test that was measured, before its report is made, in the process that ran it."""
+    """Receive the record of a test that was measured, before its report is made, in the process that ran it.
+
+    Where a device was measured, ``host``, leaks and processes left behind are found out afterwards: the record of the
+    report has them, and this one does not yet.
+    """

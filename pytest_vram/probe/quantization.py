@@ -22,7 +22,9 @@ def quantization_constants(weight: Any) -> Iterator[Tensor]:
     import torch
 
     state = getattr(weight, "quant_state", weight)
-    while state is not None:  # double quantization: the scales have a state of their own
+    # Under double quantization the scales have a state of their own. A state of another library, which has no scales by
+    # this name, is not looked into: it may answer to every name.
+    while isinstance(getattr(state, "absmax", None), torch.Tensor):
         for name in ("absmax", "code", "offset"):
             tensor = getattr(state, name, None)
             if isinstance(tensor, torch.Tensor):

@@ -29,6 +29,8 @@ __all__ = ["SCHEMA_FILE", "load", "load_report", "save", "suffix_of", "to_html"]
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 _NESTED = ("fixtures", "phases", "holders", "host_reads", "notes", "ranks", "work", "host")
 
+_WORK = ("launches", "synchronizations", "copied_to_device_bytes", "copied_to_host_bytes")
+
 
 def save(report: Report, path: str | os.PathLike[str], before: Report | None = None) -> None:
     """Write a report to a file atomically; an existing file is replaced.
@@ -131,8 +133,12 @@ _FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 def _columns() -> list[str]:
-    return [field.name for field in fields(Row) if field.name not in _NESTED]
+    return [*(field.name for field in fields(Row) if field.name not in _NESTED), *_WORK]
 
 
 def _flat(report: Report) -> list[dict[str, Any]]:
-    return [{name: getattr(row, name) for name in _columns()} for row in rows(report)]
+    plain = [name for name in _columns() if name not in _WORK]
+    return [
+        {name: getattr(row, name) for name in plain} | {name: getattr(row.work, name, None) for name in _WORK}
+        for row in rows(report)
+    ]

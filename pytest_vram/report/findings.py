@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Report, TestRecord
     from pytest_vram.report.rows import Row
 
-Rule = Literal["over-budget", "grew", "left-memory", "not-measured"]
+Rule = Literal["over-budget", "over-host-budget", "grew", "left-memory", "not-measured"]
 
 RULES: dict[Rule, str] = {
     "over-budget": "The test needs more GPU memory than its budget allows.",
+    "over-host-budget": "The test needs more host memory than max_host_gb allows.",
     "grew": "The test needs more GPU memory than its baseline, by more than the tolerance.",
     "left-memory": "The test leaves more GPU memory allocated than max_leak_mb allows.",
     "not-measured": "The test has a budget, and its GPU memory was not measured.",
@@ -109,11 +110,13 @@ def _of_test(test: TestRecord, shown: Row, places: Places) -> list[Finding]:
         if place is not None:
             held[place] = (held.get(place, (0, ""))[0] + holder.size_bytes, holder.location)
     largest = sorted(held.items(), key=lambda item: -item[1][0])[:_LINES]
-    if rule == "not-measured" or not largest:
+    # The lines of a row are those of the device, and hold nothing of the host's memory.
+    if rule in ("not-measured", "over-host-budget") or not largest:
         return [_finding(rule, test, text, places.find_test(test), "")]
-    what = "of what is left" if rule == "left-memory" else "at the peak"
     return [
-        _finding(rule, test, f"{text}. This line holds {format_bytes(size)} {what}.", place, _without_line(location))
+        _finding(
+            rule, test, f"{text}. This line holds {format_bytes(size)} at the peak.", place, _without_line(location)
+        )
         for place, (size, location) in largest
     ]
 
@@ -124,6 +127,11 @@ def _broken(test: TestRecord, shown: Row) -> tuple[Rule, str] | None:
         over = format_bytes(shown.peak_bytes - shown.budget_bytes)
         needed = f"{shown.nodeid} needs {format_bytes(shown.peak_bytes)} of {shown.metric} memory"
         return "over-budget", f"{needed}, {over} more than its budget of {format_bytes(shown.budget_bytes)}"
+    host = shown.host
+    if host is not None and host.over_bytes:
+        needed = f"{shown.nodeid} needs {format_bytes(host.peak_bytes)} of host memory"
+        budget = format_bytes(host.limit_bytes)
+        return "over-host-budget", f"{needed}, {format_bytes(host.over_bytes)} more than its budget of {budget}"
     if shown.regressed:
         return "grew", (
             f"{shown.nodeid} needs {format_bytes((shown.baseline_bytes or 0) + (shown.change_bytes or 0))},"

@@ -27,7 +27,7 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbosity: i
         report: the report to show.
         width: columns of the terminal; long names are shortened in the middle to fit.
         color: whether to use terminal colours.
-        verbosity: pytest's verbosity: below 0, only the ten worst rows are shown; from 1 on, the phases too.
+        verbosity: pytest's verbosity: below 0, only the ten worst rows are shown; from 1 on, phases and work too.
         top: the number of host reads to show, and of tests to name for each assumption.
     """
     table = rows(report)
@@ -104,6 +104,8 @@ def _table(shown: list[Row], width: int, color: bool, *, phases: bool, changes: 
         text += f"{row.kind or '':<6} " if kinds else ""
         text += shorten(row.nodeid, name_width)
         lines.append(_painted(text.rstrip(), row, color))
+        if phases and row.work is not None:
+            lines.append(shorten(f"{'':>10}   asked of the device: {work_text(row.work)}", width))
         if phases:
             lines += [f"{_size(p.peak.allocated_bytes):>10}   phase {p.name}{_asked(p)}"[:width] for p in row.phases]
         lines += _ranks(row, width, everything=phases)

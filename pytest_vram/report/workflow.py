@@ -13,6 +13,7 @@ MOST = 10
 """The most annotations of each level that GitHub shows from one step; it silently drops the rest."""
 _TITLES = {
     "over-budget": "GPU memory over budget",
+    "over-host-budget": "Host memory over budget",
     "grew": "GPU memory grew",
     "left-memory": "GPU memory left behind",
     "not-measured": "GPU memory not measured",

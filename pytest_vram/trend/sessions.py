@@ -147,8 +147,9 @@ def read(folder: Path) -> list[Session]:
 
 def _read(path: Path) -> Session:
     try:
-        top, *entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:  # ValueError: bad JSON, bad UTF-8, or an empty file
+        # A subject may hold separators such as U+2028, at which splitlines() would end a line too.
+        top, *entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, ValueError) as error:  # bad JSON, bad UTF-8, and a file without a line
         raise VramUsageError(f"history {path} cannot be read: {error}. Delete the file if it is broken") from error
     version = top.get("vram_history") if isinstance(top, dict) else None
     if version != VERSION:
@@ -181,7 +182,8 @@ def _entries(test: TestRecord, row: Row) -> list[Entry]:
 def _complete(test: TestRecord, row: Row) -> bool:
     allowed = test.budget.max_leak_bytes if test.budget else None
     leaked = allowed is not None and row.leaked_bytes is not None and row.leaked_bytes > allowed
-    return test.outcome == "passed" or row.verdict == "exceeded" or row.regressed or leaked
+    host = test.host is not None and test.host.over_bytes > 0
+    return test.outcome == "passed" or row.verdict == "exceeded" or row.regressed or leaked or host
 
 
 def _categories(measurement: Measurement | None) -> tuple[Size, ...]:

@@ -15,9 +15,11 @@ typedef struct {
 static device_account accounts[DRY_MAX_DEVICES];
 static uint64_t host, host_peak;
 
+int dry_has_room(int device, size_t bytes) { return bytes <= dry_the_card()->total_bytes - accounts[device].used; }
+
 int dry_charge(int device, size_t bytes) {
     device_account *a = &accounts[device];
-    if (bytes > dry_the_card()->total_bytes - a->used) {
+    if (!dry_has_room(device, bytes)) {
         a->refusals++;
         return 0;
     }

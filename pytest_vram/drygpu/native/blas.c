@@ -11,7 +11,7 @@ enum { OK = 0, NOT_INITIALIZED = 1, ALLOC_FAILED = 3 };
 enum { POINTER_HOST = 0 };
 
 typedef struct {
-    cudaStream_t stream;
+    cudaStream_t stream; /* first: solver.c reads it */
     int pointer_mode, math_mode, sm_target, atomics_mode;
 } *handle;
 

@@ -80,6 +80,7 @@ int dry_managed_release(uintptr_t base, dry_span *removed);
 int dry_context_create(int device); /* charges the context once; 0 if it does not fit */
 int dry_context_exists(int device);
 int dry_context_grow(int device, size_t bytes); /* with the lock held; 0 if it does not fit */
+int dry_has_room(int device, size_t bytes);
 int dry_charge(int device, size_t bytes); /* 0 if the card has less memory left */
 void dry_refund(int device, size_t bytes);
 size_t dry_used_bytes(int device); /* as the driver reports it: with the context, and with managed memory that fits */

@@ -31,12 +31,11 @@ static void shrink(cudaMemPool_t pool, size_t keep) {
 
 static int take(cudaMemPool_t pool, size_t bytes, uintptr_t *address) {
     size_t more, place = dry_heap_place(&pool->heap, bytes, &more);
-    if (place == 0) return cudaErrorMemoryAllocation;
-    if (more && !dry_charge(pool->device, more)) {
+    if (place != 0 && more && !dry_has_room(pool->device, more)) {
         shrink(pool, 0); /* memory that lies free elsewhere in the pool can be moved here */
         place = dry_heap_place(&pool->heap, bytes, &more);
-        if (more && !dry_charge(pool->device, more)) return cudaErrorMemoryAllocation;
     }
+    if (place == 0 || (more && !dry_charge(pool->device, more))) return cudaErrorMemoryAllocation;
     /* The pool's own addresses are not the program's: each allocation has pages of its own there. */
     dry_span span = {.kind = SPAN_POOL, .counted = bytes, .owner = (void *)place};
     *address = dry_space_take(pool->device, DRY_ROUND_UP(bytes, DRY_PAGE), DRY_PAGE, 0, span);
@@ -68,7 +67,12 @@ cudaError_t cudaMallocFromPoolAsync(void **pointer, size_t bytes, cudaMemPool_t 
     if (dry_is_capturing(stream))
         return dry_fail(dry_not_implemented("cudaMallocAsync inside a stream capture", cudaErrorNotSupported));
     if (bytes == 0) return cudaSuccess;
-    if (bytes > dry_the_card()->total_bytes) return dry_fail(cudaErrorMemoryAllocation);
+    if (bytes > dry_the_card()->total_bytes) {
+        dry_lock();
+        dry_charge(pool->device, bytes); /* counts the refusal */
+        dry_unlock();
+        return dry_fail(cudaErrorMemoryAllocation);
+    }
     dry_note("cudaMallocAsync: how the driver's pool places allocations is a guess, so reserved bytes are one as well");
     uintptr_t address;
     dry_lock();

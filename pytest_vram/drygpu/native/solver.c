@@ -23,10 +23,12 @@ enum { MOST = 24 };
 
 static int make(void **made) { return (*made = calloc(1, 64)) ? OK : ALLOC_FAILED; }
 
-/* Writes `count` error codes of 0 to the device or, as cuBLAS's batched functions take them, to the host. */
-static int done(slot info, slot count) {
+/* Counts a kernel on the stream of a handle, which comes first in it, and in cuBLAS's handle as well. Writes `count`
+ * error codes of 0 to the device or, as cuBLAS's batched functions take them, to the host. */
+static int done(slot handle, slot info, slot count) {
     memset((void *)info, 0, (size_t)count * sizeof(int));
-    return dry_load_products(dry_current_device()) == cudaSuccess ? OK : ALLOC_FAILED;
+    if (dry_load_products(dry_current_device()) != cudaSuccess) return ALLOC_FAILED;
+    return dry_count_kernel(*(cudaStream_t *)handle), OK;
 }
 
 static slot smaller(slot a, slot b) { return a < b ? a : b; }
@@ -59,7 +61,7 @@ int cusolverDnDestroy(void *made) { return free(made), OK; }
 int cusolverDnDestroyParams(void *made) { return free(made), OK; }
 int cusolverDnDestroyGesvdjInfo(void *made) { return free(made), OK; }
 int cusolverDnDestroySyevjInfo(void *made) { return free(made), OK; }
-int cusolverDnSetStream(void) { return OK; }
+int cusolverDnSetStream(cudaStream_t *handle, cudaStream_t stream) { return *handle = stream, OK; }
 int cusolverDnXgesvdjSetTolerance(void) { return OK; }
 int cusolverDnXgesvdjSetMaxSweeps(void) { return OK; }
 int cusolverDnXgesvdjSetSortEig(void) { return OK; }
@@ -81,19 +83,19 @@ int cusolverDnXsyevjSetSortEig(void) { return OK; }
     FUNCTION(cusolverDnD##real, last, result)                                                                          \
     FUNCTION(cusolverDnC##complex, last, result) FUNCTION(cusolverDnZ##complex, last, result)
 #define SIZE(real, complex, where, elements) NAMED(real, complex, where, tell(a[where], elements))
-#define SOLVE(real, complex, info) NAMED(real, complex, info, done(a[info], 1))
+#define SOLVE(real, complex, info) NAMED(real, complex, info, done(handle, a[info], 1))
 /* Solvers of a batch, which torch also uses for one small matrix. */
 #define SIZE_BATCH(real, complex, where, batch, elements)                                                              \
     NAMED(real, complex, batch, tell(a[where], INT(batch) * (elements)))
-#define SOLVE_BATCH(real, complex, info, batch) NAMED(real, complex, batch, done(a[info], INT(batch)))
+#define SOLVE_BATCH(real, complex, info, batch) NAMED(real, complex, batch, done(handle, a[info], INT(batch)))
 #define BLAS_BATCH(name, info, batch, count)                                                                           \
-    FUNCTION(cublasS##name, batch, done(a[info], count))                                                               \
-    FUNCTION(cublasD##name, batch, done(a[info], count))                                                               \
-    FUNCTION(cublasC##name, batch, done(a[info], count)) FUNCTION(cublasZ##name, batch, done(a[info], count))
+    FUNCTION(cublasS##name, batch, done(handle, a[info], count))                                                               \
+    FUNCTION(cublasD##name, batch, done(handle, a[info], count))                                                               \
+    FUNCTION(cublasC##name, batch, done(handle, a[info], count)) FUNCTION(cublasZ##name, batch, done(handle, a[info], count))
 /* The newer form is one function for all types. Its sizes are bytes, on the device and on the host. */
 #define SIZE_X(name, device, type, elements)                                                                           \
     FUNCTION(cusolverDn##name, (device) + 1, tell_bytes(a[device], a[(device) + 1], elements, INT(type)))
-#define SOLVE_X(name, info) FUNCTION(cusolverDn##name, info, done(a[info], 1))
+#define SOLVE_X(name, info) FUNCTION(cusolverDn##name, info, done(handle, a[info], 1))
 
 SIZE(potrf_bufferSize, potrf_bufferSize, 6, of_blocks(INT(3)))
 SIZE(getrf_bufferSize, getrf_bufferSize, 6, of_blocks(INT(3)))
@@ -133,7 +135,7 @@ SOLVE_BATCH(gesvdaStridedBatched, gesvdaStridedBatched, 19, 21)
 SOLVE_BATCH(syevjBatched, heevjBatched, 10, 12)
 SOLVE_BATCH(potrfBatched, potrfBatched, 6, 7)
 SOLVE(potrsBatched, potrsBatched, 9)
-FUNCTION(cusolverDnXsyevBatched, 17, done(a[16], a[17]))
+FUNCTION(cusolverDnXsyevBatched, 17, done(handle, a[16], a[17]))
 BLAS_BATCH(getrfBatched, 6, 7, INT(7))
 BLAS_BATCH(getrsBatched, 10, 11, 1)
 BLAS_BATCH(geqrfBatched, 7, 8, 1)

@@ -1,7 +1,8 @@
 /* What the program asks of a device: kernels, copies, fills, and the times that the host waits for it.
  *
  * Work that a stream captures is added to its graph, and counted whenever the graph is launched. A product of cuBLAS, a
- * plan of cuDNN and a collective of NCCL count as one kernel each, which is what they take at least.
+ * plan of cuDNN, a solver of cuSOLVER and a collective of NCCL count as one kernel each, which is what they take at
+ * least.
  */
 #include "dry.h"
 #include "stream.h"

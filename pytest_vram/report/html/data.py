@@ -11,16 +11,17 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_vram.report.changes import between
+from pytest_vram.report.host_memory import details, summary
 from pytest_vram.report.html.segments import layout_data
-from pytest_vram.report.rows import rows, worst
+from pytest_vram.report.rows import rows, work_text, worst
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_vram.memory import Measurement, Phase, Report, TestRecord, Timeline
+    from pytest_vram.memory import HostPeak, Measurement, Phase, Report, TestRecord, Timeline
     from pytest_vram.report.rows import Row
 
-FULL = 25
+FULL = 24
 """The number of tests, worst first, with all points and holders. Later tests share the room that is left."""
 CURVES_BYTES = 250_000
 """The most bytes for the curves of all other tests together."""
@@ -117,6 +118,8 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
         "reason": row.reason,
         "notes": [[strings.number(note.name), strings.number(note.text)] for note in row.notes],
         "example": row.worst_example,
+        "work": work_text(row.work),
+        "host": _host(row.host, detail),
         "reads": [
             [strings.number(r.location), strings.number(r.operation), r.count, r.answered, r.note]
             for r in row.host_reads[: detail.holders]
@@ -148,6 +151,14 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
     if earlier is not None:
         data["before"] = _before(worst(earlier)[1], measurement)
     return _short(data)
+
+
+def _host(host: HostPeak | None, detail: _Detail) -> list[str]:
+    """Return a summary of the host memory, and its parts for a test that is shown in full."""
+    if host is None:
+        return []
+    parts = details(host) if detail.full and host.peak_bytes is not None else []
+    return [summary(host), *(part.strip() for part in parts)]
 
 
 def _size(data: Any) -> int:

@@ -34,7 +34,10 @@ function reading(words) {
 function signed(size) { return size > 0 ? `+${bytes(size)}` : bytes(size).replace("-", "\u2212"); }
 
 function headline(test) {
-  if (test.peak === undefined) return node("p", { class: "headline odd" }, test.reason ? `Not measured: ${test.reason}` : "Not measured");
+  if (test.peak === undefined) {
+    const words = test.reason ? `Not measured: ${test.reason}` : test.host ? "No device was measured" : "Not measured";
+    return node("p", { class: "headline odd" }, words);
+  }
   const metric = test.metric === "device" ? "on the device, CUDA context included" : test.metric;
   const spare = test.budget - test.peak, words = [node("b", {}, bytes(test.peak)), ` ${metric}`];
   const limit = `${test.origin === "card" ? "the card's" : "its budget of"} ${bytes(test.budget)}`;
@@ -115,6 +118,11 @@ function detail(test, width) {
   const add = (parts) => inside.append(...parts.filter(Boolean));
   if (test.example) add([node("p", {}, "worst example ", node("code", {}, test.example))]);
   if (test.kind) add([figures(test)]);
+  if (test.work) add([node("p", { class: "work" }, `Asked of the device: ${test.work}`)]);
+  if (test.host) {
+    const [sum, ...parts] = test.host;
+    add([node("h3", {}, "Host memory"), node("p", { class: "host" }, sum), ...parts.map((part) => node("p", { class: "soft" }, part))]);
+  }
   if (test.baseline !== undefined) add(since(test));
   if (test.timeline) add(overTime(test, width));
   if (test.holders) add(atThePeak(test, width));

@@ -144,6 +144,32 @@ def test_the_pool_of_the_driver_can_be_fragmented(dry_python: Callable[..., Any]
     assert done.stdout.strip() == "[64, 96, 96, 5, 64, 32]"
 
 
+REFUSED = """
+import torch
+from pytest_vram.drygpu import driver
+GB = 1 << 30
+take = lambda size: torch.empty(size * GB, dtype=torch.uint8, device="cuda")
+first, middle, last = take(8), take(8), take(1)
+found = [driver.stats(0).refusals]
+del first
+larger = take(9)  # 8 GB are free elsewhere in the pool, and given back for it
+found.append(driver.stats(0).refusals)
+for size in (9, 100):
+    try:
+        take(size)
+    except torch.OutOfMemoryError:
+        found.append(driver.stats(0).refusals)
+print(found)
+"""
+
+
+def test_the_pool_of_the_driver_counts_each_refusal_once(dry_python: Callable[..., Any]) -> None:
+    """PyTorch asks once more after a refusal, so that each tensor that does not fit is refused twice."""
+    done = dry_python("-c", REFUSED, PYTORCH_CUDA_ALLOC_CONF="backend:cudaMallocAsync")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[0, 0, 2, 4]"
+
+
 NEUTRAL = """
 import sys, torch
 if sys.argv[1] == "carried":

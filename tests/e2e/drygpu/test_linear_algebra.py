@@ -19,7 +19,8 @@ def test_every_function_of_linalg_and_fft_runs(run_program: Callable[..., dict[s
 
 ONE_MATRIX = """
 import json, torch
-from pytest_vram.drygpu import notes
+from pytest_vram.drygpu import driver, notes
+from pytest_vram.drygpu.values import host_reads
 MiB = 1 << 20
 old = torch.full((4096,), 7, dtype=torch.int32, device="cuda")
 del old  # the error codes of the solvers lie where these numbers were
@@ -36,6 +37,18 @@ with torch.no_grad():
         before = torch.cuda.memory_allocated()
         call()
         found[name] = (torch.cuda.max_memory_allocated() - before) / MiB
+work, earlier = {}, host_reads.collect()
+for name, call in {
+    "tril": lambda: a.tril(),
+    "cholesky_ex": lambda: torch.linalg.cholesky_ex(a),
+    "cholesky": lambda: torch.linalg.cholesky(a),
+}.items():
+    before = driver.work()
+    call()
+    added = driver.work() - before
+    work[name] = (added.launches, added.synchronizations, added.copied_to_host_bytes)
+found["work"] = work
+found["reads"] = [read.location for read in host_reads.since(earlier)]
 found["notes"] = [note.name for note in notes.collect()]
 print(json.dumps(found))
 """
@@ -51,6 +64,10 @@ def test_torchs_own_code_runs_for_one_matrix(dry_python: Callable[..., Any]) -> 
     assert found["cholesky"] >= 16
     assert found["svd"] >= 2 + 3  # U with as many columns as V, and a workspace of more than 3 MB
     assert found["notes"] == ["cuSOLVER"]
+    solved, checked = found["work"]["cholesky_ex"], found["work"]["cholesky"]
+    assert (solved[0], found["work"]["tril"][0]) == (3, 1), "the copy, the solver and the triangle"
+    assert [after - before for before, after in zip(solved, checked, strict=True)][1:] == [1, 1], "the errors are read"
+    assert found["reads"] == []
 
 
 SENSORS = """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vram import baseline
-from pytest_vram.memory import Device, Measurement, Peak
+from pytest_vram.memory import Device, HostPeak, Measurement, Peak, TestRecord, Work
 from pytest_vram.report.html import render
 from pytest_vram.units import format_bytes
 
@@ -242,3 +242,22 @@ def test_the_page_writes_sizes_as_the_terminal_does(browser: Any, pages: Path) -
     assert browser.execute_script(f"{function}; return arguments[0].map(bytes)", sizes) == list(
         map(format_bytes, sizes)
     )
+
+
+def test_host_memory_and_work_are_shown(browser: Any, tmp_path: Path) -> None:
+    """A test without a device has its host memory to show, and not only that nothing was measured."""
+    (_, within, *_) = sample.report().tests
+    work = Work(launches=1204, synchronizations=2)
+    asked = replace(within, measurements=(replace(within.measurements[0], work=work),))
+    bare = TestRecord(nodeid="t", outcome="failed", host=HostPeak(limit_bytes=2**30, peak_bytes=3 * 2**30))
+    page = tmp_path / "host.html"
+    page.write_text(render(replace(sample.report(), tests=(asked, bare))), encoding="utf-8")
+    for number, words in (
+        (0, ["Asked of the device: 1,204 kernels, 2 waits"]),
+        (1, ["No device was measured", "Host memory", "3.00 GiB of 1.00 GiB, 2.00 GiB over"]),
+    ):
+        look(browser, page)
+        find(browser, f"#t{number} a").click()
+        shown = find(browser, "tr.detail").text
+        assert [word for word in words if word not in shown] == []
+    assert quiet(browser)

@@ -265,3 +265,24 @@ def test_what_is_missing_or_assumed_is_said_and_nothing_is_called_exact_then() -
     assert [note["name"] for note in found.as_json()["notes"]] == ["cuDNN execution plans", "memory history"]
     assert found.as_json()["exact"] is False
     assert report(process(), notes=[lost]).exact is True, "the peaks do not rest on it"
+
+
+def test_likely_is_said_of_the_verdict_and_not_of_a_card_that_does_not_decide_it() -> None:
+    near, surely = process(0, 12 * GIB), process(1, 23 * GIB)
+    found = report(near, surely, notes=[PLANS])
+    assert (found.fits, found.likely) == (False, False), "the second card is too full by all bounds"
+    assert "LIKELY DOES NOT FIT" not in render(found)
+    assert report(near, process(1), notes=[PLANS]).likely is True
+
+    pool = {"name": "cudaMallocAsync", "text": "a guess", "source": "driver"}
+    over = process(1, CARD.total_bytes - 200 * MIB)
+    assert (report(process(), over, notes=[pool]).fits, report(process(), over, notes=[pool]).likely) == (False, True)
+    assert report(surely, over, notes=[pool]).likely is False
+
+    failed = report(process(allocated=12 * GIB, raised="EOFError"), notes=[PLANS])
+    assert (failed.fits, failed.likely) == (None, False)
+    refused = process(allocated=12 * GIB, ooms=1, out_of_memory="CUDA out of memory", exit_code=1)
+    assert (report(refused, code=1, notes=[PLANS]).fits, report(refused, code=1, notes=[PLANS]).likely) == (
+        False,
+        False,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -177,3 +178,12 @@ def test_constants_of_quantized_weights_are_found_where_they_are_kept(notes: Not
         notes.meet(nn.Sequential(module))
         found = [label for label in notes.marks.labels if label[3] == "quantization"][known:]
         assert len({address for _, _, address, _, _ in found}) == count
+
+
+def test_a_module_with_a_state_of_its_own_is_met(notes: Notes) -> None:
+    mocked, foreign = nn.Linear(2, 2), nn.Linear(2, 2)
+    mocked.state = MagicMock()  # type: ignore[assignment]
+    foreign.state = SimpleNamespace(code=torch.zeros(1))  # type: ignore[assignment]
+    notes.meet(nn.Sequential(mocked, foreign))
+    assert len(labelled(notes, "weights")) == 4
+    assert labelled(notes, "quantization") == set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -52,3 +54,10 @@ def test_a_weight_in_8_bits_has_its_scales() -> None:
     layer = bnb.nn.Linear8bitLt(32, 16, bias=False, has_fp16_weights=False).to("cpu")
     found = [*quantization_constants(layer.weight), *quantization_constants(layer.state)]
     assert [tensor.shape for tensor in found] == [(16,)]
+
+
+@pytest.mark.parametrize("foreign", [MagicMock(), SimpleNamespace(code=torch.zeros(1), offset=torch.zeros(1))])
+def test_a_state_of_another_library_is_not_followed(foreign: Any) -> None:
+    """A mock answers to every name, ``state2`` included."""
+    assert list(itertools.islice(quantization_constants(foreign), 9)) == []
+    assert list(itertools.islice(quantization_constants(SimpleNamespace(quant_state=foreign)), 9)) == []

@@ -14,7 +14,7 @@ import pytest
 import pytest_vram
 from pytest_vram import baseline, cli
 from pytest_vram.errors import VramUsageError
-from pytest_vram.memory import Device, Environment, Measurement, Peak, Report, TestRecord
+from pytest_vram.memory import Device, Environment, Measurement, Peak, Report, TestRecord, Work
 from pytest_vram.report import files, terminal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "golden"))
@@ -124,6 +124,18 @@ def test_csv_has_a_row_a_test_and_nothing_where_there_is_no_figure() -> None:
     )
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [(row["nodeid"], row["peak_bytes"]) for row in rows] == [("test_1", "20"), ("test_0", "10"), ('x,"y', "")]
+
+
+def test_the_work_of_a_test_is_in_csv_and_in_the_data_frame(tmp_path: Path) -> None:
+    first, second = report(10, 20).tests
+    work = Work(launches=1204, synchronizations=2, copied_to_device_bytes=64, copied_to_host_bytes=0)
+    asked = replace(second, measurements=(replace(second.measurements[0], work=work),))
+    found = replace(report(10, 20), tests=(first, asked))
+    names = ("launches", "synchronizations", "copied_to_device_bytes", "copied_to_host_bytes")
+    rows = list(csv.DictReader(io.StringIO(files.to_csv(found))))
+    assert [[row[name] for name in names] for row in rows] == [["1204", "2", "64", "0"], [""] * 4]
+    files.save(found, tmp_path / "r.json")
+    assert pytest_vram.load_report(tmp_path / "r.json").loc["test_1", list(names)].tolist() == [1204, 2, 64, 0]
 
 
 def test_a_report_is_a_data_frame(tmp_path: Path) -> None:

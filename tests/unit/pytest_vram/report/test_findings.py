@@ -14,6 +14,7 @@ from pytest_vram.memory import (
     Environment,
     Exceeded,
     Holder,
+    HostPeak,
     Measurement,
     Peak,
     Report,
@@ -90,7 +91,7 @@ def test_without_a_line_of_the_repository_the_budget_is_named_and_else_the_file(
 
 def test_what_is_left_behind_and_what_is_not_measured(places: Places) -> None:
     leak = record(
-        "t", (MIB, "model.py:2 in f"), budget=Budget(limit_bytes=None, max_leak_bytes=0), m={"leaked_bytes": MIB}
+        "t", (GIB, "model.py:2 in f"), budget=Budget(limit_bytes=None, max_leak_bytes=0), m={"leaked_bytes": MIB}
     )
     reason = Unmeasured(reason="torch is\nnot installed")
     blind = TestRecord(nodeid="u", outcome="skipped", budget=Budget(limit_bytes=GIB), verdict=reason)
@@ -102,6 +103,7 @@ def test_what_is_left_behind_and_what_is_not_measured(places: Places) -> None:
         ("left-memory", "error"),
         ("not-measured", "warning"),
     ]
+    assert found[0].text.endswith("This line holds 1.00 GiB at the peak."), "of 1 MiB that is left"
     assert found[1].text == "u has a budget that was not measured: torch is not installed"
 
 
@@ -178,3 +180,23 @@ def test_the_longest_suffix_says_the_format(tmp_path: Path) -> None:
         files.save(report(), tmp_path / name)
         assert (tmp_path / name).read_text().startswith(start)
     assert files.load(tmp_path / "a.json").tests == ()
+
+
+def test_a_broken_budget_of_host_memory_is_a_finding_in_every_format(places: Places) -> None:
+    """The lines of the row hold memory of the device, so the budget is named in place of one."""
+    host = HostPeak(limit_bytes=GIB, peak_bytes=3 * GIB)
+    budget = Budget(limit_bytes=None, where="tests/test_a.py:7")
+    test = record("tests/test_a.py::test_x", (GIB, "model.py:41 in forward"), host=host, budget=budget)
+    bare = TestRecord(nodeid="tests/test_a.py::test_y", outcome="failed", host=host, budget=budget)
+    kept = TestRecord(nodeid="z", outcome="passed", host=HostPeak(limit_bytes=3 * GIB, peak_bytes=3 * GIB))
+    found = findings(report(test, bare, kept), places)
+    assert [(finding.rule, finding.level) for finding in found] == [("over-host-budget", "error")] * 2
+    assert {finding.place for finding in found} == {Place(path="sub dir/tests/test_a.py", line=7)}
+    assert found[0].text.endswith("needs 3.00 GiB of host memory, 2.00 GiB more than its budget of 1.00 GiB")
+    (line,) = workflow.render(found)
+    assert read_command(line)[1]["title"] == "Host memory over budget"
+    data = json.loads(sarif.render(report(test), places))
+    jsonschema.validate(data, SARIF)
+    assert data["runs"][0]["results"][0]["ruleId"] == "over-host-budget"
+    (issue,) = json.loads(code_quality.render(report(test), places))
+    assert issue["check_name"] == "pytest-vram/over-host-budget"

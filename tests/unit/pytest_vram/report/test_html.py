@@ -15,7 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vram import baseline, cli
-from pytest_vram.memory import Device, Holder, Measurement, Peak, Report, Series, TestRecord, Timeline
+from pytest_vram.memory import (
+    Device,
+    Holder,
+    HostPeak,
+    Measurement,
+    Peak,
+    Report,
+    Series,
+    TestRecord,
+    Timeline,
+    Work,
+)
 from pytest_vram.memory.timeline import CATEGORIES
 from pytest_vram.report import files
 from pytest_vram.report.html import data, render
@@ -240,3 +251,19 @@ def test_text_and_categories_stand_out_from_what_is_behind_them(theme: int) -> N
         written = colors["on-dark" if name in light_on else "on-mid"]
         assert contrast(written, colors[name]) >= 4.5, name
         assert min(contrast(colors[name], colors[behind]) for behind in ("paper", "shade")) >= 3, name
+
+
+def test_host_memory_and_work_are_in_the_data() -> None:
+    (_, within, *_) = sample.report().tests
+    work = Work(launches=1204, synchronizations=2)
+    asked = replace(within, measurements=(replace(within.measurements[0], work=work),))
+    host = HostPeak(limit_bytes=2**30, peak_bytes=3 * 2**30, own_bytes=3 * 2**30)
+    bare = TestRecord(nodeid="t", outcome="failed", host=host)
+    unknown = TestRecord(nodeid="u", outcome="passed", host=HostPeak(limit_bytes=1, missing="no /proc"))
+    page = render(replace(sample.report(), tests=(asked, bare, unknown)))
+    first, second, third = embedded(page)["tests"]
+    assert first["work"] == "1,204 kernels, 2 waits"
+    assert "host" not in first
+    assert second["host"][0] == "3.00 GiB of 1.00 GiB, 2.00 GiB over"
+    assert second["host"][1].startswith("this process  3.00 GiB (the kernel's maximum)")
+    assert third["host"] == ["not measured: no /proc"]

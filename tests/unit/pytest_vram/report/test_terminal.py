@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vram.memory import Budget, Device, Environment, Exceeded, Measurement, Peak, Report, TestRecord, Within
+from pytest_vram.memory import (
+    Budget,
+    Device,
+    Environment,
+    Exceeded,
+    Measurement,
+    Peak,
+    Report,
+    TestRecord,
+    Within,
+    Work,
+)
 from pytest_vram.report.terminal import bar, display_width, render, shorten
 from pytest_vram.units import GIB, MIB
 
@@ -77,3 +89,13 @@ def test_a_bar_is_full_at_the_limit_and_half_at_half_of_it() -> None:
     assert bar(1.0) == "█" * 10
     assert bar(0.5) == "█" * 5 + " " * 5
     assert bar(0.0) == " " * 10
+
+
+def test_the_work_of_a_whole_test_is_shown_beside_its_phases() -> None:
+    test = record("t", MIB)
+    (measured,) = test.measurements
+    test = replace(test, measurements=(replace(measured, work=Work(launches=1204, synchronizations=2)),))
+    line = f"{'':>10}   asked of the device: 1,204 kernels, 2 waits"
+    assert line in render(report(test), width=80, verbosity=1).splitlines()
+    assert "kernels" not in render(report(test), width=80)
+    assert "kernels" not in render(report(record("t", MIB)), width=80, verbosity=1)
