@@ -139,9 +139,11 @@ def load(path: Path) -> dict[str, Any]:
 def _with_split(document: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
     """Return a file's settings with what those of the split imply, as flags do, and which of them contradict others."""
     problems = []
-    rows, accumulation, size = (document.get(name) for name in ("batch", "accumulation", "micro_batch"))
-    automatic, size = size == "auto", 1 if size in (None, "auto") else size
-    if all(type(number) is int for number in (rows, accumulation, size)) and rows != accumulation * size:
+    rows, accumulation, given = (document.get(name) for name in ("batch", "accumulation", "micro_batch"))
+    automatic = given == "auto"
+    size = 1 if automatic or given is None else given
+    numbers = all(type(number) is int for number in (rows, accumulation, size))  # others are refused by their type
+    if numbers and rows != accumulation * size:  # type: ignore[operator]
         why = f"accumulation = {accumulation} is given too, and follows from it"
         problems.append(Problem(field="batch", value=rows, why=why, remedy="give one of the two"))
     if automatic and document.get("split") == "given":

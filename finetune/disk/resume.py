@@ -125,7 +125,7 @@ def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = No
         )
     if "kernels" not in recorded.settings and now.device == "cuda" and now.settings["kernels"] != "torch":
         notes.append("this run began without fused kernels: the result is equal up to rounding, not exactly")
-    for name in recorded.versions | now.versions:
+    for name in {**recorded.versions, **now.versions}:
         old, new = (facts.versions.get(name, "not installed") for facts in (recorded, now))
         if old != new:
             notes.append(f"{name} was {old} and is now {new}: the last bits may differ")
