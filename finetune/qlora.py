@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.dry.print_config:
             sys.stdout.write(yaml_file.dump(config) if launch.is_first() else "")
         elif config.dry.dry_run or config.dry.fit:
-            with launch.said_once():
-                return int(importlib.import_module("finetune.dryrun.command").main(config))
+            if not launch.is_first():  # rank 0 measures, prints and writes
+                return ExitCode.OK
+            return int(importlib.import_module("finetune.dryrun.command").main(config))
         else:
             _settle_libraries()
             summary = run(config)

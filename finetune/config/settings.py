@@ -112,9 +112,9 @@ class TrainConfig:
     micro_batch: int = 1
     """Rows in one forward and backward pass, or `auto`, which is what a run does without this flag: see --split."""
     split: Literal["auto", "given"] = "auto"
-    """Who chooses the micro-batches of a step. auto: on a GPU, the run takes the largest micro-batch for which there is
-    room, of as many rows a step as the settings say; a dry run measures the split as the settings have it.
-    given: the settings, as with --micro-batch N."""
+    """Who chooses the micro-batches of a step. auto: on a GPU, a run of one process takes the largest micro-batch for
+    which there is room, of as many rows a step as the settings say; with several ranks, and in a dry run, the split
+    stays as the settings have it. given: the settings, as with --micro-batch N."""
     accumulation: int = 16
     """Micro-batches in one optimizer step. The gradient is exactly that of all their rows in one batch.
     Any value above 1 raises the peak by at most one copy of the gradients;
@@ -130,14 +130,16 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of all gradients together; before each step, larger ones are scaled down to it. 0 turns this off."""
     optimizer: OptimizerName = "paged-adamw"
-    """adamw is PyTorch's and computes in the dtype of the trained weights; the others are from bitsandbytes, and update
-    a bf16 adapter in fp32. On a GPU, the state of a paged optimizer lives in managed memory, which moves to the host
-    when the card is full; on a CPU it is ordinary memory.
+    """adamw is PyTorch's and computes in the dtype of the trained weights; the others need bitsandbytes, and update a
+    bf16 adapter in fp32. On a GPU, paged-adamw updates all parameters in one kernel of this program's own, and the
+    8-bit kinds update as bitsandbytes does. There the state of a paged optimizer lives in managed memory, which moves
+    to the host when the card is full; on a CPU it is ordinary memory.
     With a paged optimizer the gradients of an adapter wait in host memory between the micro-batches of a step."""
     kernels: KernelsName = "auto"
-    """Fused kernels on a GPU. auto: adapters are fused with their base layers, the optimizer is one kernel, and
+    """Fused kernels on a GPU. auto: adapters are fused with their base layers, paged-adamw is one kernel, and
     liger-kernel runs norms, rotations and gates if it is installed; liger: the same, refused if it is not installed;
-    torch: the layers of PyTorch and peft."""
+    torch: the layers of PyTorch and peft. Without a C compiler and Python's headers, which Triton needs, auto runs the
+    adapters fused and the rest as torch does."""
     checkpointing: bool = True
     """Recompute activations in the backward pass (non-reentrant), so that only one layer's activations are held at a
     time, and not those of all layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from finetune.config import yaml_file
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from finetune.config.settings import RunConfig
 
 AUTO = "auto"
+ONE_OF_TWO = "give one of the two"
 
 
 def with_batch(config: RunConfig) -> RunConfig:
@@ -35,19 +37,22 @@ def expanded(flags: Sequence[str]) -> list[str]:
     YAML file.
 
     Raises:
-        ConfigError: ``--batch`` and ``--accumulation`` are both given.
+        ConfigError: ``--batch`` and ``--accumulation`` are both given, or ``--micro-batch auto`` and ``--split given``.
     """
     words = _apart(flags)
     if "--batch" in words and "--accumulation" in words:
         at = words.index("--batch")
         value = words[at + 1] if at + 1 < len(words) else None
         why = "--accumulation is given too, and follows from it"
-        raise ConfigError(Problem(field="batch", value=value, why=why, remedy="give one of the two"))
+        raise ConfigError(Problem(field="batch", value=value, why=why, remedy=ONE_OF_TWO))
     if "--accumulation" in words:
         words += ["--batch", "None"]
     if "--micro-batch" in words:
         at = words.index("--micro-batch")
         automatic = words[at + 1 : at + 2] == [AUTO]
+        if automatic and "given" in [after for word, after in itertools.pairwise(words) if word == "--split"]:
+            why = "--split given is given too"
+            raise ConfigError(Problem(field="micro_batch", value=AUTO, why=why, remedy=ONE_OF_TWO))
         if automatic:
             del words[at : at + 2]
         if "--split" not in words:

@@ -96,10 +96,12 @@ def load(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings, and check each value against the type of its field.
 
     Returns:
-        The settings in the file, by field name; a setting that the file leaves out is not among them.
+        The settings in the file, by field name; a setting that the file leaves out is not among them. A file with an
+        accumulation and without a batch has a batch of None, which takes the place of a recorded one.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown or given twice, or a value has the wrong type.
+        ConfigError: the file cannot be read, a key is unknown or given twice, a value has the wrong type, or settings
+            of the split contradict each other.
     """
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -114,12 +116,8 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         why = f"the file holds a {type(document).__name__}, not settings"
         raise ConfigError(_file_problem(path, why, _ONE_A_LINE))
-    types_of, settings, problems = field_types(), {}, []
-    if "micro_batch" in document:  # a number takes the choice from the run
-        automatic = document["micro_batch"] == "auto"
-        document = {"split": "auto" if automatic else "given"} | document
-        if automatic:
-            del document["micro_batch"]
+    types_of, settings = field_types(), {}
+    document, problems = _with_split(document)
     for key, value in document.items():
         if isinstance(value, dict) and key in sections():
             remedy = "write them at the top level, such as " + ", ".join(
@@ -136,6 +134,28 @@ def load(path: Path) -> dict[str, Any]:
     if problems:
         raise ConfigError(*problems)
     return settings
+
+
+def _with_split(document: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
+    """Return a file's settings with what those of the split imply, as flags do, and which of them contradict others."""
+    problems = []
+    rows, accumulation, given = (document.get(name) for name in ("batch", "accumulation", "micro_batch"))
+    automatic = given == "auto"
+    size = 1 if automatic or given is None else given
+    numbers = all(type(number) is int for number in (rows, accumulation, size))  # others are refused by their type
+    if numbers and rows != accumulation * size:  # type: ignore[operator]
+        why = f"accumulation = {accumulation} is given too, and follows from it"
+        problems.append(Problem(field="batch", value=rows, why=why, remedy="give one of the two"))
+    if automatic and document.get("split") == "given":
+        why = "split = given is given too"
+        problems.append(Problem(field="micro_batch", value="auto", why=why, remedy="give one of the two"))
+    if "accumulation" in document:
+        document = {"batch": None} | document
+    if "micro_batch" in document:  # a number takes the choice from the run
+        document = {"split": "auto" if automatic else "given"} | document
+        if automatic:
+            del document["micro_batch"]
+    return document, problems
 
 
 def unknown_setting(key: str, value: object) -> Problem:

@@ -173,7 +173,7 @@ def _from_sharegpt(given: dict[str, Any], where: str) -> dict[str, Any]:
     name = given["from"]
     if not isinstance(name, str) or name not in SHAREGPT_ROLES:
         raise BadRowError(f"{where} is from {name!r}; it may be from {', '.join(SHAREGPT_ROLES)}")
-    others = {key: value for key, value in given.items() if key not in ("from", "value", "role")}
+    others = {key: value for key, value in given.items() if key not in ("from", "value", "role") and value is not None}
     if name != "function_call":
         return {"content": given.get("value")} | others | {"role": SHAREGPT_ROLES[name]}
     found = given.get("value")

@@ -123,9 +123,12 @@ def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = No
             f"the run was taken here by {recorded.ranks} processes and is now taken on by {now.ranks}: the result is "
             f"equal up to rounding, not exactly{drawn}"
         )
-    for name, version in recorded.versions.items():
-        if now.versions.get(name) != version:
-            notes.append(f"{name} was {version} and is now {now.versions.get(name)}: the last bits may differ")
+    if "kernels" not in recorded.settings and now.device == "cuda" and now.settings["kernels"] != "torch":
+        notes.append("this run began without fused kernels: the result is equal up to rounding, not exactly")
+    for name in {**recorded.versions, **now.versions}:
+        old, new = (facts.versions.get(name, "not installed") for facts in (recorded, now))
+        if old != new:
+            notes.append(f"{name} was {old} and is now {new}: the last bits may differ")
     return notes
 
 

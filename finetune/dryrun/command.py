@@ -207,7 +207,8 @@ def _fit(config: RunConfig, card: str | None) -> int:
     total = _total(config, card)
     limit = int(total * (1 - MARGIN))
     default = yaml_file.flatten(RunConfig())
-    opened = [name for name in OPEN if yaml_file.flatten(config)[name] == default[name]]
+    fixed = {"micro_batch"} if config.train.batch is not None else set()  # the rows of a step are given
+    opened = [name for name in OPEN if name not in fixed and yaml_file.flatten(config)[name] == default[name]]
     settings = trial_settings(config)
     request = Request(kind="search", settings=settings, open_settings=tuple(opened), limit_bytes=limit)
     found = in_trial_process(request, card).found
@@ -267,6 +268,8 @@ def command(config: RunConfig) -> str:
     }
     if "micro_batch" in changed:
         changed.pop("split", None)  # the flag says it
+    if config.train.batch is not None:
+        changed.pop("accumulation", None)  # it follows from the batch, and the two flags together are refused
     return " ".join(["python -m finetune.qlora", yaml_file.as_flags(changed)]).rstrip()
 
 

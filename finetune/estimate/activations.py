@@ -7,6 +7,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from finetune.config.settings import QUANTIZED
+from finetune.kernels.available import can_launch
 from finetune.model.names import wanted
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
 
 
 def liger_norms(config: RunConfig) -> bool:
-    """Whether liger-kernel runs the norms: on a GPU, if it is installed and the settings allow it."""
+    """Whether liger-kernel runs the norms: on a GPU, if it is installed, can run and the settings allow it."""
     declined = config.train.kernels == "torch" or config.model.device == "cpu"
-    return not declined and importlib.util.find_spec("liger_kernel") is not None
+    return not declined and importlib.util.find_spec("liger_kernel") is not None and can_launch()
 
 
 def liger_gates(dims: Dimensions, config: RunConfig) -> bool:

@@ -5,15 +5,44 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from pytest_vram.drygpu import is_active
+
+if TYPE_CHECKING:
+    import torch
 
 
 @functools.cache
 def kernel_runs_on(device: torch.device) -> bool:
-    """Whether the kernel can be used there: on a CUDA card with Triton, on a CPU under Triton's interpreter."""
+    """Whether the kernel can be used there: on a CUDA card with Triton, on a CPU under Triton's interpreter.
+
+    On a card Triton has to compile its launcher as well, see :func:`can_launch`.
+    """
     if importlib.util.find_spec("triton") is None:
         return False
     if device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    import torch  # estimates ask this module too, and need no torch
+
+    return device.type == "cuda" and can_launch() and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def can_launch() -> bool:
+    """Whether Triton can launch kernels on a card of this machine: it compiles a C module for it at first use.
+
+    This takes a C compiler (``CC``, gcc or clang) and Python's headers, which many containers lack. A dry GPU stands
+    for another machine, so nothing is asked there.
+    """
+    return is_active() or _can_compile()
+
+
+def _can_compile() -> bool:
+    """Whether Triton finds a compiler and Python.h; it looks for them in the same way."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's own scheme
+    headers = Path(sysconfig.get_path("include", scheme), "Python.h")
+    return any(shutil.which(name) for name in compilers) and headers.is_file()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 
 from finetune.errors import ConfigError, Problem
+from finetune.kernels.available import can_launch, kernel_runs_on
 from finetune.model.forward import base_model
 from finetune.patches.liger import apply_kernels
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _SET = "finetune_kernels"
 _USED = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
+_GATES = {"swiglu": ("silu", "swish"), "geglu": ("gelu_pytorch_tanh",)}
+"""The activations that each gate of liger-kernel computes, whatever the model's own is."""
 _NOT_USED = {"cross_entropy": False, "fused_linear_cross_entropy": False, "layer_norm": False}
 
 
@@ -28,7 +31,7 @@ def check_kernels(name: str, device: torch.device) -> None:
     """Refuse ``--kernels liger`` where it cannot be had.
 
     Raises:
-        ConfigError: liger-kernel is not installed, or there is no GPU.
+        ConfigError: liger-kernel is not installed, or there is no GPU, or its kernels cannot be compiled.
     """
     if name != "liger":
         return
@@ -37,6 +40,9 @@ def check_kernels(name: str, device: torch.device) -> None:
         why, remedy = "liger-kernel is not installed", "pip install liger-kernel, or use --kernels auto"
     elif device.type != "cuda":
         why, remedy = "liger-kernel needs a GPU", "use --kernels auto"
+    elif not can_launch():
+        why = "its kernels are compiled here, and there is no C compiler or no Python.h"
+        remedy = "install gcc and Python's headers (python3-dev), or use --kernels auto"
     if why is not None:
         raise ConfigError(Problem(field="kernels", value=name, why=why, remedy=remedy))
 
@@ -56,12 +62,14 @@ def set_kernels(model: nn.Module, name: str) -> list[str]:
         return []
     setattr(model, _SET, True)
     said = []
+    if not can_launch():
+        said.append("there is no C compiler or no Python.h here, so that no kernels of Triton or liger-kernel run")
     if isinstance(model, PeftModel):
         from finetune.kernels.fused_adapter import fuse
 
         said.append(str(fuse(model)))
     base: Any = base_model(model)
-    if liger_is_installed() and not getattr(base, _SET + "_liger", False):
+    if kernel_runs_on(device) and liger_is_installed() and not getattr(base, _SET + "_liger", False):
         setattr(base, _SET + "_liger", True)
         said.append(_apply_liger(base))
     return said
@@ -76,11 +84,20 @@ def _apply_liger(base: Any) -> str:
     """Use liger-kernel's modules in a model of transformers, and return what was done, in a sentence."""
     kind = base.config.model_type
     used = dict(_USED)
-    if _is_mixture(base):
-        used["swiglu"] = used["geglu"] = False  # the experts are quantized here, in a module of our own
+    activation = _activation(base)
+    for name, computes in _GATES.items():  # the experts are quantized here, in a module of our own
+        used[name] = activation in computes and not _is_mixture(base)
     if not apply_kernels(base, **used, **_NOT_USED):
         return f"liger-kernel has no kernels for {kind} models, so PyTorch's own run"
-    return f"liger-kernel runs norms, rotations and gates of this {kind} model"
+    what = "norms, rotations and gates" if used["swiglu"] or used["geglu"] else "norms and rotations"
+    return f"liger-kernel runs {what} of this {kind} model"
+
+
+def _activation(base: Any) -> str | None:
+    """Return the name of the activation in the model's MLP; None where its config does not say it."""
+    config = base.config.get_text_config()
+    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    return name if isinstance(name, str) else None
 
 
 def _is_mixture(base: Any) -> bool:

@@ -10,11 +10,10 @@ in the epilogue of its last product. Backward saves x alone, for all of them, an
 from __future__ import annotations
 
 import functools
+import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import bitsandbytes as bnb
-import bitsandbytes.functional as bnb_functional
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -83,6 +82,14 @@ def fuse(model: nn.Module) -> Fusion:
     return Fusion(fused=fused, left=left)
 
 
+def forget(model: nn.Module) -> None:
+    """Free the outputs that fused layers hold after a forward pass that did not come to its end."""
+    for module in model.modules():
+        group = getattr(module, _FUSED, None)
+        if group is not None:
+            group.forget()
+
+
 def _grouped(names: Sequence[str]) -> Iterator[list[str]]:
     """The names of one parent's layers, those of a group together."""
     rest = list(names)
@@ -108,7 +115,7 @@ def _obstacle(layer: Any) -> str | None:
     a, b = layer.lora_A[name], layer.lora_B[name]
     if type(a) is not nn.Linear or type(b) is not nn.Linear or a.bias is not None or b.bias is not None:
         return "their matrices are not plain ones"
-    if isinstance(base, bnb.nn.Linear4bit):
+    if _is_four_bit(base):
         dtype = base.compute_dtype if base.compute_dtype is not None else base.weight.quant_state.dtype
     elif type(base) is nn.Linear and not base.weight.requires_grad:
         dtype = base.weight.dtype
@@ -132,6 +139,11 @@ class _Group:
             setattr(layer, _FUSED, self)
             layer.forward = functools.partial(self.call, index)
 
+    def forget(self) -> None:
+        """Free the outputs that no layer has asked for yet, and their input."""
+        self.source = None
+        self.waiting.clear()
+
     def call(self, index: int, x: Tensor, *more: Any, **named: Any) -> Tensor:
         """The output of layer ``index`` for ``x`` [..., in]."""
         if more or named or not all(_ready(layer, x) for layer in self.layers):
@@ -151,6 +163,20 @@ class _Group:
         outputs = _run(self.layers, x)
         self.source, self.waiting = x, dict(enumerate(outputs[1:], start=1))
         return outputs[0]
+
+
+def _is_four_bit(base: Any) -> bool:
+    """Whether a layer is one of bitsandbytes with 4-bit weights. A base in bf16 needs no bitsandbytes."""
+    if not _bitsandbytes_is_installed():
+        return False
+    from bitsandbytes.nn import Linear4bit
+
+    return isinstance(base, Linear4bit)
+
+
+@functools.cache
+def _bitsandbytes_is_installed() -> bool:
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
 def _ready(layer: Any, x: Tensor) -> bool:
@@ -175,7 +201,7 @@ def _run(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
 
 def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     """The base's weight [out, in], decoded."""
-    if not isinstance(base, bnb.nn.Linear4bit):
+    if not _is_four_bit(base):
         return base.weight  # type: ignore[no-any-return]
     packed = base.weight
     if kernel_runs_on(packed.device):
@@ -183,7 +209,9 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
 
         if can_decode(packed.quant_state):
             return decode(packed.data, packed.quant_state, dtype)
-    weight: Tensor = bnb_functional.dequantize_4bit(packed.data.view(-1, 1), packed.quant_state).to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight: Tensor = dequantize_4bit(packed.data.view(-1, 1), packed.quant_state).to(dtype)
     return weight
 
 

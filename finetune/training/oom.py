@@ -29,9 +29,10 @@ _HOST_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "Canno
 
 
 class Holdings:
-    """The model and the optimizer of a run, set when they are made, so that every failure can be explained."""
+    """The settings, model and optimizer of a run, set when they are known, so that every failure can be explained."""
 
     def __init__(self) -> None:
+        self.config: RunConfig | None = None
         self.model: nn.Module | None = None
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -54,6 +55,10 @@ class Holdings:
 def explained(config: RunConfig, holdings: Holdings) -> Iterator[None]:
     """Turn an allocation failure of torch, Python or the system, on device or host, into one message.
 
+    Args:
+        config: the settings as they were given; they are explained until the holdings have those that the run uses.
+        holdings: what the run holds.
+
     Raises:
         OutOfMemoryError: with the budget, what was held, and the three settings that would save most.
     """
@@ -63,7 +68,7 @@ def explained(config: RunConfig, holdings: Holdings) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # their locals are what fills the memory
-        raise _explain(error, config, holdings) from error
+        raise _explain(error, holdings.config or config, holdings) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

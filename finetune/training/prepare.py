@@ -73,7 +73,8 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
 
     Args:
         config: a validated config.
-        holdings: gets the model and the optimizer when they are made, for the message of an out-of-memory failure.
+        holdings: gets the settings with the split that the run takes, and the model and the optimizer when they are
+            made, for the message of an out-of-memory failure.
 
     Raises:
         ConfigError: a setting cannot be used, or differs from the resumed run's.
@@ -85,7 +86,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     run = RunFolder(config.output.output)
     check_kernels(config.train.kernels, resolve_device(config.model))
     with ranks.first_alone():
-        config = settled(config)
+        config = asked = settled(config)
         earlier = _earlier_run(run) if launch.is_first() else []
         if launch.is_first() and not earlier:
             durable.write_text(run.config, yaml_file.dump(config))
@@ -96,6 +97,8 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         seed_everything(config.train.seed)
         tokenizer = load_tokenizer(config.model)
         data = load_examples(config.data, tokenizer, seed=config.train.seed)
+    ranks.require_shares(config)  # a resumed run may have another split than the settings
+    holdings.config = config
     notice(str(data.stats))
     base = load_base(config.model)
     holdings.model = base
@@ -121,6 +124,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         notice(note)
     if found is None:
         config, note = largest_split(model, data.train, config)
+        holdings.config = config
         if note:
             notice(note)
     facts = RunFacts(
@@ -141,7 +145,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     if earlier:  # only now, when nothing can be refused any more, is anything of it replaced
         if not config.output.resume:
             _remove(earlier)
-        durable.write_text(run.config, yaml_file.dump(config))
+        durable.write_text(run.config, yaml_file.dump(asked))  # a chosen split would mix with the flags of a resumption
     return Setup(
         config=config,
         tokenizer=tokenizer,

@@ -73,7 +73,10 @@ def joined(config: RunConfig) -> Iterator[None]:
         yield
         wait_for_all()
     except BaseException as error:
-        raise watch.settled(error) from error
+        settled = watch.settled(error)
+        if settled is error:
+            raise
+        raise settled from error
     finally:
         watch.close()
     _control = None
@@ -117,7 +120,8 @@ def require_shares(config: RunConfig) -> None:
                 field="accumulation",
                 value=count,
                 why=f"each of the {ranks} ranks takes whole micro-batches, and a step has only {count}",
-                remedy=f"use --accumulation {ranks} or more (and a smaller --micro-batch for the same rows in a step)",
+                remedy=f"use --accumulation {ranks} or more (or a larger --batch), and a smaller --micro-batch for the "
+                "same rows in a step",
             )
         )
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from finetune.config import yaml_file
 from finetune.data.batches import longest_window
+from finetune.kernels.fused_adapter import forget
 from finetune.model.checks import why_the_split_matters
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import state_bytes
@@ -97,6 +98,7 @@ def _tidy(model: nn.Module) -> None:
     """Free what a trial left, and forget its peak, which is not the run's."""
     for parameter in model.parameters():
         parameter.grad = None
+    forget(model)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -69,6 +69,9 @@ BUGS: dict[str, Planted] = {
         [
             Bug("kernel_runs_on", "os.environ.get('TRITON_INTERPRET') == '1'", "True"),
             Bug("kernel_runs_on", "importlib.util.find_spec('triton') is None", "False"),
+            Bug("can_launch", "is_active() or _can_compile()", "True"),
+            Bug("_can_compile", "headers.is_file()", "True"),
+            Bug("_can_compile", "'CC' in os.environ", "False"),
         ],
     ),
     "finetune/kernels/choice": (
@@ -78,7 +81,8 @@ BUGS: dict[str, Planted] = {
             Bug("check_kernels", "device.type != 'cuda'", "False"),
             Bug("set_kernels", "name == 'torch'", "False"),
             Bug("set_kernels", "getattr(model, _SET, False)", "False"),
-            Bug("_apply_liger", "used['swiglu'] = used['geglu'] = False", "pass"),
+            Bug("_apply_liger", "activation in computes and (not _is_mixture(base))", "activation in computes"),
+            Bug("_apply_liger", "activation in computes and (not _is_mixture(base))", "not _is_mixture(base)"),
             Bug("", "{'cross_entropy': False, 'fused_linear_cross_entropy': False, 'layer_norm': False}", "{}"),
         ],
     ),

@@ -34,6 +34,16 @@ def test_the_tokens_are_those_of_the_same_messages(conversation: Any) -> None:
     assert encoded(messages=conversation) == encoded(messages=MESSAGES)
 
 
+def test_keys_that_a_data_set_fills_with_null_are_not_there() -> None:
+    turns = [
+        {"from": "human", "value": "hi", "content": None, "role": None},
+        {"from": "gpt", "value": "yo", "content": None, "tool_calls": None, "weight": None},
+    ]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    assert read_messages(turns, "conversations") == messages
+    assert read_messages([turn | {"from": None, "value": None} for turn in messages], "messages") == messages
+
+
 def test_an_answer_that_is_withheld_stays_so() -> None:
     turns = [*TURNS[:4], TURNS[4] | {"weight": 0}]
     messages = [*MESSAGES[:4], MESSAGES[4] | {"weight": 0}]

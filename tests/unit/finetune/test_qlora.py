@@ -136,3 +136,13 @@ def test_what_only_looks_trains_nothing(monkeypatch: pytest.MonkeyPatch, flag: s
     monkeypatch.setattr(qlora, "run", raises(AssertionError("it trains")))
     monkeypatch.setattr(command, "main", lambda _: ExitCode.OUT_OF_MEMORY)
     assert qlora.main(["--model", "mistral-7b", flag, "--gpu", "rtx-4080"]) == 3
+
+
+@pytest.mark.parametrize("flag", ["--dry-run", "--fit"])
+def test_one_rank_only_takes_a_dry_run(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    from finetune.dryrun import command
+
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(command, "main", raises(AssertionError("rank 1 measures too")))
+    assert qlora.main(["--model", "mistral-7b", flag, "--gpu", "rtx-4080"]) == ExitCode.OK

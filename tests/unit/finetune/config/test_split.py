@@ -35,6 +35,7 @@ def split(*flags: str) -> tuple[int, int, str]:
         (["--batch", "24"], (1, 24, "auto")),
         (["--batch=24", "--micro-batch=auto"], (1, 24, "auto")),
         (["--batch", "24", "--micro-batch", "8"], (8, 3, "given")),
+        (["--micro-batch", "auto", "--split", "auto"], (1, 16, "auto")),
     ],
 )
 def test_flags(flags: list[str], expected: tuple[int, int, str]) -> None:
@@ -49,6 +50,8 @@ def test_flags(flags: list[str], expected: tuple[int, int, str]) -> None:
         ("micro_batch: 2\nbatch: 8\n", ["--accumulation", "7"], (2, 7, "given")),
         ("micro_batch: 2\naccumulation: 3\n", ["--micro-batch", "auto"], (2, 3, "auto")),
         ("batch: 8\n", ["--batch", "32"], (1, 32, "auto")),
+        ("batch: 8\naccumulation: 4\nmicro_batch: 2\n", [], (2, 4, "given")),
+        ("split: given\n", ["--micro-batch", "auto"], (1, 16, "auto")),
     ],
 )
 def test_a_file_and_flags_over_it(text: str, flags: list[str], expected: tuple[int, int, str], tmp_path: Path) -> None:
@@ -63,6 +66,8 @@ def test_a_file_and_flags_over_it(text: str, flags: list[str], expected: tuple[i
         (["--batch", "24", "--micro-batch", "7"], "micro_batch", "--micro-batch auto"),
         (["--batch", "24", "--accumulation", "2"], "batch", "one of the two"),
         (["--batch", "0"], "batch", "1 or more"),
+        (["--micro-batch", "auto", "--split", "given"], "micro_batch", "one of the two"),
+        (["--split=given", "--micro_batch=auto"], "micro_batch", "one of the two"),
     ],
 )
 def test_what_cannot_be_split_is_refused(flags: list[str], field: str, remedy: str) -> None:
@@ -71,6 +76,33 @@ def test_what_cannot_be_split_is_refused(flags: list[str], field: str, remedy: s
     (problem,) = raised.value.problems
     assert problem.field == field
     assert remedy in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("batch: 24\naccumulation: 2\n", "batch"),
+        ("batch: 24\naccumulation: 2\nmicro_batch: 4\n", "batch"),
+        ("batch: 24\naccumulation: 2\nmicro_batch: auto\n", "batch"),
+        ("micro_batch: auto\nsplit: given\n", "micro_batch"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(text: str, field: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        cli.parse([str(file), *DATA])
+    (problem,) = raised.value.problems
+    assert (problem.field, problem.remedy) == (field, "give one of the two")
+
+
+def test_an_accumulation_in_a_file_overrides_a_recorded_batch(tmp_path: Path) -> None:
+    recorded = cli.parse(["--batch", "24", *DATA, "--output", str(tmp_path)])
+    (tmp_path / "config.yaml").write_text(yaml_file.dump(recorded))
+    file = tmp_path / "run.yaml"
+    file.write_text("accumulation: 3\n")
+    train = cli.parse([str(file), "--output", str(tmp_path), "--resume"]).train
+    assert (train.batch, train.micro_batch, train.accumulation) == (None, 1, 3)
 
 
 def test_a_written_file_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -131,6 +131,21 @@ def test_other_versions_are_noted() -> None:
     ]
 
 
+def test_packages_that_come_and_go_are_noted() -> None:
+    with_liger = facts(versions={"torch": "2.14", "liger-kernel": "0.8"})
+    assert compare(facts(), with_liger) == ["liger-kernel was not installed and is now 0.8: the last bits may differ"]
+    assert compare(with_liger, facts()) == ["liger-kernel was 0.8 and is now not installed: the last bits may differ"]
+
+
+@pytest.mark.parametrize(
+    ("device", "kernels", "noted"), [("cuda", "auto", True), ("cuda", "torch", False), ("cpu", "auto", False)]
+)
+def test_a_run_that_began_before_there_were_fused_kernels(device: str, kernels: str, noted: bool) -> None:
+    before = facts(settings={name: value for name, value in SETTINGS.items() if name != "kernels"}, device=device)
+    notes = compare(before, facts(settings=with_settings(kernels=kernels), device=device))
+    assert ["without fused kernels" in note for note in notes] == [True] * noted
+
+
 def test_the_fingerprint_sees_values_names_and_shapes() -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(8, 8)

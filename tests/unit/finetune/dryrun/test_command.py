@@ -98,6 +98,31 @@ def test_the_command_that_is_printed_gives_the_same_run(settings: dict[str, Any]
     assert cli.parse(words[3:]) == asked
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--batch", "32"], ["--batch", "16", "--micro-batch", "4"], ["--batch", "16", "--micro-batch", "1"]],
+)
+def test_the_command_of_a_run_with_a_batch_is_accepted(flags: list[str]) -> None:
+    asked = cli.parse(["--model", "x/y", "--data", "d.jsonl", *flags])
+    assert cli.parse(shlex.split(command.command(asked))[3:]).train == asked.train
+
+
+def test_fit_leaves_a_given_batch_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    opened: list[str] = []
+
+    def answer(request: Request, *_: Any, **__: Any) -> Result:
+        opened.extend(request.open_settings)
+        best = Candidate(micro_batch=1, seq=512, checkpointing=True, rank=16, trial=TRIAL)
+        return Result(trials=(TRIAL,), found=Found(best=best, trials=1))
+
+    monkeypatch.setattr(command, "in_trial_process", answer)
+    flags = ["--model", "mistral-7b", "--data", "d.jsonl", "--batch", "32"]
+    assert main([*flags, "--fit", "--gpu", "rtx-4080"]) == 0
+    assert set(opened) == {"seq", "checkpointing", "rank"}
+    (printed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  python -m"))
+    assert cli.parse(shlex.split(printed)[3:]).train == cli.parse(flags).train
+
+
 def test_the_settings_go_through_json_and_back() -> None:
     from finetune.dryrun.trial_process import from_plain
 

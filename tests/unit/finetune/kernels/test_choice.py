@@ -43,8 +43,14 @@ def config(kind: str, **fields: Any) -> Any:
 
 def on_card(kind: str = "llama", **fields: Any) -> Any:
     model: Any = OnCard()
-    model.config = config(kind, **fields)
+    model.config = config(kind, **{"hidden_act": "silu"} | fields)
     return model
+
+
+@pytest.fixture(autouse=True)
+def _kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "kernel_runs_on", lambda device: device.type == "cuda")
+    monkeypatch.setattr(choice, "can_launch", lambda: True)
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def test_a_model_on_a_card_gets_norms_rotations_and_gates_but_no_loss(applied: l
     assert "norms, rotations and gates" in " ".join(choice.set_kernels(model, "auto"))
     assert choice.set_kernels(model, "auto") == []  # once
     (named,) = applied
-    assert {name for name, wanted in named.items() if wanted} == {"rope", "rms_norm", "swiglu", "geglu"}
+    assert {name for name, wanted in named.items() if wanted} == {"rope", "rms_norm", "swiglu"}
     assert named["fused_linear_cross_entropy"] is named["cross_entropy"] is False
 
 
@@ -69,6 +75,39 @@ def test_the_gates_of_a_mixture_are_its_experts_own(applied: list[dict[str, Any]
     choice.set_kernels(on_card("mixtral", num_local_experts=8), "auto")
     (named,) = applied
     assert {name for name, wanted in named.items() if wanted} == {"rope", "rms_norm"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "gate"),
+    [
+        ({"hidden_act": "swish"}, {"swiglu"}),
+        ({"hidden_act": "gelu_pytorch_tanh"}, {"geglu"}),
+        ({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}, {"geglu"}),
+        ({"hidden_act": "gelu"}, set()),
+        ({"hidden_act": "relu"}, set()),
+        ({"hidden_act": None}, set()),
+    ],
+)
+def test_a_gate_computes_the_activation_of_the_model(
+    fields: dict[str, Any], gate: set[str], applied: list[dict[str, Any]]
+) -> None:
+    (said,) = choice.set_kernels(on_card(**fields), "auto")
+    (named,) = applied
+    assert {name for name, wanted in named.items() if wanted} == {"rope", "rms_norm"} | gate
+    assert ("gates" in said) is bool(gate)
+
+
+def test_a_card_on_which_no_kernel_can_be_compiled_gets_none(
+    applied: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "kernel_runs_on", lambda device: False)
+    monkeypatch.setattr(choice, "can_launch", lambda: False)
+    (said,) = choice.set_kernels(on_card(), "auto")
+    assert "no C compiler" in said
+    assert applied == []
+    monkeypatch.setattr(choice, "liger_is_installed", lambda: True)
+    with pytest.raises(ConfigError, match="no C compiler"):
+        choice.check_kernels("liger", torch.device("cuda"))
 
 
 def test_an_architecture_that_liger_does_not_know_is_told(applied: list[dict[str, Any]]) -> None:

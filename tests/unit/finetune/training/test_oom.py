@@ -98,6 +98,13 @@ def test_what_filled_the_memory_is_let_go_before_it_is_told() -> None:
     assert alive == [False]
 
 
+def test_the_settings_that_the_run_uses_are_explained() -> None:
+    holdings = Holdings()
+    holdings.config = config(micro_batch=16, accumulation=1, seq=2048)
+    with pytest.raises(OutOfMemoryError, match="--micro-batch 1 --accumulation 16 "), explained(config(), holdings):
+        raise MemoryError
+
+
 def test_the_parts_come_to_what_is_held() -> None:
     holdings = Holdings()
     holdings.model = torch.nn.Linear(4096, 8192, bias=False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from finetune.config.settings import RunConfig
 from finetune.errors import ConfigError
 from finetune.training import ranks
 
@@ -50,3 +51,27 @@ def test_a_new_run_of_rank_0_draws_what_one_process_draws_and_no_two_ranks_draw_
         seeds += [ranks.seed_of(5, done=0), ranks.seed_of(5, done=3)]
     assert seeds[0] == 5
     assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("other", [None, KeyError("of another rank")])
+def test_an_error_is_not_its_own_cause(other: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ValueError("of this rank")
+
+    class Watch:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def settled(self, error: BaseException) -> BaseException:
+            return other or error
+
+        def close(self) -> None:
+            pass
+
+    play(monkeypatch, 0, 2)
+    monkeypatch.setattr(ranks, "_join", lambda _: None)
+    monkeypatch.setattr(ranks, "gathered", lambda value: [value, value])
+    monkeypatch.setattr(ranks, "_Watch", Watch)
+    with pytest.raises((ValueError, KeyError)) as raised, ranks.joined(RunConfig()):
+        raise own
+    assert raised.value is (other or own)
+    assert raised.value.__cause__ is (own if other else None)
