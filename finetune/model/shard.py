@@ -20,9 +20,11 @@ from bitsandbytes.functional import QuantState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from finetune.model.experts import QuantizedExperts
 from finetune.model.forward import base_model, decoder_of
+from finetune.model.parts import part_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +53,30 @@ def shard_base(model: nn.Module) -> None:
     inside = {id(p) for layer in layers for p in layer.parameters()}
     whole = {p for p in decoder.parameters() if p.requires_grad or id(p) not in inside or p.dim() == 0}
     for layer in layers:
+        waiting = _set_aside(layer, whole)
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        for (module, name), local in waiting.items():
+            shape = getattr(module, name)
+            given = DTensor.from_local(
+                local, mesh, [Shard(0)], run_check=False, shape=shape.shape, stride=shape.stride()
+            )
+            module.register_parameter(name, nn.Parameter(given, requires_grad=False))
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
+
+
+def _set_aside(layer: nn.Module, whole: set[nn.Parameter]) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    """Put parameters of the whole shape, without memory, in the place of a layer's frozen parts; return the parts."""
+    found = {}
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in whole:
+                continue
+            size = getattr(parameter, "whole", None)
+            part = parameter.data if size is not None else part_of(parameter.data)
+            found[module, name] = part
+            empty = torch.empty(parameter.shape if size is None else size, dtype=parameter.dtype, device="meta")
+            module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+    return found
 
 
 def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
@@ -143,17 +167,21 @@ class ShardedExperts(QuantizedExperts):
         return result + getattr(self, f"{weight}_bias")[expert] if self.has_bias else result
 
 
-def _frozen(values: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(values, requires_grad=False)
+def _frozen(values: torch.Tensor, whole: Any) -> nn.Parameter:
+    parameter = nn.Parameter(values, requires_grad=False)
+    if whole is not None:
+        parameter.whole = whole  # type: ignore[attr-defined]
+    return parameter
 
 
 def _open_linear(layer: Any) -> None:
     state = layer.weight.quant_state
     layer.frame = _Frame.of(state)
-    layer.register_parameter(_SCALES, _frozen(state.absmax))
+    packed, scales, nested = getattr(state, "whole", (None, None, None))
+    layer.register_parameter(_SCALES, _frozen(state.absmax, scales))
     if state.state2 is not None:
-        layer.register_parameter(_SCALES_OF_SCALES, _frozen(state.state2.absmax))
-    layer.weight = _frozen(layer.weight.data)
+        layer.register_parameter(_SCALES_OF_SCALES, _frozen(state.state2.absmax, nested))
+    layer.weight = _frozen(layer.weight.data, packed)
     layer.quant_state = None
     layer.__class__ = ShardedLinear4bit
 
@@ -162,9 +190,12 @@ def _open_experts(experts: Any) -> None:
     experts.frames = {}
     for weight, states in experts.quant_states.items():
         experts.frames[weight] = [_Frame.of(state) for state in states]
-        experts.register_parameter(weight + _SCALES, _frozen(torch.stack([s.absmax for s in states])))
+        packed, scales, nested = getattr(states[0], "whole", (None, None, None))
+        own = torch.stack([s.absmax for s in states if s.absmax is not None])
+        experts.register_parameter(weight + _SCALES, _frozen(own, scales))
         if states[0].state2 is not None:
-            scales = torch.stack([s.state2.absmax for s in states])
-            experts.register_parameter(weight + _SCALES_OF_SCALES, _frozen(scales))
+            own = torch.stack([s.state2.absmax for s in states if s.state2.absmax is not None])
+            experts.register_parameter(weight + _SCALES_OF_SCALES, _frozen(own, nested))
+        experts.register_parameter(weight, _frozen(getattr(experts, weight).data, packed))
     experts.quant_states = {}
     experts.__class__ = ShardedExperts

@@ -10,7 +10,10 @@ from finetune.data.batches import Batch
 folder=f'/tmp/proto-{kind}'
 rank=int(os.environ.get('RANK',0)); size=int(os.environ.get('WORLD_SIZE',1))
 if size>1: dist.init_process_group('gloo')
-model=attach_adapter(load_base(ModelConfig(model=folder,precision='nf4',device='cpu')),AdapterConfig(init='gaussian'),seed=0)
+import contextlib
+from finetune.model import parts
+with (parts.kept() if shard else contextlib.nullcontext()): base=load_base(ModelConfig(model=folder,precision='nf4',device='cpu'))
+model=attach_adapter(base,AdapterConfig(init='gaussian'),seed=0)
 with torch.no_grad():
     g=torch.Generator().manual_seed(1)
     for n,p in model.named_parameters():
