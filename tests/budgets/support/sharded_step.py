@@ -36,10 +36,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = empty_checkpoint(config, Path(folder))
         with kept():
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
             base = load_base(ModelConfig(model=str(checkpoint), precision="nf4", device="cuda"))
     figures |= {"loaded": torch.cuda.memory_allocated(), "loading_peak": torch.cuda.max_memory_allocated()}
     model = attach_adapter(base, AdapterConfig(), seed=0)
     shard_base(model)
+    torch.cuda.empty_cache()
+    print(json.dumps(figures), flush=True)
     figures |= {"sharded": torch.cuda.memory_allocated(), "sharding_peak": torch.cuda.max_memory_allocated()}
     train = TrainConfig(max_steps=2)
     optimizer = make_optimizer(model.parameters(), train)
