@@ -21,6 +21,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from finetune.kernels.available import kernel_runs_on
+from finetune.patches.bitsandbytes import GatheredLinear4bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +109,8 @@ def _obstacle(layer: Any) -> str | None:
     a, b = layer.lora_A[name], layer.lora_B[name]
     if type(a) is not nn.Linear or type(b) is not nn.Linear or a.bias is not None or b.bias is not None:
         return "their matrices are not plain ones"
+    if isinstance(base, GatheredLinear4bit):
+        return "their base is sharded over the ranks"
     if isinstance(base, bnb.nn.Linear4bit):
         dtype = base.compute_dtype if base.compute_dtype is not None else base.weight.quant_state.dtype
     elif type(base) is nn.Linear and not base.weight.requires_grad:

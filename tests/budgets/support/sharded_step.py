@@ -1,6 +1,11 @@
-"""Two sharded steps of one rank: ``torchrun ... sharded_step.py SHAPE SEQ``, beneath a dry run with a card for each rank.
+"""Two sharded steps of one rank, beneath a dry run with a card for each rank.
 
-Each rank writes one JSON line with its figures in bytes.
+This command measures a row of ``sharded_steps.json``:
+
+PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True python -m pytest_vram run --gpu CARD --count 2 --
+    torchrun --nproc-per-node 2 tests/budgets/support/sharded_step.py SHAPE SEQ
+
+Each rank prints JSON lines with its figures in bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +22,6 @@ import torch.distributed as dist
 from finetune.config.settings import AdapterConfig, ModelConfig, TrainConfig
 from finetune.data.batches import Batch
 from finetune.model.load import attach_adapter, load_base
-from finetune.model.parts import kept
 from finetune.model.shapes import load_shape
 from finetune.model.shard import shard_base
 from finetune.training.optim import make_optimizer
@@ -35,16 +39,14 @@ def main() -> None:
     figures = {"rank": rank, "shape": name, "seq": seq}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = empty_checkpoint(config, Path(folder))
-        with kept():
-            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-            base = load_base(ModelConfig(model=str(checkpoint), precision="nf4", device="cuda"))
+        base = load_base(ModelConfig(model=str(checkpoint), precision="nf4", device="cuda", shard=True))
     figures |= {"loaded": torch.cuda.memory_allocated(), "loading_peak": torch.cuda.max_memory_allocated()}
     model = attach_adapter(base, AdapterConfig(), seed=0)
     shard_base(model)
     torch.cuda.empty_cache()
     print(json.dumps(figures), flush=True)
     figures |= {"sharded": torch.cuda.memory_allocated(), "sharding_peak": torch.cuda.max_memory_allocated()}
-    train = TrainConfig(max_steps=2)
+    train = TrainConfig(max_steps=2, kernels="torch")
     optimizer = make_optimizer(model.parameters(), train)
     ids = (torch.arange(seq) % 1000)[None]
     window = [Batch(input_ids=ids, labels=ids.clone()) for _ in range(2)]
