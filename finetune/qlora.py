@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             with launch.said_once():
                 return int(importlib.import_module("finetune.dryrun.command").main(config))
         else:
-            _settle_libraries(sharded=config.model.shard)
+            _settle_libraries()
+            if config.model.shard:
+                _let_segments_grow()
             summary = run(config)
             if summary is not None:
                 from finetune.training.result import report
@@ -115,18 +117,13 @@ def _run(config: RunConfig) -> Summary | None:
         ) from None
 
 
-def _settle_libraries(*, sharded: bool = False) -> None:
+def _settle_libraries() -> None:
     """Silence the progress bars and warnings of other libraries, and make idle OpenMP threads sleep.
 
     By default an idle OpenMP thread spins: it keeps its core busy while it waits. That makes a run several times slower
     as soon as another program uses the machine.
-
-    Args:
-        sharded: the ranks gather layers of many sizes over and over, and memory that cannot grow is fragmented by them.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # OpenMP reads this when torch is imported
-    if sharded and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     if launch.size() > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that is gone is told once, by this program
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it warns that optional kernels are missing
@@ -138,6 +135,15 @@ def _settle_libraries(*, sharded: bool = False) -> None:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+
+
+def _let_segments_grow() -> None:
+    """Make torch's allocator enlarge its segments, unless the user has chosen how it works.
+
+    Layers of a sharded base are gathered and freed over and over, which fragments segments of a fixed size.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # read when the allocator is first used
 
 
 if __name__ == "__main__":

@@ -136,3 +136,14 @@ def test_what_only_looks_trains_nothing(monkeypatch: pytest.MonkeyPatch, flag: s
     monkeypatch.setattr(qlora, "run", raises(AssertionError("it trains")))
     monkeypatch.setattr(command, "main", lambda _: ExitCode.OUT_OF_MEMORY)
     assert qlora.main(["--model", "mistral-7b", flag, "--gpu", "rtx-4080"]) == 3
+
+
+@pytest.mark.parametrize("chosen", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_sharded_run_lets_segments_grow_unless_the_user_has_chosen(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setattr(os, "environ", {chosen: "backend:native"} if chosen else {})
+    qlora._let_segments_grow()
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    assert found == {chosen or names[1]: "backend:native" if chosen else "expandable_segments:True"}
