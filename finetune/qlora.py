@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(importlib.import_module("finetune.dryrun.command").main(config))
         else:
             _settle_libraries()
+            if config.model.shard:
+                _let_segments_grow()
             summary = run(config)
             if summary is not None:
                 from finetune.training.result import report
@@ -134,6 +136,15 @@ def _settle_libraries() -> None:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+
+
+def _let_segments_grow() -> None:
+    """Make torch's allocator enlarge its segments, unless the user has chosen how it works.
+
+    Layers of a sharded base are gathered and freed over and over, which fragments segments of a fixed size.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # read when the allocator is first used
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ class ModelConfig:
     """Attention implementation, under the name that transformers gives it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. auto: the GPU if there is one, else the CPU."""
+    shard: bool = False
+    """Under torchrun: spread the quantized layers of the base over the ranks, so that each card holds a part of them.
+    A layer is gathered while it runs. Needs --precision nf4 or fp4, and trains an adapter only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from finetune import launch
 from finetune.config.settings import QUANTIZED
 from finetune.errors import ConfigError, Problem
 
@@ -23,7 +24,7 @@ def validate(config: RunConfig) -> None:
     Raises:
         ConfigError: some settings cannot be used; ``problems`` has one entry for each.
     """
-    problems = [*_ranges(config), *_combinations(config), *_dry(config)]
+    problems = [*_ranges(config), *_combinations(config), *_sharded(config), *_dry(config)]
     if problems:
         raise ConfigError(*problems)
 
@@ -131,6 +132,30 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
             why="flash-attention has no CPU kernels",
             remedy="use --attention sdpa, or --device cuda",
         )
+
+
+def _sharded(config: RunConfig) -> Iterator[Problem]:
+    if not config.model.shard:
+        return
+    model, adapter, output, dry = config.model, config.adapter, config.output, config.dry
+    whys: list[tuple[str, str]] = []
+    if dry.dry_run or dry.fit:
+        whys.append(("a dry run here is one of a single card", "use --no-shard: it then says what a whole base needs"))
+    elif launch.size() == 1 and not dry.print_config:
+        remedy = "start one process for each card: torchrun --nproc-per-node N -m finetune.qlora ..., or use --no-shard"
+        whys.append(("it spreads the base over several ranks, and this run has one", remedy))
+    if adapter.full:
+        whys.append(("--full trains every weight, and only a frozen base is sharded", "use --no-full, or --no-shard"))
+    elif model.precision not in ("nf4", "fp4"):
+        why = f"only 4-bit layers are sharded, and this base is in {model.precision}"
+        whys.append((why, "use --precision nf4 or fp4, or --no-shard"))
+    if adapter.dora:
+        whys.append(("--dora reads whole weights outside their layers", "use --no-dora, or --no-shard"))
+    if output.merge != "none":
+        remedy = "use --merge none, and merge afterwards in one process: the same command with --no-shard --resume"
+        whys.append((f"--merge {output.merge} needs the whole base in one process", remedy))
+    for why, remedy in whys:
+        yield Problem(field="shard", value=True, why=why, remedy=remedy)
 
 
 def _dry(config: RunConfig) -> Iterator[Problem]:

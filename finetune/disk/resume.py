@@ -39,9 +39,10 @@ only, which is noted."""
 
 _SPLIT = ("micro_batch", "accumulation")
 _LENGTH = ("max_steps", "epochs")
-_ROUNDING = ("loss_chunk", "kernels")
+_ROUNDING = ("loss_chunk", "kernels", "shard")
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "liger-kernel")
-_SAMPLE = 1024
+SAMPLE = 1024
+"""Elements of each parameter that a fingerprint is taken of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +76,23 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, wholes: Mapping[str, Any] | None = None) -> str:
     """Return a short digest of a model's parameters: their names, shapes, dtypes and first elements.
 
     Only the first 1,024 elements of each are hashed: hashing 40 GB at every start would take long and find little more.
+
+    Args:
+        model: the base.
+        wholes: for each parameter of which this rank holds a part, by name, the shape of the whole (``packed``) and its
+            ``first`` elements.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        sample = parameter.detach().reshape(-1)[:_SAMPLE].contiguous().view(torch.uint8).cpu()
+        whole = (wholes or {}).get(name)
+        shape = parameter.shape if whole is None else whole.packed
+        first = parameter.detach().reshape(-1)[:SAMPLE] if whole is None else whole.first
+        digest.update(f"{name}{tuple(shape)}{parameter.dtype}".encode())
+        sample = first.contiguous().view(torch.uint8).cpu()
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -116,6 +116,10 @@ def _obstacle(layer: Any) -> str | None:
     if type(a) is not nn.Linear or type(b) is not nn.Linear or a.bias is not None or b.bias is not None:
         return "their matrices are not plain ones"
     if _is_four_bit(base):
+        from finetune.patches.bitsandbytes import GatheredLinear4bit
+
+        if isinstance(base, GatheredLinear4bit):
+            return "their base is sharded over the ranks"
         dtype = base.compute_dtype if base.compute_dtype is not None else base.weight.quant_state.dtype
     elif type(base) is nn.Linear and not base.weight.requires_grad:
         dtype = base.weight.dtype

@@ -23,6 +23,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import get_module_from_name
 
 from finetune.errors import ModelError
+from finetune.model import parts
 from finetune.model.layers import declared_experts, experts_of, why_not_plain
 from finetune.patches.transformers import EightBitLoading, FourBitLoading, apply_gate, is_expert_parallel
 
@@ -117,7 +118,11 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers has no a
             if isinstance(module, QuantizedExperts):
                 value = input_dict.pop(name)
                 result[name] = module.quantize(weight, value[0] if isinstance(value, list) else value)
-        return result | (super().convert(input_dict, **kwargs) if input_dict else {})
+        rest = super().convert(input_dict, **kwargs) if input_dict else {}
+        for value in rest.values():
+            if parts.wanted():
+                parts.keep_of_linear(value)
+        return result | rest
 
 
 class QuantizedExperts(nn.Module):
@@ -169,6 +174,8 @@ class QuantizedExperts(nn.Module):
             packed[index].copy_(data.view(-1))
             states.append(state)
         self.quant_states[weight] = states
+        if parts.wanted():
+            packed = parts.keep_of_experts(packed, states)
         return nn.Parameter(packed, requires_grad=False)
 
     def dequantized(self, weight: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from finetune.config.settings import EMBEDDED_MODEL, QUANTIZED
 from finetune.disk.host_memory import give_back_freed
 from finetune.errors import ConfigError, MissingModelError, ModelError, Problem
-from finetune.model import adapters
+from finetune.model import adapters, parts
 from finetune.model.embeddings import new_token_rows, resize_embeddings
 from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE
 from finetune.model.gguf import converted, embedded_file
@@ -125,8 +125,12 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     embeddings, norms and head in the compute dtype. The head, routers, and layers whose weight a fused kernel reads are
     never quantized. A folder that bitsandbytes has quantized already is loaded as it is.
 
+    With ``config.shard`` each rank keeps its part of every quantized weight, and
+    :func:`finetune.model.shard.shard_base` has to be called before the model runs.
+
     Raises:
-        ConfigError: precision and compute dtype do not go together, or there is no GPU where one is asked for.
+        ConfigError: precision and compute dtype do not go together, there is no GPU where one is asked for, or a folder
+            that is quantized already is to be sharded.
         ModelError: the model cannot be loaded as configured; the message says what would work.
     """
     from transformers import AutoModelForCausalLM
@@ -138,6 +142,15 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
         settings["attn_implementation"] = config.attention
     settings["dtype"] = DTYPES.get(config.precision, compute)
     stored = stored_precision(config)
+    if stored is not None and config.shard:
+        raise ConfigError(
+            Problem(
+                field="shard",
+                value=True,
+                why=f"{config.model} is stored in {stored} already, and would be loaded whole on every card",
+                remedy="name the model in 16 bits, which is quantized while it is loaded, or use --no-shard",
+            )
+        )
     if stored is not None:
         config = dataclasses.replace(config, precision=stored)
         settings |= {"dtype": compute, "config": _computing_in(load_config(config), compute)}
@@ -152,7 +165,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
                 remedy=f"use --compute-dtype auto or {config.precision}, or --precision fp32",
             )
         )
-    model: PreTrainedModel = _loading(config, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
+    with parts.kept(wanted=config.shard):
+        model: PreTrainedModel = _loading(config, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
     model.requires_grad_(False)
     if config.resize_embeddings:
         resize_embeddings(model, len(load_tokenizer(config)))

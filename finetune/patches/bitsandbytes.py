@@ -1,4 +1,4 @@
-"""Patches of bitsandbytes: frozen 8-bit layers that keep no input, weights that are never repacked, and one warning.
+"""Patches of bitsandbytes: 8-bit layers that keep no input, 4-bit layers whose scales can be gathered, and more.
 
 Each docstring says when its patch may go; ``table.py`` has all of them with the version at which to look again.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.functional import QuantState
 from torch import nn
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 SCALE = 127
 """The int8 number that stands for a row's largest weight (https://arxiv.org/abs/2208.07339, equation 3)."""
+SCALES, SCALES_OF_SCALES = "_scales", "_scales_of_scales"
+"""Names of the parameters that hold a sharded layer's scales."""
 
 
 def keep_no_inputs(model: nn.Module) -> None:
@@ -100,3 +104,81 @@ def silence_casts() -> None:
     The patch may go when bitsandbytes gives the warning once or not at all; look again with 0.52.
     """
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What is left of a quantization state without its scales."""
+
+    shape: torch.Size
+    code: torch.Tensor
+    blocksize: int
+    quant_type: str
+    dtype: torch.dtype
+    offset: torch.Tensor | None
+    code_of_scales: torch.Tensor | None
+    blocksize_of_scales: int
+
+    @classmethod
+    def of(cls, state: QuantState) -> Frame:
+        """Take the frame of a state."""
+        nested = state.state2
+        return cls(
+            shape=state.shape,
+            code=state.code,
+            blocksize=state.blocksize,
+            quant_type=state.quant_type,
+            dtype=state.dtype,
+            offset=state.offset,
+            code_of_scales=None if nested is None else nested.code,
+            blocksize_of_scales=0 if nested is None else nested.blocksize,
+        )
+
+    def filled(self, scales: torch.Tensor, scales_of_scales: torch.Tensor | None) -> QuantState:
+        """Return a state with these scales, which are those of the gathered layer."""
+        nested = None
+        if scales_of_scales is not None:
+            nested = QuantState(
+                absmax=scales_of_scales,
+                code=self.code_of_scales,
+                blocksize=self.blocksize_of_scales,
+                dtype=torch.float32,
+            )
+        return QuantState(
+            absmax=scales,
+            shape=self.shape,
+            code=self.code,
+            blocksize=self.blocksize,
+            quant_type=self.quant_type,
+            dtype=self.dtype,
+            offset=self.offset,
+            state2=nested,
+        )
+
+
+class GatheredLinear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # bitsandbytes has no annotations
+    """A frozen 4-bit layer whose scales are parameters of their own, so that they are gathered as its weight is."""
+
+    frame: Frame
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply ``x`` [..., in] by the weight; returns [..., out]."""
+        state = self.frame.filled(getattr(self, SCALES), getattr(self, SCALES_OF_SCALES, None))
+        given = x.dtype
+        if self.compute_dtype is not None:
+            x = x.to(self.compute_dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        out: torch.Tensor = bnb.matmul_4bit(x, self.weight, bias=bias, quant_state=state).to(given)
+        return out
+
+
+def gather_scales(layer: Any) -> None:
+    """Let a 4-bit layer read its scales from its parameters :data:`SCALES` and :data:`SCALES_OF_SCALES`.
+
+    bitsandbytes keeps the scales beside the weight, where FSDP does not shard them: 1/8 of a 4-bit weight's bytes (with
+    double quantization 1/32) would stay whole in every rank. The patch may go when ``Linear4bit`` registers its scales
+    as parameters or buffers that FSDP shards; look again with 0.52.
+    """
+    layer.frame = Frame.of(layer.weight.quant_state)
+    layer.quant_state = None
+    layer.__class__ = GatheredLinear4bit

@@ -59,6 +59,14 @@ PATCHES = (
     ),
     Patch(
         library="bitsandbytes",
+        where="finetune.patches.bitsandbytes.gather_scales",
+        what="bitsandbytes.nn.Linear4bit:quant_state",
+        why="it keeps the scales of a weight beside it, where FSDP does not shard them",
+        may_go_when="Linear4bit registers its scales as parameters or buffers that FSDP shards",
+        look_again_at=_BITSANDBYTES,
+    ),
+    Patch(
+        library="bitsandbytes",
         where="finetune.patches.bitsandbytes.silence_casts",
         what="bitsandbytes.autograd._functions.logger",
         why="it warns at every layer of every step that LLM.int8() computes in fp16",
@@ -167,6 +175,14 @@ PATCHES = (
         what="transformers.masking_utils.find_packed_sequence_indices",
         why="it looks for packed rows in positions that it has made itself, and the host waits for the answer",
         may_go_when="transformers does not look for packed rows in positions of its own",
+        look_again_at=_TRANSFORMERS,
+    ),
+    Patch(
+        library="transformers",
+        where="finetune.patches.transformers.record_as_before",
+        what="transformers.utils.output_capturing._CAN_RECORD_REGISTRY",
+        why="it finds what a model can return by the name of its class, which FSDP replaces: no router's loss",
+        may_go_when="transformers reads _can_record_outputs from the model itself",
         look_again_at=_TRANSFORMERS,
     ),
     Patch(

@@ -1,4 +1,4 @@
-"""Patches of transformers: hooks around quantization, the gate of fused experts, GGUF models, and the causal mask.
+"""Patches of transformers: quantization, the gate of fused experts, GGUF models, the causal mask, a sharded decoder.
 
 Each docstring says when its patch may go; ``table.py`` has all of them with the version at which to look again.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import masking_utils
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+from transformers.utils import output_capturing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,3 +107,12 @@ def known_to_be_apart(position_ids: torch.Tensor | None) -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = own
+
+
+def record_as_before(decoder: Any) -> None:
+    """Let a decoder whose class FSDP has replaced return its routers' logits, as it did before.
+
+    transformers looks for what a model can return under the name of its class. May go when it looks at the class's own
+    ``_can_record_outputs``; look again with 5.26.
+    """
+    output_capturing._CAN_RECORD_REGISTRY[decoder] = decoder._can_record_outputs

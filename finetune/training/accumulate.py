@@ -21,6 +21,7 @@ from torch import nn
 from finetune.kernels.choice import set_kernels
 from finetune.model.forward import base_model, computing, hidden_states, set_checkpointing
 from finetune.model.loss import LogitRule, chunked_cross_entropy, target_positions
+from finetune.model.parts import empty_passes
 from finetune.training import host_gradients
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
     """Add the gradient of the window's mean token loss to ``.grad`` of the trained parameters.
 
     Under torch.distributed each process brings its own share of the window: N is summed over the processes before the
-    first backward, the gradients after the last.
+    first backward, the gradients after the last. Over a sharded base, a process with fewer micro-batches than another
+    runs empty ones, so that all gather the layers equally often.
 
     Args:
         model: in training mode; its trained parameters' ``.grad`` is None or zero.
@@ -77,17 +79,18 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
     parameters = [p for p in model.parameters() if p.requires_grad]
     on_host = host_gradients.wanted(model, config)
     earlier: dict[nn.Parameter, torch.Tensor] = {}
-    for number, batch in enumerate(window, start=1):
+    passes = [*window, *empty_passes(model, len(window))]
+    for number, batch in enumerate(passes, start=1):
         loss, router = micro_batch_loss(model, batch, unit=unit, config=config)
         total = loss
-        if router is not None:
+        if router is not None and number <= len(window):
             total = loss + router * ((targets if scaled else 1.0) / shares)
             router_sum = router.detach() + (router_sum if router_sum is not None else 0.0)
         if total.requires_grad:
             total.backward()
         loss_sum += loss.detach()
         del loss, total, router  # what their graph still holds would lie beside the next micro-batch's
-        if on_host and number < len(window):
+        if on_host and number < len(passes):
             host_gradients.put_away(parameters, earlier)
     host_gradients.bring_back(earlier)
     router_loss = _sum_over_processes(parameters, loss_sum, router_sum, routed=routed)
@@ -105,7 +108,10 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
 def micro_batch_loss(
     model: nn.Module, batch: Batch, *, unit: float, config: TrainConfig
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The micro-batch's summed token loss times ``unit``, and the router's loss (None where it is off)."""
+    """The micro-batch's summed token loss times ``unit``, and the router's loss (None where it is off).
+
+    Without a target the loss is a 0 that leads to all layers: backward runs through them all the same.
+    """
     positions, targets = target_positions(batch.labels)
     device = next(model.parameters()).device
     moved = batch.to(device)
@@ -114,6 +120,8 @@ def micro_batch_loss(
     flat = hidden.states.flatten(0, 1)
     if len(positions) < len(flat):
         flat = flat.index_select(0, positions.to(device, non_blocking=True))
+    if not len(positions):
+        return flat.sum(dtype=torch.promote_types(flat.dtype, torch.float32)), hidden.router_loss
     with computing(model):
         loss = chunked_cross_entropy(
             flat,

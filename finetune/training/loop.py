@@ -17,6 +17,7 @@ from finetune.disk.run_log import EvalRow, RunLog, SilentLog
 from finetune.disk.state import random_state, restore_random_state, seed_everything
 from finetune.errors import RunInterruptedError, TrainingError
 from finetune.model.names import names_of
+from finetune.model.parts import is_sharded
 from finetune.training import ranks
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import optimizer_state, state_bytes
@@ -143,7 +144,7 @@ class _Loop:
             ends = self.step in (0, setup.total_steps)
             text = (
                 answer(setup.model, setup.tokenizer, setup.question, max_tokens=output.answer_tokens)
-                if setup.question is not None and ends and launch.is_first()
+                if setup.question is not None and ends and (launch.is_first() or is_sharded(setup.model))
                 else None
             )
         self.log.evaluation(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from finetune.config import yaml_file
 from finetune.disk import host_memory
@@ -125,7 +126,9 @@ def _asked(error: BaseException) -> str:
 
 
 def _stored(weight: Tensor) -> int:
-    """Return the bytes of a weight and of what bitsandbytes keeps beside it to decode it."""
+    """Return the bytes of this rank's part of a weight, and of what bitsandbytes keeps beside it to decode it."""
+    if isinstance(weight, DTensor):
+        weight = weight.to_local()
     return weight.nbytes + sum(constant.nbytes for constant in quantization_constants(weight))
 
 

@@ -27,6 +27,7 @@ from finetune.model.embeddings import (
     told_of_unknown_tokens,
 )
 from finetune.model.load import attach_adapter, load_base, load_tokenizer, resolve_device
+from finetune.model.parts import wholes
 from finetune.model.settle import settled
 from finetune.model.targets import coverage
 from finetune.training import ranks
@@ -111,10 +112,14 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     for note in (told_of_unknown_tokens(tables, tokenizer), padding, told_of_new_rows(base)):
         if note is not None:
             notice(note)
-    base_fingerprint = fingerprint(base)
+    base_fingerprint = fingerprint(base, wholes(base))
     model = attach_adapter(base, config.adapter, seed=config.train.seed, saved=config.model.model)
     holdings.model = model
     layers = () if config.adapter.full else coverage(model, config.adapter).lines()
+    if config.model.shard:
+        from finetune.model.shard import shard_base  # needs bitsandbytes
+
+        shard_base(model)
     for line in (*layers, *set_kernels(model, config.train.kernels)):
         notice(line)
     check_assumptions(model, packing=config.data.packing, checkpointing=config.train.checkpointing)

@@ -10,6 +10,7 @@ import torch
 from finetune.data.encode import IGNORED
 from finetune.model.embeddings import tables_of
 from finetune.model.forward import base_model
+from finetune.model.parts import is_sharded
 
 _MARK = "QUESTION"
 _SHOWN = 400  # characters of a prompt that are printed
@@ -50,19 +51,21 @@ def answer(model: PreTrainedModel, tokenizer: Any, question: Question, *, max_to
     """Return the model's answer of at most ``max_tokens`` tokens. A short position table may allow fewer.
 
     Each token is the likeliest one, after a repetition penalty has lowered the tokens that occurred before
-    (https://arxiv.org/abs/1909.05858). No random number is drawn.
+    (https://arxiv.org/abs/1909.05858). No random number is drawn. Over a sharded base all ranks have to call this.
     """
     was_training = model.training
     model.train(False)
     room = tables_of(base_model(model)).positions
+    together = is_sharded(model)  # gathered weights that were made in inference mode could not be trained through
     try:
         ids = torch.tensor([question.input_ids], device=next(model.parameters()).device)
-        with torch.inference_mode():
+        with torch.no_grad() if together else torch.inference_mode():
             out: Any = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_tokens if room is None else min(max_tokens, room - ids.shape[1]),
                 do_sample=False,
+                synced_gpus=together,
                 repetition_penalty=_REPETITION_PENALTY,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )

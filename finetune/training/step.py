@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.model.forward import set_checkpointing
+from finetune.model.parts import empty_passes
 from finetune.training.accumulate import micro_batch_loss, window_gradients
 from finetune.training.optim import learning_rate, optimizer_step, set_learning_rate
 
@@ -118,11 +119,11 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], config: TrainConfig) ->
     set_checkpointing(model, enabled=False)
     total, targets = 0.0, 0
     try:
-        for batch in batches:
-            if batch.targets:
-                loss, _ = micro_batch_loss(model, batch, unit=1.0, config=config)
-                total += float(loss)
-                targets += batch.targets
+        scored = [batch for batch in batches if batch.targets]
+        for batch in (*scored, *empty_passes(model, len(scored))):
+            loss, _ = micro_batch_loss(model, batch, unit=1.0, config=config)
+            total += float(loss)
+            targets += batch.targets
     finally:
         model.train(was_training)
     return EvalStats(loss=total / targets if targets else float("nan"), targets=targets)

@@ -87,4 +87,24 @@ BUGS: dict[str, Planted] = {
             Bug("settled", "dataclasses.replace(model, precision=stored)", "model"),
         ],
     ),
+    "finetune/model/parts": (
+        ["tests/unit/finetune/model/test_parts.py"],
+        [
+            Bug("part_of", "chunks[rank].clone()", "chunks[0].clone()"),
+            Bug("keep_of_experts", "number not in own", "False"),
+            Bug("empty_passes", "int(most) - count", "int(most)"),
+            Bug("empty_passes", "torch.full_like(ids, IGNORED)", "ids"),
+            Bug("_first", "values.reshape(-1)[:SAMPLE]", "values.reshape(-1)[:1]"),
+        ],
+    ),
+    "finetune/model/shard": (
+        ["tests/unit/finetune/model/test_shard.py", "tests/e2e/finetune/test_shard.py"],
+        [
+            Bug("_require_all_in", "times[id(module)] == 1", "True"),
+            Bug("_GatheredStates.__getitem__", "scales[index]", "scales[0]"),
+            Bug("shard_base", "record_as_before(decoder)", "pass"),
+            Bug("_open_linear", "whole.scales", "None"),
+            Bug("_set_aside", "parameter.data if size is not None else part_of(parameter.data)", "parameter.data"),
+        ],
+    ),
 }

@@ -146,3 +146,14 @@ def test_one_rank_only_takes_a_dry_run(monkeypatch: pytest.MonkeyPatch, flag: st
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(command, "main", raises(AssertionError("rank 1 measures too")))
     assert qlora.main(["--model", "mistral-7b", flag, "--gpu", "rtx-4080"]) == ExitCode.OK
+
+
+@pytest.mark.parametrize("chosen", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_sharded_run_lets_segments_grow_unless_the_user_has_chosen(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    monkeypatch.setattr(os, "environ", {chosen: "backend:native"} if chosen else {})
+    qlora._let_segments_grow()
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    assert found == {chosen or names[1]: "backend:native" if chosen else "expandable_segments:True"}

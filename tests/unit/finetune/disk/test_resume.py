@@ -62,7 +62,7 @@ OTHER_VALUES: dict[str, Any] = {
 
 
 def test_every_setting_is_either_free_or_tried_here() -> None:
-    assert set(SETTINGS) == set(FREE) | set(OTHER_VALUES) | {"loss_chunk"}
+    assert set(SETTINGS) == set(FREE) | set(OTHER_VALUES) | {"loss_chunk", "shard"}
 
 
 @pytest.mark.parametrize("name", OTHER_VALUES)

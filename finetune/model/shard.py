@@ -1,0 +1,168 @@
+"""The frozen base spread over ranks: each holds a part of every layer's weights, and a layer is gathered while it runs.
+
+PyTorch's FSDP2 (``fully_shard``) does the work. It shards any parameter along its first dimension, bytes too, so that a
+4-bit weight needs no disguise as bf16 (bitsandbytes' ``quant_storage``). bitsandbytes keeps a weight's scales beside
+the parameter, where they would stay whole in every rank: here the scales become parameters as well.
+
+The adapter stays whole in every rank. Its gradients are summed as without sharding, so that optimizers, clipping and
+checkpoints are the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import bitsandbytes as bnb
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from finetune.errors import ConfigError, Problem
+from finetune.model.experts import QuantizedExperts
+from finetune.model.forward import base_model, decoder_of
+from finetune.model.parts import mark_sharded, part_of
+from finetune.patches.bitsandbytes import SCALES, SCALES_OF_SCALES, Frame, gather_scales
+from finetune.patches.transformers import record_as_before
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bitsandbytes.functional import QuantState
+
+    from finetune.model.parts import Whole
+
+
+def shard_base(model: nn.Module) -> None:
+    """Leave each rank its part of every layer's frozen weights, in place.
+
+    Embeddings, head and the adapter stay whole.
+
+    Args:
+        model: with its adapter, the same in every rank, on this rank's device. Its base was loaded in parts.
+
+    Raises:
+        ConfigError: the model has quantized weights outside its decoder's layers, or layers that share weights.
+    """
+    base = base_model(model)
+    decoder = decoder_of(base)
+    layers = [] if decoder is None else list(_layers(decoder))
+    _require_all_in(layers, base)
+    assert decoder is not None
+    for layer in layers:
+        for module in list(layer.modules()):
+            if isinstance(module, bnb.nn.Linear4bit):
+                _open_linear(module)
+            elif isinstance(module, QuantizedExperts):
+                _open_experts(module)
+    device = next(model.parameters()).device
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    whole = {p for p in decoder.parameters() if p.requires_grad or id(p) not in inside or p.dim() == 0}
+    for layer in layers:
+        waiting = _set_aside(layer, whole)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        for (module, name), local in waiting.items():
+            shape = getattr(module, name)
+            given = DTensor.from_local(
+                local, mesh, [Shard(0)], run_check=False, shape=shape.shape, stride=shape.stride()
+            )
+            module.register_parameter(name, nn.Parameter(given, requires_grad=False))
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)
+    record_as_before(decoder)
+    mark_sharded(model)
+
+
+def _require_all_in(layers: list[nn.Module], base: nn.Module) -> None:
+    """Refuse a model of which a quantized weight would never be gathered, or twice."""
+    quantized = [m for m in base.modules() if isinstance(m, bnb.nn.Linear4bit | QuantizedExperts)]
+    times = Counter(id(module) for layer in layers for module in layer.modules())
+    if quantized and all(times[id(module)] == 1 for module in quantized):
+        return
+    kind = getattr(base.config, "model_type", type(base).__name__)
+    raise ConfigError(
+        Problem(
+            field="shard",
+            value=True,
+            why=f"this {kind} model has quantized weights that belong to no layer of its decoder, or to several",
+            remedy="use --no-shard, with which every rank has the whole model",
+        )
+    )
+
+
+def _set_aside(layer: nn.Module, whole: set[nn.Parameter]) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    """Put parameters of the whole shape, without memory, in the place of a layer's frozen parts; return the parts."""
+    found = {}
+    for module in layer.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter in whole:
+                continue
+            size = getattr(parameter, "whole", None)
+            part = parameter.data if size is not None else part_of(parameter.data)
+            found[module, name] = part
+            empty = torch.empty(parameter.shape if size is None else size, dtype=parameter.dtype, device="meta")
+            module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+    return found
+
+
+def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
+    """The decoder's layers: the modules that are recomputed as one under checkpointing."""
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[0], "gradient_checkpointing"):
+            yield from module
+
+
+class _GatheredStates(Sequence["QuantState"]):
+    """The quantization states of a layer's experts, each made from the gathered scales when it is asked for."""
+
+    def __init__(self, experts: QuantizedExperts, weight: str, states: Sequence[QuantState]) -> None:
+        self._experts, self._weight = experts, weight
+        self._frames = [Frame.of(state) for state in states]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, index: int) -> QuantState: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[QuantState]: ...
+    def __getitem__(self, index: int | slice) -> QuantState | Sequence[QuantState]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        nested = getattr(self._experts, self._weight + SCALES_OF_SCALES, None)
+        scales = getattr(self._experts, self._weight + SCALES)
+        return self._frames[index].filled(scales[index], None if nested is None else nested[index])
+
+
+def _frozen(values: torch.Tensor, whole: torch.Size | None) -> nn.Parameter:
+    parameter = nn.Parameter(values, requires_grad=False)
+    if whole is not None:
+        parameter.whole = whole  # type: ignore[attr-defined]
+    return parameter
+
+
+def _open_linear(layer: Any) -> None:
+    state = layer.weight.quant_state
+    whole: Whole = state.whole
+    gather_scales(layer)
+    layer.register_parameter(SCALES, _frozen(state.absmax, whole.scales))
+    if state.state2 is not None:
+        nested = _frozen(state.state2.absmax, whole.scales_of_scales)
+        layer.register_parameter(SCALES_OF_SCALES, nested)
+    layer.weight = _frozen(layer.weight.data, whole.packed)
+
+
+def _open_experts(experts: Any) -> None:
+    for weight, states in list(experts.quant_states.items()):
+        whole: Whole = states[0].whole
+        experts.quant_states[weight] = _GatheredStates(experts, weight, states)
+        own = torch.stack([state.absmax for state in states if state.absmax is not None])
+        experts.register_parameter(weight + SCALES, _frozen(own, whole.scales))
+        if states[0].state2 is not None:
+            own = torch.stack([state.state2.absmax for state in states if state.state2.absmax is not None])
+            experts.register_parameter(weight + SCALES_OF_SCALES, _frozen(own, whole.scales_of_scales))
+        experts.register_parameter(weight, _frozen(getattr(experts, weight).data, whole.packed))

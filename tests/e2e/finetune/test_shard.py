@@ -1,0 +1,122 @@
+"""Each rank holds a part of the base: the run is that of one process, and no rank waits for one that has less to do."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Forked, Outcome
+
+EXACT = ("--optimizer", "adamw", "--epochs", "0.5", "--accumulation", "3", "--save-every", "4")
+"""torch's AdamW, whose update does not divide by what bitsandbytes rounds. Windows of three: one rank has two of them,
+the other one."""
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "adapter" / "adapter_model.safetensors")
+
+
+def column(output: Path, name: str, file: str = "train.jsonl") -> list[Any]:
+    return [json.loads(line)[name] for line in (output / file).read_text().splitlines()]
+
+
+def distance(output: Path, expected: Path) -> float:
+    """Relative distance of two adapters, in the L2 norm."""
+    ours, theirs = weights(output), weights(expected)
+    assert list(ours) == list(theirs)
+    square = sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in theirs)
+    return (square / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def alone(qlora: Forked, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    outcome = qlora(output, *EXACT)
+    assert outcome.code == 0, outcome.err
+    return output
+
+
+@pytest.fixture(scope="module")
+def sharded(qlora: Forked, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
+    """The same run of two ranks, each with its part of the base."""
+    output = tmp_path_factory.mktemp("sharded") / "run"
+    outcomes = qlora.ranks(2, output, *EXACT, "--shard")
+    assert [outcome.code for outcome in outcomes] == [0, 0], [outcome.err for outcome in outcomes]
+    return output, outcomes
+
+
+def test_a_sharded_run_is_that_of_one_process(alone: Path, sharded: tuple[Path, list[Outcome]]) -> None:
+    output, (_, second) = sharded
+    assert distance(output, alone) < 1e-5
+    for name in ("step", "targets", "tokens", "learning_rate"):
+        assert column(output, name) == column(alone, name)
+    for name in ("loss", "grad_norm"):
+        assert column(output, name) == pytest.approx(column(alone, name), rel=1e-5)
+    for name in ("step", "targets", "answer"):
+        assert column(output, name, "eval.jsonl") == column(alone, name, "eval.jsonl")
+    assert column(output, "loss", "eval.jsonl") == pytest.approx(column(alone, "loss", "eval.jsonl"), rel=1e-6)
+    assert (second.out, second.err) == ("", "")
+
+
+def test_a_killed_rank_ends_the_others_and_one_process_goes_on(qlora: Forked, alone: Path, tmp_path: Path) -> None:
+    """The checkpoint is whole, and the fingerprint of a base in parts is that of the whole base."""
+    output = tmp_path / "run"
+    fault = {"kind": "signal", "at": 24, "signals": [signal.SIGKILL], "rank": 1}
+    first, second = qlora.ranks(2, output, *EXACT, "--shard", "--save-every", "1", fault=fault)
+    assert second.code == -signal.SIGKILL
+    assert first.code == 6, first.err
+    assert "is gone without a message" in first.err
+    assert "Traceback" not in first.err
+    refused = qlora(output, *EXACT, "--resume")
+    assert refused.code == 2
+    assert "or use --no-shard" in refused.err
+    resumed = qlora(output, *EXACT, "--resume", "--no-shard")
+    assert resumed.code == 0, resumed.err
+    assert "taken here by 2 processes and is now taken on by 1" in resumed.err
+    assert "shard changed: the result is equal up to rounding" in resumed.err
+    assert "no checkpoint" not in resumed.err
+    assert distance(output, alone) < 1e-5
+
+
+def test_experts_are_sharded_and_an_empty_pass_adds_no_router_loss(
+    qlora: Forked, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Three experts for two ranks, and fp4 without double quantization."""
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "mixtral")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MixtralConfig(
+        vocab_size=260, num_key_value_heads=2, num_local_experts=3, output_router_logits=True, **sizes
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "mixtral")
+    flags = ("--model", str(tmp_path / "mixtral"), "--precision", "fp4", "--no-double-quant", "--max-steps", "2")
+    alone = qlora(tmp_path / "alone", *EXACT, *flags)
+    assert alone.code == 0, alone.err
+    outcomes = qlora.ranks(2, tmp_path / "sharded", *EXACT, *flags, "--shard")
+    assert [outcome.code for outcome in outcomes] == [0, 0], [outcome.err for outcome in outcomes]
+    assert distance(tmp_path / "sharded", tmp_path / "alone") < 1e-5
+    ours, theirs = (column(tmp_path / name, "router_loss") for name in ("sharded", "alone"))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert min(theirs) > 0
+
+
+def test_what_cannot_be_sharded_is_refused_once(qlora: Forked, tmp_path: Path) -> None:
+    for flags, says in (
+        (("--precision", "bf16"), "use --precision nf4 or fp4"),
+        (("--dora",), "use --no-dora"),
+        (("--merge", "full-base"), "merge afterwards in one process"),
+    ):
+        outcomes = qlora.ranks(2, tmp_path / "run", *flags, "--shard")
+        assert [outcome.code for outcome in outcomes] == [2, 2], [outcome.err for outcome in outcomes]
+        assert "".join(outcome.err for outcome in outcomes).count(says) == 1
