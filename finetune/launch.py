@@ -26,18 +26,18 @@ def local_rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is rank 0, the one that prints and writes; also true for a run of one process."""
+    """Return whether this is rank 0, which prints and writes. This is also true for a run of one process."""
     return rank() == 0
 
 
 def who() -> str:
-    """Return what a message of this rank has after the program's name: nothing for rank 0."""
+    """Return the text that a message of this rank has after the program's name: nothing for rank 0."""
     return "" if is_first() else f", rank {rank()}"
 
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """Print nothing in ranks other than 0 inside the block, where all ranks would say the same."""
+    """Suppress the output of ranks other than 0 inside the block, in which all ranks would print the same."""
     if is_first():
         yield
         return

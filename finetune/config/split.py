@@ -1,4 +1,4 @@
-"""The flags of the split: rows of a step, rows of a micro-batch, and whether the run chooses the latter."""
+"""Reads the flags of the split: rows of a step, rows of a micro-batch, and whether the run chooses the latter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def with_batch(config: RunConfig) -> RunConfig:
     """Return the settings with the accumulation that ``batch`` asks for; unchanged without ``batch``.
 
     Args:
-        config: validated, so that ``micro_batch`` divides ``batch`` if it is given.
+        config: the validated settings, in which ``micro_batch`` divides ``batch`` if it is given.
     """
     train = config.train
     if train.batch is None:
@@ -31,9 +31,9 @@ def with_batch(config: RunConfig) -> RunConfig:
 
 
 def expanded(flags: Sequence[str]) -> list[str]:
-    """Return flags in which ``--micro-batch auto`` and what flags imply is written out.
+    """Return the flags with ``--micro-batch auto`` and the implied flags written out.
 
-    ``--micro-batch N`` takes the choice of the split from the run, and ``--accumulation`` overrides a ``batch`` of the
+    With ``--micro-batch N`` the run no longer chooses the split, and ``--accumulation`` overrides a ``batch`` of the
     YAML file.
 
     Raises:
@@ -61,7 +61,7 @@ def expanded(flags: Sequence[str]) -> list[str]:
 
 
 def _apart(flags: Sequence[str]) -> list[str]:
-    """Return flags with those of the split in one spelling: ``--micro_batch=2`` becomes ``--micro-batch 2``."""
+    """Return the flags with one spelling for those of the split: ``--micro_batch=2`` becomes ``--micro-batch 2``."""
     words: list[str] = []
     for word in flags:
         name, equals, value = word.partition("=")

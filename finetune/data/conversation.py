@@ -74,7 +74,7 @@ class _Renderer:
             return str(text)
 
     def differs(self, messages: Sequence[dict[str, Any]], whole: str, *, without: str | None = None) -> bool:
-        """Tell whether the messages render to another text than ``whole``, or cannot be rendered."""
+        """Return whether the messages render to another text than ``whole``, or cannot be rendered."""
         try:
             return self(messages, without=without) != whole
         except BadRowError:
@@ -189,7 +189,7 @@ def _beginning(messages: list[dict[str, Any]], answered: str, render: _Renderer)
 
 
 def _beginning_unasked(messages: list[dict[str, Any]], answered: str, render: _Renderer) -> int:
-    """Find where an answer begins that no question comes before, such as a greeting.
+    """Find where an answer begins if no question comes before it, as with a greeting.
 
     No template renders the prompt of an empty conversation. So the same answer is rendered after a question:
 

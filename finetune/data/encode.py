@@ -85,7 +85,7 @@ def targets(labels: NDArray[np.int32]) -> int:
 
 
 def tokenize(parts: Sequence[Part], tokenizer: Any) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Tokenize the joined text of the parts, and tell which tokens the model learns: those that touch a learned part.
+    """Tokenize the joined text of the parts, and find the tokens that the model learns: those that touch a learned one.
 
     The parts are joined first, because some tokenizers (SentencePiece's, for one) put a space before every text that
     they get. A tokenizer that does not report the position of its tokens gets the parts one by one instead.
@@ -173,7 +173,7 @@ def _unused_columns(fields: Mapping[str, Any], used: set[str]) -> list[str]:
 
 
 def _holds(value: Any) -> bool:
-    """Tell whether a cell holds a value. Tables fill cells without one with None, empty text or NaN."""
+    """Return whether a cell holds a value. Tables fill cells without one with None, empty text or NaN."""
     return value is not None and value not in ("", [], {}) and not (isinstance(value, float) and math.isnan(value))
 
 
@@ -291,7 +291,7 @@ def _ended(text: str, tokenizer: Any) -> str:
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Tell whether the tokenizer puts its BOS token before a text. Chat templates write the token themselves."""
+    """Return whether the tokenizer puts its BOS token before a text. Chat templates write the token themselves."""
     if tokenizer.bos_token is None:
         return False
     return list(tokenizer("a")["input_ids"][:1]) == [tokenizer.bos_token_id]

@@ -1,8 +1,8 @@
 """Checks the messages of a conversation, and converts them into the form that chat templates take.
 
-The columns and keys have the meaning that other tools gave them: ``tools`` and ``chat_template_kwargs`` that of TRL, a
-message's ``weight`` that of OpenAI's and Mistral's fine-tuning formats, ``tool_calls`` that of transformers, ``from``
-and ``value`` that of ShareGPT, with the names that LLaMA-Factory and axolotl know.
+The columns and keys have the meaning that other tools give them. ``tools`` and ``chat_template_kwargs`` are those of
+TRL, a message's ``weight`` is that of OpenAI's and Mistral's fine-tuning formats, and ``tool_calls`` are those of
+transformers. ``from`` and ``value`` are those of ShareGPT, with the names that LLaMA-Factory and axolotl know.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def read_template_settings(value: Any) -> dict[str, Any]:
 
 
 def is_withheld(message: dict[str, Any]) -> bool:
-    """Tell whether an answer has ``weight: 0``: it stays in the conversation, and is not trained on."""
+    """Return whether an answer has ``weight: 0``. Such an answer stays in the conversation, and is not trained on."""
     return message["role"] == "assistant" and message.get("weight") == 0
 
 

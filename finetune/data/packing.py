@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 _PACKING = 3  # part of the generator's seed: see finetune.data.batches
 _OPEN = 64
-"""Sequences that still take rows at one time. So many fill well, and are searched quickly for each of many rows."""
+"""Number of sequences that are open for further rows at one time. With this number sequences are filled well, and the
+search for room is quick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,7 @@ def _examples(data: str, config: DataConfig, tokenizer: Any, tally: _Tally) -> I
 
 
 def _nothing_left(counts: Counts) -> str:
-    """Say why no row is left."""
+    """Return the reason why no row is left."""
     if not counts.rows:
         return "it holds no rows"
     reasons = []

@@ -34,8 +34,8 @@ FREE = _FINGERPRINTED | {
     "split",
     "threads",
 }
-"""Settings that a resumed run may change: they do not change a bit of the adapter, or, as ``kernels``, its rounding
-only, which is noted."""
+"""Settings that a resumed run may change. They do not change a bit of the adapter, except ``kernels``, which changes
+its rounding; a note says so."""
 
 _SPLIT = ("micro_batch", "accumulation")
 _LENGTH = ("max_steps", "epochs")

@@ -35,7 +35,7 @@ class TrialRecorder:
         self._recorder.start()
 
     def meet(self, model: nn.Module) -> None:
-        """Tell whose the tensors of a model are before it is called."""
+        """Tell the recorder which tensors belong to a model, before the model is called."""
         self._recorder.meet(model)
 
     def phase(self, name: str, seconds: float, peak_bytes: int) -> None:
@@ -78,7 +78,7 @@ class StepRecorder:
     def __enter__(self) -> Self:
         self._history.start()
         self._recorder.start()
-        # The loss reads the head's weight without a call of the model that the head is part of.
+        # The loss reads the head's weight without calling the model that the head is part of.
         self._recorder.meet(self._model)
         return self
 
@@ -97,9 +97,9 @@ def by_category(timeline: Timeline, peak_bytes: int) -> dict[str, int]:
     """Return the bytes at the peak of a timeline for each of ``CATEGORIES``, in their order.
 
     Args:
-        timeline: of one step.
-        peak_bytes: the allocator's own peak. What the timeline lacks of it counts as ``other``: a step with more
-            events than a history has room for loses the oldest.
+        timeline: the timeline of one step.
+        peak_bytes: the allocator's own peak. Bytes of it that the timeline lacks count as ``other``: if a step has more
+            events than the history has room for, the oldest ones are lost.
     """
     found = timeline.at_peak()
     sizes: dict[str, int] = {name: found.get(name, 0) for name in CATEGORIES}

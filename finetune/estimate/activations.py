@@ -1,4 +1,4 @@
-"""The arithmetic of activations: what layers keep for their backward pass, and which layers get an adapter."""
+"""Computes the bytes of activations that layers keep for their backward pass, and which layers get an adapter."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def targets(dims: Dimensions, config: RunConfig) -> list[Linear]:
 
 
 def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int) -> tuple[int, int, int]:
-    """Return the bytes that the forward pass keeps, that one layer recomputes, and of its backward pass' temporaries.
+    """Return the bytes that the forward pass keeps, that one layer recomputes, and that its temporaries take.
 
     With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps only its input. Its backward pass recomputes the
-    tensors that it would have kept. Without, nothing is recomputed.
+    tensors that it would have kept. Without checkpointing, nothing is recomputed.
     """
     tokens = config.train.micro_batch * config.data.seq
     kept = layer_bytes(dims, config, compute, adapter)
-    # A product needs the weight in the compute dtype: a copy of a quantized weight, none of the others.
+    # A product needs the weight in the compute dtype. Only for a quantized weight that takes a copy.
     dequantized = dims.largest_matrix * compute if config.model.precision in QUANTIZED else 0
     one_gradient = tokens * dims.intermediate * compute
     # The backward pass of the down projection makes one gradient of the MLP's width, and holds the weight beside it.
-    # That of the product act(gate) * up then turns the gradient into two, when that weight is freed already;
-    # liger-kernel writes the two over gate and up.
+    # The backward pass of the product act(gate) * up then turns that gradient into two, when the weight is freed
+    # already. liger-kernel writes these two over gate and up.
     working = one_gradient + (dequantized if liger_gates(dims, config) else max(dequantized, one_gradient))
     if config.model.precision == "int8":  # recomputing the down projection quantizes its input
         working = max(working, tokens * (QUANTIZING * dims.intermediate + dims.hidden * compute))
@@ -64,18 +64,18 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
 
 
 def liger_norms(config: RunConfig) -> bool:
-    """Whether liger-kernel runs the norms: on a GPU, if it is installed, can run and the settings allow it."""
+    """Return whether liger-kernel runs the norms: on a GPU, if it is installed, can run, and the settings allow it."""
     declined = config.train.kernels == "torch" or config.model.device == "cpu"
     return not declined and importlib.util.find_spec("liger_kernel") is not None and can_launch()
 
 
 def liger_gates(dims: Dimensions, config: RunConfig) -> bool:
-    """Whether liger-kernel also runs the gates of the MLP. The experts of a mixture have gates of their own."""
+    """Return whether liger-kernel also runs the gates of the MLP. The experts of a mixture have gates of their own."""
     return liger_norms(config) and not dims.experts
 
 
 def _windowed(dims: Dimensions, config: RunConfig) -> bool:
-    """Tell whether rows are longer than the attention window. That takes a mask, which flash attention cannot use."""
+    """Return whether rows are longer than the attention window. They need a mask, which flash attention cannot use."""
     return dims.window is not None and config.data.seq > dims.window
 
 
@@ -84,7 +84,7 @@ def layer_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter: int)
 
     For each token:
 
-    * a norm keeps its input in fp32, and liger-kernel's in the compute dtype;
+    * a norm keeps its input in fp32, and a norm of liger-kernel keeps it in the compute dtype;
     * attention keeps queries, keys, values, its result, and one fp32 log-sum per head
       (https://arxiv.org/abs/2205.14135);
     * the MLP keeps gate, up and, without liger-kernel, act(gate), once for each expert that the token goes to;

@@ -1,4 +1,4 @@
-"""Where kernels that are written in Triton run."""
+"""Decides on which devices kernels that are written in Triton run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def kernel_runs_on(device: torch.device) -> bool:
-    """Whether the kernel can be used there: on a CUDA card with Triton, on a CPU under Triton's interpreter.
+    """Return whether kernels run on the device: a CUDA card with Triton, or a CPU with Triton's interpreter.
 
     On a card Triton has to compile its launcher as well, see :func:`can_launch`.
     """

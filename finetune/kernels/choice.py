@@ -1,4 +1,4 @@
-"""Which fused kernels a model on a card runs: the adapter's own, and liger-kernel's for norms, rotations and gates.
+"""Chooses a model's fused kernels on a card: the adapter's own, and liger-kernel's for norms, rotations and gates.
 
 liger-kernel (https://github.com/linkedin/Liger-Kernel) is an extra: ``pip install 'pytest-vram[cuda]'``. Its loss is
 not used, because :mod:`finetune.model.loss` needs less memory.
@@ -28,7 +28,7 @@ _NOT_USED = {"cross_entropy": False, "fused_linear_cross_entropy": False, "layer
 
 
 def check_kernels(name: str, device: torch.device) -> None:
-    """Refuse ``--kernels liger`` where it cannot be had.
+    """Refuse ``--kernels liger`` if liger-kernel cannot be used.
 
     Raises:
         ConfigError: liger-kernel is not installed, or there is no GPU, or its kernels cannot be compiled.
@@ -48,14 +48,14 @@ def check_kernels(name: str, device: torch.device) -> None:
 
 
 def set_kernels(model: nn.Module, name: str) -> list[str]:
-    """Let a model on a card run fused kernels, in place; a second call changes nothing.
+    """Make a model on a card run fused kernels, in place. A second call changes nothing.
 
     Args:
-        model: with its adapter attached.
-        name: as ``--kernels``. On a CPU, and with ``torch``, every layer stays what it is.
+        model: the model, with its adapter attached.
+        name: the value of ``--kernels``. On a CPU, and with ``torch``, no layer is changed.
 
     Returns:
-        What runs fused and what does not, in sentences; empty where nothing was to be done.
+        Sentences that say what runs fused and what does not; empty if nothing was changed.
     """
     device = next(model.parameters()).device
     if device.type != "cuda" or name == "torch" or getattr(model, _SET, False):
@@ -76,7 +76,7 @@ def set_kernels(model: nn.Module, name: str) -> list[str]:
 
 
 def liger_is_installed() -> bool:
-    """Whether liger-kernel can be imported."""
+    """Return whether liger-kernel is installed."""
     return importlib.util.find_spec("liger_kernel") is not None
 
 

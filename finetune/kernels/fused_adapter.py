@@ -1,10 +1,10 @@
-"""LoRA layers fused with their frozen base layers, and with the layers that read the same input.
+"""Fuses LoRA layers with their frozen base layers, and with the layers that read the same input.
 
-peft adds the adapter's output to the base's in operators of their own: for each layer a copy of the base's output, a
-cast of the input, a product by the scale and a sum, each as large as the activations. Here one autograd function runs
-all layers of a group (q, k and v; gate and up): x A is taken once for the group, and each adapter's output is added
-in the epilogue of its last product. Backward saves x alone, for all of them, and x A, which is as small as the rank. A
-4-bit weight is decoded once in each direction, and is gone when its product is done.
+peft adds the adapter's output to the base's with separate operators. For each layer it copies the base's output, casts
+the input, multiplies by the scale and computes the sum, and each of these results is as large as the activations. Here
+one autograd function runs all layers of a group (q, k and v; gate and up). It computes x A once for the group, and adds
+each adapter's output in the epilogue of its last product. For the backward pass it saves x, once for all layers, and
+x A, whose width is the rank. A 4-bit weight is decoded once in each direction, and is freed when its product is done.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ GROUPS = (
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
 )
-"""Names of layers that read one input in the architectures of transformers. A layer that is given another input than
-its group all the same runs by itself from then on."""
+"""Names of layers that read the same input in the architectures of transformers. If a layer gets another input than the
+first of its group, each layer of that group runs by itself from then on."""
 
 _FUSED = "finetune_fused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fusion:
-    """What :func:`fuse` did."""
+    """The result of :func:`fuse`."""
 
     fused: int
-    """LoRA layers that run fused."""
+    """Number of LoRA layers that run fused."""
     left: dict[str, int]
-    """LoRA layers that run as peft runs them, by the reason why."""
+    """Number of LoRA layers that run as peft runs them, by the reason."""
 
     def __str__(self) -> str:
         reasons = "; ".join(f"{count} are not, because {reason}" for reason, count in self.left.items())
@@ -54,10 +54,10 @@ class Fusion:
 
 
 def fuse(model: nn.Module) -> Fusion:
-    """Let the LoRA layers of a peft model run fused where they can, in place; calling it again changes nothing.
+    """Make the LoRA layers of a peft model run fused where they can, in place. A second call changes nothing.
 
-    Outputs and gradients are the ones of peft's layers up to rounding: a result is rounded once where peft rounds three
-    times.
+    Outputs and gradients equal those of peft's layers up to rounding: a result is rounded once, where peft rounds it
+    three times.
 
     Returns:
         How many layers are fused, and why the others are not.
@@ -91,7 +91,7 @@ def forget(model: nn.Module) -> None:
 
 
 def _grouped(names: Sequence[str]) -> Iterator[list[str]]:
-    """The names of one parent's layers, those of a group together."""
+    """Yield the names of one parent's layers, in lists: one for each group, and one for each other layer."""
     rest = list(names)
     for group in GROUPS:
         found = [name for name in group if name in rest]
@@ -103,7 +103,7 @@ def _grouped(names: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _obstacle(layer: Any) -> str | None:
-    """Why a LoRA layer cannot be fused; None where it can."""
+    """Return the reason why a LoRA layer cannot be fused; None if it can."""
     base = layer.get_base_layer()
     if len(layer.lora_A) != 1:
         return "they have no adapter of two matrices, or several adapters"
@@ -131,7 +131,7 @@ def _obstacle(layer: Any) -> str | None:
 
 
 class _Group:
-    """Layers that read the same input: the first that is called computes for all."""
+    """Layers that read the same input. The call of the first one computes the outputs of all."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = list(layers)
@@ -149,7 +149,7 @@ class _Group:
         self.waiting.clear()
 
     def call(self, index: int, x: Tensor, *more: Any, **named: Any) -> Tensor:
-        """The output of layer ``index`` for ``x`` [..., in]."""
+        """Return the output of layer ``index`` for ``x`` [..., in]."""
         if more or named or not all(_ready(layer, x) for layer in self.layers):
             plain: Callable[..., Tensor] = self.plain[index]
             return plain(x, *more, **named)
@@ -160,7 +160,7 @@ class _Group:
                 self.source = None
             if same:
                 return found
-            self.apart = True  # it does not read what the others read
+            self.apart = True  # this layer reads another input than the first
             self.waiting.clear()
         if self.apart or index != 0:
             return _run([self.layers[index]], x)[0]
@@ -170,7 +170,7 @@ class _Group:
 
 
 def _is_four_bit(base: Any) -> bool:
-    """Whether a layer is one of bitsandbytes with 4-bit weights. A base in bf16 needs no bitsandbytes."""
+    """Return whether a layer is one of bitsandbytes with 4-bit weights. A base in bf16 needs no bitsandbytes."""
     if not _bitsandbytes_is_installed():
         return False
     from bitsandbytes.nn import Linear4bit
@@ -184,13 +184,13 @@ def _bitsandbytes_is_installed() -> bool:
 
 
 def _ready(layer: Any, x: Tensor) -> bool:
-    """Whether the layer is in the state that it was fused in, and ``x`` of the dtype that it computes in."""
+    """Return whether the layer is in the state in which it was fused, and ``x`` has the dtype that it computes in."""
     if layer.disable_adapters or layer.merged or len(layer.lora_A) != 1 or torch.is_autocast_enabled(x.device.type):
         return False
     (name,) = layer.lora_A
     if list(layer.active_adapters) != [name] or x.dtype != layer.lora_A[name].weight.dtype:
         return False
-    # A single token is decoded by a kernel of bitsandbytes that never writes the weight down.
+    # For a single token, bitsandbytes has a kernel that does not write the decoded weight to memory.
     return torch.is_grad_enabled() or x.numel() > x.shape[-1]
 
 
@@ -204,7 +204,7 @@ def _run(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _weight(base: Any, dtype: torch.dtype) -> Tensor:
-    """The base's weight [out, in], decoded."""
+    """Return the base's weight [out, in], decoded if it is quantized."""
     if not _is_four_bit(base):
         return base.weight  # type: ignore[no-any-return]
     packed = base.weight
@@ -220,7 +220,7 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
 
 
 class _FusedLora(torch.autograd.Function):
-    """``y_i = W_i x + bias_i + s_i B_i A_i x`` for the layers i of a group; W and bias are frozen."""
+    """Computes ``y_i = W_i x + bias_i + s_i B_i A_i x`` for the layers i of a group. W and bias are frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bases: list[Any], scales: list[float], *matrices: Tensor) -> tuple[Tensor, ...]:
@@ -246,7 +246,7 @@ class _FusedLora(torch.autograd.Function):
         downs, ups = matrices[:count], matrices[count:]
         flat = x.reshape(-1, x.shape[-1])
         ranks = [a.shape[0] for a in downs]
-        # The gradient with respect to x A, all layers side by side as in ``inner``.
+        # This is the gradient with respect to x A, with all layers side by side, as in ``inner``.
         grad_inner = torch.empty_like(inner)
         grad_ups: list[Tensor | None] = []
         grad_x: Tensor | None = None

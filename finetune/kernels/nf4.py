@@ -1,8 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""NF4 weights decoded in one launch, double quantization included.
+"""Decodes NF4 weights in one launch, double quantization included.
 
-bitsandbytes takes three for it: the scales from 8 bits to fp32, the mean added to them, then the weights. A training
-step decodes each weight three times, and on a fast card the host's time to launch is what short rows cost.
+bitsandbytes takes three launches: one decodes the scales from 8 bits to fp32, one adds the mean to them, and one
+decodes the weights. A training step decodes each weight three times. On a fast card with short rows, the time of a step
+is the time that the host takes for its launches.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import triton.language as tl
 
 _ROWS = 64
 _SCALES_BLOCK = 256
-"""Scales that share a scale of their own, the only size that bitsandbytes makes."""
+"""Number of scales that share a scale of their own. bitsandbytes makes no other size."""
 
 
 @triton.jit
 def _decode(
-    packed,  # uint8: two codes a byte, the first in its upper half
+    packed,  # uint8: two codes in each byte, the first in its upper half
     decoded,
     codes,  # fp32 [16]
-    scales,  # of each block of weights: uint8 where they are quantized too, else fp32
+    scales,  # of each block of weights: uint8 if the scales are quantized too, else fp32
     scale_codes,  # fp32 [256]
     scale_scales,  # fp32, of each 256 scales
     scale_mean,  # fp32, added to the decoded scales
-    size,  # weights
+    size,  # number of weights
     bf16: tl.constexpr,
     nested: tl.constexpr,
     half_block: tl.constexpr,  # bytes of a block
@@ -48,7 +49,7 @@ def _decode(
     second = tl.load(codes + (pair & 15)) * scale[:, None]
     both = tl.reshape(tl.join(first, second), (rows, 2 * half_block))
     to = block[:, None] * 2 * half_block + tl.arange(0, 2 * half_block)[None, :]
-    if bf16:  # by its bits: Triton's interpreter cuts them off, where a card rounds to nearest
+    if bf16:  # the bits are rounded here, because Triton's interpreter truncates where a card rounds to nearest
         bits = both.to(tl.int32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         tl.store(decoded.to(tl.pointer_type(tl.int16)) + to, nearest.to(tl.int16), mask=to < size)
@@ -57,18 +58,18 @@ def _decode(
 
 
 def can_decode(state: Any) -> bool:
-    """Whether :func:`decode` knows the format of a weight's quantization state: NF4, as bitsandbytes makes it."""
+    """Return whether :func:`decode` knows the format of a quantization state: NF4, as bitsandbytes makes it."""
     if state.quant_type != "nf4" or state.blocksize & (state.blocksize - 1):
         return False
     return not state.nested or state.state2.blocksize == _SCALES_BLOCK
 
 
 def decode(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight [out, in] in ``dtype``, to the bits of bitsandbytes' own decoder.
+    """Decode a weight [out, in] to ``dtype``. The result equals that of bitsandbytes' own decoder bit for bit.
 
     Args:
-        packed: uint8, contiguous, on the card.
-        state: its quantization state, of which :func:`can_decode` says yes.
+        packed: the packed weight: uint8, contiguous, on the card.
+        state: its quantization state, for which :func:`can_decode` returns true.
         dtype: fp32, bf16 or fp16.
     """
     size = state.shape.numel()
@@ -89,6 +90,6 @@ def decode(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor
         scales_block=_SCALES_BLOCK,
         rows=_ROWS,
         num_warps=4,
-        enable_fp_fusion=False,  # the mean is added to a rounded product
+        enable_fp_fusion=False,  # the product must be rounded before the mean is added
     )
     return decoded

@@ -12,7 +12,7 @@ CACHED = "cached"
 """Category of the memory that the allocator holds and that no tensor uses at the peak. The arithmetic has none."""
 
 PARTS = (*CATEGORIES, "context", CACHED)
-"""What a measured peak on the device is made of, in the order in which it is shown."""
+"""The parts of a measured peak on the device, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Read a saved adapter and attach it to its base, to train it further, to merge it or to use it."""
+"""Reads a saved adapter and attaches it to its base, to train it further, to merge it or to use it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a model's name is a folder that holds an adapter and no model."""
+    """Return whether a model's name is a folder that holds an adapter and no model."""
     folder = Path(name).expanduser()
     return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
 
@@ -96,10 +96,10 @@ def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False
     experts that transformers stored one by one before version 5, because of their names, and adapts other weights.
 
     Args:
-        base: from :func:`finetune.model.load.load_base`, without adapter.
-        folder: of the adapter.
-        trainable: whether to go on training it.
-        dropout: on the adapter's input, in place of the one that it was trained with.
+        base: the model that :func:`finetune.model.load.load_base` returns, without an adapter.
+        folder: the folder of the adapter.
+        trainable: whether to train it further.
+        dropout: dropout on the adapter's input, in place of the one that it was trained with.
 
     Returns:
         A ``PeftModel``.

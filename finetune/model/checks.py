@@ -1,4 +1,4 @@
-"""Check what training assumes of a model, with a few tiny forward passes before the first step.
+"""Checks what training assumes of a model, with a few tiny forward passes before the first step.
 
 Architectures differ in these points, and a wrong assumption would give wrong results without an error:
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-_SEEN = 5e-3  # of the states of tokens whose later ones change; the same shapes and kernels compute both
+_SEEN = 5e-3  # tolerance for the states of tokens when later tokens change; the same kernels compute both
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """The errors that a model's own code raises for arguments that it was not written for."""
-_ROW = 12  # tokens of a row: longer than any convolution looks back
-_LOGITS = 1e-2  # the model rounds to its own dtype between the operations, the loss does not
+_ROW = 12  # tokens of a row, more than any convolution looks back on
+_LOGITS = 1e-2  # the model rounds to its own dtype between the operations, and the loss does not
 _TOLERANCES = {torch.float64: (1e-6, 1e-5), torch.float32: (1e-4, 1e-3)}
 _HALF = (2e-2, 2.5e-1)
 """Two limits for the difference between hidden states of one row, as shares of their norm.
@@ -41,17 +41,18 @@ use other kernels, which round differently: with int8 layers the difference was 
 
 @torch.no_grad()
 def check_assumptions(model: nn.Module, *, packing: bool, checkpointing: bool = False) -> None:
-    """Check the assumptions of this module. Changes nothing in the model and draws no random number.
+    """Check the assumptions of this module. This changes nothing in the model and draws no random numbers.
 
     On a device that allocates and does not compute, every difference is 0, so that every check passes.
 
     Args:
-        model: loaded, with or without adapter.
-        packing: whether rows are to share sequences.
-        checkpointing: whether activations are to be recomputed in backward.
+        model: the loaded model, with or without adapter.
+        packing: whether rows share sequences in the run.
+        checkpointing: whether the run recomputes activations in the backward pass.
 
     Raises:
-        ModelError: a token sees those after it, or the logits are not the head's, scaled and capped as its config says.
+        ModelError: a token sees tokens after it, or the logits are not those of the head, scaled and capped as the
+            config says.
         ConfigError: rows that share a sequence see each other, or do not begin at position 0; or the model has no
             checkpointing.
     """
@@ -69,10 +70,10 @@ def why_the_split_matters(model: nn.Module) -> str | None:
     """Return why the gradient of a window depends on how it is split into micro-batches, or None if it does not.
 
     A base whose config has dropout (as GPT-2's and OPT's have) trains with it, and each micro-batch draws new random
-    numbers. The model and the random generators are left as they were.
+    numbers. This function does not change the model or the random generators.
 
     Args:
-        model: loaded, with or without adapter.
+        model: the loaded model, with or without adapter.
     """
     base = base_model(model)
     if getattr(base.config, "output_router_logits", False):
@@ -212,6 +213,6 @@ def _row(model: nn.Module, number: int) -> Tensor:
 
 
 def _differ(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """Whether the norm of the difference is larger than ``tolerance`` times the norm of ``expected``."""
+    """Return whether the norm of the difference is larger than ``tolerance`` times the norm of ``expected``."""
     found, expected = found.double(), expected.double()
     return float((found - expected).norm()) > tolerance * float(expected.norm())

@@ -1,7 +1,7 @@
 """Compares the data with the model's tables of tokens and positions before training, and enlarges them on request.
 
-A token id or a position beyond its table fails in the middle of a run, at the first step whose rows hold it, and on a
-GPU with an error that names neither.
+A token id or a position beyond its table fails in the middle of a run, at the first step whose rows hold it. On a GPU
+the error names neither.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Tables:
     """How many tokens and positions a model knows."""
 
     tokens: int
-    """Rows of the embeddings, or of the head where it has fewer."""
+    """Number of rows of the embeddings, or of the head if it has fewer."""
     positions: int | None
-    """Tokens of the longest row; None where positions are computed (RoPE, ALiBi) and no table ends."""
+    """Tokens of the longest row; None if positions are computed (RoPE, ALiBi) and no table limits them."""
 
 
 def tables_of(model: PreTrainedModel) -> Tables:
@@ -54,12 +54,13 @@ def _rows(module: Any) -> int:
 def _position_limits(model: PreTrainedModel) -> Iterator[int]:
     """Return the longest row that each table of learned or precomputed positions allows.
 
-    A table may keep its first rows for other ends: OPT's by an ``offset``, RoBERTa's up to its padding row. A table is
-    one of the text's positions if its size, less those rows, is what the config says; an image's is not.
+    A table may reserve its first rows: OPT's has an ``offset``, and RoBERTa's reserves the rows up to its padding row.
+    A table belongs to the positions of text, and not to those of an image, if its size without the reserved rows is
+    the one that the config names.
     """
     config = model.config.get_text_config()
     said = getattr(config, "max_position_embeddings", None)
-    if config.model_type == "mpt":  # ALiBi, computed for so many tokens
+    if config.model_type == "mpt":  # its ALiBi biases are computed for this number of tokens
         yield int(config.max_seq_len)
     words = model.get_input_embeddings()
     for name, module in model.named_modules():
@@ -79,7 +80,7 @@ def check_tables(tables: Tables, data: DataSplit, tokenizer: Any, config: RunCon
     """Check that every token id and the longest row of the data are within the model's tables.
 
     Raises:
-        DataError: a row has a token or a position beyond them, with the row, the token and the remedy.
+        DataError: a row has a token or a position beyond them. The message names the row, the token and the remedy.
     """
     sets = [(data.train.rows, data.stats.train)]
     if data.stats.held_out is not None:
@@ -95,7 +96,7 @@ def check_question(tables: Tables, input_ids: Sequence[int], tokenizer: Any) -> 
     """Check that the tokens of ``--question`` are within the model's tables.
 
     Raises:
-        ConfigError: one is beyond them, or the question leaves no position for an answer.
+        ConfigError: a token is beyond them, or the question leaves no position for an answer.
     """
     beyond = [token for token in input_ids if token >= tables.tokens]
     why = f"{_spelled(beyond[0], tokenizer)} is beyond the model's {tables.tokens:,} embedding rows" if beyond else None
@@ -107,9 +108,9 @@ def check_question(tables: Tables, input_ids: Sequence[int], tokenizer: Any) -> 
 
 
 def padded_within(data: DataSplit, tables: Tables, tokenizer: Any) -> tuple[DataSplit, str | None]:
-    """The same data with a padding token that the model knows, and what to tell the user if it is another.
+    """Return the same data with a padding token that the model knows, and a note for the user if that is another one.
 
-    What fills a batch up is never looked at: any token will do.
+    The model ignores padding, so that any token can serve.
     """
     pad = data.train.pad_id
     if pad < tables.tokens:
@@ -136,11 +137,11 @@ def told_of_unknown_tokens(tables: Tables, tokenizer: Any) -> str | None:
 
 
 def resize_embeddings(model: PreTrainedModel, tokens: int) -> None:
-    """Give embeddings and head a row for each of ``tokens`` tokens; leave a model alone that has as many.
+    """Give embeddings and head a row for each of ``tokens`` tokens. A model with as many rows is not changed.
 
-    Each new row begins as the mean of the old ones, as transformers' does but for its noise: the same model comes out
-    every time, which a resumed run relies on. The rows are not padded to a round number, since peft resizes a base to
-    its tokenizer's exact size when it loads an adapter.
+    Each new row begins as the mean of the old rows. transformers adds noise to that mean; without the noise, a resumed
+    run gets the same model again. The number of rows is not rounded up, because peft resizes a base to the exact size
+    of its tokenizer when it loads an adapter.
 
     Raises:
         ConfigError: the head has a bias, which peft leaves out when it trains rows of a head.
@@ -169,10 +170,10 @@ def resize_embeddings(model: PreTrainedModel, tokens: int) -> None:
 
 
 def new_token_rows(model: PreTrainedModel) -> dict[str, list[int]] | None:
-    """Which rows of which modules an adapter has to train beside its own matrices, as peft's config takes them.
+    """Return the new rows that an adapter has to train beside its own matrices, in the form that peft's config takes.
 
     Returns:
-        Token ids by the name of the embedding, and of a head that has weights of its own; None where none was added.
+        Token ids by the name of the embedding, and of a head that has weights of its own; None if no row was added.
     """
     added = getattr(model, NEW_TOKENS_ATTRIBUTE, ())
     if not added:
@@ -184,7 +185,7 @@ def new_token_rows(model: PreTrainedModel) -> dict[str, list[int]] | None:
 
 
 def told_of_new_rows(model: PreTrainedModel) -> str | None:
-    """Tell the user what ``--resize-embeddings`` costs; None if no row was added."""
+    """Return a note about the cost of ``--resize-embeddings``; None if no row was added."""
     modules = new_token_rows(model)
     if modules is None:
         return None

@@ -1,10 +1,10 @@
-"""Quantization of a whole model, mixture-of-experts layers included, for the loading code of transformers.
+"""Quantizes a whole model, mixture-of-experts layers included, while transformers loads it.
 
-transformers keeps a layer's experts as one 3-D parameter and quantizes ``nn.Linear`` alone, so a "4-bit" Mixtral-8x7B
-keeps 45 of its 47 billion parameters in half precision. The quantizer here puts a module of its own in the experts'
-place before the weights arrive; each layer's experts are quantized as they are read, and one expert at a time is
-dequantized to compute. Layers that have to stay as they are (routers, and layers whose weight a fused kernel reads)
-keep their 16 bits, in 8 bits and in 4.
+transformers keeps a layer's experts as one 3-D parameter and quantizes only ``nn.Linear``, so that a "4-bit"
+Mixtral-8x7B keeps 45 of its 47 billion parameters in half precision. The quantizer of this module replaces the experts
+with a module of its own before the weights are read. It quantizes each layer's experts when they are read, and the
+forward pass dequantizes one expert at a time. Layers that have to stay as they are (routers, and layers whose weight a
+fused kernel reads) keep 16 bits with 8-bit and with 4-bit quantization.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class FourBitQuantizer(FourBitLoading):
         refuse_misread_layers(model, device_map)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
-        """Whether a parameter is stored in 4 bits."""
+        """Return whether a parameter is stored in 4 bits."""
         module, name = get_module_from_name(model, param_name)
         if isinstance(module, QuantizedExperts):
             return name in module.matrices
@@ -105,7 +105,7 @@ class EightBitQuantizer(EightBitLoading):
 
 
 def _leave_out(config: BitsAndBytesConfig, model: PreTrainedModel) -> None:
-    """Tell transformers which linear layers keep 16 bits: those it leaves out itself, and those that must."""
+    """Tell transformers which linear layers keep 16 bits: those that it leaves out itself, and those that must."""
     config.llm_int8_skip_modules = [*get_keys_to_not_convert(model), *map(re.escape, why_not_plain(model))]
 
 
@@ -129,7 +129,8 @@ class QuantizedExperts(nn.Module):
     """A layer's experts in 4 bits: ``down(gate(up(x)))`` for each token's chosen experts, weighted and summed.
 
     It computes what ``@use_experts_implementation`` declares: with or without a gate, biases, and a norm after each
-    expert; the gate is the source's own. All else that the source holds (biases, norms, numbers) is taken over by name.
+    expert. It calls the gate of the source's class, and takes over by name everything else that the source holds
+    (biases, norms, numbers).
 
     Attributes:
         matrices: the names of the quantized parameters, ``gate_up_proj`` (``up_proj`` without a gate) and
@@ -150,18 +151,19 @@ class QuantizedExperts(nn.Module):
         self.double_quant = config.bnb_4bit_use_double_quant
         self.quant_states: dict[str, list[bnb.functional.QuantState]] = {}
         for weight in self.matrices:
-            # Still of the unquantized shape, and without memory: what the loading code compares the checkpoint with.
+            # The parameter still has the unquantized shape, with which the loading code compares the checkpoint. On the
+            # meta device it takes no memory.
             self.register_parameter(weight, nn.Parameter(getattr(source, weight).to("meta"), requires_grad=False))
 
     def quantize(self, weight: str, values: torch.Tensor) -> nn.Parameter:
-        """Quantize each expert by itself.
+        """Quantize each expert separately.
 
         Args:
             weight: one of ``matrices``.
-            values: [experts, out, in]; [experts, in, out] where the source stores them transposed.
+            values: [experts, out, in]; [experts, in, out] if the source stores them transposed.
 
         Returns:
-            [experts, ceil(out * in / 2)] packed bytes; what is needed to read them is kept in ``quant_states``.
+            [experts, ceil(out * in / 2)] packed bytes. ``quant_states`` keeps what is needed to decode them.
         """
         if self.is_transposed:
             values = values.transpose(1, 2)
@@ -189,21 +191,21 @@ class QuantizedExperts(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """Mix the chosen experts.
+        """Run each token through its chosen experts, and return the weighted sum of their outputs.
 
         Args:
             hidden_states: [tokens, hidden].
             top_k_index: [tokens, k] int64, the experts of each token.
-            top_k_weights: [tokens, k], their weights.
+            top_k_weights: [tokens, k], the weights of these experts.
 
         Returns:
             [tokens, hidden], in ``hidden_states``' dtype.
         """
-        own: Any = self  # holds what the source held
+        own: Any = self  # has the attributes of the source
         source: Any = self._source
         out = torch.zeros_like(hidden_states)
         chosen = top_k_index.flatten()
-        # One read from the device a layer, where a lookup for each expert would take as many as there are experts.
+        # This reads from the device once per layer; a lookup for each expert would read once per expert.
         order = torch.argsort(chosen, stable=True)
         counts = torch.bincount(chosen, minlength=self.num_experts).tolist()
         k, begin = top_k_index.shape[1], 0
@@ -223,13 +225,14 @@ class QuantizedExperts(nn.Module):
         return out
 
     def _linear(self, weight: str, expert: int, x: torch.Tensor) -> torch.Tensor:
-        # Dequantizes for this product and again in backward, and keeps only the packed weight between the two.
+        # This dequantizes the weight for the product, and again in backward. Between the two only the packed weight is
+        # kept.
         packed = getattr(self, weight)[expert].view(-1, 1)
         result: torch.Tensor = bnb.matmul_4bit(x, packed.t(), quant_state=self.quant_states[weight][expert])
         return result + getattr(self, f"{weight}_bias")[expert] if self.has_bias else result
 
     def shape_of(self, weight: str) -> tuple[int, int]:
-        """Return the outputs and inputs of each expert's matrix. Can be asked before the weights are read only."""
+        """Return the outputs and inputs of each expert's matrix. Call this only before the weights are read."""
         _, outputs, inputs = getattr(self, weight).shape
         return (inputs, outputs) if self.is_transposed else (outputs, inputs)
 
@@ -239,14 +242,14 @@ class QuantizedExperts(nn.Module):
 
 
 def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLOCK) -> bool:
-    """Whether bitsandbytes' AVX-512 code silently decodes a weight of this shape with wrong scales.
+    """Return whether bitsandbytes' AVX-512 code silently decodes a weight of this shape with wrong scales.
 
     The code assumes ``columns // blocksize`` blocks in each row, although a block may extend into the next row.
     ``examples/bitsandbytes_reports`` holds the report of the defect and a script that shows it.
 
     Args:
-        shape: of the weight, [..., columns].
-        blocksize: weights that share one scale.
+        shape: the shape of the weight, [..., columns].
+        blocksize: number of weights that share one scale.
     """
     columns = shape[-1] if len(shape) else 1
     rows = math.prod(shape[:-1])
@@ -254,7 +257,7 @@ def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLO
 
 
 def require_known_form(name: str, module: nn.Module) -> None:
-    """Refuse experts that transformers does not declare, because it is not known how they compute.
+    """Refuse experts that transformers does not declare, because nothing says how they compute.
 
     Raises:
         ModelError: transformers does not declare the experts of ``name``, or has spread them over devices.

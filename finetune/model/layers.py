@@ -1,7 +1,7 @@
-"""What kind a layer of a model is: a product with its weight, a router, a mixture's experts.
+"""Tells what kind a layer of a model is: a product with its weight, a router, or the experts of a mixture.
 
-The kind decides whether a layer can be stored in 4 or 8 bits and whether an adapter can stand beside it. Names do not:
-"0" may be a linear layer or a whole decoder layer, and "experts" may be anything.
+The kind decides whether a layer can be stored in 4 or 8 bits and whether it can have an adapter. The name does not tell
+the kind: "0" may be a linear layer or a whole decoder layer, and "experts" may be anything.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """The fields in which configurations of transformers say how many experts a layer has."""
 _READS = re.compile(r"(?<!isinstance\()\bself\.(\w+)\.weight\b(?!\[|\.(?:dtype|device|shape|size|numel)\b)")
-"""``self.CHILD.weight`` in a class's source. A slice of it is not meant: BLOOM sums the shards of its training so."""
+"""Finds ``self.CHILD.weight`` in the source of a class, but no slice of it: BLOOM slices a weight to add up the shards
+of its training."""
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every linear layer of ``model`` with its path, subclasses of ``nn.Linear`` and GPT-2's ``Conv1D`` included.
+    """Yield every linear layer of ``model`` with its path, also subclasses of ``nn.Linear`` and GPT-2's ``Conv1D``.
 
-    In a model with an adapter, the layer that carries one comes under its own path, and the parts inside it do not.
+    A layer that has an adapter comes under its own path. The linear layers inside it do not come.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -43,21 +44,21 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def has_adapter(module: nn.Module) -> bool:
-    """Whether a LoRA adapter stands beside this layer."""
+    """Return whether this layer has a LoRA adapter."""
     return bool(getattr(module, "lora_A", None))
 
 
 def why_not_plain(model: nn.Module) -> dict[str, str]:
-    """The linear layers that have to stay as they are, with the reason.
+    """Return the linear layers that have to stay as they are, with the reason.
 
-    They can be neither quantized nor adapted: something beside ``x W^T + b`` happens in them, or their weight is read
-    without calling them.
+    They can be neither quantized nor adapted, because they compute something beside ``x W^T + b``, or because their
+    weight is read without calling them.
 
     Args:
-        model: a transformers model, its weights loaded or still on the meta device.
+        model: a transformers model, with its weights loaded or still on the meta device.
 
     Returns:
-        The reason by the layer's path; a layer that is not named is a plain product.
+        The reason by the layer's path. A layer that is not named is a plain product.
     """
     modules = dict(model.named_modules())
     counts = expert_counts(model)
@@ -77,7 +78,7 @@ def why_not_plain(model: nn.Module) -> dict[str, str]:
 
 
 def expert_counts(model: Any) -> frozenset[int]:
-    """How many experts a layer has, by any field of the model's configuration; empty for a model without experts."""
+    """Return the numbers of experts per layer that the configuration names; none for a model without experts."""
     config = getattr(model, "config", None)
     text: Any = config
     if hasattr(text, "get_text_config"):
@@ -87,11 +88,11 @@ def expert_counts(model: Any) -> frozenset[int]:
 
 
 def experts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that holds the weights of a mixture's experts as parameters of its own, with its path.
+    """Yield every module that holds the weights of a mixture's experts as its own parameters, with its path.
 
     These are the classes that transformers declares with ``@use_experts_implementation``, and others that are called
-    experts and have a parameter of two or three dimensions. A convolution or a state-space layer is none, whatever the
-    shape of its parameters; experts that are a list of linear layers are linear layers.
+    experts and have a parameter of two or three dimensions. Convolutions and state-space layers are not among them,
+    whatever the shape of their parameters. Experts that are a list of linear layers count as linear layers.
     """
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Embedding)) or not any(
@@ -103,12 +104,12 @@ def experts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def declared_experts(module: nn.Module) -> bool:
-    """Whether transformers says how these experts compute: ``@use_experts_implementation`` leaves these attributes."""
+    """Return whether the module has the attributes with which ``@use_experts_implementation`` says what it computes."""
     return all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "is_concatenated"))
 
 
 def _is_router(leaf: str, module: nn.Module, parent: nn.Module, counts: frozenset[int]) -> bool:
-    """Whether a linear layer gives one number for each expert, and is called a router or a gate."""
+    """Return whether a linear layer has one output for each expert, and is called a router or a gate."""
     called = leaf in ("gate", "router") or re.search(
         r"Router|TopK|Gating", type(parent).__name__ + type(module).__name__
     )
@@ -117,12 +118,12 @@ def _is_router(leaf: str, module: nn.Module, parent: nn.Module, counts: frozense
 
 @torch.no_grad()
 def _is_product(module: Any) -> bool:
-    """Whether the layer returns ``x W^T + b`` and nothing else. A subclass of ``nn.Linear`` is asked for one row."""
+    """Return whether the layer computes only ``x W^T + b``. To find out, run a subclass of ``nn.Linear`` on one row."""
     overridden = type(module).forward is not nn.Linear.forward and type(module).__module__.startswith(
         "transformers.models"
     )
     if not (isinstance(module, nn.Linear) and overridden):
-        return True  # torch's own, bitsandbytes' and GPT-2's Conv1D
+        return True  # the linear layers of torch and bitsandbytes, and GPT-2's Conv1D
     weight, bias = module.weight, module.bias
     row = torch.linspace(-1, 1, module.in_features, device=weight.device, dtype=weight.dtype)[None]
     try:
@@ -136,9 +137,9 @@ def _is_product(module: Any) -> bool:
 
 @cache
 def _read_by(kind: type[nn.Module]) -> frozenset[str]:
-    """The children whose weight a class of transformers reads by itself.
+    """Return the children whose weight a class of transformers reads without calling them.
 
-    Mamba's fused kernels take the output projection's weight as an argument.
+    Mamba's fused kernels, for example, take the weight of the output projection as an argument.
     """
     if issubclass(kind, nn.MultiheadAttention):
         return frozenset({"out_proj"})

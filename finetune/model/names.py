@@ -13,16 +13,16 @@ ALL_LINEAR = "all-linear"
 
 
 def wanted(path: str, targets: Iterable[str], exclude: Iterable[str]) -> bool:
-    """Whether the settings give the layer at ``path`` an adapter, judging by its name alone."""
+    """Return whether the settings give the layer at ``path`` an adapter, judging by its name alone."""
     named = any(target == ALL_LINEAR or matches(target, path) for target in targets)
     return named and not any(matches(name, path) for name in exclude)
 
 
 def matches(name: str, path: str) -> bool:
-    """Whether a name of ``--targets`` or ``--exclude`` stands for the layer at ``path``.
+    """Return whether a name of ``--targets`` or ``--exclude`` stands for the layer at ``path``.
 
-    A name is a layer's or that of a module around it: one part of the path or several (``q_proj``, ``mlp``,
-    ``layers.0``). What has other characters than a path has is a regular expression over the whole path.
+    A name is that of a layer or of a module around it: one or several parts of the path (``q_proj``, ``mlp``,
+    ``layers.0``). A name with characters that no path has is a regular expression over the whole path.
     """
     if re.fullmatch(r"[\w.\-]+", name):
         return f".{name}." in f".{path}."

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def settled(config: RunConfig) -> RunConfig:
     """Return the settings of a run, completed and checked with what its model determines.
 
-    An adapter that is trained further keeps its rank and layers, and a base that is quantized already its precision.
+    An adapter that is trained further keeps its rank and layers. A base that is quantized already keeps its precision.
 
     Raises:
-        ConfigError: something else is asked for, or a merged model, for which the original weights are not there.
+        ConfigError: the user asks for something else, or for a merged model without the original weights.
         ModelError: the model cannot be trained here.
     """
     model, name = config.model, config.model.model
@@ -45,7 +45,7 @@ def stored_precision(config: ModelConfig) -> Precision | None:
     """Return how a model is quantized already; None if it is not.
 
     Raises:
-        ModelError: it is quantized in a way that cannot be trained on here.
+        ModelError: it is quantized in a way that finetune cannot train on.
     """
     stored = _fields(config).get("quantization_config")
     if not stored:

@@ -32,11 +32,11 @@ class Coverage:
     """The linear layers of a model, by path."""
 
     adapted: tuple[str, ...]
-    """Those that get an adapter, or have one."""
+    """The layers that get an adapter, or have one."""
     left: Mapping[str, str]
-    """Those that get none, with the reason."""
+    """The layers that get no adapter, with the reason."""
     experts: tuple[str, ...]
-    """Modules whose experts are parameters and no linear layers: they get none either."""
+    """Modules whose experts are parameters and not linear layers. They get no adapter either."""
 
     def lines(self) -> tuple[str, ...]:
         """Return the lines for the user: one for the adapter, and one for each reason to leave layers without one."""
@@ -55,9 +55,9 @@ def choose(model: nn.Module, config: AdapterConfig) -> Coverage:
 
     Args:
         model: a causal language model without adapter.
-        config: ``targets`` and ``exclude``. A name is a layer's or that of a module around layers; it stands for one
-            part of a path or several (``q_proj``, ``mlp``, ``layers.0``). What has other characters than a path has is
-            a regular expression over the whole path.
+        config: ``targets`` and ``exclude`` are used. Each is a list of names of layers or of modules around layers. A
+            name stands for one or several parts of a path (``q_proj``, ``mlp``, ``layers.0``). A name with characters
+            that no path has is a regular expression over the whole path.
 
     Raises:
         ConfigError: a name matches no linear layer, or none that can have an adapter; or no layer is left.
@@ -146,7 +146,7 @@ def _unfit(base: nn.Module) -> dict[str, str]:
 
 
 def _sees_or_hears(part: nn.Module) -> bool:
-    """Whether a part of a model is for images or sound: it contains a model of transformers that reads no text."""
+    """Return whether a part of a model is for images or sound, because it contains a model that reads no text."""
     modalities = (getattr(module, "input_modalities", "text") for module in part.modules())
     return any(isinstance(kinds, (str, tuple, list)) and "text" not in kinds for kinds in modalities)
 

@@ -41,7 +41,7 @@ class FrozenLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]  # bitsandbyt
     """An 8-bit layer with bitsandbytes' outputs and input gradients, and no gradients of the weight and the bias."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply ``x`` [..., in] by the weight; returns [..., out]."""
+        """Multiply ``x`` [..., in] by the weight, and return [..., out]."""
         if x.requires_grad and torch.is_grad_enabled():
             product: torch.Tensor = _Product.apply(x, self)
             return product

@@ -1,4 +1,4 @@
-"""The patch of liger-kernel: its modules are put into one model."""
+"""The patch of liger-kernel, which puts its modules into one model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 def apply_kernels(model: PreTrainedModel, **kernels: bool) -> bool:
     """Replace modules of a model by those of liger-kernel, in place.
 
-    The function is private. May go when liger-kernel patches one model through a public function; look again with 0.9.
+    The function of liger-kernel that does this is private. The patch may go when liger-kernel patches one model through
+    a public function; look again with 0.9.
 
     Args:
         model: a model of transformers, without adapter.

@@ -56,7 +56,7 @@ class EightBitLoading(Bnb8BitHfQuantizer):  # type: ignore[misc]  # transformers
 def apply_gate(source: Any, experts: nn.Module, value: torch.Tensor) -> torch.Tensor:
     """Apply the gate of a class of fused experts to the product of the first matrix.
 
-    May go when transformers gives the gate a public name; look again with 5.26.
+    The function may go when transformers gives the gate a public name; look again with 5.26.
 
     Args:
         source: the class that transformers declares, whose gate is used.
@@ -71,14 +71,17 @@ def apply_gate(source: Any, experts: nn.Module, value: torch.Tensor) -> torch.Te
 
 
 def is_expert_parallel(experts: nn.Module) -> bool:
-    """Whether transformers has spread these experts over several devices. May go together with :func:`apply_gate`."""
+    """Return whether transformers has spread these experts over several devices.
+
+    The function may go together with :func:`apply_gate`.
+    """
     return bool(getattr(experts, "_is_expert_parallel", False))
 
 
 def forget_quantization(model: Any) -> None:
     """Make a model that was read from a GGUF file an ordinary one, so that it can be saved.
 
-    transformers has decoded its values, but still counts it as quantized and refuses to save it. May go when
+    transformers has decoded its values, but still counts it as quantized and refuses to save it. The patch may go when
     ``save_pretrained`` writes a model that was loaded with ``gguf_file``; look again with 5.26.
     """
     model.hf_quantizer = None
@@ -89,10 +92,11 @@ def forget_quantization(model: Any) -> None:
 
 @contextlib.contextmanager
 def known_to_be_apart(position_ids: torch.Tensor | None) -> Iterator[None]:
-    """Run a model on rows that are not packed, without the question whether they are.
+    """Keep transformers from looking for packed rows in a batch without positions, inside the ``with`` block.
 
     Without positions, transformers makes them itself on the device, looks in them for rows that are packed, and waits
-    for the answer. May go when it does not look for them in positions of its own; look again with 5.26.
+    for the answer. The patch may go when it does not look for packed rows in positions of its own; look again with
+    5.26.
 
     Args:
         position_ids: the positions that the model is given. Packed rows have positions that restart; for such a batch

@@ -1,12 +1,13 @@
-"""Micro-batches to exactly the full batch's gradient.
+"""Computes exactly the gradient of the full batch, one micro-batch at a time.
 
-With S_i the sum of token losses of micro-batch i and N the targets of the whole window, the backward passes of S_i /
-N add up to the gradient of S / N. The mean of the micro-batches' means, which many trainers take, weighs a token of a
-short micro-batch more than one of a long one (transformers#34191).
+Let S_i be the sum of the token losses of micro-batch i, S the sum of all S_i, and N the number of targets of the whole
+window. The backward passes of S_i / N add up to the gradient of S / N. Many trainers take the mean of the
+micro-batches' means instead, which gives a token of a short micro-batch more weight than one of a long micro-batch
+(transformers#34191).
 
-One micro-batch's activations exist at a time, and beside them the gradients so far: from the second micro-batch on, a
-window's peak is larger than that of a single one by the bytes of the gradients at most, and not at all where those wait
-in host memory (:mod:`finetune.training.host_gradients`).
+Only one micro-batch's activations exist at a time, together with the gradients so far. From the second micro-batch on,
+a window's peak is larger than that of a single micro-batch by the bytes of the gradients at most. It is not larger at
+all if the gradients wait in host memory (:mod:`finetune.training.host_gradients`).
 """
 
 from __future__ import annotations
@@ -33,32 +34,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowStats:
-    """What one window came to, over all processes."""
+    """The figures of one window, over all processes."""
 
     loss: float
-    """Mean cross-entropy of the targets, in nats; 0 where there is none."""
+    """Mean cross-entropy of the targets, in nats; 0 if there are no targets."""
     targets: int
-    """Tokens that the loss was taken on, N."""
+    """Number of tokens that the loss was taken on, N."""
     tokens: int
-    """Tokens that went through the model, padding left out."""
+    """Number of tokens that went through the model, without padding."""
     router_loss: float | None = None
-    """Mean over the micro-batches of the router's weighted loss; None where it is off."""
+    """Mean over the micro-batches of the router's weighted loss; None if it is off."""
 
 
 def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainConfig) -> WindowStats:
     """Add the gradient of the window's mean token loss to ``.grad`` of the trained parameters.
 
-    Under torch.distributed each process brings its own share of the window: N is summed over the processes before the
-    first backward, the gradients after the last. Over a sharded base, a process with fewer micro-batches than another
+    Under torch.distributed each process computes its own share of the window. The processes sum N before the first
+    backward pass, and the gradients after the last one. Over a sharded base, a process with fewer micro-batches than another
     runs empty ones, so that all gather the layers equally often.
 
     Args:
-        model: in training mode; its trained parameters' ``.grad`` is None or zero.
-        window: micro-batches, on the CPU; the last window of an epoch may be shorter than the others.
-        config: for checkpointing, offloading and the loss's chunk.
+        model: the model, which is put into training mode. The ``.grad`` of its trained parameters is None or zero.
+        window: the micro-batches, on the CPU. The last window of an epoch may be shorter than the others.
+        config: has the settings of checkpointing, offloading, the kernels and the loss's chunk.
 
     Returns:
-        The window's figures. A window without a target leaves every gradient as it was.
+        The window's figures. A window without targets changes no gradient.
     """
     model.train()
     set_checkpointing(model, enabled=config.checkpointing)
@@ -69,8 +70,8 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
     )
     if targets == 0:
         return WindowStats(loss=0.0, targets=0, tokens=tokens)
-    # 16-bit floats of fp16's range lose gradients of 1 / N: there the sum's gradient goes backward, and is divided
-    # after.
+    # In fp16, gradients scaled by 1 / N may underflow. So the backward pass computes the gradient of the sum, and the
+    # division by N follows.
     scaled = _runs_in_fp16(model)
     unit = 1.0 if scaled else 1.0 / targets
     loss_sum = torch.zeros((), device=device, dtype=torch.float64 if device.type == "cpu" else torch.float32)
@@ -108,9 +109,9 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
 def micro_batch_loss(
     model: nn.Module, batch: Batch, *, unit: float, config: TrainConfig
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The micro-batch's summed token loss times ``unit``, and the router's loss (None where it is off).
+    """Return the summed token loss of a micro-batch times ``unit``, and the router's loss, or None if that is off.
 
-    Without a target the loss is a 0 that leads to all layers: backward runs through them all the same.
+    Without a target the loss is a 0 that is connected to all layers, so that the backward pass runs through them too.
     """
     positions, targets = target_positions(batch.labels)
     device = next(model.parameters()).device
@@ -153,7 +154,8 @@ def _sum_over_processes(
     """Sum gradients and losses over the processes, in place, and return the sum of the router's losses.
 
     A process whose share gave a parameter no gradient still takes part, because every process must reduce the same
-    tensors. A parameter that has a gradient nowhere keeps None, as in one process: an optimizer leaves it alone.
+    tensors. A parameter without a gradient in any process keeps None, as in a run of one process, so that the optimizer
+    does not update it.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return router_sum

@@ -1,8 +1,8 @@
-"""AdamW in fp32 over many parameters at once, bf16 weights with exact masters included.
+"""Updates many parameters at once with AdamW in fp32, including bf16 weights with exact masters.
 
-There are two forms. :func:`update_in_torch` is the one to read: a few operators for each parameter. The kernel of
-:mod:`finetune.training.adamw_kernel` does the same in one launch for all parameters, where the tensors are, and its
-result has the same bits. Both round after every single operation, so neither may use a fused multiply-add.
+There are two implementations, whose results are equal bit for bit. :func:`update_in_torch` is the one to read: it runs
+a few operators for each parameter. The kernel of :mod:`finetune.training.adamw_kernel` updates all parameters of a
+device in one launch. Both round after every single operation, so neither may use a fused multiply-add.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Updated:
-    """One parameter with all that an update reads and writes; tensors of one shape, on one device, contiguous."""
+    """The tensors of one parameter that an update reads and writes, contiguous, of one shape and on one device."""
 
     weight: Tensor
-    """fp32, bf16 or fp16: the parameter's data."""
+    """The parameter's data, in fp32, bf16 or fp16."""
     gradient: Tensor
-    """Of the weight's dtype; only read."""
+    """The gradient, in the weight's dtype. It is only read."""
     first: Tensor
-    """fp32 first moment."""
+    """The first moment, in fp32."""
     second: Tensor
-    """fp32 second moment."""
+    """The second moment, in fp32."""
     dropped: Tensor | None = None
-    """int16: what a bf16 weight drops of its master; None updates the weight itself and rounds it."""
+    """The bits of its master that a bf16 weight drops, in int16. If None, the weight itself is updated and rounded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coefficients:
-    """The numbers of one update; see :meth:`of`."""
+    """The coefficients of one update, as :meth:`of` computes them."""
 
     beta1: float
     rest1: float
@@ -49,13 +49,13 @@ class Coefficients:
     eps: float
     """Epsilon times the square root of the second bias correction."""
     rate: float
-    """Minus the learning rate, with both bias corrections."""
+    """The negative learning rate, with both bias corrections."""
     shrink: float
-    """What decoupled weight decay multiplies a weight by; 1 without decay."""
+    """The factor by which decoupled weight decay multiplies a weight; 1 without decay."""
 
     @classmethod
     def of(cls, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, step: int) -> Coefficients:
-        """The numbers of step ``step``, counted from 1 (https://arxiv.org/abs/1412.6980, end of section 2)."""
+        """Compute the coefficients of a step, counted from 1 (https://arxiv.org/abs/1412.6980, end of section 2)."""
         second = (1.0 - betas[1] ** step) ** 0.5
         return cls(
             beta1=betas[0],
@@ -70,7 +70,7 @@ class Coefficients:
 
 @torch.no_grad()
 def update(parameters: Sequence[Updated], numbers: Coefficients, *, kernel: bool) -> None:
-    """Update all ``parameters`` in place: in one launch for each dtype where ``kernel`` is set, else in torch."""
+    """Update all ``parameters`` in place: with ``kernel`` in one launch for each dtype, else with torch's operators."""
     if kernel:
         from finetune.training.adamw_kernel import update_in_one_launch
 
@@ -97,5 +97,5 @@ def update_in_torch(of: Updated, numbers: Coefficients) -> None:
 
 
 def _root(numbers: Tensor) -> Tensor:
-    """The square roots, rounded to nearest: as on a card. PyTorch's own on a CPU are often off by the last bit."""
+    """Return the square roots rounded to nearest, as a card does. PyTorch's on a CPU are often off by the last bit."""
     return numbers.double().sqrt().float() if numbers.device.type == "cpu" else numbers.sqrt()

@@ -1,8 +1,8 @@
-"""The update of :mod:`finetune.training.adamw` as one Triton kernel over many parameters.
+"""Runs the update of :mod:`finetune.training.adamw` as one Triton kernel over many parameters.
 
-A launch gets a table of addresses in place of tensors: all parameters of one dtype share it, whatever their shapes.
-Each block of the grid searches the table for the parameter that it works on. Addresses may be those of managed memory,
-which a card reads and writes as its own.
+A launch gets a table of addresses in place of tensors, so that all parameters of one dtype share a launch, whatever
+their shapes. Each block of the grid searches the table for the parameter that it works on. The addresses may be in
+managed memory, which a card reads and writes like its own.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -24,7 +24,7 @@ _BLOCK = 1024
 
 @triton.jit
 def _rounded_bf16(master):
-    """The 16 bits of the nearest bf16, ties to even, as int32."""
+    """Return the 16 bits of the nearest bf16, as int32. Ties are rounded to even."""
     bits = master.to(tl.int32, bitcast=True)
     nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return tl.where(master == master, nearest, 0x7FC0)
@@ -41,12 +41,12 @@ def _adamw(
     eps,
     rate,
     shrink,
-    dtype: tl.constexpr,  # the weights' and the gradients'
+    dtype: tl.constexpr,  # of the weights and the gradients
     bf16: tl.constexpr,
     masters: tl.constexpr,
     shrinks: tl.constexpr,
     aligned: tl.constexpr,  # all addresses and sizes are multiples of 16
-    halvings: tl.constexpr,  # of the search: 2 ** halvings >= count
+    halvings: tl.constexpr,  # steps of the binary search: 2 ** halvings >= count
     block_size: tl.constexpr,
 ):
     block = tl.program_id(0)
@@ -59,7 +59,7 @@ def _adamw(
     size = tl.load(row + count)
     weight_at, gradient_at = tl.load(row + 2 * count), tl.load(row + 3 * count)
     first_at, second_at = tl.load(row + 4 * count), tl.load(row + 5 * count)
-    if aligned:  # so that loads and stores are as wide as the card has them
+    if aligned:  # so that loads and stores use the widest instructions of the card
         size = tl.multiple_of(size, 16)
         weight_at, gradient_at = tl.multiple_of(weight_at, 16), tl.multiple_of(gradient_at, 16)
         first_at, second_at = tl.multiple_of(first_at, 16), tl.multiple_of(second_at, 16)
@@ -67,7 +67,7 @@ def _adamw(
     here = at < size
     first_at = first_at.to(tl.pointer_type(tl.float32)) + at
     second_at = second_at.to(tl.pointer_type(tl.float32)) + at
-    if bf16:  # by its bits: exact on every card, with bf16 arithmetic or without
+    if bf16:  # the bits are converted, which is exact on every card, with bf16 arithmetic or without
         weight_at = weight_at.to(tl.pointer_type(tl.int16)) + at
         gradient_at = gradient_at.to(tl.pointer_type(tl.int16)) + at
         gradient = (tl.load(gradient_at, mask=here, other=0).to(tl.int32) << 16).to(tl.float32, bitcast=True)
@@ -93,7 +93,7 @@ def _adamw(
     tl.store(second_at, second, mask=here)
     if bf16:
         nearest = _rounded_bf16(master)
-        if masters:  # a tie goes up, which leaves -32,768 out: see finetune.masters
+        if masters:  # a tie is rounded up, with the remainder -32,768: see finetune.training.masters
             bits = master.to(tl.int32, bitcast=True)
             left = bits - (nearest << 16)
             nearest += (left == 32768).to(tl.int32)
@@ -111,9 +111,10 @@ _DTYPES: dict[torch.dtype, Any] = {
 
 
 def update_in_one_launch(parameters: Sequence[Updated], numbers: Coefficients) -> None:
-    """Update ``parameters`` in place, on the current stream: one launch for each dtype, with masters or without.
+    """Update ``parameters`` in place, on the current stream, in one launch for each dtype.
 
-    Nothing waits for the card. What goes there is the table, 56 bytes for each parameter.
+    Parameters with masters and parameters without them take separate launches. The function does not wait for the card.
+    It copies only the table there, 56 bytes for each parameter.
     """
     kinds: dict[tuple[torch.dtype, bool], list[Updated]] = {}
     for parameter in parameters:
@@ -149,7 +150,7 @@ def update_in_one_launch(parameters: Sequence[Updated], numbers: Coefficients) -
 
 
 def _on_device(rows: list[list[int]], device: torch.device) -> torch.Tensor:
-    """The table, from pinned memory, so that the copy does not wait; PyTorch keeps the memory until it is done."""
+    """Copy the table to the device without waiting. PyTorch keeps the pinned memory until the copy is done."""
     table = torch.tensor(rows).T.contiguous()
     if device.type == "cpu":
         return table

@@ -1,4 +1,4 @@
-"""README.md of the result: what it is, how to load it, its figures, and the settings that reproduce it."""
+"""Writes README.md of the result: what it is, how to load it, its figures, and the settings that reproduce it."""
 
 from __future__ import annotations
 
@@ -27,51 +27,51 @@ class Summary:
     merged_into: str | None
     """What the adapter was merged into: quantized-base or full-base."""
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     tokens: int
-    """Tokens that went through the model in training."""
+    """Number of tokens that went through the model in training."""
     targets: int
-    """Tokens that the training loss was taken on."""
+    """Number of tokens that the training loss was taken on."""
     train_seconds: float
     """Time in training steps, those before an interruption included."""
     tokens_per_second: float
     """``tokens / train_seconds``."""
     train_loss: float | None
-    """Loss of the last step, nats a target."""
+    """Training loss of the last step, in nats per target."""
     held_out_loss_before: float | None
-    """Before the first step, nats a target; None without held-out rows."""
+    """Held-out loss before the first step, in nats per target; None without held-out rows."""
     held_out_loss_after: float | None
-    """After the last step."""
+    """Held-out loss after the last step, in nats per target; None without held-out rows."""
     held_out_targets: int
-    """Held-out tokens that the loss is taken on."""
+    """Number of held-out tokens that the loss is taken on."""
     question: str | None
-    """What was asked before and after."""
+    """The question that was asked before and after training."""
     answer_before: str | None
-    """What the base answered."""
+    """The answer of the base model."""
     answer_after: str | None
-    """What the fine-tuned model answered."""
+    """The answer of the fine-tuned model."""
     peak_rss_bytes: int
     """Largest resident set of the process that finished the run."""
     peak_allocated_bytes: int | None
     """Largest allocation on the GPU; None on a CPU."""
     trained_parameters: int
-    """Numbers that were trained."""
+    """How many numbers were trained."""
     adapter_bytes: int
     """Size of the result's weights on disk."""
     device: str
     """Kind of device."""
     threads: int
-    """CPU threads."""
+    """Number of CPU threads."""
     versions: dict[str, str]
-    """Packages that computed."""
+    """Versions of the packages that computed."""
     settings: dict[str, Any]
     """Every setting of the run."""
     layers: tuple[str, ...] = ()
-    """Which layers got an adapter, and which got none and why, a line each; empty where all weights were trained."""
+    """Lines that say which layers got an adapter, and which got none and why; empty if all weights were trained."""
 
 
 def model_card(summary: Summary, config: RunConfig, *, merged: bool) -> str:
-    """The model card, in the hub's format.
+    """Return the model card, in the hub's format.
 
     Args:
         summary: the run's figures.
@@ -99,7 +99,7 @@ def model_card(summary: Summary, config: RunConfig, *, merged: bool) -> str:
 
 
 def one_line(text: str | None) -> str:
-    """An answer as one line; what is empty is said to be."""
+    """Return an answer on one line; "(nothing)" if it is empty."""
     return " ".join((text or "").split()) or "(nothing)"
 
 

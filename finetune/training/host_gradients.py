@@ -1,8 +1,9 @@
-"""The gradients of earlier micro-batches in host memory, so that a window needs no more of the card than one of them.
+"""Keeps earlier gradients in host memory, so that a window needs no more of the card than a single micro-batch.
 
-A gradient is of use to the next micro-batch only after that one's backward pass, and a window's peak is earlier: while
-the layers' inputs are all there. An adapter's gradients, 80 MiB of a 7B model at rank 16, cross the bus twice for each
-micro-batch: a few large copies from and to flat pinned memory, on a stream of their own, beside the next forward pass.
+The gradients so far are not needed until the next micro-batch's backward pass is over. The peak of a window comes
+before that, while the inputs of all layers are in memory. An adapter's gradients, 80 MiB for a 7B model at rank 16,
+cross the bus twice for each micro-batch. They are copied in a few large pieces from and to flat pinned memory, on a
+stream of their own, during the next forward pass.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ if TYPE_CHECKING:
     from finetune.config.settings import TrainConfig
 
 CHUNK_BYTES = 8 * 2**20
-"""Bytes that are gathered on the card for one copy: what a window needs on top, when the activations are gone."""
+"""Bytes that are gathered on the card for one copy. A window needs them in addition, when the activations are gone."""
 
 
 def wanted(model: nn.Module, config: TrainConfig) -> bool:
-    """Whether earlier gradients go to the host: an adapter's, on a card, under a paged optimizer.
+    """Return whether earlier gradients go to the host: those of an adapter do, on a card, under a paged optimizer.
 
-    The gradients of all weights would be gigabytes for each micro-batch.
+    The gradients of all weights do not, because they would be gigabytes for each micro-batch.
     """
     device = next(model.parameters()).device
     return device.type != "cpu" and isinstance(model, PeftModel) and config.optimizer.startswith("paged")
 
 
 def put_away(parameters: Iterable[nn.Parameter], earlier: dict[nn.Parameter, Tensor]) -> None:
-    """Add each ``.grad`` to what ``earlier`` holds of its parameter, in host memory, and leave None in its place.
+    """Add each ``.grad`` to its parameter's sum in ``earlier``, in host memory, and set ``.grad`` to None.
 
-    The sums are the ones that ``.grad`` itself would come to, bit for bit. Nothing waits for the card, and the host's
-    bytes are only valid after it was waited for.
+    The sums equal, bit for bit, those that ``.grad`` itself would have had. The function does not wait for the card, so
+    the bytes on the host are valid only after the caller has waited for it.
 
     Args:
-        parameters: those that are trained, in the same order each time.
-        earlier: empty at first; views of flat tensors from then on.
+        parameters: the trained parameters, in the same order each time.
+        earlier: the sums, which are views of flat tensors; empty before the first call.
     """
     fresh = []
     again: dict[int, list[nn.Parameter]] = {}
@@ -68,7 +69,7 @@ def put_away(parameters: Iterable[nn.Parameter], earlier: dict[nn.Parameter, Ten
 
 
 def bring_back(earlier: dict[nn.Parameter, Tensor]) -> None:
-    """Put the sum of ``earlier`` and ``.grad`` into ``.grad``; ``earlier`` is empty after it."""
+    """Put the sum of ``earlier`` and ``.grad`` into ``.grad``, and empty ``earlier``."""
     chunks: dict[int, list[nn.Parameter]] = {}
     for parameter, kept in earlier.items():
         chunks.setdefault(_flat(kept).data_ptr(), []).append(parameter)
@@ -83,10 +84,10 @@ def bring_back(earlier: dict[nn.Parameter, Tensor]) -> None:
 
 
 def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters of one dtype on one device, whose gradients come to :data:`CHUNK_BYTES`, or one that is larger."""
+    """Yield parameters of one dtype on one device with gradients of :data:`CHUNK_BYTES` at most, or one larger one."""
     chunk: list[nn.Parameter] = []
     size = 0
-    for parameter in sorted(parameters, key=lambda p: (str(p.dtype), str(p.device))):  # in order, where these are one
+    for parameter in sorted(parameters, key=lambda p: (str(p.dtype), str(p.device))):  # a stable sort
         other = chunk and (chunk[0].dtype, chunk[0].device) != (parameter.dtype, parameter.device)
         if chunk and (other or size + parameter.nbytes > CHUNK_BYTES):
             yield chunk
@@ -98,7 +99,7 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 def _taken(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The gradients, which their parameters no longer hold."""
+    """Take the gradients from their parameters, and return them."""
     gradients = []
     for parameter in parameters:
         if parameter.grad is not None:
@@ -113,13 +114,13 @@ def _add(targets: list[Tensor], others: list[Tensor]) -> None:
 
 
 def _flat(part: Tensor) -> Tensor:
-    """The flat tensor in host memory that ``part`` is a view of."""
+    """Return the flat tensor in host memory of which ``part`` is a view."""
     base: Tensor | None = part._base
     return part if base is None else base
 
 
 def _part(total: Tensor, of: Tensor) -> Tensor:
-    """The elements of ``total`` on the device that ``of`` is in host memory."""
+    """Return the view of ``total``, on the device, that corresponds to the view ``of`` of its copy in host memory."""
     begin = of.storage_offset()
     return total[begin : begin + of.numel()].view(of.shape)
 
@@ -130,7 +131,7 @@ def _own_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _to_host(total: Tensor, host: Tensor) -> None:
-    """Copy to the host, beside what the current stream does next."""
+    """Copy to the host, while the current stream goes on with its next work."""
     if not total.is_cuda:
         host.copy_(total)
         return
@@ -138,16 +139,16 @@ def _to_host(total: Tensor, host: Tensor) -> None:
     stream.wait_stream(torch.cuda.current_stream(total.device))
     with torch.cuda.stream(stream):
         host.copy_(total, non_blocking=True)
-    total.record_stream(stream)  # its memory is another's only after the copy
+    total.record_stream(stream)  # its memory is not reused before the copy is done
 
 
 def _to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device, after all copies to the host; the current stream goes on when it is there."""
+    """Copy to the device, after all copies to the host are done. The current stream waits for the copy."""
     if device.type != "cuda":
         return host.to(device, copy=True)
     total = torch.empty_like(host, device=device)
     stream, current = _own_stream(device), torch.cuda.current_stream(device)
-    stream.wait_stream(current)  # an earlier owner of this memory may not be done with it
+    stream.wait_stream(current)  # the work that used this memory before may not be done
     with torch.cuda.stream(stream):
         total.copy_(host, non_blocking=True)
     current.wait_stream(stream)

@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, log rows and checkpoints. Its result depends on config, data and seed only."""
+"""Runs the training loop: steps, evaluations, log rows and checkpoints. Config, data and seed determine its result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def fit(setup: Setup, stop: Stop) -> list[EvalRow]:
-    """Train from ``setup.start_step`` to ``setup.total_steps``, and evaluate before, between and after.
+    """Train from ``setup.start_step`` to ``setup.total_steps``, and evaluate before, during and after training.
 
     Returns:
         All evaluations of the run in order, including those before an interruption.
@@ -112,12 +112,12 @@ class _Loop:
                     "random_of_others": of_others,
                 }
                 checkpoint.save(folder, step=self.step, facts=asdict(setup.facts), state=state, keep=output.keep)
-            ranks.wait_for_all()  # so that a rank that ends next does not take rank 0 with it
+            ranks.wait_for_all()  # a rank that ends before rank 0 has written would end rank 0 too
             self.saved_step = self.step
         return folder
 
     def _due(self, every: int) -> bool:
-        """Whether something is due now that happens every ``every`` steps, at the start and at the end."""
+        """Return whether an action is due that happens at the start, at the end, and every ``every`` steps."""
         return self.step in (0, self.setup.total_steps) or (every > 0 and self.step % every == 0)
 
     def _train(self, window: Any) -> None:
@@ -179,7 +179,7 @@ class _Loop:
 
 
 def _of_all(own: EvalStats) -> EvalStats:
-    """Put the evaluations of all ranks' shares together."""
+    """Combine the evaluations of all ranks' shares into one."""
     loss_sum, targets = ranks.summed(own.loss * own.targets if own.targets else 0.0, own.targets)
     return EvalStats(loss=loss_sum / targets if targets else float("nan"), targets=int(targets))
 

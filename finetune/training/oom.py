@@ -1,4 +1,4 @@
-"""Explain that memory ran out: how much there was, what held it, and which settings would save most."""
+"""Explains why memory ran out: how much there was, what held it, and which settings would save most."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Holdings:
         self.optimizer: torch.optim.Optimizer | None = None
 
     def bytes_by_holder(self) -> dict[str, int]:
-        """Return the bytes that are held, by what holds them; allocates nothing on the device.
+        """Return the bytes that are held, by what holds them, without allocating anything on the device.
 
-        Weights of bitsandbytes count with their scales and code books.
+        Weights of bitsandbytes include their scales and code books.
         """
         held = {"base weights": 0, "trained weights": 0, "gradients": 0, "optimizer states": 0}
         for parameter in self.model.parameters() if self.model is not None else ():
@@ -73,7 +73,7 @@ def explained(config: RunConfig, holdings: Holdings) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, in any of the ways in which libraries say it."""
+    """Return whether ``error`` says that memory ran out, in any of the ways in which libraries say it."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, FinetuneError) and error.__cause__ is not None:
@@ -137,15 +137,15 @@ class Saving:
     """A change of settings that lowers the peak."""
 
     flags: str
-    """As they would be written."""
+    """The changed settings, as flags of the command line."""
     saved_bytes: int
-    """By the estimate."""
+    """Bytes by which the estimated peak falls."""
     resumes: bool
-    """Whether the run can continue with them; otherwise they make another run."""
+    """Whether the run can continue with the changed settings; otherwise they need a new run."""
 
 
 def largest_savings(config: RunConfig, *, on_device: bool, count: int = 3) -> list[Saving]:
-    """The settings that would lower the estimated peak most, largest first; none where the model's shape is unknown."""
+    """Return the changes of settings that lower the estimated peak most, largest first; none for an unknown shape."""
     if not on_device:
         config = yaml_file.replace(config, {"device": "cpu"})
     savings = []

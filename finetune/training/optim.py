@@ -1,4 +1,4 @@
-"""Optimizers, the learning rate as a pure function of the step, and state that stays where it was."""
+"""Makes optimizers, computes the learning rate of a step, and restores states into the right kind of memory."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ EPS = 1e-8
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (https://arxiv.org/abs/1711.05101) over ``parameters``, with the state as configured.
+    """Make an AdamW (https://arxiv.org/abs/1711.05101) over ``parameters``, with the states as configured.
 
-    State per element: 8 bytes for ``paged-adamw``, 2 bytes and 8 bytes per block of 256 for the 8-bit kinds
-    (https://arxiv.org/abs/2110.02861; parameters below 4,096 elements keep 32 bits); torch's ``adamw`` keeps two
-    numbers of the parameter's own dtype. Beside a frozen base, all but torch's update bf16 parameters in fp32, for 2
-    bytes more (:mod:`finetune.training.masters`). On a GPU, paged state lives in managed memory, for parameters of
-    ``PAGED_FROM`` elements and more; the driver moves it to the host when the card is full.
+    ``paged-adamw`` has 8 bytes of state per element. The 8-bit kinds have 2 bytes per element and 8 bytes per block of
+    256 elements (https://arxiv.org/abs/2110.02861), but 32-bit states for parameters below 4,096 elements. torch's
+    ``adamw`` keeps two numbers of the parameter's own dtype. If the base is frozen, all optimizers except torch's
+    update bf16 parameters in fp32, which takes 2 bytes more per element (:mod:`finetune.training.masters`). On a GPU,
+    the paged states of parameters with ``PAGED_FROM`` elements or more are in managed memory, which the driver moves to
+    the host when the card is full.
 
     Args:
-        parameters: all of the model's; the frozen ones are left alone.
+        parameters: all parameters of the model. The frozen ones are not updated.
         config: which optimizer, and its settings.
 
     Raises:
@@ -69,12 +70,12 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: TrainConfig) -> t
 
 
 def rounded_away(parameters: Iterable[nn.Parameter], config: TrainConfig) -> str | None:
-    """What to tell a user whose bf16 weights are updated in bf16; None where they have fp32 masters, or are not bf16.
+    """Return a note for the user if bf16 weights are updated in bf16; None if they have fp32 masters or are not bf16.
 
     The neighbours of a bf16 number w are at least w / 256 away, so that a change below w / 512 is rounded away.
 
     Args:
-        parameters: all of the model's, with the frozen ones.
+        parameters: all parameters of the model, including the frozen ones.
         config: which optimizer, and its learning rate.
     """
     everything = list(parameters)
@@ -97,12 +98,12 @@ def rounded_away(parameters: Iterable[nn.Parameter], config: TrainConfig) -> str
 
 
 def state_bytes(parameters: Iterable[nn.Parameter], config: TrainConfig, *, masters: bool) -> int:
-    """Bytes of device memory that the states will take from the first step on, 8-bit states' scales left out.
+    """Return the bytes of device memory that the states take from the first step on, without scales of 8-bit states.
 
     Args:
-        parameters: those that are trained.
+        parameters: the trained parameters.
         config: which optimizer.
-        masters: a frozen base lies beside them.
+        masters: whether the base is frozen, so that bf16 parameters get fp32 masters.
     """
     total = 0
     for parameter in parameters:
@@ -117,15 +118,15 @@ def state_bytes(parameters: Iterable[nn.Parameter], config: TrainConfig, *, mast
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Learning rate of a step, a pure function: a resumed run needs nothing but the step's number.
+    """Return the learning rate of a step. It has no state, so that a resumed run needs only the step's number.
 
-    Linear warm-up from 0 over ``warmup_steps``, then constant, linear to 0, or half a cosine to 0
-    (https://arxiv.org/abs/1608.03983 without restarts).
+    The rate rises linearly from 0 over ``warmup_steps``. After that it stays constant, falls linearly to 0, or follows
+    half a cosine to 0 (https://arxiv.org/abs/1608.03983 without restarts).
 
     Args:
         step: counted from 0.
         total_steps: steps of the whole run.
-        config: peak, warm-up and schedule.
+        config: has the peak, the warm-up and the schedule.
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
@@ -144,29 +145,30 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer) -> None:
-    """Apply the gradients. bitsandbytes says on a CPU that it does not page there: known, and said in the help."""
+    """Apply the gradients. bitsandbytes' warning that a CPU does not page is silenced, because ``--help`` says so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
         optimizer.step()
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
-    """State by the parameter's number, as :func:`load_optimizer_state` takes it; the tensors are its own."""
+    """Return the states by the parameter's number, for :func:`load_optimizer_state`. The tensors are not copied."""
     return {i: dict(optimizer.state[p]) for i, p in enumerate(_parameters(optimizer)) if optimizer.state.get(p)}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[int, dict[str, Any]]) -> None:
-    """Put back what :func:`optimizer_state` gave, into the kind of memory that the optimizer itself would use.
+    """Restore what :func:`optimizer_state` returned, in the kind of memory that the optimizer itself would use.
 
     ``load_state_dict`` of a paged optimizer puts its state into ordinary device memory, so that a resumed run needs
-    more than the run it resumes (bitsandbytes#782). Here the optimizer allocates, and values are copied in.
+    more of it than the run that it resumes (bitsandbytes#782). Here the optimizer allocates its state, and the values
+    are copied into it.
 
     Args:
-        optimizer: freshly made.
-        state: from an optimizer over the same parameters in the same order.
+        optimizer: a new optimizer.
+        state: the state of an optimizer over the same parameters in the same order.
 
     Raises:
-        CheckpointError: the state is of other parameters.
+        CheckpointError: the state belongs to other parameters.
     """
     for index, parameter in enumerate(_parameters(optimizer)):
         saved = state.get(index)
@@ -192,13 +194,14 @@ def _paged_buffer(
     parameter: nn.Parameter,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Zeros of the parameter's shape, in managed memory where it is large enough and on a GPU."""
+    """Return zeros of the parameter's shape, in managed memory if the parameter is large enough and on a GPU."""
     if parameter.device.type != "cuda" or parameter.numel() < PAGED_FROM:
         return own(parameter, dtype=dtype)
-    if dtype == torch.int16:  # bitsandbytes fills bytes and fp32 alone
+    if dtype == torch.int16:  # bitsandbytes can fill only bytes and fp32
         halves = _managed(optimizer, (*parameter.shape[:-1], 2 * parameter.shape[-1]), torch.uint8, parameter.device)
         dropped: Any = halves.view(dtype)
-        # Or bitsandbytes takes it for a stray tensor of the host, and moves it to the card at the first step.
+        # Without these attributes bitsandbytes takes the view for an ordinary tensor of the host, and moves it to the
+        # card at the first step.
         dropped.is_paged, dropped.page_deviceid = True, parameter.device.index
         return cast("torch.Tensor", dropped)
     return _managed(optimizer, parameter.shape, dtype, parameter.device)
@@ -218,13 +221,13 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def _empty_state(optimizer: Any, parameter: nn.Parameter, index: int) -> dict[str, Any]:
-    """The state that the optimizer would make at its first step."""
+    """Return the state that the optimizer would make at its first step."""
     fresh: dict[str, Any] = optimizer.state[parameter]
     if hasattr(optimizer, "init_state"):  # bitsandbytes
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
             optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
-        # bitsandbytes shares one quantization map between all parameters; copying into it would be copying onto itself.
+        # bitsandbytes shares one quantization map between all parameters. Copying a saved map into it changes nothing.
         return fresh
     fresh["step"] = torch.zeros((), dtype=torch.float32)
     fresh["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)

@@ -1,4 +1,4 @@
-"""``paged-adamw``: AdamW with fp32 moments in managed memory, and one update for all parameters where those lie."""
+"""Implements ``paged-adamw``: AdamW with fp32 moments in managed memory, and one update for a card's parameters."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]
     """AdamW (https://arxiv.org/abs/1711.05101) whose states the driver moves to the host when the card is full.
 
-    bitsandbytes' own step updates one parameter at a time and waits for the card after each. This one updates all
-    parameters on a card at once (:mod:`finetune.training.adamw`) and does not wait, so a reader of the states has to
-    wait for the stream first. On a CPU, where the states are ordinary tensors, bitsandbytes updates.
+    bitsandbytes' own step updates one parameter at a time and waits for the card after each. The step of this class
+    updates all parameters on a card at once (:mod:`finetune.training.adamw`) and does not wait, so code that reads the
+    states has to wait for the stream first. On a CPU the states are ordinary tensors, and bitsandbytes updates them.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]
         """Take ``settings`` as bitsandbytes does (``lr``, ``betas``, ``eps``, ``weight_decay``).
 
         Args:
-            parameters: those to train: fp32, bf16 or fp16.
-            masters: update exact fp32 masters of bf16 parameters, for 2 bytes an element more.
-            kernel: use the Triton kernel where it runs; else a few operators for each parameter.
-            paged_from: elements from which a parameter's states are paged.
+            parameters: the parameters to train, in fp32, bf16 or fp16.
+            masters: update exact fp32 masters of bf16 parameters, which takes 2 bytes more for each element.
+            kernel: use the Triton kernel on devices where it runs. Otherwise, a few operators update each parameter.
+            paged_from: the states of parameters with this many elements or more are paged.
         """
         super().__init__(parameters, **settings)
         self.kernel, self.paged_from = kernel, paged_from
@@ -43,7 +43,7 @@ class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]
             keep_masters(self)
 
     def get_state_buffer(self, p: nn.Parameter, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Zeros of the parameter's shape: managed memory on a card, for parameters that are large enough."""
+        """Return zeros of the parameter's shape, in managed memory if the parameter is on a card and large enough."""
         if p.device.type != "cuda":
             return super().get_state_buffer(p, dtype=dtype)  # type: ignore[no-any-return]
         if p.numel() < self.paged_from:
@@ -100,7 +100,7 @@ class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]
 
 
 def _is_ours(parameter: nn.Parameter) -> bool:
-    """Whether the update is this module's: on a card, and where Triton's interpreter stands in for one."""
+    """Return whether this module updates the parameter: on a card, or on a CPU with Triton's interpreter."""
     return parameter.device.type != "cpu" or kernel_runs_on(parameter.device)
 
 
@@ -118,7 +118,10 @@ class _Managed:
 
 
 def _on_card(buffer: Tensor, device: torch.device) -> Tensor:
-    """A paged tensor of bitsandbytes as the card's own: what it calls a tensor of the host, kernels can read too."""
+    """Return a paged tensor of bitsandbytes as a tensor of the card.
+
+    bitsandbytes makes it a tensor of the host, but kernels on the card can read and write its memory as well.
+    """
     found: Any = torch.as_tensor(_Managed(buffer), device=device)
     found.is_paged, found.page_deviceid = True, device.index
     return found  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Make everything that the training loop needs from a config, in an order that finds cheap mistakes first."""
+"""Makes everything that the training loop needs from a config, in an order that finds cheap mistakes first."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """A run, ready to train."""
+    """A run that is ready to train."""
 
     config: RunConfig
     tokenizer: Any
@@ -58,12 +58,12 @@ class Setup:
     facts: RunFacts
     question: Question | None
     layers: tuple[str, ...]
-    """Which layers got an adapter, and which got none and why, a line each; empty where all weights are trained."""
+    """Lines that say which layers got an adapter, and which got none and why; empty if all weights are trained."""
     total_steps: int
     start_step: int
     """Steps already done by the run that is resumed; 0 for a new one."""
     random_state: Tree | None
-    """State of this rank's random generators after ``start_step`` steps; None for a new run, or a new rank of one."""
+    """State of this rank's random generators after ``start_step`` steps; None for a new run, and for a new rank."""
 
 
 def prepare(config: RunConfig, holdings: Holdings) -> Setup:
@@ -147,7 +147,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     if found is not None:
         _require_steps_left(found.step, steps, config)
         _restore(found, facts, model, optimizer)
-    if earlier:  # only now, when nothing can be refused any more, is anything of it replaced
+    if earlier:  # nothing can be refused any more, so the earlier run may be replaced
         if not config.output.resume:
             _remove(earlier)
         durable.write_text(run.config, yaml_file.dump(asked))  # a chosen split would mix with the flags of a resumption
@@ -177,14 +177,14 @@ def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def _earlier_run(run: RunFolder) -> list[Path]:
-    """What an earlier run left in the folder, the rest of a killed process cleared away."""
+    """Remove the temporary files of a killed process, and return what else an earlier run left in the folder."""
     durable.remove_leftovers(run.path)
     durable.remove_leftovers(run.checkpoints)
     return [path for path in run.written() if _holds_something(path)]
 
 
 def _checkpoint(config: RunConfig, earlier: list[Path]) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a run that starts at step 0."""
+    """Return the checkpoint from which the run continues; None for a run that starts at step 0."""
     output = config.output.output
     if not config.output.resume:
         if earlier and not config.output.overwrite:
@@ -210,7 +210,7 @@ def _remove(paths: list[Path]) -> None:
 
 
 def _holds_something(path: Path) -> bool:
-    """Whether there is more than the empty file or folder that a run leaves which failed before its first step."""
+    """Return whether there is more than the empty file or folder of a run that failed before its first step."""
     if path.is_dir():
         return any(path.iterdir())
     return path.is_file() and path.stat().st_size > 0

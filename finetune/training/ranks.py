@@ -48,13 +48,13 @@ _control: Any = None
 
 
 def together() -> bool:
-    """Whether this process belongs to a process group of several ranks."""
+    """Return whether this process belongs to a process group of several ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextlib.contextmanager
 def joined(config: RunConfig) -> Iterator[None]:
-    """Be one rank of the run that a launcher started, inside the block. A run of one process is left as it is.
+    """Join the run that a launcher started, as one of its ranks, inside the block. Do nothing for a single process.
 
     Raises:
         ConfigError: the machine has fewer GPUs than ranks, or a step has fewer micro-batches than there are ranks.
@@ -101,7 +101,7 @@ def _require_cards() -> None:
     if ranks <= count:
         return
     why = f"this machine has {count} GPU{'s' * (count != 1)}, and each rank needs one"
-    if not launch.is_first():  # every rank sees it before they can tell each other
+    if not launch.is_first():  # every rank finds this out by itself, before the ranks are connected
         raise OtherRankError(why, ConfigError.exit_code)
     remedy = f"use torchrun --nproc-per-node {count}"
     raise ConfigError(Problem(field="nproc-per-node", value=ranks, why=why, remedy=remedy))
@@ -127,8 +127,11 @@ def require_shares(config: RunConfig) -> None:
 
 
 def share(items: Iterable[_T]) -> list[_T]:
-    """Return this rank's part of ``items``: every N-th one. A window's micro-batches are sorted by length, so that the
-    ranks get parts of about equal length; with fewer items than ranks, some get none."""
+    """Return this rank's part of ``items``: with N ranks, every N-th item.
+
+    A window's micro-batches are sorted by length, so that the ranks get parts of about equal length. If there are fewer
+    items than ranks, some ranks get none.
+    """
     return list(islice(items, launch.rank(), None, launch.size())) if together() else list(items)
 
 
@@ -140,7 +143,7 @@ def wait_for_all() -> None:
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """Run the block in rank 0, and when that has got through it, in the others: they find the caches filled."""
+    """Run the block in rank 0 first, and then in the other ranks, which find the caches filled."""
     if not launch.is_first():
         wait_for_all()
     yield
@@ -149,7 +152,7 @@ def first_alone() -> Iterator[None]:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether ``flag`` is true in any rank."""
+    """Return whether ``flag`` is true in any rank."""
     if not together():
         return flag
     found = torch.tensor([int(flag)])
@@ -185,7 +188,7 @@ def gathered(value: _T) -> list[_T]:
 
 
 def require_same(**facts: Any) -> None:
-    """Compare facts over the ranks; each of them must be the same in every rank.
+    """Check that each of the facts is the same in every rank.
 
     Raises:
         ConfigError: a rank has another value than rank 0, such as another checkpoint or other rows.
@@ -207,11 +210,11 @@ def require_same(**facts: Any) -> None:
 
 
 def seed_of(seed: int, *, done: int) -> int:
-    """Return the seed of this rank's random generators, with which dropout draws.
+    """Return the seed of this rank's random generators, which dropout uses.
 
     Args:
-        seed: of the run; rank 0 of a new run uses it as it is, as a run of one process does.
-        done: steps done before this process; 0 for a new run.
+        seed: the seed of the run. Rank 0 of a new run uses it unchanged, as a run of one process does.
+        done: the steps that were done before this process started; 0 for a new run.
     """
     return seed if launch.is_first() and not done else (seed + launch.rank() + 1_000_003 * done) % 2**32
 
@@ -223,7 +226,8 @@ class _Watch:
         self._store, self._processes = store, processes
         self._done = threading.Event()
         self._seen: Any = None
-        # A store answers one thread at a time, and this rank may wait for long in a call of its own.
+        # A store serves one thread at a time, and a call of the main thread may wait for long. So this thread gets its
+        # own connection.
         apart = store.clone() if hasattr(store, "clone") else store
         self._thread = threading.Thread(target=self._look, args=(apart,), name="other ranks", daemon=True)
         self._thread.start()
@@ -234,7 +238,7 @@ class _Watch:
         self._thread.join()
 
     def settled(self, error: BaseException) -> BaseException:
-        """Return the error with which this rank ends: its own, which the other ranks learn of, or another rank's."""
+        """Return the error with which this rank ends: its own, which it tells the other ranks, or another rank's."""
         known = self._seen or self._known(self._store)
         if known is None:
             own = self._lost(error) if _is_gone(error) else error
@@ -246,23 +250,23 @@ class _Watch:
             except RuntimeError:  # the store was on the machine of a rank that is gone
                 return own
             if known["rank"] == launch.rank():
-                if launch.is_first():  # without a launcher the store goes with this process: the others read it first
+                if launch.is_first():  # without a launcher the store ends with this process; let the others read it
                     time.sleep(2 * _LOOK_EVERY)
                 return own
-        time.sleep(_UNTIL_SAID)  # the launcher ends all ranks when one ends, and the first one still has to speak
+        time.sleep(_UNTIL_SAID)  # the launcher ends all ranks when one ends; let the failed one print its message
         return _of_other(known)
 
     def _look(self, store: Any) -> None:
         while not self._done.wait(_LOOK_EVERY):
             try:
                 known = self._known(store, quietly=False)
-            except RuntimeError:  # the launcher is gone, or the rank that had the store: nobody can be told any more
+            except RuntimeError:  # the launcher or the rank that had the store is gone, so that no rank can be told
                 if not self._done.wait(_GRACE):
                     os._exit(ExitCode.RANK_LOST)
                 return
             if known is not None:
                 self._seen = known
-                if not self._done.wait(_GRACE):  # an operation on the card never ends, and no signal reaches Python
+                if not self._done.wait(_GRACE):  # the rank waits for its card forever, and no signal reaches Python
                     os._exit(known["code"])
                 return
 
@@ -276,7 +280,7 @@ class _Watch:
             raise
 
     def _lost(self, error: BaseException) -> RankLostError:
-        time.sleep(_UNTIL_SAID)  # until the system knows that the process is dead
+        time.sleep(_UNTIL_SAID)  # the system takes a moment to know that the process is dead
         here = socket.gethostname()
         gone = [
             f"rank {rank} (process {number})"
@@ -296,7 +300,7 @@ def _of_other(failure: Any) -> OtherRankError:
 
 
 def _is_gone(error: BaseException) -> bool:
-    """Whether an error says that another rank cannot be reached."""
+    """Return whether an error says that another rank cannot be reached."""
     distributed = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     return distributed and _PEER_GONE.search(str(error)) is not None
 

@@ -1,4 +1,4 @@
-"""Write the result of a run: adapter, tokenizer, model card, summary, and a merged model on request."""
+"""Writes the result of a run: adapter, tokenizer, model card, summary, and a merged model on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def write_result(setup: Setup, evaluations: list[EvalRow]) -> Summary:
-    """Write adapter, tokenizer, model card, merged model and summary into the output folder, each whole.
+    """Write adapter, tokenizer, model card, merged model and summary into the output folder, each complete or absent.
 
     Raises:
         WriteError: the disk is full; the checkpoints are untouched, and --resume only writes the result again.
@@ -133,7 +133,7 @@ def _write_card(folder: Path, summary: Summary, config: RunConfig, *, merged: bo
 
 
 def _sort_targets(path: Path) -> None:
-    """Write the adapted modules in order: peft keeps a set, whose order differs from process to process."""
+    """Sort the adapted modules in the file, because peft writes a set, whose order differs between processes."""
     if path.is_file():
         settings = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(settings["target_modules"], list):

@@ -1,4 +1,4 @@
-"""Ask the model one question before and after training, to show what a loss cannot."""
+"""Asks the model one question before and after training, to show what a loss cannot show."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def answer(model: PreTrainedModel, tokenizer: Any, question: Question, *, max_to
 
 
 def _prompt(example: Example) -> tuple[int, ...]:
-    """Return the tokens before the first target. Plain text has no prompt, and gives none."""
+    """Return the tokens before the first target; none for plain text, which has no prompt."""
     first = next((i for i, label in enumerate(example.labels) if label != IGNORED), len(example.labels))
     return tuple(int(token) for token in example.input_ids[:first]) if first > 1 else ()
 

@@ -1,4 +1,4 @@
-"""How the rows of a step are split into micro-batches on this card.
+"""Chooses how the rows of a step are split into micro-batches on this card.
 
 The gradient of a step does not depend on the split, up to rounding, but its speed does: a card that works on one row at
 a time waits for the host most of the time. So a run takes the largest micro-batches for which there is room.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from finetune.data.batches import ExampleSet
 
 MARGIN = 0.03
-"""Share of the card that has to stay free beside the longest rows, because a card's memory is fragmented in time."""
+"""Share of the card that has to stay free beside the longest rows, because memory becomes fragmented over time."""
 
 
 def as_recorded(config: RunConfig, recorded: Mapping[str, Any]) -> RunConfig:
@@ -48,7 +48,7 @@ def largest_split(model: nn.Module, train: ExampleSet, config: RunConfig) -> tup
     """Choose the largest micro-batch for which the card has room, if the settings leave the choice to the run.
 
     Each candidate divides the rows of a step. It is tried with the longest rows of the data, beside the optimizer's
-    states and :data:`MARGIN`. Gradients are gone afterwards; the random generators have to be set by the caller.
+    states and :data:`MARGIN`. Afterwards there are no gradients, and the caller has to restore the random generators.
 
     Args:
         model: with its adapter, on its device. On a CPU larger micro-batches are no faster, so nothing is changed.
@@ -56,7 +56,7 @@ def largest_split(model: nn.Module, train: ExampleSet, config: RunConfig) -> tup
         config: the settings of the run.
 
     Returns:
-        The settings with the chosen split, and a note for the user; None where nothing was to be chosen.
+        The settings with the chosen split, and a note for the user; None in place of the note if there was no choice.
     """
     now, device = config.train, next(model.parameters()).device
     rows = now.micro_batch * now.accumulation
@@ -95,7 +95,7 @@ def _fits(model: nn.Module, train: ExampleSet, config: RunConfig, device: torch.
 
 
 def _tidy(model: nn.Module) -> None:
-    """Free what a trial left, and forget its peak, which is not the run's."""
+    """Free the memory that a trial left, and reset the peak, which is not that of the run."""
     for parameter in model.parameters():
         parameter.grad = None
     forget(model)

@@ -1,4 +1,4 @@
-"""One optimizer step, and one evaluation."""
+"""Takes one optimizer step, or makes one evaluation."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepStats:
-    """One optimizer step."""
+    """The figures of one optimizer step."""
 
     loss: float
     """Mean cross-entropy of the window's targets before the step, in nats."""
     targets: int
-    """Tokens that the loss was taken on."""
+    """Number of tokens that the loss was taken on."""
     tokens: int
-    """Tokens that went through the model, padding left out."""
+    """Number of tokens that went through the model, without padding."""
     grad_norm: float
     """Global L2 norm of the gradient, before clipping."""
     learning_rate: float
@@ -39,17 +39,17 @@ class StepStats:
     seconds: float
     """Wall time."""
     router_loss: float | None = None
-    """Router's weighted load-balancing loss, mean over the micro-batches; None where it is off."""
+    """The router's weighted load-balancing loss, as the mean over the micro-batches; None if it is off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalStats:
-    """One evaluation."""
+    """The figures of one evaluation."""
 
     loss: float
-    """Mean cross-entropy over all targets, in nats; nan where there is none."""
+    """Mean cross-entropy over all targets, in nats; nan if there are no targets."""
     targets: int
-    """Tokens that the loss was taken on."""
+    """Number of tokens that the loss was taken on."""
 
 
 def train_step(
@@ -61,18 +61,18 @@ def train_step(
     step: int,
     total_steps: int,
 ) -> StepStats:
-    """Gradients of the whole window, one clip, one update.
+    """Compute the gradient of the whole window, clip it once, and update the weights once.
 
     Args:
-        model: the model, adapter attached.
+        model: the model, with its adapter attached.
         window: the step's micro-batches, on the CPU.
-        optimizer: over the model's trained parameters.
-        config: for the schedule, the clip and what :func:`finetune.training.accumulate.window_gradients` needs.
+        optimizer: the optimizer of the model's trained parameters.
+        config: has the schedule, the clip and what :func:`finetune.training.accumulate.window_gradients` needs.
         step: number of this step, counted from 0.
         total_steps: steps of the whole run.
 
     Returns:
-        The step's figures. A window without a target updates nothing.
+        The step's figures. A window without targets updates nothing.
     """
     begin = time.perf_counter()
     rate = learning_rate(step, total_steps, config)
@@ -97,7 +97,7 @@ def train_step(
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], clip: float) -> float:
-    """Scale the gradients so that their global L2 norm is at most ``clip``; 0 only measures.
+    """Scale the gradients so that their global L2 norm is at most ``clip``. With 0, only measure the norm.
 
     Returns:
         The norm before clipping.
@@ -110,9 +110,9 @@ def clip_gradients(parameters: Sequence[nn.Parameter], clip: float) -> float:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], config: TrainConfig) -> EvalStats:
-    """Mean token loss over ``batches``, dropout off.
+    """Return the mean token loss over ``batches``, computed without dropout.
 
-    Needs no more memory than a training step, and draws no random number.
+    An evaluation needs no more memory than a training step, and draws no random numbers.
     """
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: stop at a moment where nothing is half done, and a second time at once."""
+"""Handles Ctrl-C and SIGTERM: the first one stops a run when nothing is half done, and the second one at once."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequested(BaseException):
-    """A signal came, and work is abandoned here. No ``Exception``: a library's ``except Exception`` must not eat it."""
+    """Raised to abandon the work after a signal. It is no ``Exception``, so that no library catches it by mistake."""
 
 
 class Stop:
-    """Whether somebody wants this run to stop.
+    """Handles the signals that ask this run to stop.
 
-    Outside :meth:`deferred` there is nothing to save, and a signal raises :class:`StopRequested` where it lands.
-    Inside, it is remembered until :meth:`check`. A second signal ends the process at once.
+    Outside :meth:`deferred` there is nothing to save, and a signal raises :class:`StopRequested` immediately. Inside,
+    the signal is remembered until :meth:`check`. A second signal ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Handle the signals in this block; off the main thread, where Python allows no handlers, leave them alone."""
+        """Handle the signals in this block. Do nothing outside the main thread, where Python allows no handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -53,8 +53,8 @@ class Stop:
     def deferred(self, first_module: nn.Module) -> Iterator[None]:
         """Remember signals in this block; check for them when ``first_module`` runs, at each micro-batch's start.
 
-        Several ranks check between two steps only, where they agree on it: the others would wait for one that stops
-        within a step.
+        Several ranks check only between two steps, where they agree on whether to stop. If one rank stopped within a
+        step, the others would wait for it.
         """
         alone = launch.size() == 1
         hook = first_module.register_forward_pre_hook(lambda *_: self.check() if alone else None)
@@ -72,7 +72,7 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            os._exit(ExitCode.INTERRUPTED)  # the second time means now; what is saved is whole at every moment
+            os._exit(ExitCode.INTERRUPTED)  # the files on the disk are complete at every moment
         self.requested = True
         if not self._deferring:
             raise StopRequested

@@ -1,6 +1,7 @@
-"""Public model configurations that need no hub: enough to measure a training step at full size, without a weight.
+"""Has the configurations of public models, with which a training step is measured without a hub and without weights.
 
-Each ``NAME.json`` holds the fields of the model's published ``config.json``; transformers' defaults are left out.
+Each ``NAME.json`` holds the fields of the model's published ``config.json``, without those that have transformers'
+default.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ class Shape:
     """One public model.
 
     Attributes:
-        name: what a user types, the file's name too.
-        hub: the repository on the hub whose ``config.json`` it is.
+        name: the name that a user types, which is also the name of the file.
+        hub: the repository on the hub that the ``config.json`` comes from.
         parameters: the count that the hub publishes for its safetensors files; tied weights count once.
-        aliases: other names for it, in lower case; the last part of ``hub`` is one without being listed.
+        aliases: other names for it, in lower case. The last part of ``hub`` is an alias too, and is not listed.
     """
 
     name: str
@@ -36,11 +37,11 @@ class Shape:
 
     @property
     def path(self) -> Path:
-        """Its ``config.json``."""
+        """The path of its ``config.json``."""
         return Path(__file__).with_name(f"{self.name}.json")
 
     def fields(self) -> dict[str, Any]:
-        """The fields of its ``config.json``."""
+        """Return the fields of its ``config.json``."""
         found: dict[str, Any] = json.loads(self.path.read_text())
         return found
 
@@ -86,10 +87,10 @@ _NAMES: dict[str, Shape] = {
 
 
 def find_shape(name: str) -> Shape | None:
-    """Return the shape that ``name`` means, or None: its own name, an alias, or its hub name, in any case.
+    """Return the shape with this name, alias or hub name, in upper or lower case; None if there is none.
 
-    A sibling that differs in nothing but its weights is found too (``meta-llama/Llama-3.1-8B-Instruct``). A hub name of
-    another owner is not: it may be another model.
+    The name of a model that differs from a shape only in its weights (``meta-llama/Llama-3.1-8B-Instruct``) finds that
+    shape too. A hub name with another owner finds none, because it may be another model.
     """
     owner, _, asked = name.strip().lower().rpartition("/")
     found = _NAMES.get(asked) or _NAMES.get(_SUFFIXES.sub("", asked.removeprefix("meta-")))
@@ -99,10 +100,10 @@ def find_shape(name: str) -> Shape | None:
 
 
 def load_shape(name: str) -> PretrainedConfig:
-    """The transformers configuration of :func:`find_shape`'s shape.
+    """Return the transformers configuration of the shape that :func:`find_shape` finds.
 
     Raises:
-        ConfigError: there is none of that name; the message lists the near ones.
+        ConfigError: there is no shape of that name; the message lists shapes with a similar name.
     """
     shape = find_shape(name)
     if shape is None:
@@ -115,7 +116,7 @@ def load_shape(name: str) -> PretrainedConfig:
 
 
 def near_shapes(name: str, *, cutoff: float = 0.5) -> list[str]:
-    """Names of the shapes that a misspelt ``name`` may mean, nearest first; ``cutoff`` as in difflib."""
+    """Return the names of shapes that a misspelt ``name`` may mean, nearest first. ``cutoff`` is that of difflib."""
     near = difflib.get_close_matches(name.strip().lower().rpartition("/")[2], _NAMES, n=3, cutoff=cutoff)
     return list(dict.fromkeys(_NAMES[other].name for other in near))
 
