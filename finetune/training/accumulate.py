@@ -50,8 +50,8 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
     """Add the gradient of the window's mean token loss to ``.grad`` of the trained parameters.
 
     Under torch.distributed each process computes its own share of the window. The processes sum N before the first
-    backward pass, and the gradients after the last one. Over a sharded base, a process with fewer micro-batches than another
-    runs empty ones, so that all gather the layers equally often.
+    backward pass, and the gradients after the last one. Over a sharded base, a process with fewer micro-batches than
+    another runs empty ones, so that all gather the layers equally often.
 
     Args:
         model: the model, which is put into training mode. The ``.grad`` of its trained parameters is None or zero.
