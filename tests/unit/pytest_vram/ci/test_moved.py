@@ -28,8 +28,7 @@ def moves(tmp_path_factory: pytest.TempPathFactory) -> Moves:
     (folder / "sub/old.py").write_text("".join(f"old {n}\n" for n in range(20)))
     (folder / "sub/dead.py").write_text("x\n")
     (folder / "sub/ä b.py").write_text("x\ny\n")
-    (folder / "sub/pages.py").write_text("x\n\f\ny\n")
-    (folder / "sub/zones.py").write_text("x\ny\nz\n")
+    (folder / "sub/pages.py").write_text("x\n\f\f\f\n-- a/same.py\ny\n")
     git(folder, "init", "-q")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "one")
@@ -41,8 +40,7 @@ def moves(tmp_path_factory: pytest.TempPathFactory) -> Moves:
     git(folder, "mv", "sub/old.py", "sub/new.py")
     git(folder, "rm", "-q", "sub/dead.py")
     (folder / "sub/ä b.py").write_text("new\nx\ny\n")
-    (folder / "sub/pages.py").write_text("new\nx\nchanged\fand \u2028 so\n\f\fnew\ny\n")
-    (folder / "sub/zones.py").write_text("new\nx\ny\nz\n")
+    (folder / "sub/pages.py").write_text("x\nnew\n++ b/other.py\nand\ny\n")  # looks like headers
     (folder / "sub/added.py").write_text("new\n" * 5)  # comes after a.py in the diff
     git(folder, "add", "-A")
     return Moves(base, folder / "sub")
@@ -60,9 +58,7 @@ def moves(tmp_path_factory: pytest.TempPathFactory) -> Moves:
         ("old.py:3 in f", "new.py:3 in f"),
         ("dead.py:1 in f", "dead.py:1 in f (before)"),
         ("ä b.py:2 in f", "ä b.py:3 in f"),
-        ("pages.py:1 in f", "pages.py:2 in f"),
-        ("pages.py:3 in f", "pages.py:5 in f"),
-        ("zones.py:3 in f", "zones.py:4 in f"),
+        ("pages.py:4 in f", "pages.py:5 in f"),
         ("same.py:4 in f", "same.py:4 in f"),
         ("backward pass", "backward pass"),
     ],

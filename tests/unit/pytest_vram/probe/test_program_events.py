@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -181,9 +180,10 @@ def test_constants_of_quantized_weights_are_found_where_they_are_kept(notes: Not
 
 
 def test_a_module_with_a_state_of_its_own_is_met(notes: Notes) -> None:
-    mocked, foreign = nn.Linear(2, 2), nn.Linear(2, 2)
-    mocked.state = MagicMock()  # type: ignore[assignment]
+    nested, foreign = nn.Linear(2, 2), nn.Linear(2, 2)
+    nested.state = SimpleNamespace(code=None)  # type: ignore[assignment]
+    nested.state.state2 = SimpleNamespace(code=torch.zeros(1))  # type: ignore[union-attr, assignment]
     foreign.state = SimpleNamespace(code=torch.zeros(1))  # type: ignore[assignment]
-    notes.meet(nn.Sequential(mocked, foreign))
+    notes.meet(nn.Sequential(nested, foreign))
     assert len(labelled(notes, "weights")) == 4
     assert labelled(notes, "quantization") == set()
