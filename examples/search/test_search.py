@@ -26,13 +26,13 @@ def cross_attention(device, question, document):
 
 @AS_MANY
 @given(pair=pairs())
-@pytest.mark.vram(max_mb=272)
+@pytest.mark.vram(max_mb=260)
 def test_at_random(gpu, pair):
     assert cross_attention(gpu.device, *pair).numel() == HEADS * pair[0] * pair[1]
 
 
 @AS_MANY
 @given(pair=pairs())
-@pytest.mark.vram(max_mb=272, search=True)
+@pytest.mark.vram(max_mb=260, search=True)
 def test_by_climbing(gpu, pair):
     assert cross_attention(gpu.device, *pair).numel() == HEADS * pair[0] * pair[1]

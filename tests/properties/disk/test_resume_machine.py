@@ -89,6 +89,7 @@ def config(
             max_steps=STEPS,
             micro_batch=split[0],
             accumulation=split[1],
+            split="given",
             optimizer=optimizer,  # type: ignore[arg-type]
             learning_rate=1e-3,
             checkpointing=changes.get("checkpointing", True),
