@@ -254,7 +254,7 @@ def _display(memory: CellMemory) -> None:
 
 def _shown_as(error: BaseException, lines: list[str]) -> BaseException:
     """Let IPython show these lines for an error, in place of its traceback."""
-    error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]
+    error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]  # IPython asks for it
     return error
 
 

@@ -143,7 +143,7 @@ def _with_split(document: dict[Any, Any]) -> tuple[dict[Any, Any], list[Problem]
     automatic = given == "auto"
     size = 1 if automatic or given is None else given
     numbers = all(type(number) is int for number in (rows, accumulation, size))  # others are refused by their type
-    if numbers and rows != accumulation * size:  # type: ignore[operator]
+    if numbers and rows != accumulation * size:  # type: ignore[operator]  # `numbers` says that they are int
         why = f"accumulation = {accumulation} is given too, and follows from it"
         problems.append(Problem(field="batch", value=rows, why=why, remedy="give one of the two"))
     if automatic and document.get("split") == "given":

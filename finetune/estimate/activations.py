@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from typing import TYPE_CHECKING
 
 from finetune.config.settings import QUANTIZED
-from finetune.kernels.available import can_launch
+from finetune.kernels.available import can_launch, liger_is_installed
 from finetune.model.names import wanted
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
 def liger_norms(config: RunConfig) -> bool:
     """Return whether liger-kernel runs the norms: on a GPU, if it is installed, can run, and the settings allow it."""
     declined = config.train.kernels == "torch" or config.model.device == "cpu"
-    return not declined and importlib.util.find_spec("liger_kernel") is not None and can_launch()
+    return not declined and liger_is_installed() and can_launch()
 
 
 def liger_gates(dims: Dimensions, config: RunConfig) -> bool:

@@ -31,6 +31,11 @@ def kernel_runs_on(device: torch.device) -> bool:
     return device.type == "cuda" and can_launch() and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
+def liger_is_installed() -> bool:
+    """Return whether liger-kernel is installed."""
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
 def can_launch() -> bool:
     """Whether Triton can launch kernels on a card of this machine: it compiles a C module for it at first use.
 

@@ -6,13 +6,12 @@ not used, because :mod:`finetune.model.loss` needs less memory.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
 from finetune.errors import ConfigError, Problem
-from finetune.kernels.available import can_launch, kernel_runs_on
+from finetune.kernels.available import can_launch, kernel_runs_on, liger_is_installed
 from finetune.model.forward import base_model
 from finetune.patches.liger import apply_kernels
 
@@ -73,11 +72,6 @@ def set_kernels(model: nn.Module, name: str) -> list[str]:
         setattr(base, _SET + "_liger", True)
         said.append(_apply_liger(base))
     return said
-
-
-def liger_is_installed() -> bool:
-    """Return whether liger-kernel is installed."""
-    return importlib.util.find_spec("liger_kernel") is not None
 
 
 def _apply_liger(base: Any) -> str:

@@ -206,7 +206,7 @@ def _run(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
 def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     """Return the base's weight [out, in], decoded if it is quantized."""
     if not _is_four_bit(base):
-        return base.weight  # type: ignore[no-any-return]
+        return base.weight  # type: ignore[no-any-return]  # `base` is Any
     packed = base.weight
     if kernel_runs_on(packed.device):
         from finetune.kernels.nf4 import can_decode, decode

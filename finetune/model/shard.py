@@ -141,7 +141,7 @@ class _GatheredStates(Sequence["QuantState"]):
 def _frozen(values: torch.Tensor, whole: torch.Size | None) -> nn.Parameter:
     parameter = nn.Parameter(values, requires_grad=False)
     if whole is not None:
-        parameter.whole = whole  # type: ignore[attr-defined]
+        parameter.whole = whole  # type: ignore[attr-defined]  # a note of our own on torch's class
     return parameter
 
 

@@ -61,7 +61,7 @@ class PreciseDora(DoraLinearLayer):  # type: ignore[misc]  # peft has no annotat
         x: Tensor,
         *,
         lora_A: Any,  # noqa: N803 - peft's names
-        lora_B: Any,  # noqa: N803
+        lora_B: Any,  # noqa: N803 - peft's names
         scaling: float,
         base_layer: Any,
         base_result: Tensor | None = None,

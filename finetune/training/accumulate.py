@@ -23,7 +23,7 @@ from finetune.kernels.choice import set_kernels
 from finetune.model.forward import base_model, computing, hidden_states, set_checkpointing
 from finetune.model.loss import LogitRule, chunked_cross_entropy, target_positions
 from finetune.model.parts import empty_passes
-from finetune.training import host_gradients
+from finetune.training import host_gradients, ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,7 +141,7 @@ def _runs_in_fp16(model: nn.Module) -> bool:
 
 
 def _over_processes(counts: list[int], device: torch.device) -> list[int]:
-    if not (dist.is_available() and dist.is_initialized()):
+    if not ranks.together():
         return counts
     total = torch.tensor(counts, dtype=torch.int64, device=device)
     dist.all_reduce(total)
@@ -157,7 +157,7 @@ def _sum_over_processes(
     tensors. A parameter without a gradient in any process keeps None, as in a run of one process, so that the optimizer
     does not update it.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if not ranks.together():
         return router_sum
     dist.all_reduce(loss_sum)
     if routed:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]
+class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]  # bitsandbytes has no annotations
     """AdamW (https://arxiv.org/abs/1711.05101) whose states the driver moves to the host when the card is full.
 
     bitsandbytes' own step updates one parameter at a time and waits for the card after each. The step of this class
@@ -45,7 +45,7 @@ class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]
     def get_state_buffer(self, p: nn.Parameter, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return zeros of the parameter's shape, in managed memory if the parameter is on a card and large enough."""
         if p.device.type != "cuda":
-            return super().get_state_buffer(p, dtype=dtype)  # type: ignore[no-any-return]
+            return super().get_state_buffer(p, dtype=dtype)  # type: ignore[no-any-return]  # no annotations
         if p.numel() < self.paged_from:
             return torch.zeros_like(p, dtype=dtype, memory_format=torch.contiguous_format)
         buffer = _on_card(bnb_functional.get_paged(*p.shape, dtype=dtype, device=p.device), p.device)
@@ -124,4 +124,4 @@ def _on_card(buffer: Tensor, device: torch.device) -> Tensor:
     """
     found: Any = torch.as_tensor(_Managed(buffer), device=device)
     found.is_paged, found.page_deviceid = True, device.index
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]  # `found` is Any

@@ -18,7 +18,6 @@ import socket
 import threading
 import time
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -28,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from finetune import launch
 from finetune.errors import ConfigError, ExitCode, FinetuneError, OtherRankError, Problem, RankLostError
+from pytest_vram.probe.reporter import now, runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -224,6 +224,7 @@ class _Watch:
 
     def __init__(self, store: Any, processes: list[tuple[str, int]]) -> None:
         self._store, self._processes = store, processes
+        self._began = now()
         self._done = threading.Event()
         self._seen: Any = None
         # A store serves one thread at a time, and a call of the main thread may wait for long. So this thread gets its
@@ -285,7 +286,7 @@ class _Watch:
         gone = [
             f"rank {rank} (process {number})"
             for rank, (host, number) in enumerate(self._processes)
-            if host == here and not _is_alive(number)
+            if host == here and not runs(number, self._began)
         ]
         who = " and ".join(gone) or "another rank"
         verb = "are" if len(gone) > 1 else "is"
@@ -303,11 +304,3 @@ def _is_gone(error: BaseException) -> bool:
     """Return whether an error says that another rank cannot be reached."""
     distributed = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
     return distributed and _PEER_GONE.search(str(error)) is not None
-
-
-def _is_alive(number: int) -> bool:
-    try:
-        stat = Path(f"/proc/{number}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"

@@ -10,12 +10,12 @@ import gc
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
 from finetune.config import yaml_file
 from finetune.data.batches import longest_window
 from finetune.kernels.fused_adapter import forget
 from finetune.model.checks import why_the_split_matters
+from finetune.training import ranks
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import state_bytes
 
@@ -62,7 +62,7 @@ def largest_split(model: nn.Module, train: ExampleSet, config: RunConfig) -> tup
     rows = now.micro_batch * now.accumulation
     if now.split != "auto" or device.type != "cuda" or rows == 1:
         return config, None
-    if dist.is_available() and dist.is_initialized():  # one process without room would leave the others waiting
+    if ranks.together():  # one process without room would leave the others waiting
         note = f"micro-batches of {now.micro_batch}, as set: with several ranks the split is not chosen (--micro-batch)"
         return config, note
     reason = why_the_split_matters(model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_vram.errors import VramUsageError
 from pytest_vram.report import disk
 from pytest_vram.trend.measure import run_pytest, sources
-from pytest_vram.trend.repository import GitError, checkout, git, head
+from pytest_vram.trend.repository import GitError, checkout, commit_of, git, head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ def measure_base(into: Path, base: str, arguments: Sequence[str], *, gpu: str, f
         if not output.exists():
             raise VramUsageError(f"pytest ended with exit code {code}, and without a report")
         disk.load(output)
-        (into / BASE).write_text(git("rev-parse", f"{base}^{{commit}}", folder=folder) + "\n", encoding="utf-8")
+        (into / BASE).write_text(commit_of(base, folder) + "\n", encoding="utf-8")
     except VramUsageError as error:
         problem = f"the base {base[:12]} could not be measured: {error}"
         reason.write_text(problem + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from pytest_vram.errors import VramUsageError
 from pytest_vram.memory.report import grew
 from pytest_vram.report import disk
 from pytest_vram.trend.measure import run_pytest, sources
-from pytest_vram.trend.repository import checkout, git
+from pytest_vram.trend.repository import checkout, commit_of, git
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def bisect(search: Search, repository: Path, tell: Callable[[str], None]) -> Fou
         VramUsageError: if a revision does not exist or cannot be measured, ``good`` is not an ancestor of ``bad``, or
             the peak did not grow between them.
     """
-    good, bad = (_commit(revision, repository) for revision in (search.good, search.bad))
+    good, bad = (commit_of(revision, repository) for revision in (search.good, search.bad))
     if git("merge-base", good, bad, folder=repository) != good or good == bad:
         raise VramUsageError(
             f"--good {search.good} is not an ancestor of --bad {search.bad}: choose two commits of one line of history"
@@ -153,7 +153,3 @@ def _measure(search: Search, tree: Path) -> tuple[int | None, str]:
         report = disk.load(output)
     peaks = [peak for test in report.tests for peak in baseline.peaks_of(test).values() if test.outcome != "skipped"]
     return (max(peaks), "") if peaks else (None, f"pytest ended with exit code {code}, and measured nothing")
-
-
-def _commit(revision: str, repository: Path) -> str:
-    return git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}", folder=repository)

@@ -89,9 +89,7 @@ def _curve(series: Series) -> str:
 
 
 def _growth(growth: Growth, between: Callable[[str, str], int | None]) -> str:
-    commits = growth.before.session.commit, growth.after.session.commit
-    unmeasured = between(*commits) if commits[0] and commits[1] else None  # type: ignore[arg-type]
-    head, *rest = growth_text(growth, unmeasured)
+    head, *rest = growth_text(growth, between)
     items = "".join(f"<li>{escape(line)}</li>" for line in rest)
     return f'<div class="growth"><b>{escape(head)}</b><ul>{items}</ul></div>'
 

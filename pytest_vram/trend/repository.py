@@ -126,6 +126,15 @@ def commits_between(before: str, after: str, folder: Path) -> int:
     return max(0, int(git("rev-list", "--count", f"{before}..{after}", folder=folder)) - 1)
 
 
+def commit_of(revision: str, folder: Path) -> str:
+    """Return the full hash of a revision's commit.
+
+    Raises:
+        GitError: if there is no such revision.
+    """
+    return git("rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}", folder=folder)
+
+
 @contextlib.contextmanager
 def checkout(revision: str, folder: Path) -> Iterator[Path]:
     """Check out a revision in a temporary worktree, and yield its path. The user's own tree is not changed.

@@ -35,9 +35,16 @@ def render(trend: Trend, *, width: int, between: Callable[[str, str], int | None
     return "\n".join(lines).rstrip("\n")
 
 
-def growth_text(growth: Growth, unmeasured: int | None) -> list[str]:
-    """Return a growth as lines of text: where, by how much, since when, and what grew."""
+def growth_text(growth: Growth, between: Callable[[str, str], int | None]) -> list[str]:
+    """Return a growth as lines of text: where, by how much, since when, and what grew.
+
+    Args:
+        growth: the growth.
+        between: returns how many commits lie between two; ``None`` if that is unknown.
+    """
     after, before = growth.after, growth.before
+    first, last = before.session.commit, after.session.commit
+    unmeasured = between(first, last) if first and last else None
     percent = f"{growth.percent:+.1f}%"
     sizes = f"{format_bytes(before.entry.peak_bytes)} -> {format_bytes(after.entry.peak_bytes)}"
     lines = [f"grew {percent} ({sizes}) at {label(after.session)} {after.session.subject}".rstrip()]
@@ -68,9 +75,7 @@ def _series(series: Series, width: int, between: Callable[[str, str], int | None
     lines = [shorten(f"{series.nodeid} on {series.card}", width)]
     lines.append(f"  {format_bytes(sizes[0])} {drawn} {format_bytes(sizes[-1])}, {count}")
     for growth in series.growths[-_GROWTHS:]:
-        commits = growth.before.session.commit, growth.after.session.commit
-        unmeasured = between(*commits) if commits[0] and commits[1] else None  # type: ignore[arg-type]
-        head, *rest = growth_text(growth, unmeasured)
+        head, *rest = growth_text(growth, between)
         lines += [f"  {shorten(head, width - 2)}", *(f"    {line}" for line in rest)]
     if len(series.growths) > _GROWTHS:
         lines.append(f"  and {len(series.growths) - _GROWTHS} earlier growths; the page shows all (-o OUT.html)")

@@ -221,7 +221,7 @@ BUGS: dict[str, Planted] = {
             Bug("any_of", "dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_control)", "pass"),
             Bug("summed", "dist.all_reduce(total, group=_control)", "pass"),
             Bug("_Watch.settled", "_is_gone(error)", "False"),
-            Bug("_Watch._lost", "not _is_alive(number)", "False"),
+            Bug("_Watch._lost", "not runs(number, self._began)", "False"),
         ],
     ),
     "finetune/qlora": (

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from adapter_runs import assert_same_run, column, distance
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,22 +17,6 @@ if TYPE_CHECKING:
 EXACT = ("--optimizer", "adamw", "--epochs", "0.5", "--accumulation", "3", "--save-every", "4")
 """torch's AdamW, whose update does not divide by what bitsandbytes rounds. Windows of three: one rank has two of them,
 the other one."""
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "adapter" / "adapter_model.safetensors")
-
-
-def column(output: Path, name: str, file: str = "train.jsonl") -> list[Any]:
-    return [json.loads(line)[name] for line in (output / file).read_text().splitlines()]
-
-
-def distance(output: Path, expected: Path) -> float:
-    """Relative distance of two adapters, in the L2 norm."""
-    ours, theirs = weights(output), weights(expected)
-    assert list(ours) == list(theirs)
-    square = sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in theirs)
-    return (square / sum(float(value.double().square().sum()) for value in theirs.values())) ** 0.5
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +39,7 @@ def sharded(qlora: Forked, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 def test_a_sharded_run_is_that_of_one_process(alone: Path, sharded: tuple[Path, list[Outcome]]) -> None:
     output, (_, second) = sharded
-    assert distance(output, alone) < 1e-5
-    for name in ("step", "targets", "tokens", "learning_rate"):
-        assert column(output, name) == column(alone, name)
-    for name in ("loss", "grad_norm"):
-        assert column(output, name) == pytest.approx(column(alone, name), rel=1e-5)
-    for name in ("step", "targets", "answer"):
-        assert column(output, name, "eval.jsonl") == column(alone, name, "eval.jsonl")
-    assert column(output, "loss", "eval.jsonl") == pytest.approx(column(alone, "loss", "eval.jsonl"), rel=1e-6)
+    assert_same_run(output, alone)
     assert (second.out, second.err) == ("", "")
 
 
