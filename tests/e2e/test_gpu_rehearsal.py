@@ -29,5 +29,8 @@ def test_what_asks_for_no_value_passes_on_a_dry_card() -> None:
         "test_the_capped_allocator_raises_on_the_line_and_works_again_afterwards": "PASSED",
         "test_a_dry_gpu_does_not_take_the_cards_place": "SKIPPED",
         "test_gradients_that_waited_in_host_memory_are_the_same_bits": "SKIPPED",
+        "test_the_optimizers_kernel_comes_to_the_bits_of_its_readable_form[bfloat16-True]": "SKIPPED",
+        "test_fused_layers_are_pefts_up_to_rounding": "PASSED",
+        "test_nf4_decoded_in_one_launch_is_bitsandbytes_own[True-bfloat16]": "SKIPPED",
     }.items():
         assert f"{name} {outcome}" in done.stdout

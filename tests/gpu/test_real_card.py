@@ -97,6 +97,7 @@ def test_gradients_that_waited_in_host_memory_are_the_same_bits() -> None:
         assert torch.equal(parameter.grad, (one + two) + three)
 
 
+@pytest.mark.vram_values
 @pytest.mark.parametrize(("dtype", "masters"), [("bfloat16", True), ("bfloat16", False), ("float32", False)])
 def test_the_optimizers_kernel_comes_to_the_bits_of_its_readable_form(dtype: str, masters: bool) -> None:
     """States in managed memory, read and written where they are, over three steps."""
@@ -160,6 +161,7 @@ def test_fused_layers_are_pefts_up_to_rounding() -> None:
         assert float((plain - found).norm() / plain.norm()) < 2e-2
 
 
+@pytest.mark.vram_values
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_nf4_decoded_in_one_launch_is_bitsandbytes_own(dtype: str, double_quant: bool) -> None:
