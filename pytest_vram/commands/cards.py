@@ -6,7 +6,15 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pytest_vram.drygpu.cards import CARDS, CONTEXT_SOURCE, SPEED_SOURCE, Card, context_source, find_card
+from pytest_vram.drygpu.cards import (
+    CARDS,
+    CHANNELS_SOURCE,
+    CONTEXT_SOURCE,
+    SPEED_SOURCE,
+    Card,
+    context_source,
+    find_card,
+)
 from pytest_vram.units import GIB, format_bytes
 
 if TYPE_CHECKING:
@@ -56,6 +64,12 @@ def render(cards: Sequence[Card]) -> str:
     return "\n".join(lines)
 
 
+def _channels(card: Card) -> str:
+    if not card.ring_channels:
+        return "none on the card"
+    return f"{card.ring_channels} for collectives, {card.peer_channels} between two ranks"
+
+
 def _details(card: Card) -> str:
     limits = card.architecture
     return "\n".join(
@@ -72,5 +86,7 @@ def _details(card: Card) -> str:
             f"  L2 cache        {format_bytes(card.l2_bytes)}",
             f"  clocks          {card.clock_mhz} MHz, memory {card.memory_clock_mhz} MHz over {card.bus_bits} bits",
             f"                  {SPEED_SOURCE}",
+            f"  NCCL's channels {_channels(card)}",
+            f"                  {CHANNELS_SOURCE}",
         ]
     )

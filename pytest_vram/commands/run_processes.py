@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-FIGURES = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "context_bytes", "managed_bytes")
+FIGURES = (
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_device_bytes",
+    "context_bytes",
+    "nccl_bytes",
+    "managed_bytes",
+)
 """The figures of a card that are added up for processes that run at the same time."""
 
 

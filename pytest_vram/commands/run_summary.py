@@ -39,10 +39,11 @@ class DeviceFigures:
         peak_reserved_bytes: peak of the memory that the allocator reserved.
         peak_device_bytes: peak of all memory on the card, contexts included.
         context_bytes: the part of the contexts in ``peak_device_bytes``.
+        nccl_bytes: the part of NCCL's connections in ``peak_device_bytes``.
         managed_bytes: peak of managed (paged) memory, which is not counted in ``peak_device_bytes``.
         total_bytes: memory of the card.
         num_alloc_retries: how often the allocator emptied its cache to satisfy a request.
-        num_ooms: how often the allocator refused a request with OutOfMemoryError.
+        num_ooms: how often a request was refused: by the allocator with OutOfMemoryError, or by NCCL.
         work: kernels, copies and waits, those of all processes added.
     """
 
@@ -53,6 +54,7 @@ class DeviceFigures:
     peak_reserved_bytes: int
     peak_device_bytes: int
     context_bytes: int
+    nccl_bytes: int
     managed_bytes: int
     total_bytes: int
     num_alloc_retries: int

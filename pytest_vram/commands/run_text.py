@@ -61,7 +61,7 @@ def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
         f"{'peak allocated':<18} {format_bytes(device.peak_allocated_bytes)}",
         f"{'peak reserved':<18} {format_bytes(device.peak_reserved_bytes)}",
         f"{'peak on device':<18} {format_bytes(device.peak_device_bytes)}"
-        f" (with {format_bytes(device.context_bytes)} of CUDA context): {_verdict(device, report)}",
+        f" (with {format_bytes(device.context_bytes)} of CUDA context{_nccl(device)}): {_verdict(device, report)}",
     ]
     if (spread := report.spread(device)) is not None:
         lines.append(
@@ -75,6 +75,10 @@ def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
             f"{'cache flushes':<18} {device.num_alloc_retries} (before an allocation was satisfied or refused)"
         )
     return lines + _render_work(device.work)
+
+
+def _nccl(device: DeviceFigures) -> str:
+    return f" and {format_bytes(device.nccl_bytes)} of NCCL's buffers" if device.nccl_bytes else ""
 
 
 def _render_work(work: Work) -> list[str]:

@@ -72,6 +72,28 @@ SPEED_SOURCE = (
     " clock and bus width; they rank kernels and never change a size that torch itself asks for"
 )
 
+CHANNELS_SOURCE = (
+    "NCCL's own line in public logs: '24 coll channels, ... 32 p2p channels' on machines with NVSwitch (A100, H100;"
+    " github.com/NVIDIA/nccl/issues/1781), '2 coll channels, ... 2 p2p channels' over PCIe"
+    " (github.com/tinygrad/open-gpu-kernel-modules/issues/17); GeForce cards use the host's memory"
+    " (github.com/NVIDIA/nccl-tests/issues/307)"
+)
+
+# Channels of NCCL between cards of one machine: for collectives, and for send and recv. A card that is not listed goes
+# through the host's memory.
+_SWITCHED, _OVER_PCIE = (24, 32), (2, 2)
+_CHANNELS = {
+    "t4": _OVER_PCIE,
+    "l4": _OVER_PCIE,
+    "a10g": _OVER_PCIE,
+    "l40s": _OVER_PCIE,
+    "a100-40": _SWITCHED,
+    "a100-80": _SWITCHED,
+    "h100-80": _SWITCHED,
+    "h200": _SWITCHED,
+    "b200": _SWITCHED,
+}
+
 # Highest clock of the multiprocessors in MHz, clock of the memory in MHz, width of its bus in bits.
 _SPEEDS = {
     "t4": (1590, 5001, 256),
@@ -129,6 +151,9 @@ class Card:
         clock_mhz: highest clock of the multiprocessors, in MHz; see ``SPEED_SOURCE``.
         memory_clock_mhz: clock of the memory, in MHz; each line of the bus moves two bits in a clock.
         bus_bits: width of the memory bus, in bits.
+        ring_channels: channels of NCCL between such cards of one machine, for collectives; 0 if they do not reach each
+            other's memory; see ``CHANNELS_SOURCE``.
+        peer_channels: the same for send and recv.
         source: the source of ``total_bytes``.
         approximate: ``total_bytes`` was deduced rather than read off this card.
     """
@@ -144,6 +169,8 @@ class Card:
     clock_mhz: int
     memory_clock_mhz: int
     bus_bits: int
+    ring_channels: int
+    peer_channels: int
     source: str
     approximate: bool = False
 
@@ -187,6 +214,8 @@ def _card(
         clock_mhz=_SPEEDS[name][0],
         memory_clock_mhz=_SPEEDS[name][1],
         bus_bits=_SPEEDS[name][2],
+        ring_channels=_CHANNELS.get(name, (0, 0))[0],
+        peer_channels=_CHANNELS.get(name, (0, 0))[1],
         source=source,
         approximate=approximate,
     )

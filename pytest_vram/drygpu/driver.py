@@ -31,6 +31,8 @@ class DriverStats:
         refusals: number of requests that did not fit.
         managed_bytes: cudaMallocManaged memory (paged optimizers) of this device; it is not part of ``used_bytes``.
         managed_peak_bytes: largest ``managed_bytes`` since :func:`reset_peaks`.
+        links_peak_bytes: the largest part of ``used_bytes`` that NCCL's connections took since :func:`reset_peaks`.
+        links_refusals: number of NCCL's requests that did not fit; they are among ``refusals``.
         host_bytes: pinned host memory of the whole process.
         host_peak_bytes: largest ``host_bytes`` since :func:`reset_peaks`.
     """
@@ -44,6 +46,8 @@ class DriverStats:
     refusals: int
     managed_bytes: int
     managed_peak_bytes: int
+    links_peak_bytes: int
+    links_refusals: int
     host_bytes: int
     host_peak_bytes: int
 

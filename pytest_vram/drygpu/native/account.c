@@ -9,6 +9,7 @@ typedef struct {
     uint64_t context;
     int has_context;
     uint64_t allocations, frees, refusals;
+    uint64_t links, links_peak, links_refusals; /* the part of `used` that NCCL's connections take */
     uint64_t managed, managed_peak; /* cudaMallocManaged: not the allocator's, and not resident on the card by itself */
 } device_account;
 
@@ -35,6 +36,26 @@ void dry_refund(int device, size_t bytes) {
     a->used -= bytes;
     a->frees++;
     dry_publish(device, a->used, a->peak, a->context);
+}
+
+int dry_charge_links(int device, size_t bytes) {
+    device_account *a = &accounts[device];
+    dry_lock();
+    int fits = dry_charge(device, bytes);
+    if (fits)
+        a->links += bytes;
+    else
+        a->links_refusals++;
+    if (a->links > a->links_peak) a->links_peak = a->links;
+    dry_unlock();
+    return fits;
+}
+
+void dry_refund_links(int device, size_t bytes) {
+    dry_lock();
+    dry_refund(device, bytes);
+    accounts[device].links -= bytes;
+    dry_unlock();
 }
 
 int dry_context_exists(int device) { return accounts[device].has_context; }
@@ -90,7 +111,8 @@ void dry_refund_host(size_t bytes) { host -= bytes; }
 
 /* ---- read by drygpu/driver.py ---- */
 typedef struct {
-    uint64_t total, used, peak, context, allocations, frees, refusals, managed, managed_peak, host, host_peak;
+    uint64_t total, used, peak, context, allocations, frees, refusals, managed, managed_peak, links_peak,
+        links_refusals, host, host_peak;
 } pytest_vram_dry_stats_t;
 
 int pytest_vram_dry_stats(int device, pytest_vram_dry_stats_t *out) {
@@ -106,6 +128,8 @@ int pytest_vram_dry_stats(int device, pytest_vram_dry_stats_t *out) {
                                      a.refusals,
                                      a.managed,
                                      a.managed_peak,
+                                     a.links_peak,
+                                     a.links_refusals,
                                      host,
                                      host_peak};
     dry_unlock();
@@ -117,6 +141,7 @@ void pytest_vram_dry_reset_peaks(void) {
     for (int device = 0; device < DRY_MAX_DEVICES; device++) {
         accounts[device].peak = accounts[device].used;
         accounts[device].managed_peak = accounts[device].managed;
+        accounts[device].links_peak = accounts[device].links;
     }
     host_peak = host;
     dry_unlock();

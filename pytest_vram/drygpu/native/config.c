@@ -69,14 +69,15 @@ static void read_environment(void) {
     known = 1;
     const char *text = getenv("PYTEST_VRAM_DRY_CARD");
     if (text == NULL) return; /* no card: every query answers "no device" */
-    /* total_bytes|context_bytes+first kernel+products+plans+module|major.minor|multiprocessors|L2 bytes|clock|memory clock (kHz)|bus width|count|product
-     * name; written by drygpu/activate.py */
+    /* total_bytes|context_bytes+first kernel+products+plans+module|major.minor|multiprocessors|L2 bytes|clock|memory clock (kHz)|bus width|ring+peer
+     * channels|count|product name; written by drygpu/activate.py */
     char product[128] = "";
-    int fields = sscanf(text, "%zu|%zu+%zu+%zu+%zu+%zu|%d.%d|%d|%d|%d|%d|%d|%d|%127[^\n]", &card.total_bytes, &card.context_bytes,
+    int fields = sscanf(text, "%zu|%zu+%zu+%zu+%zu+%zu|%d.%d|%d|%d|%d|%d|%d|%d+%d|%d|%127[^\n]", &card.total_bytes, &card.context_bytes,
                         &card.first_kernel_bytes, &card.products_bytes, &card.plans_bytes, &card.module_bytes,
                         &card.major, &card.minor, &card.multiprocessors, &card.l2_bytes, &card.clock_khz,
-                        &card.memory_clock_khz, &card.bus_bits, &physical_count, product);
-    if (fields != 15 || physical_count < 1 || physical_count > DRY_MAX_DEVICES) {
+                        &card.memory_clock_khz, &card.bus_bits, &card.ring_channels, &card.peer_channels,
+                        &physical_count, product);
+    if (fields != 17 || physical_count < 1 || physical_count > DRY_MAX_DEVICES) {
         fprintf(stderr, "pytest-vram dry GPU: PYTEST_VRAM_DRY_CARD=%s cannot be read; no device is shown\n", text);
         physical_count = 0;
         return;

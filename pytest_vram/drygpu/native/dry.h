@@ -26,6 +26,7 @@ typedef struct {
     int l2_bytes;
     int clock_khz, memory_clock_khz; /* the highest of the multiprocessors, and of the memory */
     int bus_bits;                    /* width of the memory bus */
+    int ring_channels, peer_channels; /* of NCCL between two such cards; 0: they do not reach each other's memory */
 } dry_card;
 
 const dry_card *dry_the_card(void);
@@ -77,6 +78,8 @@ uintptr_t dry_managed_take(size_t size, int device);
 int dry_managed_release(uintptr_t base, dry_span *removed);
 
 /* ---- account.c: how much memory is taken ---- */
+int dry_charge_links(int device, size_t bytes); /* NCCL's connections; takes the lock; 0 if they do not fit */
+void dry_refund_links(int device, size_t bytes);
 int dry_context_create(int device); /* charges the context once; 0 if it does not fit */
 int dry_context_exists(int device);
 int dry_context_grow(int device, size_t bytes); /* with the lock held; 0 if it does not fit */
@@ -126,6 +129,10 @@ int dry_stream_device(dry_stream stream);
 int dry_load_module(int device, uint64_t *loaded);
 int dry_load_products(int device); /* before a matrix product */
 int dry_load_plans(int device);    /* before a plan of cuDNN */
+
+/* ---- links.c: what NCCL takes on a card, in bytes ---- */
+size_t dry_ring_bytes(int ranks);    /* for the collectives of a communicator of so many ranks */
+size_t dry_peer_bytes(int receives); /* for receiving from one other rank, or for sending to it */
 
 /* ---- work.c: the work that the program gives to a device ---- */
 enum { DRY_HOST_TO_HOST = -1, DRY_TO_DEVICE, DRY_TO_HOST, DRY_ON_DEVICE, DRY_DIRECTIONS };

@@ -1,7 +1,8 @@
 /* NCCL: communicators that are alone. A collective is over at once and moves nothing between ranks, so that one process
  * can stand for one rank of any number, and hold what that rank would hold. Small values are told from rank to rank by
- * drygpu/exchange.py. The buffers of a real communicator are outside PyTorch's allocator and depend on the machine's
- * links: they are not counted, and the program is told so.
+ * drygpu/exchange.py. A real communicator has buffers on the card, outside PyTorch's allocator: links.c says how large
+ * they are, and they are taken when NCCL would connect the ranks, at the first collective, and at the first transfer
+ * between two ranks.
  */
 #include <cuda_runtime_api.h>
 
@@ -13,13 +14,16 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { OK = 0, SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4 };
+enum { OK = 0, CUDA_ERROR = 1, SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4 };
 
 enum { NAME_BYTES = 192 };
 
 typedef struct {
     int size, rank, device;
     unsigned splits;       /* how often it was split */
+    int in_rings;           /* its ranks are connected for collectives */
+    unsigned char *to_peer; /* for each other rank, which of SENDS and RECEIVES are connected */
+    size_t taken;           /* on the card, for these connections */
     char name[NAME_BYTES]; /* the same on all its ranks, and no other communicator's; empty in a process by itself */
 } *communicator;
 
@@ -27,10 +31,39 @@ typedef struct {
     char bytes[128];
 } unique_id;
 
+enum { SENDS = 1, RECEIVES = 2 };
+
 /* With each collective too: a test may use a communicator that an earlier one opened. */
 static void note_buffers(void) {
-    dry_note("NCCL: large tensors are not moved from rank to rank, and a communicator's own buffers (on a card "
-             "NCCL_BUFFSIZE, 4 MiB by default, for each channel and neighbour) are counted as 0 bytes");
+    if (dry_ring_bytes(2))
+        dry_note("NCCL: large tensors are not moved from rank to rank; a communicator's buffers on the card are counted by "
+                 "NCCL's own rule, for as many channels as it reported on machines with such cards");
+    else
+        dry_note("NCCL: large tensors are not moved from rank to rank; such cards are taken not to reach each other's "
+                 "memory, so that a communicator's buffers are in the host's");
+}
+
+static int take(communicator c, size_t bytes) {
+    if (bytes == 0) return OK;
+    if (!dry_charge_links(c->device, bytes)) return CUDA_ERROR;
+    c->taken += bytes;
+    return OK;
+}
+
+static int connect_rings(communicator c) {
+    if (c->in_rings) return OK;
+    int status = take(c, dry_ring_bytes(c->size));
+    c->in_rings = status == OK;
+    return status;
+}
+
+static int connect_peer(communicator c, int peer, int direction) {
+    if (peer == c->rank || peer < 0 || peer >= c->size) return OK;
+    if (c->to_peer == NULL && (c->to_peer = calloc((size_t)c->size, 1)) == NULL) return SYSTEM_ERROR;
+    if (c->to_peer[peer] & direction) return OK;
+    int status = take(c, dry_peer_bytes(direction == RECEIVES));
+    if (status == OK) c->to_peer[peer] |= (unsigned char)direction;
+    return status;
 }
 
 static int alone; /* this process stands for one rank of many */
@@ -51,6 +84,7 @@ static int open_communicator(communicator *made, int size, int rank, const char 
 int ncclGetVersion(int *version) { return *version = DRY_NCCL_VERSION, OK; }
 const char *ncclGetErrorString(int status) {
     return status == OK             ? "no error"
+           : status == CUDA_ERROR   ? "out of memory: the card has no room for the buffers of NCCL's connections"
            : status == SYSTEM_ERROR ? "no device or no host memory for a communicator, or a rank did not come: see stderr"
                                     : "not supported by the dry GPU";
 }
@@ -119,8 +153,12 @@ int ncclCommUserRank(communicator c, int *rank) { return *rank = c->rank, OK; }
 int ncclCommCuDevice(communicator c, int *device) { return *device = c->device, OK; }
 int ncclCommGetAsyncError(communicator c, int *status) { return (void)c, *status = OK, OK; }
 int ncclCommFinalize(communicator c) { return (void)c, OK; }
-int ncclCommDestroy(communicator c) { return free(c), OK; }
-int ncclCommAbort(communicator c) { return free(c), OK; }
+int ncclCommDestroy(communicator c) {
+    if (c == NULL) return OK;
+    if (c->taken) dry_refund_links(c->device, c->taken);
+    return free(c->to_peer), free(c), OK;
+}
+int ncclCommAbort(communicator c) { return ncclCommDestroy(c); }
 int ncclCommMemStats(communicator c, int which, uint64_t *value) { return (void)c, (void)which, *value = 0, OK; }
 int ncclCommRegister(communicator c, void *buffer, size_t size, void **handle) {
     return (void)c, (void)size, *handle = buffer, OK;
@@ -141,54 +179,65 @@ static size_t width(int type) {
     return type >= 0 && type < (int)sizeof widths ? widths[type] : 4;
 }
 
-static int move(void *to, const void *from, size_t count, int type, dry_stream stream) {
+static int begin(communicator c, dry_stream stream) {
     note_buffers();
+    dry_count_kernel(stream);
+    return connect_rings(c);
+}
+
+static int move(void *to, const void *from, size_t count, int type, dry_stream stream) {
     if (to == from || to == NULL || from == NULL || dry_is_capturing(stream)) return OK;
     return dry_copy(to, from, count * width(type)) ? OK : INVALID_ARGUMENT;
 }
 
 int ncclAllReduce(const void *from, void *to, size_t count, int type, int op, communicator c, dry_stream stream) {
-    dry_count_kernel(stream);
-    return (void)op, (void)c, move(to, from, count, type, stream);
+    int status = begin(c, stream);
+    return (void)op, status == OK ? move(to, from, count, type, stream) : status;
 }
 int ncclReduce(const void *from, void *to, size_t count, int type, int op, int root, communicator c,
                dry_stream stream) {
-    dry_count_kernel(stream);
-    return (void)op, root == c->rank ? move(to, from, count, type, stream) : OK;
+    int status = begin(c, stream);
+    return (void)op, status == OK && root == c->rank ? move(to, from, count, type, stream) : status;
 }
 int ncclBroadcast(const void *from, void *to, size_t count, int type, int root, communicator c, dry_stream stream) {
-    dry_count_kernel(stream);
-    return root == c->rank ? move(to, from, count, type, stream) : OK;
+    int status = begin(c, stream);
+    return status == OK && root == c->rank ? move(to, from, count, type, stream) : status;
 }
 int ncclAllGather(const void *from, void *to, size_t count, int type, communicator c, dry_stream stream) {
-    int status = OK;
-    dry_count_kernel(stream);
+    int status = begin(c, stream);
     for (int rank = 0; rank < c->size && status == OK; rank++)
         status = move((char *)to + (size_t)rank * count * width(type), from, count, type, stream);
     return status;
 }
 int ncclReduceScatter(const void *from, void *to, size_t count, int type, int op, communicator c, dry_stream stream) {
-    dry_count_kernel(stream);
+    int status = begin(c, stream);
+    if (status != OK) return status;
     return (void)op, move(to, (const char *)from + (size_t)c->rank * count * width(type), count, type, stream);
 }
-int ncclAlltoAll(const void *from, void *to, size_t count, int type, communicator c, dry_stream stream) {
-    dry_count_kernel(stream);
-    return move(to, from, count * (size_t)c->size, type, stream);
-}
 int ncclBcast(void *buffer, size_t count, int type, int root, communicator c, dry_stream stream) { /* in place */
-    (void)buffer, (void)count, (void)type, (void)root, (void)c;
-    return dry_count_kernel(stream), OK;
+    return (void)buffer, (void)count, (void)type, (void)root, begin(c, stream);
 }
 int ncclGroupStart(void) { return OK; }
 int ncclGroupEnd(void) { return OK; }
 /* What is sent and received between ncclGroupStart and ncclGroupEnd is one kernel on a card, and one each here. */
-static int transfer(const void *buffer, size_t count, int type, int peer, communicator c, dry_stream stream) {
-    (void)buffer, (void)count, (void)type, (void)peer, (void)c;
-    return dry_count_kernel(stream), OK;
+static int transfer(int peer, int direction, communicator c, dry_stream stream) {
+    note_buffers();
+    dry_count_kernel(stream);
+    return connect_peer(c, peer, direction);
 }
 int ncclSend(const void *from, size_t count, int type, int peer, communicator c, dry_stream stream) {
-    return transfer(from, count, type, peer, c, stream);
+    return (void)from, (void)count, (void)type, transfer(peer, SENDS, c, stream);
 }
 int ncclRecv(void *to, size_t count, int type, int peer, communicator c, dry_stream stream) {
-    return transfer(to, count, type, peer, c, stream);
+    return (void)to, (void)count, (void)type, transfer(peer, RECEIVES, c, stream);
+}
+int ncclAlltoAll(const void *from, void *to, size_t count, int type, communicator c, dry_stream stream) {
+    int status = OK;
+    note_buffers();
+    dry_count_kernel(stream);
+    for (int peer = 0; peer < c->size && status == OK; peer++) {
+        status = connect_peer(c, peer, SENDS);
+        if (status == OK) status = connect_peer(c, peer, RECEIVES);
+    }
+    return status == OK ? move(to, from, count * (size_t)c->size, type, stream) : status;
 }

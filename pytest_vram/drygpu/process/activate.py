@@ -175,9 +175,10 @@ def _variables(card: str | Card, count: int, total_bytes: int | None, context_by
         raise VramUsageError(f"context_bytes={context} does not fit into total_bytes={total}")
     major, minor = found.capability
     speeds = f"{found.clock_mhz * 1000}|{found.memory_clock_mhz * 1000}|{found.bus_bits}"
+    channels = f"{found.ring_channels}+{found.peer_channels}"
     loaded = f"{growth.first_kernel_bytes}+{growth.products_bytes}+{growth.plans_bytes}+{growth.module_bytes}"
     sizes = f"{total}|{context}+{loaded}|{major}.{minor}|{found.multiprocessors}|{found.l2_bytes}"
-    return {CARD_VARIABLE: f"{sizes}|{speeds}|{count}|{found.product}"}
+    return {CARD_VARIABLE: f"{sizes}|{speeds}|{channels}|{count}|{found.product}"}
 
 
 def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _HISTORY_ENTRIES = 1_000_000
 _HOLDERS = 30
 _LONGEST = 200  # characters of an error's first line
+_NCCL_REFUSED = "out of memory: the card has no room for the buffers of NCCL's connections"  # the text of native/nccl.c
 _running: list[tuple[Any, Any]] = []
 _PEAKS = {"peak_allocated_bytes": "allocated_bytes.all.peak", "peak_reserved_bytes": "reserved_bytes.all.peak"}
 _PLACES = {
@@ -144,6 +145,7 @@ class ProcessRecorder:
                 "index": _physical_index(device),
                 **self.peaks[device],
                 **self.counts[device],
+                "num_ooms": self.counts[device]["num_ooms"] + driver.stats(device).links_refusals,
                 **_driver_figures(device),
                 "work": asdict(driver.work(device)),
                 **_over_time(device),
@@ -217,13 +219,20 @@ def _before(name: str, action: Callable[[], None]) -> None:
     torch_private.put_around(name, around)
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether the card had no room: for PyTorch's allocator, or for NCCL, whose error has a type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _NCCL_REFUSED in str(error)
+    )
+
+
 def _listen_for_errors(recorder: ProcessRecorder) -> None:
     """Record an error that ends the program, and an out-of-memory error that ends a thread."""
     before, before_thread = sys.excepthook, threading.excepthook
 
     def note(error: BaseException | None, *, ends_program: bool) -> None:
         cause = error
-        while cause is not None and not isinstance(cause, torch.OutOfMemoryError):
+        while cause is not None and not _is_out_of_memory(cause):
             cause = cause.__cause__ or cause.__context__
         if cause is not None:
             recorder.message = str(cause)
@@ -293,6 +302,7 @@ def _driver_figures(device: int) -> dict[str, int]:
     return {
         "peak_device_bytes": figures.peak_bytes,
         "context_bytes": figures.context_bytes,
+        "nccl_bytes": figures.links_peak_bytes,
         "managed_bytes": figures.managed_peak_bytes,
         "total_bytes": figures.total_bytes,
     }

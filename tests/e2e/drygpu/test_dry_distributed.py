@@ -6,12 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_vram.units import MIB
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def test_a_rank_holds_its_shard_and_says_what_is_not_counted(run_program: Callable[..., dict[str, Any]]) -> None:
+def test_a_rank_holds_its_shard_and_the_buffers_of_its_connections(run_program: Callable[..., dict[str, Any]]) -> None:
     answers = run_program("distributed.py", gpu="a100-80", count=2)
+    # 24 channels, each with 10 MiB at the receiver and 2 MiB at the sender; 32 of them between two ranks.
+    rings, peer = 24 * 12 * MIB, 32 * 12 * MIB
+    assert answers["links"] == {
+        "collectives": rings,
+        "no second time": rings,
+        "one peer": rings + peer,
+        "destroyed": 0,
+    }
     assert answers["sharded"] == 8 * 2048 * 2048 * 4 // 8
     assert any("NCCL" in note for note in answers["notes"])
     assert answers["second card"] > 256 * 256 * 4

@@ -92,6 +92,27 @@ def test_out_of_memory_is_said_and_ends_the_program_as_ever(
     assert "Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 7.75 GiB" in report["out_of_memory"]
 
 
+def test_nccls_buffers_that_do_not_fit_are_a_refusal(
+    run_command: Run, script: Callable[..., str], tmp_path: Path
+) -> None:
+    """Eight channels of 12 MiB on a card with 64 MiB beside the context."""
+    out = tmp_path / "out.json"
+    text = (
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('nccl', store=dist.HashStore(), rank=0, world_size=2)\n"
+        "dist.all_reduce(torch.ones(4, device='cuda'))\n"
+    )
+    total = str((find_card("l4").context_bytes + 64 * MIB) / 1024**3)
+    done = run_command(
+        "--gpu", "l4", "--total-gb", total, "--json", str(out), "--", script(text), NCCL_MIN_NCHANNELS="8"
+    )
+    assert done.returncode == 1
+    assert "no room for the buffers of NCCL's connections" in done.stderr
+    assert "DID NOT FIT: 1 out-of-memory error" in done.stderr
+    report = json.loads(out.read_text())
+    assert (report["fits"], report["num_ooms"], report["devices"][0]["nccl_bytes"]) == (False, 1, 0)
+
+
 def test_total_and_settings_and_count(run_command: Run, script: Callable[..., str], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     text = (

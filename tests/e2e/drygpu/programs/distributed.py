@@ -11,6 +11,13 @@ from torch.distributed.fsdp import fully_shard
 
 from pytest_vram.drygpu import driver
 
+
+def connections() -> int:
+    """Return what NCCL takes on the first card now."""
+    driver.reset_peaks()
+    return driver.stats(0).links_peak_bytes
+
+
 dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=8)
 torch.cuda.set_device(0)
 mesh = init_device_mesh("cuda", (8,))
@@ -25,8 +32,18 @@ optimizer = torch.optim.AdamW(model.parameters())
 model(torch.randn(4, 2048, device="cuda")).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
+links = {"collectives": connections()}
+small = torch.ones(4, device="cuda")
+dist.all_reduce(small)
+links["no second time"] = connections()
+sent, received = (dist.P2POp(way, small, peer=3) for way in (dist.isend, dist.irecv))
+for work in dist.batch_isend_irecv([sent, received]):
+    work.wait()
+links["one peer"] = connections()
 dist.destroy_process_group()
+links["destroyed"] = connections()
 
 replicated = torch.nn.DataParallel(torch.nn.Linear(256, 256).cuda())
 replicated(torch.randn(8, 256, device="cuda")).sum().backward()
-print(json.dumps({"sharded": sharded, "notes": driver.notes(), "second card": torch.cuda.max_memory_allocated(1)}))
+second = torch.cuda.max_memory_allocated(1)
+print(json.dumps({"sharded": sharded, "notes": driver.notes(), "second card": second, "links": links}))

@@ -20,7 +20,9 @@ ITEM = {"location": "train.py:7", "operation": "item", "count": 3, "answered": F
 PLANS = {"name": "cuDNN execution plans", "text": "their workspace is counted as 0 bytes", "source": "driver"}
 
 
-def process(index: int = 0, allocated: int = GIB, *, ooms: int = 0, managed: int = 0, **more: Any) -> RunProcess:
+def process(
+    index: int = 0, allocated: int = GIB, *, ooms: int = 0, managed: int = 0, nccl: int = 0, **more: Any
+) -> RunProcess:
     """A process that used one card from second 1 to second 2, and ended well."""
     device = {
         "index": index,
@@ -28,6 +30,7 @@ def process(index: int = 0, allocated: int = GIB, *, ooms: int = 0, managed: int
         "peak_reserved_bytes": allocated + 2 * MIB,
         "peak_device_bytes": allocated + 302 * MIB,
         "context_bytes": 300 * MIB,
+        "nccl_bytes": nccl,
         "managed_bytes": managed,
         "total_bytes": CARD.total_bytes,
         "num_alloc_retries": 2 * ooms,
@@ -89,6 +92,13 @@ def test_a_verdict_is_only_likely_where_measured_runs_were_as_far_off() -> None:
     certain = report(process())
     assert certain.likely is False
     assert certain.as_json()["devices"][0]["peak_device_spread"] is None
+
+
+def test_nccls_buffers_are_told_apart() -> None:
+    found = report(process(nccl=24 * MIB))
+    assert found.as_json()["devices"][0]["nccl_bytes"] == 24 * MIB
+    assert "(with 300 MiB of CUDA context and 24.0 MiB of NCCL's buffers)" in render(found)
+    assert "NCCL" not in render(report(process()))
 
 
 def test_processes_that_live_at_once_on_one_card_are_added_up_and_it_is_said() -> None:
