@@ -5,10 +5,13 @@ It imports neither torch nor transformers, which take seconds, so that a mistake
 
 from __future__ import annotations
 
+import functools
 import itertools
+import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import docstring_parser
 import tyro
 
 from finetune.config import yaml_file
@@ -76,6 +79,7 @@ def explain(error: ConfigError) -> str:
 
 def _parse_flags(flags: list[str], default: RunConfig) -> RunConfig:
     _refuse_late_file(flags)
+    _explain_settings()
     try:
         return tyro.cli(
             RunConfig,
@@ -89,6 +93,18 @@ def _parse_flags(flags: list[str], default: RunConfig) -> RunConfig:
         if done.code in (0, None):
             print(_epilog())
         raise
+
+
+@functools.cache
+def _explain_settings() -> None:
+    """Give tyro the docstring of each setting as one paragraph.
+
+    tyro reads the docstrings itself, but keeps the line breaks of the source, which do not fit a narrower terminal.
+    """
+    for kind in yaml_file.sections().values():
+        texts = {found.arg_name: found.description or "" for found in docstring_parser.parse_from_object(kind).params}
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+            kind.__annotations__[name] = Annotated[hint, tyro.conf.arg(help=" ".join(texts[name].split()))]
 
 
 def _refuse_late_file(flags: list[str]) -> None:

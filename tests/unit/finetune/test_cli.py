@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,19 @@ def test_help_names_every_flag_exit_code_and_an_example(capsys: pytest.CaptureFi
     for code in ExitCode:
         assert f"{code.value:>3}  {code.meaning}" in text
     assert "--model ./mistral-7b --data chats.jsonl" in text
+
+
+def test_a_settings_help_is_one_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line breaks of the source do not reach a terminal, which breaks lines itself."""
+    with pytest.raises(SystemExit):
+        cli.parse(["--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for section in yaml_file.sections().values():
+        for name, hint in typing.get_type_hints(section, include_extras=True).items():
+            text = hint.__metadata__[-1].help
+            assert text, name
+            assert "\n" not in text, name
+            assert " ".join(text.split()) in words, name
 
 
 def test_help_and_mistakes_load_nothing_heavy() -> None:
