@@ -211,6 +211,32 @@ def test_a_model_whose_attention_cannot_be_told_keeps_its_mask(kind: str) -> Non
     assert getattr(model, ROWS_ATTRIBUTE) == "mask"
 
 
+def test_flash_attn_is_told_where_the_rows_of_every_sequence_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By positions alone, transformers keeps the rows of a single sequence apart, and no others."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def flash(_: Any, *tensors: Tensor, scaling: float, **given: Any) -> tuple[Tensor, None]:
+        query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in tensors[:3])
+        batch, heads, length, _ = tensors[0].shape
+        assert tensors[3:] == (None,)
+        bounds = given.get("cu_seq_lens_q", torch.arange(batch + 1, dtype=torch.int32) * length)
+        named = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": heads != key.shape[1]}
+        longest = [given.get(f"max_length_{side}", length) for side in "qk"]
+        found = varlen_by_the_book(query, key, value, bounds, given.get("cu_seq_lens_k", bounds), *longest, **named)
+        return found.view(batch, length, heads, -1), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "flash_attention_2", flash)
+    model = tiny_model(dtype=torch.float64).eval()
+    rows = make_rows([5, 9, 7, 6], seed=3)
+    with torch.no_grad():
+        alone = [hidden_states(model, sequences_of([row], [])).states[0] for row in rows]
+        model.config._attn_implementation = "flash_attention_2"
+        assert keep_rows_apart(model) == "packed rows attend by themselves, in flash_attention_2"
+        states = hidden_states(model, sequences_of(rows, [2])).states
+    torch.testing.assert_close(states[0], torch.cat(alone[:2]))
+    torch.testing.assert_close(states[1, :13], torch.cat(alone[2:]))
+
+
 def test_a_label_of_one_row_is_no_target_of_another() -> None:
     batch = sequences_of([([3, 4], [3, 4]), ([5, 6, 7], [5, 6, 7])], [])
     assert batch.labels.tolist() == [[IGNORED, 4, IGNORED, 6, 7]]
