@@ -18,6 +18,8 @@ from finetune.kernels.packed_attention import keep_rows_apart
 from finetune.model.forward import hidden_states
 from finetune.model.packed_rows import ROWS_ATTRIBUTE
 from finetune.training.accumulate import window_gradients
+from pytest_vram.memory.scaling import fit
+from pytest_vram.probe.host import HostProbe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,6 +237,26 @@ def test_flash_attn_is_told_where_the_rows_of_every_sequence_begin(monkeypatch: 
         states = hidden_states(model, sequences_of(rows, [2])).states
     torch.testing.assert_close(states[0], torch.cat(alone[:2]))
     torch.testing.assert_close(states[1, :13], torch.cat(alone[2:]))
+
+
+def test_memory_grows_with_the_tokens_and_with_a_mask_with_their_square() -> None:
+    sizes = (256, 512, 1024, 2048)
+    orders = {}
+    for way in WAYS[:2]:
+        model = tiny_model(dtype=torch.float32).eval()
+        told(model, way)
+        peaks = []
+        for size in sizes:
+            batch = sequences_of(make_rows([64] * (size // 64)), [])
+            probe = HostProbe()
+            probe.begin_test(record=False)
+            with torch.no_grad():
+                hidden_states(model, batch)
+            probe.end_test()
+            peaks.append(probe.peak()[0].requested_bytes)
+        orders[way] = fit("tokens", sizes, peaks).order
+    assert orders["one by one"] == pytest.approx(1.0, abs=0.05)
+    assert orders["mask"] > 1.5
 
 
 def test_a_label_of_one_row_is_no_target_of_another() -> None:
