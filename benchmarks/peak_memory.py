@@ -1,10 +1,12 @@
-"""Peak memory of the same QLoRA step through three recipes, on one dry card, in one run.
+"""Peak memory of the same QLoRA step through several recipes, on one dry card, in one run.
 
     python benchmarks/peak_memory.py [--models mistral-7b llama-3.1-8b] [--seq 512 2048 8192] [--gpu a100-80]
-                                     [--fit rtx-4080]
+                                     [--fit rtx-4080] [--recipes ours ours-offload]
 
 ``trainer`` is the recipe of artidoro/qlora: transformers' Trainer and peft's prepare_model_for_kbit_training; ``trl``
-is SFTTrainer; ``ours`` is finetune. ``floor`` is what no recipe of this kind can do without (see recipes.py). Paged
+is SFTTrainer, ``trl-liger`` the same with liger-kernel; ``ours`` is finetune, ``ours-offload`` finetune with
+``--offload-activations``. Unsloth needs other versions of its neighbours, and an environment of its own: there run
+``--recipes unsloth``. ``floor`` is what no recipe of this kind can do without (see recipes.py). Paged
 optimizer state is in ``floor``, and not in the others' figures: it lives in managed memory.
 
 What the peers lack: Trainer with prepare_model_for_kbit_training casts embeddings, head and norms to fp32, keeps the
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seq", nargs="+", type=int, default=[512, 2048, 8192])
     parser.add_argument("--gpu", default="a100-80")
     parser.add_argument("--fit", metavar="CARD", help="also search the most tokens a step on this card")
+    parser.add_argument("--recipes", nargs="+", default=["trainer", "trl", "trl-liger", "ours", "ours-offload"])
     arguments = parser.parse_args()
     room = None
     if arguments.fit:
@@ -62,22 +65,22 @@ def main() -> None:
         room = card.total_bytes - card.context_bytes
     print(
         f"{'model':<14}{'seq':>6} "
-        f" {'recipe':<8}{'allocated':>11}{'reserved':>11}{'/ floor':>9}{'/ trainer':>11}{'tokens that fit':>17}"
+        f" {'recipe':<14}{'allocated':>11}{'reserved':>11}{'/ floor':>9}{'/ first':>11}{'tokens that fit':>17}"
     )
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = empty_checkpoint(load_shape(name), folder, dtype="bfloat16")
             for seq in arguments.seq:
                 floor = dry("floor", checkpoint, arguments.gpu, seq, None)["floor"][0]
-                print(f"{name:<14}{seq:>6}  {'floor':<8}{floor / GIB:>7.2f} GiB{'':>11}{1:>9.2f}", flush=True)
+                print(f"{name:<14}{seq:>6}  {'floor':<14}{floor / GIB:>7.2f} GiB{'':>11}{1:>9.2f}", flush=True)
                 first = 0
-                for recipe in ("trainer", "trl", "ours"):
+                for recipe in arguments.recipes:
                     found = dry(recipe, checkpoint, arguments.gpu, seq, room)
                     allocated, reserved = found["peaks"]
                     first = first or allocated
                     tokens = f"{found['rows'][0] * seq:,}" if "rows" in found else ""
                     print(
-                        f"{name:<14}{seq:>6}  {recipe:<8}{allocated / GIB:>7.2f} GiB{reserved / GIB:>7.2f} GiB"
+                        f"{name:<14}{seq:>6}  {recipe:<14}{allocated / GIB:>7.2f} GiB{reserved / GIB:>7.2f} GiB"
                         f"{allocated / floor:>9.2f}{allocated / first:>11.2f}{tokens:>17}",
                         flush=True,
                     )

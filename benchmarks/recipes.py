@@ -163,9 +163,9 @@ def unsloth(base: torch.nn.Module, arguments: argparse.Namespace) -> list[tuple[
     return logged(made)
 
 
-def ours(base: torch.nn.Module, arguments: argparse.Namespace) -> list[tuple[float, float]]:
-    """finetune's own step."""
-    model, optimizer, config = adapted(base, arguments)
+def ours(base: torch.nn.Module, arguments: argparse.Namespace, *, offload: bool = False) -> list[tuple[float, float]]:
+    """finetune's own step; with the layers' inputs in host memory on request."""
+    model, optimizer, config = adapted(base, arguments, offload=offload)
     from finetune.training.step import train_step
 
     window = batches(arguments, int(model.config.vocab_size))
@@ -215,14 +215,17 @@ def layers_bytes(model: torch.nn.Module, arguments: argparse.Namespace) -> int:
 
 
 def adapted(
-    base: torch.nn.Module, arguments: argparse.Namespace
+    base: torch.nn.Module, arguments: argparse.Namespace, *, offload: bool = False
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer, object]:
     from finetune.config.settings import AdapterConfig, TrainConfig
     from finetune.model.load import attach_adapter
     from finetune.training.optim import make_optimizer
 
     config = TrainConfig(
-        micro_batch=arguments.micro_batch, accumulation=arguments.accumulation, optimizer="paged-adamw"
+        micro_batch=arguments.micro_batch,
+        accumulation=arguments.accumulation,
+        optimizer="paged-adamw",
+        offload_activations=offload,
     )
     model = attach_adapter(base, AdapterConfig(rank=RANK), seed=0)
     return model, make_optimizer(model.parameters(), config), config
@@ -249,6 +252,7 @@ RECIPES = {
     "trl-liger": (quantized, functools.partial(trl, liger=True)),
     "unsloth": (unsloth_loaded, unsloth),
     "ours": (loaded, ours),
+    "ours-offload": (loaded, functools.partial(ours, offload=True)),
     "floor": (loaded, floor),
 }
 

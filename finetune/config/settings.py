@@ -94,8 +94,9 @@ class DataConfig:
     seq: int = 512
     """Longest sequence in tokens. Longer rows are cut, and the run reports how many."""
     packing: bool = False
-    """Put several rows into one sequence. No row attends to another, and the positions of each start at 0. A model that
-    cannot keep rows apart is refused."""
+    """Put several rows into one sequence. No row attends to another, and the positions of each start at 0. The memory
+    grows with the tokens; with their square for a few models that need a mask, which the run says. A model that cannot
+    keep rows apart is refused."""
     skip_bad_rows: bool = False
     """Skip rows that cannot be used, and report them. Without it, the first such row stops the run before training."""
     train_on_prompt: bool = False

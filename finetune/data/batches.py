@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from finetune.data.encode import IGNORED
-from finetune.data.packing import Sequences, pack
+from finetune.data.packing import Sequences, lengths_of_rows, pack
 from finetune.data.tokens import Counts, tokenized
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class Batch:
     """int64 [b, t]: 1 on real tokens, 0 on padding; None if there is no padding."""
     position_ids: Tensor | None = None
     """int64 [b, t]: positions that start at 0 again with every row of a packed sequence; None without packing."""
+    row_lengths: tuple[int, ...] | None = None
+    """Tokens of each row of all sequences, one after the other; padding counts as rows of its own. None finds them from
+    the positions when the batch is made, and stays None without positions. `to` keeps them, so that positions are never
+    read from a GPU."""
     padded_right: bool | None = None
     """Whether all padding comes after the tokens of its sequence, where causal attention never looks at it. None finds
     this from the mask when the batch is made. `to` keeps the answer, so that the mask is never read from a GPU."""
@@ -64,6 +68,8 @@ class Batch:
             mask = self.attention_mask
             found = mask is None or bool((mask[:, 1:] <= mask[:, :-1]).all())
             object.__setattr__(self, "padded_right", found)
+        if self.row_lengths is None and self.position_ids is not None:
+            object.__setattr__(self, "row_lengths", lengths_of_rows(self.position_ids))
 
     @property
     def tokens(self) -> int:
@@ -87,6 +93,7 @@ class Batch:
             attention_mask=moved(self.attention_mask),
             position_ids=moved(self.position_ids),
             padded_right=self.padded_right,
+            row_lengths=self.row_lengths,
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
 _PACKING = 3  # part of the generator's seed: see finetune.data.batches
 _OPEN = 64
@@ -70,3 +71,19 @@ def pack(lengths: NDArray[np.int32], room: int, *, seed: int) -> Sequences:
     packed = [*done, *held]
     starts = np.cumsum([0, *(len(rows) for rows in packed[:-1])], dtype=np.int64)
     return Sequences(rows=np.array([row for rows in packed for row in rows], dtype=np.int64), starts=starts)
+
+
+def lengths_of_rows(position_ids: Tensor) -> tuple[int, ...]:
+    """Return the tokens of each row of packed sequences, one after the other.
+
+    A row begins with each sequence, and wherever a position does not follow the one before it.
+
+    Args:
+        position_ids: int64 [b, t], positions that start anew with every row.
+    """
+    import torch
+
+    begins = torch.ones_like(position_ids, dtype=torch.bool)
+    begins[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    starts: list[int] = begins.flatten().nonzero()[:, 0].tolist()
+    return tuple(end - start for start, end in zip(starts, [*starts[1:], position_ids.numel()], strict=True))

@@ -21,7 +21,7 @@ from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE, base_model, computin
 from finetune.model.loss import LogitRule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -163,23 +163,37 @@ def _check_logits(model: nn.Module) -> None:
 
 
 def _check_packing(model: nn.Module) -> None:
+    why = why_rows_mix(model)
+    if why is not None:
+        kind = base_model(model).config.model_type
+        raise ConfigError(
+            Problem(field="packing", value=True, why=f"this {kind} model {why}", remedy="use --no-packing")
+        )
+
+
+@torch.no_grad()
+def why_rows_mix(model: nn.Module) -> str | None:
+    """Return why rows that share a sequence are not as they are alone, or None if they are.
+
+    A batch of two sequences of two rows is tried, because a model may keep the rows of a single sequence apart and no
+    others. This function does not change the model.
+
+    Args:
+        model: the loaded model, with or without adapter.
+    """
     first, other, second = (_row(model, number) for number in range(3))
-    with _rows_by_themselves(model):
+    with _rows_by_themselves(model), _mode(model, training=False):
         alone = hidden_states(model, Batch(input_ids=second, labels=second)).states
         try:
-            beside = [_after(model, row, second) for row in (first, other)]
+            beside = _after(model, (first, other), second)
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
-            raise _cannot_pack(model, f"fails on rows that share a sequence ({type(error).__name__})") from error
+            return f"fails on rows that share a sequence ({type(error).__name__})"
     same, like_alone = _tolerances(model, alone)
-    if _differ(beside[0], beside[1], same) or _differ(beside[0], alone, like_alone):
-        raise _cannot_pack(model, "does not keep rows apart that share a sequence")
-
-
-def _cannot_pack(model: nn.Module, what: str) -> ConfigError:
-    kind = base_model(model).config.model_type
-    return ConfigError(Problem(field="packing", value=True, why=f"this {kind} model {what}", remedy="use --no-packing"))
+    if _differ(beside[:1], beside[1:], same) or _differ(beside[:1], alone, like_alone):
+        return "does not keep rows apart that share a sequence"
+    return None
 
 
 def _tolerances(model: nn.Module, states: Tensor) -> tuple[float, float]:
@@ -197,11 +211,12 @@ def _rows_by_themselves(model: nn.Module) -> contextlib.AbstractContextManager[N
     return rows_by_themselves(model)
 
 
-def _after(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:
-    """Return the hidden states of the second row when it is packed behind the first."""
-    ids = torch.cat([first, second], dim=1)
-    positions = torch.arange(_ROW, device=ids.device).repeat(2)[None]
-    return hidden_states(model, Batch(input_ids=ids, labels=ids, position_ids=positions)).states[:, _ROW:]
+def _after(model: nn.Module, firsts: Sequence[Tensor], second: Tensor) -> Tensor:
+    """Return the hidden states of a row, [sequences, t, h], when it is packed behind each of other rows."""
+    ids = torch.cat([torch.cat([first, second], dim=1) for first in firsts])
+    positions = torch.arange(_ROW).repeat(len(firsts), 2)
+    batch = Batch(input_ids=ids.cpu(), labels=ids.cpu(), position_ids=positions)
+    return hidden_states(model, batch.to(ids.device)).states[:, _ROW:]
 
 
 def _row(model: nn.Module, number: int) -> Tensor:

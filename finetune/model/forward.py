@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from finetune.errors import ConfigError, ModelError, Problem
+from finetune.model.packed_rows import ROWS_ATTRIBUTE, Way, told_of_rows
 from finetune.patches.transformers import known_to_be_apart
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> H
     Args:
         model: a causal language model, with or without adapter.
         batch: token ids [b, t]. In packed rows the positions restart, which keeps the attention of the rows apart.
+            Where :func:`finetune.kernels.packed_attention.keep_rows_apart` has found a leaner way than a mask of every
+            pair of tokens, that way is taken.
         offload: keep in host memory what the layers save for the backward pass.
     """
     base = base_model(model)
@@ -60,7 +63,15 @@ def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> H
     routed = bool(getattr(base.config, "output_router_logits", False))
     if routed:
         arguments["output_router_logits"] = True
-    with computing(model), _saving_on_host(offload), known_to_be_apart(batch.position_ids):
+    way: Way = "mask" if "attention_mask" in arguments else getattr(base, ROWS_ATTRIBUTE, "mask")
+    positions = batch.position_ids if way == "mask" else None
+    with (
+        computing(model),
+        _saving_on_host(offload),
+        known_to_be_apart(positions),
+        told_of_rows(way, batch) as more,
+    ):
+        arguments |= more
         decoder = decoder_of(base)
         if decoder is None:
             if routed:

@@ -17,6 +17,7 @@ from finetune.disk.run_log import notice
 from finetune.disk.state import Tree, seed_everything
 from finetune.errors import ConfigError, OutputError, Problem
 from finetune.kernels.choice import check_kernels, set_kernels
+from finetune.kernels.packed_attention import keep_rows_apart
 from finetune.model.checks import check_assumptions, why_the_split_matters
 from finetune.model.embeddings import (
     check_question,
@@ -122,7 +123,10 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         shard_base(model)
     for line in (*layers, *set_kernels(model, config.train.kernels)):
         notice(line)
+    apart = keep_rows_apart(model) if config.data.packing else None
     check_assumptions(model, packing=config.data.packing, checkpointing=config.train.checkpointing)
+    if apart is not None:
+        notice(apart)
     optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer
     if note := rounded_away(model.parameters(), config.train):

@@ -17,6 +17,7 @@ from dry_steps import SHAPES, Case
 from training_cases import CARD, SLACK, TABLE, cases, columns, measured
 
 from finetune.config.settings import AdapterConfig, DataConfig, ModelConfig, TrainConfig
+from pytest_vram.memory.scaling import fit
 
 MIB = 2**20
 ROWS = cases()
@@ -61,6 +62,7 @@ def growth() -> dict[str, Case]:
             more[f"{words} words {seq}"] = Case(
                 seq=seq, shape_changes={"vocab_size": words}, train={"loss_chunk": CHUNK}
             )
+        more[f"packed {seq}"] = Case(seq=seq, packed=True, steps=1)
     for seq in EAGER_LENGTHS:
         more[f"eager {seq}"] = Case(seq=seq, model={"attention": "eager"})
     return more
@@ -218,6 +220,13 @@ def steepening(figures: dict[str, Any], name: str, lengths: tuple[int, ...]) -> 
 
 def test_growth_with_the_sequence_is_linear(figures: dict[str, Any]) -> None:
     assert steepening(figures, "flash", LENGTHS) == pytest.approx(1.0, abs=0.05)
+
+
+def test_packed_rows_grow_linearly_and_cost_nothing_beside_one_row(figures: dict[str, Any]) -> None:
+    """A mask of every pair of tokens would grow with the square: 196 MiB of truth values at the longest."""
+    peaks = [peak(figures, f"packed {seq}") for seq in LENGTHS]
+    assert fit("seq", LENGTHS, peaks).order == pytest.approx(1.0, abs=0.05)
+    assert max(peaks) <= 1.01 * peak(figures, f"flash {max(LENGTHS)}")
 
 
 def test_growth_without_flash_attention_is_not(figures: dict[str, Any]) -> None:

@@ -175,3 +175,36 @@ def test_nf4_decoded_in_one_launch_is_bitsandbytes_own(dtype: str, double_quant:
         packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=double_quant)
         assert can_decode(state)
         assert torch.equal(decode(packed, state, weight.dtype), functional.dequantize_4bit(packed, state))
+
+
+@pytest.mark.vram_values
+@pytest.mark.parametrize("window", [None, 40])
+def test_packed_rows_are_what_they_are_alone(window: int | None) -> None:
+    """In one kernel, over several sequences, with grouped keys, and with a window that rows are longer than."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from finetune.data.batches import Batch
+    from finetune.kernels.packed_attention import keep_rows_apart
+    from finetune.model.forward import hidden_states
+
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": window}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.MistralConfig(**sizes, **heads), dtype=torch.bfloat16
+    ).cuda()
+    assert "in one kernel" in keep_rows_apart(model)
+    rows = [torch.randint(128, (length,)) for length in (50, 14, 40, 24)]
+    found = []
+    for lines in ([rows[:2], rows[2:]], *([[row]] for row in rows)):
+        ids = torch.stack([torch.cat(line) for line in lines])
+        positions = torch.stack([torch.cat([torch.arange(len(row)) for row in line]) for line in lines])
+        states = hidden_states(model, Batch(input_ids=ids, labels=ids, position_ids=positions).to("cuda")).states
+        model.zero_grad()
+        states.float().square().sum().backward()
+        found.append((states.flatten(0, 1).float(), model.get_input_embeddings().weight.grad.float()))
+    (packed, grad), alone = found[0], found[1:]
+    expected = torch.cat([states for states, _ in alone])
+    assert float((packed - expected).norm() / expected.norm()) < 2e-2
+    total = sum(each for _, each in alone)
+    assert float((grad - total).norm() / total.norm()) < 5e-2

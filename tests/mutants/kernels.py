@@ -31,6 +31,39 @@ BUGS: dict[str, Planted] = {
             Bug("_apart", "name.replace('_', '-')", "name"),
         ],
     ),
+    "finetune/kernels/packed_attention": (
+        ["tests/properties/kernels/test_packed_attention.py"],
+        [
+            Bug("keep_rows_apart", "why_rows_mix(model) is not None", "False"),
+            Bug("_in_one_kernel", "mask.window is None", "False"),
+            Bug("_in_one_kernel", "getattr(attend, '__name__', '') != 'sdpa_attention_forward'", "False"),
+            Bug("_all_at_once", "mask.window[0] < rows.longest - 1", "False"),
+            Bug("_all_at_once", "value = F.pad(value, (0, narrower))", "pass"),
+            Bug("_one_by_one", "begin += size", "begin = size"),
+            Bug("_mask", "given.get('use_vmap') or not given.get('allow_is_causal_skip', True)", "False"),
+        ],
+    ),
+    "finetune/model/packed_rows": (
+        ["tests/properties/kernels/test_packed_attention.py"],
+        [
+            Bug("PackedRows.of", "torch.tensor(lengths).cumsum(0)", "torch.tensor(lengths)"),
+            Bug("PackedRows.longest", "max(self.lengths)", "self.lengths[0]"),
+            Bug("told_of_rows", "way == 'lengths'", "False"),
+            Bug("told_of_rows", "f'max_length_{side}': rows.longest", "f'max_length_{side}': 1"),
+            Bug("told_of_rows", "_CURRENT.reset(token)", "pass"),
+            Bug("told_of_rows", "len(lengths) == len(batch.input_ids)", "len(lengths) == 1"),
+        ],
+    ),
+    "finetune/patches/attention": (
+        ["tests/properties/kernels/test_packed_attention.py"],
+        [
+            Bug("window_of", "(size - 1, 0)", "(size, 0)"),
+            Bug("window_of", "torch.equal(seen, expected)", "True"),
+            Bug("window_of", "mask_function is masking_utils.causal_mask_function", "True"),
+            Bug("wrap_attention", "not _is_wrapped(masks[name])", "False"),
+            Bug("wrap_attention", "not _is_wrapped(code.eager_attention_forward)", "False"),
+        ],
+    ),
     "finetune/training/adamw": (
         ["tests/properties/training/test_masters.py", "tests/properties/training/test_optimizer_formulas.py"],
         [

@@ -62,6 +62,7 @@ BUGS: dict[str, Planted] = {
             Bug("pack", "done.append(held.pop(fullest))", "held.pop(fullest)"),
             Bug("pack", "np.random.default_rng([_PACKING, seed])", "np.random.default_rng()"),
             Bug("pack", "packed[:-1]", "packed[1:]"),
+            Bug("lengths_of_rows", "position_ids[:, :-1] + 1", "position_ids[:, :-1]"),
         ],
     ),
     "finetune/data/batches": (

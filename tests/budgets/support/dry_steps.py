@@ -151,6 +151,7 @@ def _run(case: Case, folder: Path, before: int, reserved_before: int) -> Figures
     import torch
 
     from finetune.config.settings import AdapterConfig, ModelConfig, TrainConfig
+    from finetune.kernels.packed_attention import keep_rows_apart
     from finetune.model.load import attach_adapter, load_base
     from finetune.training.optim import make_optimizer
     from finetune.training.step import evaluate, train_step
@@ -171,6 +172,8 @@ def _run(case: Case, folder: Path, before: int, reserved_before: int) -> Figures
 
     with peak_of("load"):
         model = attach_adapter(load_base(model_config), AdapterConfig(**case.adapter), seed=0)
+        if case.packed:
+            keep_rows_apart(model)
     loaded = torch.cuda.memory_allocated() - before
     load_peak = marks["load"]
     optimizer = make_optimizer(model.parameters(), train)

@@ -13,7 +13,8 @@ from tiny_models import IGNORED, PAD, WORDS, make_rows, packed, padded, relative
 from finetune.config.settings import ModelConfig, TrainConfig
 from finetune.data.batches import Batch
 from finetune.errors import ConfigError, ModelError
-from finetune.model.checks import check_assumptions
+from finetune.kernels.packed_attention import keep_rows_apart
+from finetune.model.checks import check_assumptions, why_rows_mix
 from finetune.model.forward import decoder_of, hidden_states
 from finetune.model.load import load_base
 from finetune.model.loss import LogitRule
@@ -48,6 +49,8 @@ APART = (
 """Rows that share a sequence are kept apart."""
 TOGETHER = ("opt", "xglm", "bloom", "mpt", "gpt_oss", "recurrent_gemma")
 """They are not, or their positions go on."""
+STILL_TOGETHER = ("xglm", "bloom", "mpt", "recurrent_gemma")
+"""They are not either where attention is told which tokens share a row."""
 ROWS = make_rows([12, 9, 15], seed=2)
 
 
@@ -107,6 +110,11 @@ def test_loss_and_gradient_are_the_models_own(kind: str) -> None:
         with pytest.raises(ConfigError, match=rf"packing.*{kind} model does not keep rows apart.*--no-packing"):
             check_assumptions(model, packing=True)
         assert apart > 1e-3  # not refused for nothing
+    keep_rows_apart(model)  # attention may keep rows apart where no mask does
+    if why_rows_mix(model) is None:
+        assert off(model, [packed(ROWS)], loss, grads, checkpointing=True) <= 1e-5
+    else:
+        assert kind in STILL_TOGETHER
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere", "granite", "recurrent_gemma"])

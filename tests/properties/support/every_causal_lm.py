@@ -284,8 +284,10 @@ def _step(folder: Path, precision: str) -> Outcome:
 
 def _packs(model: Any) -> bool:
     from finetune.errors import FinetuneError
+    from finetune.kernels.packed_attention import keep_rows_apart
     from finetune.model.checks import check_assumptions
 
+    keep_rows_apart(model)
     try:
         check_assumptions(model, packing=True)
     except FinetuneError:
