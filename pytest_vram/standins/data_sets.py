@@ -32,7 +32,7 @@ def install() -> None:
 
     replaced: dict[str, str] = json.loads(os.environ.get(DATA_VARIABLE) or "{}")
     words = int(os.environ.get(ROWS_VARIABLE) or 0)
-    stand_ins: set[int] = set()
+    stand_ins: dict[int, str] = {}
     if replaced:
         builder = _with_files(datasets.load.load_dataset_builder, replaced, stand_ins)
         datasets.load.load_dataset_builder = datasets.load_dataset_builder = builder
@@ -41,7 +41,7 @@ def install() -> None:
         setattr(datasets.DatasetBuilder, name, _with_longest_rows(original, words, stand_ins))
 
 
-def _with_files(original: Callable[..., Any], replaced: dict[str, str], stand_ins: set[int]) -> Callable[..., Any]:
+def _with_files(original: Callable[..., Any], replaced: dict[str, str], stand_ins: dict[int, str]) -> Callable[..., Any]:
     @functools.wraps(original)
     def load_dataset_builder(path: str, *args: Any, **kwargs: Any) -> Any:
         if path not in replaced:
@@ -49,33 +49,35 @@ def _with_files(original: Callable[..., Any], replaced: dict[str, str], stand_in
         file = Path(replaced[path])
         kept = {name: kwargs[name] for name in ("cache_dir", "download_mode") if name in kwargs}
         builder = original(BUILDERS[file.suffix], data_files=dict.fromkeys(_SPLITS, str(file)), **kept)
-        stand_ins.add(id(builder))
+        stand_ins[id(builder)] = path
         return builder
 
     return load_dataset_builder
 
 
-def _with_longest_rows(original: Callable[..., Any], words: int, stand_ins: set[int]) -> Callable[..., Any]:
+def _with_longest_rows(original: Callable[..., Any], words: int, stand_ins: dict[int, str]) -> Callable[..., Any]:
     @functools.wraps(original)
     def as_dataset(self: Any, split: Any = None, *args: Any, **kwargs: Any) -> Any:
         if id(self) in stand_ins and split is not None:
             # The file is the same for every split, and the hub's data set may have others than these three.
             split = _SPLIT_NAME.sub(lambda found: found[0] if found[0] in _SPLITS else "train", str(split))
         found = original(self, split, *args, **kwargs)
-        return _replaced(found, words, self) if words else found
+        if not words:
+            return found
+        name = stand_ins.get(id(self)) or self.repo_id or Path(self.dataset_name or "data").name
+        return _replaced(found, words, name)
 
     return as_dataset
 
 
-def _replaced(data: Any, words: int, builder: Any) -> Any:
+def _replaced(data: Any, words: int, name: str) -> Any:
     """Return a data set, or a dictionary of its splits, with rows of ``words`` words."""
     import datasets
 
     if isinstance(data, dict):
-        return type(data)({name: _replaced(part, words, builder) for name, part in data.items()})
+        return type(data)({split: _replaced(part, words, name) for split, part in data.items()})
     if isinstance(data, list):
-        return [_replaced(part, words, builder) for part in data]
-    name = builder.repo_id or Path(builder.dataset_name or "data").name
+        return [_replaced(part, words, name) for part in data]
     if not isinstance(data, datasets.Dataset):
         columns: dict[str, None] = {}
 
