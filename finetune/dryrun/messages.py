@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune.errors import Problem
-from pytest_vram.memory import Holder, HostRead, Phase, Timeline
+from pytest_vram.memory import Holder, HostRead, Note, Phase, Timeline
 
 Settings = dict[str, Any]
 """Settings of a run by name, as JSON can hold them: lists in place of tuples, text in place of paths."""
@@ -75,6 +75,8 @@ class Trial:
     """Whether the card is a dry GPU, on which allocations are real and no kernel runs."""
     host_reads: tuple[HostRead, ...] = ()
     """The reads of values that a dry GPU has not computed. Where it answered with a guess, the figures depend on it."""
+    notes: tuple[Note, ...] = ()
+    """The assumptions that the dry GPU made in the process of the trial, up to its end."""
     recording: Recording | None = None
     """Memory over time, if it was asked for."""
 

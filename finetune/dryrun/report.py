@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finetune.dryrun import assumptions
 from pytest_vram.commands.run_page import held_against_card
 from pytest_vram.memory import Device, Measurement, Peak, Report
 from pytest_vram.report import files
@@ -78,19 +79,10 @@ def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
     if whole.managed:
         lines.append(f"    {'paged optimizer state':<22}{gib(whole.managed)} in managed memory, beside the card's")
     lines.append("  by phase  " + ", ".join(f"{phase} {gib(size)}" for phase, size in whole.phases.items()))
-    lines += [f"  rests on  {note}" for note in _guesses(whole)]
+    lines += [f"  {line}" for line in assumptions.lines(whole)]
     kind = "dry GPU: PyTorch's own allocator, no kernel ran" if trial.dry else "measured on the GPU"
     lines.append(f"  {kind}; {trial.seconds:.1f} s")
     return "\n".join(lines)
-
-
-def _guesses(trial: Trial) -> list[str]:
-    """Return the assumptions made for values that decide the course of a run and that a dry GPU does not compute.
-
-    The choice of experts by a mixture's router is one such value.
-    """
-    notes = (read.note.partition("; ")[0] for read in trial.host_reads)
-    return list(dict.fromkeys(note for note in notes if " taken as " in note))
 
 
 def as_json(command: str, card: str | None, outcome: Outcome) -> str:
@@ -120,6 +112,8 @@ def as_json(command: str, card: str | None, outcome: Outcome) -> str:
         "categories": whole.categories,
         "phases": whole.phases,
         "out_of_memory": outcome.trial.message or None,
+        "notes": [dataclasses.asdict(note) for note in whole.notes],
+        "peak_device_spread": None if (bounds := assumptions.spread(whole)) is None else dataclasses.asdict(bounds),
         "host_reads": [dataclasses.asdict(read) for read in whole.host_reads],
         "seconds": whole.seconds,
     }
@@ -162,6 +156,7 @@ def _measurement(outcome: Outcome, device: Device) -> Measurement:
         timeline=recording.timeline if recording else None,
         ooms=int(not outcome.fits),
         host_reads=whole.host_reads,
+        notes=whole.notes,
     )
 
 

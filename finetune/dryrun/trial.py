@@ -10,6 +10,7 @@ import gc
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+from finetune.dryrun import assumptions
 from finetune.dryrun.messages import Trial
 from finetune.dryrun.recording import StepRecorder
 from pytest_vram import torch_private
@@ -167,6 +168,7 @@ class Bench:
             device=self.torch.cuda.get_device_name(),
             dry=driver.is_active(),
             host_reads=host_reads.collect() if driver.is_active() else (),
+            notes=assumptions.collect(),
             recording=None if self.recorder is None else self.recorder.read(),
         )
 

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 _PACKAGES = ("pytest", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "triton", "nvidia-ml-py")
 _TRIAL_CARD = "rtx-4080"
 _TRIAL = "import torch; torch.ones(1000, device='cuda'); print(torch.cuda.max_memory_allocated())"
+_OTHERS = """
+import torch
+if torch.version.hip and torch.cuda.is_available():
+    print(f"cuda: {torch.cuda.get_device_name()}, with ROCm {torch.version.hip}")
+elif torch.backends.mps.is_available():
+    print("mps: an Apple GPU, sampled after each operator")
+elif hasattr(torch, "accelerator") and torch.accelerator.is_available():
+    print(f"accelerator: {torch.accelerator.current_accelerator()}, by PyTorch's own counters")
+else:
+    raise SystemExit(1)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +132,19 @@ def _try_cuda(torch: str | None) -> Finding:
     if is_active():
         return Finding(subject=subject, works=False, text="this process has dry GPUs; ask in one that has none")
     if not real_gpu_present():
-        return Finding(subject=subject, works=False, text="this machine has no NVIDIA GPU")
+        return _try_others()
     works, text = _python("import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else exit(1))")
     return Finding(
         subject=subject, works=works, text=text if works else f"there is a GPU that torch cannot use: {text}"
     )
+
+
+def _try_others() -> Finding:
+    """Say which device, not NVIDIA's, torch sees on a machine that has none of those."""
+    works, text = _python(_OTHERS)
+    if works:
+        return Finding(subject=f"probe {text.partition(':')[0]}", works=True, text=text)
+    return Finding(subject="probe cuda", works=False, text="this machine has no GPU that torch can use")
 
 
 def _try_dry() -> Finding:

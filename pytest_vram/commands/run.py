@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_vram.commands import run_standins
 from pytest_vram.commands.run_page import as_report
 from pytest_vram.commands.run_processes import read
 from pytest_vram.commands.run_summary import RunReport, combine
@@ -30,6 +31,7 @@ from pytest_vram.drygpu.process.startup import inherited
 from pytest_vram.drygpu.process.variables import CUDNN_VARIABLE, RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.errors import DryGpuError, VramUsageError
 from pytest_vram.report import files
+from pytest_vram.standins.hub import forget_older_names
 from pytest_vram.units import gb_to_bytes
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--html", type=Path, metavar="OUT", help="write a page with memory over time and who held the peak"
     )
+    run_standins.add_arguments(parser)
     parser.add_argument(
         "command",
         nargs=argparse.REMAINDER,
@@ -90,6 +93,7 @@ def main(args: argparse.Namespace) -> int:
             snapshot=args.snapshot,
             over_time=args.html is not None,
             ask_cudnn=not args.no_cudnn,
+            stand_ins=run_standins.from_arguments(args),
         )
         if args.json is not None:
             args.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
@@ -112,6 +116,7 @@ def run(
     snapshot: Path | None = None,
     over_time: bool = False,
     ask_cudnn: bool = True,
+    stand_ins: run_standins.StandIns | None = None,
 ) -> RunReport:
     """Run ``command`` (a script, ``-m`` and a module, or a program, each with its arguments) on dry GPUs.
 
@@ -138,7 +143,13 @@ def run(
         variables[SNAPSHOT_VARIABLE] = str(snapshot.absolute())
     if over_time:
         variables[TIMELINE_VARIABLE] = "1"
-    with tempfile.TemporaryDirectory(prefix="pytest-vram-") as folder:
+    with (
+        run_standins.in_place(stand_ins or run_standins.StandIns(), command) as prepared,
+        tempfile.TemporaryDirectory(prefix="pytest-vram-") as folder,
+    ):
+        variables.update(prepared.variables)
+        if "HF_HUB_CACHE" in prepared.variables:
+            forget_older_names(variables)
         variables[RECORD_VARIABLE] = folder
         began = time.monotonic_ns()
         try:
@@ -149,6 +160,7 @@ def run(
             code = process.wait()
         seconds = (time.monotonic_ns() - began) / 1e9
         processes, records = read(Path(folder), began)
+        notes = prepared.notes_of(Path(folder))
     return combine(
         processes,
         records,
@@ -158,6 +170,7 @@ def run(
         code=code,
         seconds=seconds,
         conf=alloc_conf,
+        stand_ins=notes,
     )
 
 

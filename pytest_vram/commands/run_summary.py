@@ -10,13 +10,14 @@ from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_o
 from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
 from pytest_vram.memory.note import Note
-from pytest_vram.memory.spread import Spread, spread_of
 from pytest_vram.memory.work import Work
+from pytest_vram.report.likely import on_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_vram.drygpu.cards import Card
+    from pytest_vram.memory.spread import Spread
 
 Record = dict[str, Any]
 Outcome = Literal["fits", "does not fit", "unknown", "no GPU used"]
@@ -147,11 +148,7 @@ class RunReport:
 
         The assumptions do not change the context, so it is the same in both bounds.
         """
-        found = spread_of(device.peak_device_bytes - device.context_bytes, self.notes)
-        if found is None:
-            return None
-        context = device.context_bytes
-        return Spread(low=found.low + context, expected=found.expected + context, high=found.high + context)
+        return on_device(device.peak_device_bytes, device.context_bytes, self.notes)
 
     @property
     def likely(self) -> bool:
@@ -247,6 +244,7 @@ def combine(
     code: int,
     seconds: float,
     conf: str | None,
+    stand_ins: Sequence[Note] = (),
 ) -> RunReport:
     """Combine the processes of a run.
 
@@ -259,6 +257,7 @@ def combine(
         code: ``Popen.returncode`` of the program: negative for a signal.
         seconds: duration of the run.
         conf: settings of the allocator.
+        stand_ins: notes about what replaced the program's models and data.
     """
     by_card: dict[int, list[tuple[RunProcess, Record]]] = defaultdict(list)
     for process in processes:
@@ -266,7 +265,7 @@ def combine(
             by_card[device["index"]].append((process, device))
     reads: dict[tuple[str, str, bool, str], int] = defaultdict(int)
     missing: dict[str, None] = {}
-    notes: dict[Note, None] = {}
+    notes: dict[Note, None] = dict.fromkeys(stand_ins)
     for record in records:
         for read in record["host_reads"]:
             reads[(read["location"], read["operation"], read["answered"], read["note"])] += read["count"]

@@ -24,6 +24,10 @@ class Spread:
         """Whether a limit lies between the bounds, so that a verdict of it is only likely."""
         return self.low <= limit < self.high
 
+    def shifted(self, size: int) -> Spread:
+        """Return the bounds of a figure that contains ``size`` bytes more, of which nothing is assumed."""
+        return Spread(low=self.low + size, expected=self.expected + size, high=self.high + size)
+
 
 # By the name of a note: the least and the most that a card needed, divided by the dry figure, in the measured runs that
 # made this assumption (docs/explanation/accuracy.md), rounded outwards: first of reserved, then of allocated memory. A

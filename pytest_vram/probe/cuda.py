@@ -1,4 +1,7 @@
-"""The probe for PyTorch's caching allocator on CUDA devices. It treats real and dry GPUs alike."""
+"""The probe for PyTorch's caching allocator on CUDA devices. It treats real and dry GPUs alike.
+
+A build of torch for ROCm has the same allocator, under the same names, on AMD's GPUs.
+"""
 
 from __future__ import annotations
 
@@ -250,7 +253,14 @@ def _describe(index: int, kind: Kind) -> Device:
 
 
 def _beside_the_allocator(index: int, device: Device, reserved: int) -> int | None:
-    """Return the bytes that this process holds on the card outside of the allocator; None without NVML."""
+    """Return the bytes that this process holds on the card outside of the allocator; None without NVML.
+
+    On a build of torch for ROCm the card is AMD's, and NVML, if it is there, knows other cards only.
+    """
+    import torch
+
+    if torch.version.hip:
+        return None
     with contextlib.suppress(Exception):  # NVML is an optional dependency, and fails in containers in many ways
         from pytest_vram.probe.nvml import process_bytes
 

@@ -66,10 +66,13 @@ def _dry_choice(text: str, card: str) -> Choice:
 
 @lru_cache(maxsize=1)
 def torch_build() -> str | None:
-    """Return the build of the installed torch, ``"cuda"`` or ``"cpu"``, without importing it; None without torch."""
+    """Return the build of the installed torch without importing it: ``"cuda"``, ``"rocm"`` or ``"cpu"``.
+
+    It is None without torch. Builds for other devices, such as XPU, are ``"cpu"`` here.
+    """
     loaded = sys.modules.get("torch")
     if loaded is not None:
-        return "cuda" if loaded.version.cuda else "cpu"
+        return "cuda" if loaded.version.cuda else "rocm" if getattr(loaded.version, "hip", None) else "cpu"
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
         return None
@@ -77,7 +80,9 @@ def torch_build() -> str | None:
         text = (Path(spec.origin).parent / "version.py").read_text()
     except OSError:
         return "cpu"
-    return "cuda" if re.search(r"^cuda\b[^=\n]*= *['\"]", text, re.MULTILINE) else "cpu"
+    names = (("cuda", "cuda"), ("hip", "rocm"))
+    found = (build for name, build in names if re.search(rf"^{name}\b[^=\n]*= *['\"]", text, re.MULTILINE))
+    return next(found, "cpu")
 
 
 def can_run_dry() -> bool:
@@ -143,6 +148,10 @@ def choose(choice: Choice) -> Probe:
         raise ProbeUnavailable(
             "vram_gpu = dry, and the dry GPU is not beneath torch: look at `python -m pytest_vram doctor`"
         )
+    if torch.backends.mps.is_available():
+        from pytest_vram.probe.mps import MpsProbe
+
+        return MpsProbe()
     if hasattr(torch, "accelerator") and torch.accelerator.is_available():
         from pytest_vram.probe.accelerator import AcceleratorProbe
 

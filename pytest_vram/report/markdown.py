@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_vram.memory import note_lines
+from pytest_vram.report import likely
 from pytest_vram.report.host_memory import details, markdown_lines
 from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
 from pytest_vram.units import format_bytes
@@ -59,6 +60,9 @@ def _notes(table: list[Row]) -> list[str]:
     ]
     found = ["", "Notes on these figures:", "", *lines] if lines else []
     refused = [f"- {escape(row.nodeid)}: {refusals_text(row)}" for row in table if row.ooms]
+    bounds = [f"- {escape(nodeid)}: {words}" for nodeid, words in likely.lines(table)]
+    if bounds:
+        found += ["", f"{likely.TITLE.capitalize()}", "", *bounds[:_MOST_DETAILS]]
     return [*found, *(["", "The card was full:", "", *refused[:_MOST_DETAILS]] if refused else [])]
 
 

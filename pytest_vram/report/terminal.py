@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_vram.report import likely
 from pytest_vram.report.host_memory import terminal_lines
 from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
 from pytest_vram.units import format_bytes
@@ -41,6 +42,7 @@ def render(report: Report, *, width: int = 80, color: bool = False, verbosity: i
     lines += _refusals(table, top)
     lines += _host_reads(table, top)
     lines += _notes(table, top)
+    lines += _likely(table, top)
     return "\n".join(lines)
 
 
@@ -167,6 +169,14 @@ def _notes(table: list[Row], top: int) -> list[str]:
         more = f" and {len(names) - top} more" if len(names) > top else ""
         lines += [f"  {note.name}: {note.text}", f"    in {', '.join(names[:top])}{more}"]
     return lines
+
+
+def _likely(table: list[Row], top: int) -> list[str]:
+    """List the tests whose peaks rest on a guess, passed ones too, with the bounds of these peaks."""
+    found = [f"  {nodeid}: {words}" for nodeid, words in likely.lines(table)]
+    if not found:
+        return []
+    return [likely.TITLE, *found[:top]] + ([f"  and {len(found) - top} more tests"] if len(found) > top else [])
 
 
 def _size(size: int | None) -> str:

@@ -142,8 +142,23 @@ BUGS: dict[str, Planted] = {
             Bug("render", "total - outcome.needed", "outcome.needed - total"),
             Bug("_measurement", "int(not outcome.fits)", "0"),
             Bug("_kind", "'dry' if trial.dry else 'cuda'", "'cuda' if trial.dry else 'dry'"),
-            Bug("_guesses", "dict.fromkeys", "list"),
             Bug("as_report", "outcome.fits", "True"),
+        ],
+    ),
+    "finetune/dryrun/assumptions": (
+        ["tests/unit/finetune/dryrun/test_report.py"],
+        [
+            Bug("lines", "dict.fromkeys", "list"),
+            Bug("lines", "bounds.straddles(trial.total)", "not bounds.straddles(trial.total)"),
+            Bug("spread", "trial.context", "0"),
+        ],
+    ),
+    "pytest_vram/report/likely": (
+        ["tests/unit/pytest_vram/report/test_likely.py"],
+        [
+            Bug("spread", "row.metric == 'allocated'", "row.metric != 'allocated'"),
+            Bug("on_device", "found.shifted(context_bytes)", "found"),
+            Bug("verdict", "found.straddles(limit)", "not found.straddles(limit)"),
         ],
     ),
     "finetune/patches/bitsandbytes": (

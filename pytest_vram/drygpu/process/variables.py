@@ -17,3 +17,12 @@ EXIT_SUFFIX = ".exit"
 
 PROCESSES_VARIABLE = "PYTEST_VRAM_PROCESSES"
 """The folder into which each process below a measured test writes its figures; ``native/live.c`` reads it too."""
+
+ROWS_VARIABLE = "PYTEST_VRAM_ROWS"
+"""How many words the longest rows have that replace the program's data sets. If it is not set, none is replaced."""
+
+DATA_VARIABLE = "PYTEST_VRAM_DATA"
+"""JSON: the files that replace data sets of the hub, by the data set's name."""
+
+ROWS_FILE = "rows.txt"
+"""The file, in the folder of the records, that names each data set whose rows were replaced, one a line."""

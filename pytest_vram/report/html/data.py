@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pytest_vram.report.changes import between
 from pytest_vram.report.host_memory import details, summary
 from pytest_vram.report.html.segments import layout_data
+from pytest_vram.report.likely import spread, words
 from pytest_vram.report.rows import rows, work_text, worst
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
         "notes": [[strings.number(note.name), strings.number(note.text)] for note in row.notes],
         "example": row.worst_example,
         "work": work_text(row.work),
+        "likely": "" if (bounds := spread(row)) is None else words(bounds),
         "host": _host(row.host, detail),
         "reads": [
             [strings.number(r.location), strings.number(r.operation), r.count, r.answered, r.note]

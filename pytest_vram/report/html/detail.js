@@ -45,6 +45,7 @@ function headline(test) {
   else if (test.verdict === "within") words.push(`, ${bytes(spare)} below ${limit}`);
   else if (test.verdict === "unmeasured") words.push(`, not held against its budget: ${test.reason}`);
   else words.push(", without a budget");
+  if (test.likely) words.push(`, likely ${test.likely}`);
   if (test.where && test.origin !== "card") words.push(" ", node("code", {}, test.where));
   if (test.outcome !== "passed") words.push(`; the test ${test.outcome === "failed" ? "failed" : `was ${test.outcome}`}`);
   return node("p", { class: "headline" }, ...words);

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_vram.report.html.segments import segment_rows
+from pytest_vram.report.likely import spread
 from pytest_vram.report.rows import refusals_text, uneven_text
 from pytest_vram.units import format_bytes
 
@@ -39,6 +40,7 @@ def sides(report: Report, before: Report | None, table: list[Row]) -> list[str]:
         _bill(table),
         _processes(report),
         _noted(table),
+        _likely(table),
         _reads(table),
     ]
     return [part for part in [*parts, _without_script(report, table)] if part]
@@ -69,6 +71,19 @@ def _noted(table: list[Row]) -> str:
     body = [[note.name, note.text, f"{count:,}"] for note, count in tests.items()]
     body += [["the card was full", f"{row.nodeid}: {refusals_text(row)}", "1"] for row in table if row.ooms]
     return _side("What the figures rest on", [("name", ""), ("", "l"), ("tests", "n")], body, opened=True)
+
+
+def _likely(table: list[Row]) -> str:
+    """Render the peaks that rest on a guess, with their bounds."""
+    body = []
+    for row in table:
+        if (found := spread(row)) is not None:
+            straddles = row.budget_bytes is not None and found.straddles(row.budget_bytes)
+            sizes = (found.low, found.expected, found.high)
+            body.append([row.nodeid, *(format_bytes(size) for size in sizes), "only likely" if straddles else ""])
+    heads = [("test", "l"), ("low", "n"), ("expected", "n"), ("high", "n"), ("verdict", "")]
+    note = "Bounds are as far off as measured runs with the same assumptions were."
+    return _side("Peaks that rest on a guess", heads, body, opened=True, note=note)
 
 
 def _side(title: str, heads: list[tuple[str, str]], body: list[Cells], *, opened: bool = False, note: str = "") -> str:

@@ -25,6 +25,14 @@ def _torch_is_there() -> None:
     torch_is_there()
 
 
+def _datasets_is_there() -> None:
+    try:
+        from pytest_vram.standins.data_sets import install
+    except ImportError:
+        return
+    install()
+
+
 def _watch() -> None:
     """Load torch_import.py by its path. pytest warns if a plugin's package is imported before it rewrites asserts."""
     import importlib.util
@@ -35,6 +43,8 @@ def _watch() -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.after_torch(_torch_is_there)
+        if os.environ.get("PYTEST_VRAM_ROWS") or os.environ.get("PYTEST_VRAM_DATA"):
+            module.after_import("datasets", _datasets_is_there)
 
 
 _run_the_other_one()

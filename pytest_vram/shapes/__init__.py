@@ -11,12 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from finetune.errors import ConfigError, Problem
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,35 +94,7 @@ def find_shape(name: str) -> Shape | None:
     return found
 
 
-def load_shape(name: str) -> PretrainedConfig:
-    """Return the transformers configuration of the shape that :func:`find_shape` finds.
-
-    Raises:
-        ConfigError: there is no shape of that name; the message lists shapes with a similar name.
-    """
-    shape = find_shape(name)
-    if shape is None:
-        raise _unknown(name)
-    from transformers import AutoConfig
-
-    fields = shape.fields()
-    config: PretrainedConfig = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return config
-
-
 def near_shapes(name: str, *, cutoff: float = 0.5) -> list[str]:
     """Return the names of shapes that a misspelt ``name`` may mean, nearest first. ``cutoff`` is that of difflib."""
     near = difflib.get_close_matches(name.strip().lower().rpartition("/")[2], _NAMES, n=3, cutoff=cutoff)
     return list(dict.fromkeys(_NAMES[other].name for other in near))
-
-
-def _unknown(name: str) -> ConfigError:
-    meant = near_shapes(name)
-    return ConfigError(
-        Problem(
-            field="model",
-            value=name,
-            why="is no shape that comes with finetune" + (f"; did you mean {' or '.join(meant)}?" if meant else ""),
-            remedy=f"use one of {', '.join(SHAPES)}, or a folder with a config.json",
-        )
-    )

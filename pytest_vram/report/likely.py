@@ -1,0 +1,56 @@
+"""Tell how far off a peak may be that rests on a guess: the bounds that measured runs give, in every report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_vram.memory import spread_of
+from pytest_vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_vram.memory import Note, Spread
+    from pytest_vram.report.rows import Row
+
+TITLE = "peaks that rest on a guess, and how far off measured runs with the same assumptions were:"
+
+
+def spread(row: Row) -> Spread | None:
+    """Return the bounds of a test's peak; None if it was not measured, or no measured run tells how far off it is."""
+    if row.peak_bytes is None:
+        return None
+    return spread_of(row.peak_bytes, row.notes, allocated=row.metric == "allocated")
+
+
+def on_device(device_bytes: int, context_bytes: int, notes: Iterable[Note]) -> Spread | None:
+    """Return the bounds of all that a card holds. The assumptions do not change the context.
+
+    Args:
+        device_bytes: the peak on the device, context included.
+        context_bytes: the context's part of it.
+        notes: the assumptions behind the peak.
+    """
+    found = spread_of(device_bytes - context_bytes, notes)
+    return None if found is None else found.shifted(context_bytes)
+
+
+def words(found: Spread) -> str:
+    """Return a text such as ``between 4.00 and 4.24 GiB``."""
+    return f"between {format_bytes(found.low)} and {format_bytes(found.high)}"
+
+
+def verdict(found: Spread, limit: int) -> str:
+    """Return ``, so that the verdict is only likely`` if the limit lies between the bounds."""
+    return ", so that the verdict is only likely" if found.straddles(limit) else ""
+
+
+def lines(table: Iterable[Row]) -> list[tuple[str, str]]:
+    """Return each test whose peak has bounds, with its peak, the bounds and what they mean for its budget."""
+    found = []
+    for row in table:
+        bounds = spread(row)
+        if bounds is not None:
+            so = "" if row.budget_bytes is None else verdict(bounds, row.budget_bytes)
+            found.append((row.nodeid, f"{format_bytes(bounds.expected)}, likely {words(bounds)}{so}"))
+    return found

@@ -1,0 +1,72 @@
+"""The bounds of a peak that rests on a guess, as each report shows them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pytest_vram.memory import Budget, Device, Environment, Measurement, Note, Peak, Report, Spread, TestRecord, Within
+from pytest_vram.report import html, likely, markdown, terminal
+from pytest_vram.report.html.data import page_data
+from pytest_vram.report.rows import row
+from pytest_vram.units import GIB, MIB
+
+CARD = Device(kind="dry", index=0, name="a card")
+FP32 = Note(name="cuDNN weight gradients in fp32", text="a guess", source="driver")
+EXACT = Note(name="NCCL", text="buffers are taken as documented", source="driver")
+
+
+def record(note: Note, *, metric: str = "reserved", limit: int = 8 * GIB) -> TestRecord:
+    peak = Peak(allocated_bytes=3 * GIB, reserved_bytes=4 * GIB, device_bytes=5 * GIB)
+    size = {"allocated": 3, "reserved": 4, "device": 5}[metric] * GIB
+    return TestRecord(
+        nodeid="test_conv.py::test_step",
+        outcome="passed",
+        budget=Budget(limit_bytes=limit, metric=metric),  # type: ignore[arg-type]  # one of three names
+        measurements=(Measurement(device=CARD, peak=peak, notes=(note,)),),
+        verdict=Within(headroom_bytes=limit - size),
+    )
+
+
+def report(*tests: TestRecord) -> Report:
+    return Report(environment=Environment(python="3.11", pytest_vram="0.1.0", devices=(CARD,)), tests=tests)
+
+
+def test_the_bounds_are_those_of_the_metric() -> None:
+    reserved = likely.spread(row(record(FP32)))
+    allocated = likely.spread(row(record(FP32, metric="allocated")))
+    assert reserved is not None
+    assert allocated is not None
+    assert reserved.high / reserved.expected == pytest.approx(1.06)
+    assert allocated.high / allocated.expected == pytest.approx(1.003)
+    assert likely.spread(row(record(EXACT))) is None
+
+
+def test_the_context_is_in_both_bounds_and_not_widened() -> None:
+    found = likely.on_device(1500, 500, [FP32])
+    assert found == Spread(low=1500, expected=1500, high=1560)
+
+
+def test_a_passing_test_shows_them_in_every_report() -> None:
+    whole = report(record(FP32))
+    words = "between 4.00 GiB and 4.24 GiB"
+    assert words in terminal.render(whole)
+    assert words in markdown.render(whole)
+    assert words in json.dumps(page_data(whole))
+    page = html.render(whole)
+    assert "Peaks that rest on a guess" in page
+    assert "4.24 GiB</td>" in page
+
+
+def test_a_figure_that_rests_on_no_guess_has_none() -> None:
+    whole = report(record(EXACT))
+    for text in (terminal.render(whole), markdown.render(whole), html.render(whole), json.dumps(page_data(whole))):
+        assert "likely between" not in text
+        assert "eaks that rest on a guess" not in text
+
+
+def test_a_budget_between_the_bounds_makes_the_verdict_only_likely() -> None:
+    assert "only likely" in terminal.render(report(record(FP32, limit=4 * GIB + 100 * MIB)))
+    assert "only likely" not in terminal.render(report(record(FP32)))
+    assert "<td class=\"\">only likely</td>" in html.render(report(record(FP32, limit=4 * GIB + 100 * MIB)))
