@@ -22,6 +22,7 @@ LAYERS = {
     "pytest_vram.errors": 0,
     "pytest_vram.torch_private": 1,
     "pytest_vram.code_owner": 1,
+    "pytest_vram.process_memory": 1,
     "pytest_vram.memory": 1,
     "pytest_vram.probe": 2,
     "pytest_vram.drygpu": 2,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 from pathlib import Path
+
+from pytest_vram.process_memory import read_fields
 
 _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -41,18 +42,8 @@ def limit_bytes() -> int:
     return min(limit for limit in limits if 0 < limit < _UNLIMITED)
 
 
-def give_back_freed() -> None:
-    """Make glibc return freed memory to the system. With another C library this does nothing.
-
-    Loading a model leaves hundreds of MiB of freed memory with glibc, in pieces too small for the blocks of training.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def _status_bytes(name: str) -> int:
-    try:
-        text = _STATUS.read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(f"{name}:")), 0)
+    """Return a field of this process's status in bytes; 0 if the kernel does not say."""
+    with contextlib.suppress(OSError):
+        return read_fields(_STATUS, (name,)).get(name, 0)
+    return 0

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from finetune.config.settings import EMBEDDED_MODEL, QUANTIZED
-from finetune.disk.host_memory import give_back_freed
 from finetune.errors import ConfigError, MissingModelError, ModelError, Problem
 from finetune.model import adapters, parts
 from finetune.model.embeddings import new_token_rows, resize_embeddings
@@ -19,6 +18,7 @@ from finetune.model.gguf import converted, embedded_file
 from finetune.model.installed import require_bitsandbytes
 from finetune.model.settle import stored_precision
 from finetune.model.targets import choose
+from pytest_vram.process_memory import give_back_freed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,6 @@ shares its other pages with this one.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import gc
 import os
@@ -21,7 +20,8 @@ from typing import Any
 
 from pytest_vram.memory import HostPeak
 from pytest_vram.probe.nvml import descendants
-from pytest_vram.units import KIB, MIB
+from pytest_vram.process_memory import give_back_freed, read_fields
+from pytest_vram.units import MIB
 
 _EVERY, _AT_LEAST_EVERY = 0.02, 0.1  # the least and most seconds between two samples: more if a sample takes long
 _SHARE = 0.1  # the share of the time that samples may take, as long as they come often enough
@@ -43,7 +43,7 @@ class HostMeter:
         if self.missing:
             return
         gc.collect()
-        _give_back_freed_memory()
+        give_back_freed()
         self._before = descendants()
         earlier = self._status("self")
         self._reset = self._reset_maximum()
@@ -118,12 +118,12 @@ class HostMeter:
         )
 
     def _status(self, pid: int | str) -> dict[str, int]:
-        return _fields(self._proc / str(pid) / "status", _FIELDS)
+        return read_fields(self._proc / str(pid) / "status", _FIELDS)
 
     def _private(self, pid: int) -> int:
         """Return the bytes that a process shares with nobody; 0 if it has ended."""
         with contextlib.suppress(OSError):
-            found = _fields(self._proc / str(pid) / "smaps_rollup", ("Private_Clean", "Private_Dirty"))
+            found = read_fields(self._proc / str(pid) / "smaps_rollup", ("Private_Clean", "Private_Dirty"))
             return sum(found.values())
         with contextlib.suppress(OSError):  # another user's process, or a kernel without the file
             return self._status(pid)["RssAnon"]
@@ -162,7 +162,7 @@ def _why_not(proc: Path) -> str:
     if not sys.platform.startswith("linux"):
         return f"host memory is read from /proc, which Linux has, and this is {sys.platform}"
     try:
-        found = _fields(proc / "self" / "status", _FIELDS)
+        found = read_fields(proc / "self" / "status", _FIELDS)
     except OSError as error:
         return f"host memory is read from {proc}, which cannot be read here: {error.strerror}"
     absent = [name for name in _FIELDS if name not in found]
@@ -171,26 +171,6 @@ def _why_not(proc: Path) -> str:
     if not list((proc / "self" / "task").glob("*/children")):
         return f"this kernel does not list the processes below one ({proc}/self/task/*/children)"
     return ""
-
-
-def _fields(path: Path, names: tuple[str, ...]) -> dict[str, int]:
-    """Return fields of a file with lines such as ``VmRSS:   123 kB``, in bytes.
-
-    Raises:
-        OSError: if the file cannot be read, as when the process has ended.
-    """
-    found = {}
-    for line in path.read_text(errors="replace").splitlines():
-        name, _, rest = line.partition(":")
-        if name in names:
-            found[name] = int(rest.split()[0]) * KIB
-    return found
-
-
-def _give_back_freed_memory() -> None:
-    """Let glibc return the memory that earlier tests have freed; otherwise it would hide as much of this test's."""
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _pinned_functions() -> Any:

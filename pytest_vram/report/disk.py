@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Report
 from pytest_vram.memory.codec import decode
 from pytest_vram.memory.report import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 
 
 def load(path: str | os.PathLike[str]) -> Report:
@@ -19,22 +25,54 @@ def load(path: str | os.PathLike[str]) -> Report:
         VramUsageError: if the file does not exist, is not a report, or has another schema version.
     """
     source = Path(path)
+    what = f"report {source}"
+    data = parsed(source, what, json.loads)
+    return decoded(Report, data, what, key="schema_version", version=SCHEMA_VERSION, option="--vram-output")
+
+
+def parsed(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
+    """Return what ``parse`` makes of a file's text.
+
+    Args:
+        path: the file.
+        what: what the file is, for the message, such as ``report build/vram.json``.
+        parse: raises ValueError for text that it cannot read.
+
+    Raises:
+        VramUsageError: if the file is not there or cannot be read.
+    """
     try:
-        data = json.loads(source.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise VramUsageError(f"report {source} is not there") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VramUsageError(f"report {source} cannot be read: {error}") from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+        raise VramUsageError(f"{what} is not there") from error
+    except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
+        raise VramUsageError(f"{what} cannot be read: {error}. Delete the file if it is broken") from error
+
+
+def decoded(cls: type[T], data: Any, what: str, *, key: str, version: int, option: str) -> T:
+    """Return plain JSON values as an object of ``cls``.
+
+    Args:
+        cls: a dataclass.
+        data: the values, with the version of their format under ``key``.
+        what: what the values are, for the message.
+        key: the name of the version.
+        version: the version that is read.
+        option: the option of pytest that writes such files, for the message.
+
+    Raises:
+        VramUsageError: if the values have another version, or do not fit ``cls``.
+    """
+    found = data.get(key) if isinstance(data, dict) else None
+    if found != version:
         raise VramUsageError(
-            f"report {source} has schema version {version!r}, and this pytest-vram reads {SCHEMA_VERSION}: is it a"
-            " file that --vram-output wrote, by this version?"
+            f"{what} is of version {found!r}, and this pytest-vram reads {version}: is it a file that {option} wrote,"
+            " by this version?"
         )
     try:
-        return decode(Report, data)
+        return decode(cls, data)
     except VramUsageError as error:
-        raise VramUsageError(f"report {source}: {error}") from error
+        raise VramUsageError(f"{what}: {error}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -142,7 +142,7 @@ def checkout(revision: str, folder: Path) -> Iterator[Path]:
     Raises:
         GitError: if there is no such revision, or it cannot be checked out.
     """
-    commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", folder=folder)
+    commit = commit_of(revision, folder)
     with tempfile.TemporaryDirectory(prefix="pytest-vram-") as parent:
         tree = Path(parent, "tree")
         try:

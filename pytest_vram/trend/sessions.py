@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vram import baseline
 from pytest_vram.errors import VramUsageError
-from pytest_vram.memory.codec import decode, encode
+from pytest_vram.memory.codec import encode
 from pytest_vram.report import disk
 from pytest_vram.report.rows import rows
 
@@ -146,21 +146,18 @@ def read(folder: Path) -> list[Session]:
 
 
 def _read(path: Path) -> Session:
-    try:
-        # A subject may hold separators such as U+2028, at which splitlines() would end a line too.
-        top, *entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, ValueError) as error:  # bad JSON, bad UTF-8, and a file without a line
-        raise VramUsageError(f"history {path} cannot be read: {error}. Delete the file if it is broken") from error
-    version = top.get("vram_history") if isinstance(top, dict) else None
-    if version != VERSION:
-        raise VramUsageError(
-            f"history {path} is of version {version!r}, and this pytest-vram reads {VERSION}: is it a file that"
-            " --vram-history wrote, by this version?"
-        )
-    try:
-        return decode(Session, {**top, "entries": entries})
-    except VramUsageError as error:
-        raise VramUsageError(f"history {path}: {error}") from error
+    what = f"history {path}"
+    top, *entries = disk.parsed(path, what, _json_lines)
+    data = {**top, "entries": entries} if isinstance(top, dict) else top
+    return disk.decoded(Session, data, what, key="vram_history", version=VERSION, option="--vram-history")
+
+
+def _json_lines(text: str) -> list[Any]:
+    # A subject may hold separators such as U+2028, at which splitlines() would end a line too.
+    lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise ValueError("it has no line")
+    return lines
 
 
 def _entries(test: TestRecord, row: Row) -> list[Entry]:

@@ -1,4 +1,7 @@
-"""The bugs that ``mutation.py`` plants: five or more in each module of finetune that has room for them."""
+"""The bugs that ``mutation.py`` plants: five or more in each module of finetune that has room for them.
+
+A module of pytest_vram on which finetune rests may have some too.
+"""
 
 from __future__ import annotations
 

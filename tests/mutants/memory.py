@@ -55,7 +55,7 @@ BUGS: dict[str, Planted] = {
                 "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024",
                 "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
             ),
-            Bug("_status_bytes", "int(line.split()[1]) * 1024", "int(line.split()[1]) * 1000"),
+            Bug("resident_bytes", "'VmRSS'", "'VmHWM'"),
             Bug(
                 "limit_bytes",
                 "min((limit for limit in limits if 0 < limit < _UNLIMITED))",
@@ -64,7 +64,18 @@ BUGS: dict[str, Planted] = {
             Bug("peak_resident_bytes", "'VmHWM'", "'VmRSS'"),
             Bug("limit_bytes", "('memory.max', 'memory/memory.limit_in_bytes')", "('memory/memory.limit_in_bytes',)"),
             Bug("limit_bytes", "limits.append(address_space)", "pass"),
-            Bug("give_back_freed", "ctypes.CDLL('libc.so.6').malloc_trim(0)", "ctypes.CDLL('libc.so.6').malloc_trim"),
+        ],
+    ),
+    "pytest_vram/process_memory": (
+        [
+            "tests/unit/pytest_vram/test_process_memory.py",
+            "tests/unit/finetune/disk/test_host_memory.py",
+        ],
+        [
+            Bug("read_fields", "int(rest.split()[0]) * KIB", "int(rest.split()[0]) * 1000"),
+            Bug("read_fields", "errors='replace'", "errors='strict'"),
+            Bug("read_fields", "name in names", "name.startswith(names)"),
+            Bug("give_back_freed", "ctypes.CDLL(None).malloc_trim(0)", "ctypes.CDLL(None).malloc_trim"),
         ],
     ),
     "finetune/training/oom": (

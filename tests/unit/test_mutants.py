@@ -25,9 +25,13 @@ MODULES = {
 
 
 def test_every_module_has_its_share() -> None:
-    """Five bugs, or one for each three statements of a module that has fewer than fifteen of them in its functions."""
+    """Five bugs, or one for each three statements of a module that has fewer than fifteen of them in its functions.
+
+    Modules of pytest_vram may have bugs too, and need none.
+    """
     assert MODULES - set(MUTANTS) == set(), "plant bugs in these, in tests/mutants"
-    assert set(MUTANTS) - MODULES == set(), "these modules are gone: take their bugs out of tests/mutants"
+    gone = {module for module in MUTANTS if not (ROOT / f"{module}.py").is_file()}
+    assert gone == set(), "these modules are gone: take their bugs out of tests/mutants"
     short = {module for module, (_, bugs) in MUTANTS.items() if len(set(bugs)) < min(5, _statements(module) // 3)}
     assert short == set(), "plant more bugs in these"
 

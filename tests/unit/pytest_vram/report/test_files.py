@@ -83,8 +83,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     ("text", "complaint"),
     [
         ("{", "cannot be read"),
-        ("[]", "schema version None"),
-        ('{"schema_version": 99, "environment": {}, "tests": []}', "schema version 99, and this pytest-vram reads 1"),
+        ("[]", "is of version None"),
+        ('{"schema_version": 99, "environment": {}, "tests": []}', "is of version 99, and this pytest-vram reads 1"),
         ('{"schema_version": 1, "tests": []}', "Report has no 'environment'"),
         (
             '{"schema_version": 1, "environment": {"python": 3, "pytest_vram": ""}, "tests": []}',

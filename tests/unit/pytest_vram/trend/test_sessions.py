@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Device, Environment, HostPeak, Measurement, Peak, Report, TestRecord
 from pytest_vram.trend import sessions
 from pytest_vram.trend.repository import Head
@@ -40,3 +41,17 @@ def test_a_test_that_broke_its_budget_of_host_memory_went_as_far_as_its_peak() -
 
     assert complete(3 * GIB) is True
     assert complete(GIB // 2) is complete(None) is False, "it failed for another reason, perhaps before its peak"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "cannot be read: it has no line"),
+        ("[]\n", "is of version None"),
+        ('{"vram_history": 1}\n', "Session has no"),
+    ],
+)
+def test_a_broken_file_is_refused_by_its_name(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "broken.jsonl").write_text(text)
+    with pytest.raises(VramUsageError, match=rf"broken\.jsonl.*{complaint}"):
+        sessions.read(tmp_path)
