@@ -165,9 +165,9 @@ def page(found: dict[str, Any]) -> str:
             "# Engines for many ranks",
             "",
             "Every way of training on several cards that is tried, with a tiny model and a few steps, on dry A100s. A "
-            "cell is what torch allocates at most on each rank, in MiB, smallest to largest where ranks differ, and the "
-            "seconds of the job on two cores that were busy with other work. They say what a dry run costs, and nothing "
-            "about a card. Ranks that a launcher starts import everything anew.",
+            "cell is what torch allocates at most on each rank, in MiB (smallest to largest where ranks differ), and "
+            "the seconds of the job, on two cores that were busy with other work. They say what a dry run costs, and "
+            "nothing about a card. Ranks that a launcher starts import everything anew.",
             "",
             f"`python tests/engines.py` makes this page; here with {shown}.",
             "",
