@@ -78,7 +78,7 @@ def empty_checkpoint(
     else:
         _write_index(folder, shards)
     model.config.architectures = [type(model).__name__]
-    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    setattr(model.config, _type_field(), str(model.dtype).removeprefix("torch."))
     model.config.save_pretrained(folder)
     return folder
 
@@ -108,15 +108,23 @@ def _model_without_memory(config: PretrainedConfig, dtype: torch.dtype | str | N
     import torch
     import transformers
 
-    chosen = dtype if dtype is not None else getattr(config, "dtype", None) or torch.float32
+    chosen = dtype if dtype is not None else getattr(config, _type_field(), None) or torch.float32
     resolved = getattr(torch, chosen.removeprefix("torch.")) if isinstance(chosen, str) else chosen
     named = [getattr(transformers, name, None) for name in getattr(config, "architectures", None) or ()]
     with torch.device("meta"):
         for model_class in named:
             if model_class is not None:
-                return model_class._from_config(config, dtype=resolved)
+                return model_class._from_config(config, **{_type_field(): resolved})
         automatic: Any = transformers.AutoModelForCausalLM
-        return automatic.from_config(config, dtype=resolved)
+        return automatic.from_config(config, **{_type_field(): resolved})
+
+
+def _type_field() -> str:
+    """Return what transformers calls the type of the weights; before 4.56 that was ``torch_dtype``."""
+    import transformers
+
+    major, minor = transformers.__version__.split(".")[:2]
+    return "dtype" if (int(major), int(minor)) >= (4, 56) else "torch_dtype"
 
 
 def _saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

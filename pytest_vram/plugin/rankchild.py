@@ -65,10 +65,11 @@ class RankChild:
             if report.skipped and isinstance(report.longrepr, tuple):
                 text = report.longrepr[2].removeprefix("Skipped: ")
             sections = "".join(f"\n--- {title} ---\n{content.rstrip()}" for title, content in report.sections)
+            text += sections if report.failed else ""
             self._result = {
                 "outcome": report.outcome,
                 "when": report.when,
-                "text": text + (sections if report.failed else ""),
+                "text": text.encode(errors="backslashreplace").decode(),  # xdist cannot send lone surrogates
                 "time": time.monotonic(),
             }
             if report.failed:

@@ -54,6 +54,21 @@ class Ranks:
     backend: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ends:
+    """How the ranks ended.
+
+    Attributes:
+        late: the ranks that did not end in time.
+        stopped: the ranks that were terminated because another one had failed.
+        ran_until: by rank, the last moment at which it was seen running, on the monotonic clock.
+    """
+
+    late: list[int]
+    stopped: list[int]
+    ran_until: dict[int, float]
+
+
 def wanted(item: pytest.Item) -> Ranks | None:
     """Return what the test's marker asks for, or None if the test has no marker or this process is a rank itself.
 
@@ -107,12 +122,12 @@ def run(item: pytest.Function, ranks: Ranks, figures: Path | None) -> None:
         started: list[subprocess.Popen[bytes]] = []
         try:
             _start(started, item, ranks, folder, figures)
-            late = _wait(started, folder, ranks.timeout)
+            ends = _wait(started, folder, ranks.timeout)
         finally:  # Ctrl-C does not reach the ranks, which have sessions of their own
             for process in started:
                 if process.poll() is None:
                     _end(process)
-        _judge(started, folder, ranks, late)
+        _judge(started, folder, ranks, ends)
 
 
 def _start(
@@ -197,29 +212,32 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _wait(started: list[subprocess.Popen[bytes]], folder: Path, timeout: float) -> list[int]:
+def _wait(started: list[subprocess.Popen[bytes]], folder: Path, timeout: float) -> _Ends:
     """Wait until all ranks have ended, until the time is up, or until ``_GRACE`` seconds after one has failed.
 
     Ranks that still run then are terminated.
-
-    Returns:
-        The ranks that did not end in time; empty if another rank had failed.
     """
     deadline, failed = time.monotonic() + timeout, False
-    while running := [rank for rank, process in enumerate(started) if process.poll() is None]:
+    ran_until: dict[int, float] = {}
+    while True:
+        now = time.monotonic()
+        running = [rank for rank, process in enumerate(started) if process.poll() is None]
+        if not running:
+            return _Ends(late=[], stopped=[], ran_until=ran_until)
+        ran_until |= dict.fromkeys(running, now)
         if not failed and any(_failed(folder, rank, process) for rank, process in enumerate(started)):
             failed, deadline = True, min(deadline, time.monotonic() + _GRACE)
-        if time.monotonic() > deadline:
+        if now > deadline:
             for rank in running:
                 _end(started[rank])
-            return [] if failed else running
+            return _Ends(late=[] if failed else running, stopped=running if failed else [], ran_until=ran_until)
         time.sleep(0.02)
-    return []
 
 
 def _failed(folder: Path, rank: int, process: subprocess.Popen[bytes]) -> bool:
+    ended = process.poll() is not None  # asked first, because a rank leaves its result before it ends
     result = _result(folder, rank)
-    return result["outcome"] == "failed" if result else process.poll() not in (None, 0)
+    return result["outcome"] == "failed" if result else ended
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -239,20 +257,24 @@ def _result(folder: Path, rank: int) -> dict[str, Any] | None:
     return found
 
 
-def _judge(started: list[subprocess.Popen[bytes]], folder: Path, ranks: Ranks, late: list[int]) -> None:
+def _judge(started: list[subprocess.Popen[bytes]], folder: Path, ranks: Ranks, ends: _Ends) -> None:
     __tracebackhide__ = True
     results = {rank: _result(folder, rank) for rank in range(ranks.count)}
-    states = {
-        rank: "did not end in time" if rank in late else _state(results[rank], started[rank].returncode)
-        for rank in results
-    }
+    states = {rank: _state(result, started[rank].returncode) for rank, result in results.items()}
+    states |= dict.fromkeys(ends.late, "did not end in time")
+    states |= {rank: "was ended because of it" for rank in ends.stopped if results[rank] is None}
     failed = [rank for rank, result in results.items() if result and result["outcome"] == "failed"]
-    broken = [rank for rank, result in results.items() if result is None]
+    broken = [rank for rank, result in results.items() if result is None and rank not in ends.stopped]
     if failed or broken:
-        first = min(failed, key=lambda rank: (results[rank] or {})["time"]) if failed else broken[0]
+        # A rank that died is told before those that failed because it was gone. A late one ran until the end.
+        times = {rank: ends.ran_until.get(rank, 0.0) for rank in broken}
+        times |= {rank: result["time"] for rank, result in results.items() if result and rank in failed}
+        first = min(times, key=lambda rank: times[rank])
+        what = f"{states[first]} before its test did"
+        what = f"did not end within {ranks.timeout:g} s" if first in ends.late else what
+        what = "failed first" if first in failed else what
         text = (results[first] or {}).get("text") or _tail(folder, first)
         others = "\n".join(f"  rank {rank} {state}" for rank, state in states.items() if rank != first)
-        what = "failed first" if not late or failed else f"did not end within {ranks.timeout:g} s"
         where = (results[first] or {}).get("when", "")
         raise judged(
             VramRankFailed(

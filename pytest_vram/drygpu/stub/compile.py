@@ -75,6 +75,8 @@ class _Compiler:
         doors = [self.link(name, name, [empty, without_names]) for name in names]
         complete = self.link("complete.so", core, [*objects, *doors])
         os.replace(complete, self.work / core)
+        # Triton before 3.3 (torch 2.6) links its launcher with -lcuda, for which linkers look under this name.
+        (self.work / "libcuda.so").symlink_to("libcuda.so.1")
         for path in (*objects, empty, fallbacks, real):
             path.unlink()
 

@@ -6,6 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+import transformers
 
 from pytest_vram.drygpu import empty_checkpoint
 from pytest_vram.errors import VramUsageError
@@ -88,6 +90,20 @@ def test_experts_are_written_one_by_one_as_the_hub_has_them(tmp_path: Path) -> N
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         names = set(file.keys())
     assert "model.layers.1.block_sparse_moe.experts.3.w2.weight" in names
+
+
+def test_the_type_has_its_older_name_in_older_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make = transformers.AutoModelForCausalLM.from_config
+    asked = []
+
+    def from_config(config: Any, *, torch_dtype: torch.dtype) -> Any:
+        asked.append(torch_dtype)
+        return make(config, dtype=torch_dtype)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", from_config)
+    monkeypatch.setattr(transformers, "__version__", "4.55.4")
+    empty_checkpoint({"model_type": "llama", **SHAPE}, tmp_path, dtype="bfloat16")
+    assert asked == [torch.bfloat16]
 
 
 def test_a_checkpoint_takes_the_place_of_the_one_before(tmp_path: Path) -> None:

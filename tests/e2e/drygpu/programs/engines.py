@@ -2,7 +2,7 @@
 
     engines.py COUNT NAME...
 
-Prints, by name, what each rank returned.
+Prints, by name, what each rank returned, with the seconds of the job.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,13 @@ def elements(model: nn.Module) -> int:
     return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in model.parameters())
 
 
-def ddp(rank: int, count: int) -> dict[str, Any]:
-    model = nn.parallel.DistributedDataParallel(layers().cuda(), device_ids=[rank])
+def ddp(rank: int, count: int, **options: Any) -> dict[str, Any]:
+    model = nn.parallel.DistributedDataParallel(layers().cuda(), device_ids=[rank], **options)
     return train(model, torch.optim.AdamW(model.parameters()))
+
+
+def ddp_views(rank: int, count: int) -> dict[str, Any]:
+    return ddp(rank, count, gradient_as_bucket_view=True)
 
 
 def zero1(rank: int, count: int) -> dict[str, Any]:
@@ -71,17 +76,23 @@ def fsdp1(rank: int, count: int) -> dict[str, Any]:
     return found | {"norm": list(norm.shape)}
 
 
-def fsdp2(rank: int, count: int, mesh: Any = None) -> dict[str, Any]:
+def fsdp2(rank: int, count: int, mesh: Any = None, device: str = "cuda", **options: Any) -> dict[str, Any]:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     with torch.device("meta"):
         model = layers()
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    options |= {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)}
     for layer in model:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    model.to_empty(device="cuda")
-    return train(model, torch.optim.AdamW(model.parameters()), clip=True)
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
+    model.to_empty(device=device)
+    return train(model, torch.optim.AdamW(model.parameters()), clip=device == "cuda")
+
+
+def fsdp2_offload(rank: int, count: int) -> dict[str, Any]:
+    from torch.distributed.fsdp import CPUOffloadPolicy
+
+    return fsdp2(rank, count, device="cpu", offload_policy=CPUOffloadPolicy())
 
 
 def hsdp(rank: int, count: int) -> dict[str, Any]:
@@ -98,6 +109,47 @@ def tensor_parallel(rank: int, count: int) -> dict[str, Any]:
     plan = {"0": ColwiseParallel(), "1": RowwiseParallel(), "2": ColwiseParallel(), "3": RowwiseParallel()}
     model = parallelize_module(layers().cuda(), mesh, plan)
     return train(model, torch.optim.AdamW(model.parameters(), foreach=True), clip=True)
+
+
+def sequence_parallel(rank: int, count: int) -> dict[str, Any]:
+    """Norms and dropout on a part of the rows of each sequence; the products on a part of the columns."""
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        PrepareModuleInput,
+        RowwiseParallel,
+        SequenceParallel,
+        parallelize_module,
+    )
+
+    norms = [nn.Sequential(nn.LayerNorm(WIDTH), nn.Dropout(0.1)) for _ in range(2)]
+    model = nn.Sequential(norms[0], *layers(2), norms[1], *layers(2)).cuda()
+    plan: dict[str, Any] = {"0": PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Shard(0))}
+    for norm in ("0", "3"):
+        plan |= {f"{norm}.0": SequenceParallel(sequence_dim=0), f"{norm}.1": SequenceParallel(sequence_dim=0)}
+    for first in (1, 4):
+        plan[str(first)] = ColwiseParallel(input_layouts=Shard(0))
+        plan[str(first + 1)] = RowwiseParallel(output_layouts=Shard(0) if first == 1 else Replicate())
+    model = parallelize_module(model, init_device_mesh("cuda", (count,)), plan)
+    found = train(model, torch.optim.AdamW(model.parameters(), foreach=True), clip=True)
+    return found | {"parameters": elements(nn.ModuleList([model[i] for i in (1, 2, 4, 5)]))}
+
+
+def context_parallel(rank: int, count: int) -> dict[str, Any]:
+    """Attention over a sequence of which each rank has a part; the parts of keys and values go round."""
+    from torch.distributed.tensor.experimental import context_parallel as split
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    heads, tokens = 4, 64 * count
+    model = nn.Linear(WIDTH, 3 * WIDTH, bias=False, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(1, tokens, WIDTH, device="cuda", dtype=torch.bfloat16)
+    mesh = init_device_mesh("cuda", (count,))
+    torch.cuda.reset_peak_memory_stats()
+    with split(mesh, buffers=[x], buffer_seq_dims=[1]), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        own = x.shape[1]
+        qkv = model(x).view(1, own, 3, heads, WIDTH // heads).transpose(1, 3).unbind(2)
+        nn.functional.scaled_dot_product_attention(*qkv, is_causal=True).sum().backward()
+    return {"peak": torch.cuda.max_memory_allocated(), "tokens": own}
 
 
 def pipeline(rank: int, count: int, schedule: str = "Schedule1F1B") -> dict[str, Any]:
@@ -140,6 +192,7 @@ def main() -> None:
     count, found = int(sys.argv[1]), {}
     for name in sys.argv[2:]:
         with tempfile.TemporaryDirectory() as folder:
+            began = time.monotonic()
             context = torch.multiprocessing.get_context("fork")
             ranks = [context.Process(target=job, args=(globals()[name], r, count, folder)) for r in range(count)]
             for process in ranks:
@@ -147,7 +200,8 @@ def main() -> None:
             for process in ranks:
                 process.join()
             left = [Path(folder, f"{rank}.json") for rank in range(count)]
-            found[name] = [json.loads(path.read_text()) if path.exists() else None for path in left]
+            seconds = {"seconds": round(time.monotonic() - began, 1)}
+            found[name] = [json.loads(path.read_text()) | seconds if path.exists() else None for path in left]
     print(json.dumps(found))
 
 

@@ -49,6 +49,15 @@ def test_a_chosen_compiler_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_cuda_build")
+def test_a_program_can_be_linked_with_lcuda(tmp_path: Path) -> None:
+    source = tmp_path / "launcher.c"
+    source.write_text("int cuInit(unsigned);\nint start(void) { return cuInit(0); }\n")
+    folder = library.ensure_built().folder
+    command = [*library.find_compiler(), "-shared", "-fPIC", str(source), "-o", str(tmp_path / "launcher.so")]
+    subprocess.run([*command, f"-L{folder}", "-lcuda"], check=True)
+
+
+@pytest.mark.usefixtures("_cuda_build")
 def test_a_failing_compiler_is_quoted_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
