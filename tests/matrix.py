@@ -146,7 +146,9 @@ def _make(folder: Path, row: Row, python: str) -> str:
     uv = [found] if (found := shutil.which("uv")) else [sys.executable, "-m", "uv"]
     packages = [package.replace(".", f"{ROOT}", 1) if package[0] == "." else package for package in row.packages]
     packages = [part for package in packages for part in (("-e", package) if package[0] == "/" else (package,))]
-    install = [*uv, "pip", "install", "--quiet", "--python", str(folder), "--resolution", row.resolution, *packages]
+    # pip compiles what it installs, and uv does not: each program would compile torch as it starts.
+    install = [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(folder)]
+    install += ["--resolution", row.resolution, *packages]
     for command in ([*uv, "venv", "--quiet", "--clear", "--python", python, str(folder)], install):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -161,6 +163,8 @@ def _tests(interpreter: str, row: Row) -> tuple[str, bool]:
         return NOT_RUN, True
     command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", *row.options, *row.tests]
     done = _call(command)
+    if done.returncode != 0:
+        print(done.stdout[-20000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
     last = (done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]])[-1]
     return re.sub(r" in [0-9.]+s.*", "", last.strip("= ")), done.returncode == 0
 

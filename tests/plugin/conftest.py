@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from pytest_vram.drygpu.stub.library import cache_folder
+
+# Where the dry GPU is compiled once. `pytester` gives each test a home of its own, where it would be compiled anew.
+COMPILED = cache_folder()
 DEVICE = (Path(__file__).parent / "made_up_device.py").read_text()
 
 MAKES_PROBE = """
@@ -57,4 +61,5 @@ class Project:
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_VRAM_CACHE", str(COMPILED))
     return Project(pytester)
