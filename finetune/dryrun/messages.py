@@ -32,6 +32,8 @@ class Request:
     """With ``search``: the settings that may be changed."""
     limit_bytes: int = 0
     """With ``search``: the largest peak on the device that counts as fitting."""
+    ranks: int = 1
+    """How many processes take the steps together, each on a card of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,12 @@ class Trial:
     """The reads of values that a dry GPU has not computed. Where it answered with a guess, the figures depend on it."""
     recording: Recording | None = None
     """Memory over time, if it was asked for."""
+    notes: tuple[str, ...] = ()
+    """What the driver says about memory that it does not count, such as NCCL's buffers."""
+    rank: int = 0
+    """The rank whose memory this is; with several ranks, the one that needs most."""
+    by_rank: tuple[Trial, ...] = ()
+    """With several ranks: the trials of all ranks that left figures, in the order of their numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
