@@ -45,19 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = _parsed(sys.argv[1:] if argv is None else argv)
         if config.dry.print_config:
             sys.stdout.write(yaml_file.dump(config) if launch.is_first() else "")
-        elif config.dry.dry_run or config.dry.fit:
+            return ExitCode.OK
+        if config.model.shard:
+            _let_segments_grow()
+        if config.dry.dry_run or config.dry.fit:
             if not launch.is_first():  # rank 0 measures, prints and writes
                 return ExitCode.OK
             return int(importlib.import_module("finetune.dryrun.command").main(config))
-        else:
-            _settle_libraries()
-            if config.model.shard:
-                _let_segments_grow()
-            summary = run(config)
-            if summary is not None:
-                from finetune.training.result import report
+        _settle_libraries()
+        summary = run(config)
+        if summary is not None:
+            from finetune.training.result import report
 
-                print(report(summary))
+            print(report(summary))
     except OtherRankError as error:
         return error.exit_code
     except FinetuneError as error:
@@ -102,6 +102,7 @@ def _run(config: RunConfig) -> Summary | None:
     from finetune.training.oom import Holdings, explained
     from finetune.training.prepare import prepare
     from finetune.training.result import write_result
+    from finetune.training.sharded import whole_model
     from finetune.training.stop import Stop, StopRequested
 
     holdings = Holdings()
@@ -110,7 +111,8 @@ def _run(config: RunConfig) -> Summary | None:
         with lock, Stop().listening() as stop, explained(config, holdings):
             setup = prepare(config, holdings)
             evaluations = fit(setup, stop)
-            return write_result(setup, evaluations) if launch.is_first() else None
+            whole = whole_model(setup.model)
+            return write_result(setup, evaluations, whole) if launch.is_first() else None
     except StopRequested:
         raise RunInterruptedError(
             f"stopped before the first step or after the last; what was saved is sound, continue with: {cli.PROG} "

@@ -47,8 +47,9 @@ class ModelConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on. auto: the GPU if there is one, else the CPU."""
     shard: bool = False
-    """Under torchrun: spread the quantized layers of the base over the ranks, so that each card holds a part of them.
-    A layer is gathered while it runs. Needs --precision nf4 or fp4, and trains an adapter only."""
+    """Under torchrun: spread the layers of the base over the ranks, so that each card holds a part of them. A layer is
+    gathered while it runs. Needs --precision nf4 or fp4, or --full, with which gradients and optimizer states are
+    spread as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,9 @@ class DryRunConfig:
     """Run the training step at full size on a dry GPU, without weights or hardware, and say whether it fits --gpu."""
     gpu: str | None = None
     """Card for --dry-run and --fit, such as rtx-4080 (`python -m pytest_vram cards` lists them)."""
+    count: int | None = None
+    """Cards of the dry run, one for each rank, as `torchrun --nproc-per-node COUNT` would use them (needs no torchrun).
+    Without it: one, or under torchrun one for each of its ranks."""
     fit: bool = False
     """Search for the settings that train the most tokens per step on --gpu, and print the command that uses them."""
     html: Path | None = None

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from finetune import launch
+from finetune.config.cards import count_problems
 from finetune.config.settings import QUANTIZED
 from finetune.errors import ConfigError, Problem
 
@@ -24,7 +25,7 @@ def validate(config: RunConfig) -> None:
     Raises:
         ConfigError: some settings cannot be used; ``problems`` has one entry for each.
     """
-    problems = [*_ranges(config), *_combinations(config), *_sharded(config), *_dry(config)]
+    problems = [*_ranges(config), *_combinations(config), *_sharded(config), *count_problems(config), *_dry(config)]
     if problems:
         raise ConfigError(*problems)
 
@@ -139,16 +140,15 @@ def _sharded(config: RunConfig) -> Iterator[Problem]:
         return
     model, adapter, output, dry = config.model, config.adapter, config.output, config.dry
     whys: list[tuple[str, str]] = []
-    if dry.dry_run or dry.fit:
-        whys.append(("a dry run here is one of a single card", "use --no-shard: it then says what a whole base needs"))
-    elif launch.size() == 1 and not dry.print_config:
+    if launch.size() == 1 and not (dry.print_config or dry.dry_run or dry.fit):
         remedy = "start one process for each card: torchrun --nproc-per-node N -m finetune.qlora ..., or use --no-shard"
         whys.append(("it spreads the base over several ranks, and this run has one", remedy))
-    if adapter.full:
-        whys.append(("--full trains every weight, and only a frozen base is sharded", "use --no-full, or --no-shard"))
-    elif model.precision not in ("nf4", "fp4"):
+    if adapter.full and config.train.optimizer.endswith("8bit"):
+        why = f"--optimizer {config.train.optimizer} quantizes its states in blocks, which a part of a weight would cut"
+        whys.append((why, "use --optimizer paged-adamw or adamw, or --no-shard"))
+    elif not adapter.full and model.precision not in ("nf4", "fp4"):
         why = f"only 4-bit layers are sharded, and this base is in {model.precision}"
-        whys.append((why, "use --precision nf4 or fp4, or --no-shard"))
+        whys.append((why, "use --precision nf4 or fp4, or --full, or --no-shard"))
     if adapter.dora:
         whys.append(("--dora reads whole weights outside their layers", "use --no-dora, or --no-shard"))
     if output.merge != "none":

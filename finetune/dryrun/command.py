@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.config import yaml_file
+from finetune.config.cards import dry_ranks
 from finetune.config.settings import EMBEDDED_MODEL, RunConfig
 from finetune.config.validate import validate
 from finetune.dryrun.card import named_card
 from finetune.dryrun.messages import Candidate, Found, Refusal, Request, Result, Settings, Trial
 from finetune.dryrun.report import Outcome, as_json, gib, render, save_page
+from finetune.dryrun.several import alone, combined, read_results, run_ranks
 from finetune.errors import ConfigError, DataError, ExitCode, FinetuneError, ModelError, Problem, WriteError
 from finetune.model.settle import settled
-from pytest_vram.memory.codec import decode, encode
+from pytest_vram.memory.codec import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,7 +99,13 @@ def trials(
     Returns:
         One trial for each variant. If the base cannot be loaded, they all are the trial of loading it.
     """
-    request = Request(kind="run", settings=trial_settings(config), changes=tuple(changes), over_time=over_time)
+    request = Request(
+        kind="run",
+        settings=trial_settings(config),
+        changes=tuple(changes),
+        over_time=over_time,
+        ranks=dry_ranks(config),
+    )
     found = in_trial_process(request, card, total_bytes=total_bytes).trials
     return [*found] * len(changes) if len(found) < len(changes) else [*found]
 
@@ -121,20 +127,12 @@ def in_trial_process(request: Request, card: str | None, *, total_bytes: int | N
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps(encode(request)))
-        files = [str(folder / "request.json"), str(folder / "result.json")]
         with _waiting():
-            done = subprocess.run(
-                [sys.executable, "-m", "finetune.dryrun.trial_process", *files],
-                env=_environment(card, total_bytes),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if done.returncode or not (folder / "result.json").exists():
-            said = "\n".join(done.stderr.strip().splitlines()[-12:])
-            model = request.settings["model"]
-            raise DryRunError(f"the trial of {model} ended with exit code {done.returncode}:\n{said}")
-        result = decode(Result, json.loads((folder / "result.json").read_text()))
+            environment = _environment(card, total_bytes, request.ranks)
+            files, failure = run_ranks(folder / "request.json", request.ranks, environment)
+        result = combined(read_results(files))
+    if result is None:
+        raise DryRunError(f"the trial of {request.settings['model']}: {failure}")
     if result.refusal is not None:
         raise _error_of(result.refusal, request.settings["model"])
     return result
@@ -210,8 +208,10 @@ def _fit(config: RunConfig, card: str | None) -> int:
     fixed = {"micro_batch"} if config.train.batch is not None else set()  # the rows of a step are given
     opened = [name for name in OPEN if name not in fixed and yaml_file.flatten(config)[name] == default[name]]
     settings = trial_settings(config)
-    request = Request(kind="search", settings=settings, open_settings=tuple(opened), limit_bytes=limit)
-    found = in_trial_process(request, card).found
+    ranks = dry_ranks(config)
+    request = Request(kind="search", settings=settings, open_settings=tuple(opened), limit_bytes=limit, ranks=ranks)
+    # A rank whose memory runs out would end the search of all ranks, so that several search on larger cards.
+    found = in_trial_process(request, card, total_bytes=ROOMY_BYTES if ranks > 1 else None).found
     if found is None or found.best is None:
         print(f"no setting of {', '.join(opened) or 'those left open'} fits {card or 'this GPU'}")
         outcome = measure(config, card, over_time=config.dry.html is not None)
@@ -270,13 +270,22 @@ def command(config: RunConfig) -> str:
         changed.pop("split", None)  # the flag says it
     if config.train.batch is not None:
         changed.pop("accumulation", None)  # it follows from the batch, and the two flags together are refused
-    return " ".join(["python -m finetune.qlora", yaml_file.as_flags(changed)]).rstrip()
+    ranks = dry_ranks(config)
+    start = "python" if ranks == 1 else f"torchrun --nproc-per-node {ranks}"
+    return " ".join([f"{start} -m finetune.qlora", yaml_file.as_flags(changed)]).rstrip()
 
 
 def _card(config: RunConfig) -> str | None:
-    """Return the name of the card that ``--gpu`` asks for; None for the GPU, real or dry, that this process sees."""
+    """Return the name of the card that ``--gpu`` asks for; None for the GPU, real or dry, that this process sees.
+
+    Raises:
+        ConfigError: no card is named, and there is no GPU here, or it cannot be used for this.
+    """
     from pytest_vram.drygpu import is_active, real_gpu_present
 
+    if config.dry.gpu is None and config.dry.fit and dry_ranks(config) > 1:
+        why = "a search over several cards needs dry ones, because on real cards a setting that is too large ends it"
+        raise ConfigError(Problem(field="gpu", value=None, why=why, remedy="name a card: --gpu rtx-4080"))
     if config.dry.gpu is None:
         if is_active() or real_gpu_present():
             return None
@@ -300,15 +309,15 @@ def _total(config: RunConfig, card: str | None) -> int:
     return trial.total
 
 
-def _environment(card: str | None, total_bytes: int | None) -> dict[str, str]:
+def _environment(card: str | None, total_bytes: int | None, count: int) -> dict[str, str]:
     if card is None:
-        return dict(os.environ)
+        return alone()
     from pytest_vram.drygpu import environment
     from pytest_vram.drygpu.process.startup import inherited
     from pytest_vram.errors import VramError
 
     try:
-        env = environment(card, total_bytes=total_bytes, replace_real_gpu=True)
+        env = environment(card, count=count, total_bytes=total_bytes, replace_real_gpu=True, base=alone())
     except VramError as error:
         raise DryRunError(f"the dry GPU cannot be started: {error}") from error
     return {**env, **inherited(env), "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}

@@ -32,6 +32,8 @@ class Request:
     """With ``search``: the settings that may be changed."""
     limit_bytes: int = 0
     """With ``search``: the largest peak on the device that counts as fitting."""
+    ranks: int = 1
+    """How many processes take the steps together, each on a card of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,10 @@ class Trial:
     """The assumptions that the dry GPU made in the process of the trial, up to its end."""
     recording: Recording | None = None
     """Memory over time, if it was asked for."""
+    rank: int = 0
+    """The rank whose memory this is; with several ranks, the one that needs most."""
+    by_rank: tuple[Trial, ...] = ()
+    """With several ranks: the trials of all ranks that left figures, in the order of their numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finetune.config.cards import dry_ranks
 from finetune.dryrun import assumptions
 from pytest_vram.commands.run_page import held_against_card
 from pytest_vram.memory import Device, Measurement, Peak, Report
@@ -51,6 +52,9 @@ def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
     """Return the result as text: whether the run fits, with how much to spare, and what the memory is used for."""
     trial, whole = outcome.trial, outcome.whole
     name = card or trial.device
+    ranks = dry_ranks(config)
+    if ranks > 1:
+        name = f"{ranks} x {name}{', sharded' if config.model.shard else ''}"
     total, verdict = trial.total, "fits" if outcome.fits else "does NOT fit"
     lines = [
         (
@@ -60,7 +64,7 @@ def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
         ),
         (
             f"  needs     {gib(outcome.needed)} of {gib(total)} ({outcome.needed / total:.0%}), the context's"
-            f" {gib(trial.context)} included"
+            f" {gib(trial.context)} included{', on each card' if ranks > 1 else ''}"
         ),
     ]
     if outcome.fits:
@@ -79,17 +83,34 @@ def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
     if whole.managed:
         lines.append(f"    {'paged optimizer state':<22}{gib(whole.managed)} in managed memory, beside the card's")
     lines.append("  by phase  " + ", ".join(f"{phase} {gib(size)}" for phase, size in whole.phases.items()))
+    lines += _by_rank(whole)
     lines += [f"  {line}" for line in assumptions.lines(whole)]
     kind = "dry GPU: PyTorch's own allocator, no kernel ran" if trial.dry else "measured on the GPU"
     lines.append(f"  {kind}; {trial.seconds:.1f} s")
     return "\n".join(lines)
 
 
+def _by_rank(worst: Trial) -> list[str]:
+    """Return a line for each rank, the one that needs most first, and how far it is from the mean."""
+    ranks = sorted(worst.by_rank, key=lambda trial: (trial.rank != worst.rank, -trial.peak_device))
+    if not ranks:
+        return []
+    lines = [
+        f"  rank {trial.rank:<5}{gib(trial.peak_device)} on its card, {gib(trial.peak_reserved)} reserved, "
+        f"{gib(trial.peak_allocated)} allocated{', needs most' if trial.rank == worst.rank else ''}"
+        for trial in ranks
+    ]
+    mean = sum(trial.peak_device for trial in ranks) / len(ranks)
+    lines.append(f"  imbalance rank {worst.rank} needs {worst.peak_device / mean - 1:.1%} more than the mean")
+    return lines
+
+
 def as_json(command: str, card: str | None, outcome: Outcome) -> str:
     """Return the figures as JSON, in bytes.
 
     ``fits``, ``total_bytes`` and ``out_of_memory`` describe the trial on the card itself; all other figures are those
-    of the trial in which all steps were taken.
+    of the trial in which all steps were taken. With several ranks they are those of the rank that needs most, and
+    ``ranks`` has the figures of every rank.
 
     Args:
         command: the command that trains with the settings that were tried.
@@ -101,23 +122,31 @@ def as_json(command: str, card: str | None, outcome: Outcome) -> str:
         "command": command,
         "kind": _kind(whole),
         "gpu": card,
+        "count": max(1, len(whole.by_rank)),
         "product": whole.device,
         "fits": outcome.fits,
         "total_bytes": outcome.trial.total,
-        "peak_device_bytes": whole.peak_device,
-        "peak_allocated_bytes": whole.peak_allocated,
-        "peak_reserved_bytes": whole.peak_reserved,
-        "context_bytes": whole.context,
-        "managed_bytes": whole.managed,
-        "categories": whole.categories,
-        "phases": whole.phases,
+        **_figures(whole),
         "out_of_memory": outcome.trial.message or None,
         "notes": [dataclasses.asdict(note) for note in whole.notes],
         "peak_device_spread": None if (bounds := assumptions.spread(whole)) is None else dataclasses.asdict(bounds),
         "host_reads": [dataclasses.asdict(read) for read in whole.host_reads],
         "seconds": whole.seconds,
+        "ranks": [{"rank": trial.rank} | _figures(trial) for trial in whole.by_rank],
     }
     return json.dumps(figures, indent=2) + "\n"
+
+
+def _figures(trial: Trial) -> dict[str, object]:
+    return {
+        "peak_device_bytes": trial.peak_device,
+        "peak_allocated_bytes": trial.peak_allocated,
+        "peak_reserved_bytes": trial.peak_reserved,
+        "context_bytes": trial.context,
+        "managed_bytes": trial.managed,
+        "categories": trial.categories,
+        "phases": trial.phases,
+    }
 
 
 def save_page(command: str, outcome: Outcome, path: Path) -> None:
@@ -130,33 +159,36 @@ def save_page(command: str, outcome: Outcome, path: Path) -> None:
 
 
 def as_report(command: str, outcome: Outcome) -> Report:
-    """Return the result as a report with one test. Its name is the command, and its budget the card's memory."""
-    whole = outcome.whole
-    device = Device(kind=_kind(whole), index=0, name=whole.device, total_bytes=outcome.trial.total)
-    where = dataclasses.replace(environment(), devices=(device,))
-    return held_against_card(command, [_measurement(outcome, device)], where, sound=outcome.fits)
+    """Return the result as a report with one test, measured on the card of each rank."""
+    trials = outcome.whole.by_rank or (outcome.whole,)
+    devices = tuple(
+        Device(kind=_kind(trial), index=trial.rank, name=trial.device, total_bytes=outcome.trial.total)
+        for trial in trials
+    )
+    where = dataclasses.replace(environment(), devices=devices)
+    measured = [_measurement(outcome, trial, device) for trial, device in zip(trials, devices, strict=True)]
+    return held_against_card(command, measured, where, sound=outcome.fits)
 
 
 def _kind(trial: Trial) -> Kind:
     return "dry" if trial.dry else "cuda"
 
 
-def _measurement(outcome: Outcome, device: Device) -> Measurement:
-    whole = outcome.whole
-    recording = whole.recording
+def _measurement(outcome: Outcome, trial: Trial, device: Device) -> Measurement:
+    recording = trial.recording
     return Measurement(
         device=device,
         peak=Peak(
-            allocated_bytes=whole.peak_allocated,
-            reserved_bytes=whole.peak_reserved,
-            device_bytes=whole.peak_device,
+            allocated_bytes=trial.peak_allocated,
+            reserved_bytes=trial.peak_reserved,
+            device_bytes=trial.peak_device,
         ),
         phases=recording.phases if recording else (),
         holders=recording.holders if recording else (),
         timeline=recording.timeline if recording else None,
         ooms=int(not outcome.fits),
-        host_reads=whole.host_reads,
-        notes=whole.notes,
+        host_reads=trial.host_reads,
+        notes=trial.notes,
     )
 
 

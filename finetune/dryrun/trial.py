@@ -10,6 +10,7 @@ import gc
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+from finetune import launch
 from finetune.dryrun import assumptions
 from finetune.dryrun.messages import Trial
 from finetune.dryrun.recording import StepRecorder
@@ -96,11 +97,12 @@ class Bench:
 
     def _prepare(self, config: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
         from finetune.model.load import attach_adapter
-        from finetune.training.optim import make_optimizer
+        from finetune.training.sharded import optimizer_of, spread
 
         with self._phase("adapter"):
             model = attach_adapter(self.base, config.adapter, seed=config.train.seed)
-            optimizer = make_optimizer(model.parameters(), config.train)
+            spread(model, config)
+            optimizer = optimizer_of(model, config.train)
         if self.recorder is not None:
             self.recorder.meet(model)
         return model, optimizer
@@ -122,7 +124,7 @@ class Bench:
         with self._phase("update") as update:
             clip_gradients([p for p in model.parameters() if p.grad is not None], config.train.clip)
             optimizer_step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         return max(backward.peak, update.peak)
 
     def _evaluate(self, config: RunConfig, model: nn.Module) -> None:
@@ -132,17 +134,18 @@ class Bench:
             evaluate(model, list(self._window(config))[:1], config.train)
 
     def _window(self, config: RunConfig) -> Iterator[Batch]:
-        """Yield the micro-batches of a window: rows as long as the settings and the model's position table allow.
+        """Yield this rank's micro-batches of a window: rows as long as the settings and the model's positions allow.
 
         Every token is a target.
         """
         from finetune.data.batches import Batch
+        from finetune.training import ranks
 
         torch = self.torch
         seq = config.data.seq if self.positions is None else min(config.data.seq, self.positions)
         shape = (config.train.micro_batch, seq)
         ids = (torch.arange(shape[0] * shape[1]) % self.vocabulary).view(shape)
-        for _ in range(min(config.train.accumulation, MOST_MICRO_BATCHES)):
+        for _ in ranks.share(range(config.train.accumulation))[:MOST_MICRO_BATCHES]:
             yield Batch(input_ids=ids, labels=ids.clone())
 
     def _phase(self, name: str) -> _Phase:
@@ -170,6 +173,7 @@ class Bench:
             host_reads=host_reads.collect() if driver.is_active() else (),
             notes=assumptions.collect(),
             recording=None if self.recorder is None else self.recorder.read(),
+            rank=launch.rank(),
         )
 
     def _clean(self, model: Any, optimizer: Any) -> None:
@@ -194,7 +198,7 @@ class Bench:
             host_reads.reset()
             # bitsandbytes frees managed memory only when the process ends, so the next trial must not count what was
             # allocated up to now.
-            self.managed_before = driver.stats(0).managed_bytes
+            self.managed_before = driver.stats(self.torch.cuda.current_device()).managed_bytes
         self.phases = {key: value for key, value in self.phases.items() if key == "loading"}
         self.begin = time.perf_counter()
 
@@ -209,7 +213,7 @@ class _Phase:
     def __enter__(self) -> Self:
         self.begin = time.perf_counter()
         if self.torch.cuda.is_initialized():
-            torch_private.reset_peak(0)
+            torch_private.reset_peak(self.torch.cuda.current_device())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -243,7 +247,7 @@ def _driver_figures(torch: Any) -> tuple[int, int, int, int]:
     from pytest_vram.drygpu import driver
 
     if driver.is_active():
-        stats = driver.stats(0)
+        stats = driver.stats(torch.cuda.current_device())
         return stats.peak_bytes, stats.context_bytes, stats.managed_peak_bytes, stats.total_bytes
     free, total = torch.cuda.mem_get_info()
     context = max(0, total - free - torch.cuda.memory_reserved())

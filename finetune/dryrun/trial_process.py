@@ -1,6 +1,7 @@
 """The process behind ``--dry-run``, ``--fit`` and the ladder: it reads a request, takes the steps, writes the result.
 
 It is started as ``python -m finetune.dryrun.trial_process REQUEST.json RESULT.json``, on a dry GPU or on a real one.
+With several ranks there is such a process for each, and each writes a result of its own.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from pathlib import Path
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun.messages import Refusal, Request, Result, Settings
+from finetune.dryrun.rank_bench import RankBench
 from finetune.dryrun.trial import Bench
 from finetune.dryrun.trial_data import check_rows
-from finetune.errors import ConfigError, DataError, FinetuneError, MissingModelError
+from finetune.errors import ConfigError, DataError, ExitCode, FinetuneError, MissingModelError, OtherRankError
 from finetune.model.settle import settled
+from finetune.training import ranks
 from pytest_vram.memory.codec import decode, encode
 
 
@@ -26,10 +29,22 @@ def main(request_file: Path, result_file: Path) -> None:
     request = decode(Request, json.loads(request_file.read_text()))
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         try:
-            result = _answer(request, Path(folder))
+            config = settled(yaml_file.replace(RunConfig(), from_plain(request.settings)))
+            with ranks.joined(config):
+                result = _answer(request, config, Path(folder))
+                result_file.write_text(json.dumps(encode(result)))
+                if request.ranks > 1 and not all(trial.fits for trial in result.trials):
+                    raise _EndAllRanks
+        except (_EndAllRanks, OtherRankError):  # the result of the rank that was first says why
+            return
         except FinetuneError as error:
-            result = Result(refusal=refusal(error))
-    result_file.write_text(json.dumps(encode(result)))
+            result_file.write_text(json.dumps(encode(Result(refusal=refusal(error)))))
+
+
+class _EndAllRanks(FinetuneError):
+    """Memory ran out in this rank, which the others would wait for."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
 
 
 def refusal(error: FinetuneError) -> Refusal:
@@ -55,14 +70,14 @@ def from_plain(settings: Settings) -> Settings:
     }
 
 
-def _answer(request: Request, folder: Path) -> Result:
-    config = settled(yaml_file.replace(RunConfig(), from_plain(request.settings)))
+def _answer(request: Request, config: RunConfig, folder: Path) -> Result:
     recorder = None
     if request.over_time:
         from finetune.dryrun.recording import TrialRecorder
 
         recorder = TrialRecorder()
-    bench = Bench(config, folder, recorder)
+    several = request.ranks > 1 and request.kind == "search"
+    bench = (RankBench if several else Bench)(config, folder, recorder)
     if bench.refused is not None:
         return Result(trials=(bench.refused,))
     check_rows(config, bench.base)

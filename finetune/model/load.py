@@ -125,8 +125,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     Embeddings, norms and head are stored in the compute dtype. The head, routers, and layers whose weight a fused
     kernel reads are never quantized. A folder that bitsandbytes has quantized already is loaded as it is.
 
-    With ``config.shard`` each rank keeps its part of every quantized weight, and
-    :func:`finetune.model.shard.shard_base` has to be called before the model runs.
+    With ``config.shard`` each rank keeps its part of every quantized weight, and weights that are not quantized stay on
+    the CPU. :func:`finetune.training.sharded.spread` has to be called before the model runs.
 
     Raises:
         ConfigError: precision and compute dtype do not go together, there is no GPU where one is asked for, or a folder
@@ -137,7 +137,9 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
 
     device = resolve_device(config)
     compute = resolve_dtype(config, device)
-    settings: dict[str, Any] = {"device_map": {"": str(device)}, "use_safetensors": True, "trust_remote_code": False}
+    # Weights that are spread over ranks as they are go to the card one layer at a time, when they are sharded.
+    where = "cpu" if config.shard and config.precision not in QUANTIZED else str(device)
+    settings: dict[str, Any] = {"device_map": {"": where}, "use_safetensors": True, "trust_remote_code": False}
     if config.attention != "auto":
         settings["attn_implementation"] = config.attention
     settings["dtype"] = DTYPES.get(config.precision, compute)

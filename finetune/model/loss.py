@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+OWN_LOSS = "finetune_chunked_loss"
+"""Name of the method that a sharded head has: it gathers the head's weight, and calls :func:`linear_cross_entropy`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitRule:
     """How a model changes its logits after the head: ``softcap * tanh(scale * x / softcap)``."""
@@ -90,14 +94,25 @@ def chunked_cross_entropy(
         in transformers.
     """
     rule = rule or LogitRule()
+    own = getattr(head, OWN_LOSS, None)
+    if own is not None:
+        gathered: torch.Tensor = own(hidden, targets, unit, chunk, rule)
+        return gathered
     if type(head) is nn.Linear:
-        loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, unit, chunk, rule)
-        return loss
+        return linear_cross_entropy(head, hidden, targets, unit, chunk, rule)
     total = hidden.new_zeros((), dtype=_reduction_dtype(hidden))
     for begin, end in _chunks(len(targets), chunk):
         part = checkpoint(_plain, hidden[begin:end], head, targets[begin:end], rule, use_reentrant=False)
         total = total + part * unit
     return total
+
+
+def linear_cross_entropy(
+    head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, unit: float, chunk: int, rule: LogitRule
+) -> torch.Tensor:
+    """Return what :func:`chunked_cross_entropy` returns, for a head whose whole weight is there."""
+    loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, unit, chunk, rule)
+    return loss
 
 
 def _plain(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, rule: LogitRule) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from finetune.data.batches import Batch
 from finetune.data.encode import IGNORED
@@ -17,8 +18,6 @@ from finetune.model.forward import base_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from torch import nn
 
 _wanted = False
 _SHARDED = "finetune_sharded"
@@ -151,6 +150,13 @@ def empty_passes(model: nn.Module, count: int) -> list[Batch]:
     dist.all_reduce(most, op=dist.ReduceOp.MAX)
     ids = torch.zeros(1, 2, dtype=torch.int64)
     return [Batch(input_ids=ids, labels=torch.full_like(ids, IGNORED))] * (int(most) - count)
+
+
+def layers_of(decoder: nn.Module) -> Iterator[nn.Module]:
+    """Yield the decoder's layers: the modules that are recomputed as one under checkpointing."""
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[0], "gradient_checkpointing"):
+            yield from module
 
 
 def _first(values: torch.Tensor) -> torch.Tensor:

@@ -25,13 +25,11 @@ from torch.distributed.tensor import DTensor, Shard
 from finetune.errors import ConfigError, Problem
 from finetune.model.experts import QuantizedExperts
 from finetune.model.forward import base_model, decoder_of
-from finetune.model.parts import mark_sharded, part_of
+from finetune.model.parts import layers_of, mark_sharded, part_of
 from finetune.patches.bitsandbytes import SCALES, SCALES_OF_SCALES, Frame, gather_scales
 from finetune.patches.transformers import record_as_before
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from bitsandbytes.functional import QuantState
 
     from finetune.model.parts import Whole
@@ -50,7 +48,7 @@ def shard_base(model: nn.Module) -> None:
     """
     base = base_model(model)
     decoder = decoder_of(base)
-    layers = [] if decoder is None else list(_layers(decoder))
+    layers = [] if decoder is None else list(layers_of(decoder))
     _require_all_in(layers, base)
     assert decoder is not None
     for layer in layers:
@@ -107,13 +105,6 @@ def _set_aside(layer: nn.Module, whole: set[nn.Parameter]) -> dict[tuple[nn.Modu
             empty = torch.empty(parameter.shape if size is None else size, dtype=parameter.dtype, device="meta")
             module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
     return found
-
-
-def _layers(decoder: nn.Module) -> Iterator[nn.Module]:
-    """The decoder's layers: the modules that are recomputed as one under checkpointing."""
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[0], "gradient_checkpointing"):
-            yield from module
 
 
 class _GatheredStates(Sequence["QuantState"]):

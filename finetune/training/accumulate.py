@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from finetune.kernels.choice import set_kernels
 from finetune.model.forward import base_model, computing, hidden_states, set_checkpointing
-from finetune.model.loss import LogitRule, chunked_cross_entropy, target_positions
+from finetune.model.loss import OWN_LOSS, LogitRule, chunked_cross_entropy, target_positions
 from finetune.model.parts import empty_passes
 from finetune.training import host_gradients, ranks
 
@@ -121,7 +122,7 @@ def micro_batch_loss(
     flat = hidden.states.flatten(0, 1)
     if len(positions) < len(flat):
         flat = flat.index_select(0, positions.to(device, non_blocking=True))
-    if not len(positions):
+    if not len(positions) and not hasattr(base.get_output_embeddings(), OWN_LOSS):  # all ranks gather a sharded head
         return flat.sum(dtype=torch.promote_types(flat.dtype, torch.float32)), hidden.router_loss
     with computing(model):
         loss = chunked_cross_entropy(
@@ -163,6 +164,9 @@ def _sum_over_processes(
     if routed:
         router_sum = torch.zeros_like(loss_sum) if router_sum is None else router_sum.to(loss_sum.dtype)
         dist.all_reduce(router_sum)
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]  # FSDP has summed the parts of the others
+    if not parameters:
+        return router_sum
     present = torch.tensor([int(p.grad is not None) for p in parameters], dtype=torch.int32, device=loss_sum.device)
     dist.all_reduce(present, op=dist.ReduceOp.MAX)
     for parameter, anywhere in zip(parameters, present.tolist(), strict=True):

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from finetune import launch
 from finetune.data.batches import batches, longest_window, windows
@@ -20,9 +21,9 @@ from finetune.model.names import names_of
 from finetune.model.parts import is_sharded
 from finetune.training import ranks
 from finetune.training.accumulate import window_gradients
-from finetune.training.optim import optimizer_state, state_bytes
-from finetune.training.prepare import trained
+from finetune.training.optim import state_bytes
 from finetune.training.sample import answer
+from finetune.training.sharded import trained, trained_here, whole_state
 from finetune.training.step import EvalStats, StepStats, evaluate, train_step
 from finetune.training.stop import Stop, StopRequested
 
@@ -103,14 +104,10 @@ class _Loop:
         folder = RunFolder(output.output).checkpoints
         if self.saved_step != self.step:
             random, *of_others = ranks.gathered(self.random)
+            whole = whole_state(setup.model, setup.optimizer)
             if launch.is_first():
                 self.log.sync()
-                state = {
-                    "weights": trained(setup.model),
-                    "optimizer": optimizer_state(setup.optimizer),
-                    "random": random,
-                    "random_of_others": of_others,
-                }
+                state = whole | {"random": random, "random_of_others": of_others}
                 checkpoint.save(folder, step=self.step, facts=asdict(setup.facts), state=state, keep=output.keep)
             ranks.wait_for_all()  # a rank that ends before rank 0 has written would end rank 0 too
             self.saved_step = self.step
@@ -167,7 +164,7 @@ class _Loop:
             window = longest_window(setup.data.train, setup.config.train)
             stats = window_gradients(setup.model, window, setup.config.train)
             require_gradients(setup.model, loss=stats.loss)
-            setup.optimizer.zero_grad(set_to_none=True)
+            setup.model.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -213,13 +210,17 @@ def require_gradients(model: torch.nn.Module, *, loss: float) -> None:
             f"{without[0]}: the model does not use it for them (some layers only work on longer rows). Use --exclude "
             f"{' '.join(names_of(*paths))}, or try --no-checkpointing"
         )
-    if loss > 0 and not any(
-        bool(parameter.grad.any()) for parameter in learners.values() if parameter.grad is not None
-    ):
+    if loss > 0 and not _any_gradient(model, learners):
         raise TrainingError(
             "every gradient of the adapter is zero: nothing would be learned. Use --compute-dtype fp32 or bf16, and "
             "look at the data: the loss may be taken on no token"
         )
+
+
+def _any_gradient(model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> bool:
+    gradients = (p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in parameters.values())
+    own = any(bool(gradient.any()) for gradient in gradients if gradient is not None)
+    return ranks.any_of(own) if is_sharded(model) else own
 
 
 def _parts(parameters: dict[str, torch.nn.Parameter]) -> tuple[list[str], list[str]]:
@@ -231,7 +232,7 @@ def _parts(parameters: dict[str, torch.nn.Parameter]) -> tuple[list[str], list[s
 @contextlib.contextmanager
 def _ballast(setup: Setup) -> Iterator[None]:
     """Hold as much memory as the optimizer state will take, so that the trial step has the peak of later steps."""
-    parameters = trained(setup.model).values()
+    parameters = trained_here(setup.model).values()
     device = next(iter(parameters)).device
     masters = not setup.config.adapter.full
     size = state_bytes(parameters, setup.config.train, masters=masters) if setup.start_step == 0 else 0

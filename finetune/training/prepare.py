@@ -32,8 +32,9 @@ from finetune.model.parts import wholes
 from finetune.model.settle import settled
 from finetune.model.targets import coverage
 from finetune.training import ranks
-from finetune.training.optim import load_optimizer_state, make_optimizer, rounded_away
+from finetune.training.optim import rounded_away
 from finetune.training.sample import Question, choose_question
+from finetune.training.sharded import optimizer_of, restore, spread
 from finetune.training.split import as_recorded, largest_split
 
 if TYPE_CHECKING:
@@ -117,17 +118,14 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     model = attach_adapter(base, config.adapter, seed=config.train.seed, saved=config.model.model)
     holdings.model = model
     layers = () if config.adapter.full else coverage(model, config.adapter).lines()
-    if config.model.shard:
-        from finetune.model.shard import shard_base  # needs bitsandbytes
-
-        shard_base(model)
+    spread(model, config)
     for line in (*layers, *set_kernels(model, config.train.kernels)):
         notice(line)
     apart = keep_rows_apart(model) if config.data.packing else None
     check_assumptions(model, packing=config.data.packing, checkpointing=config.train.checkpointing)
     if apart is not None:
         notice(apart)
-    optimizer = make_optimizer(model.parameters(), config.train)
+    optimizer = optimizer_of(model, config.train)
     holdings.optimizer = optimizer
     if note := rounded_away(model.parameters(), config.train):
         notice(note)
@@ -173,11 +171,6 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
 def _own_random_state(found: Checkpoint) -> Tree | None:
     states = [found.state["random"], *found.state.get("random_of_others", ())]
     return states[launch.rank()] if launch.rank() < len(states) else None
-
-
-def trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Return the trained parameters by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _earlier_run(run: RunFolder) -> list[Path]:
@@ -240,8 +233,4 @@ def _require_steps_left(done: int, total: int, config: RunConfig) -> None:
 def _restore(found: Checkpoint, facts: RunFacts, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     for note in compare(RunFacts(**found.facts), facts, split_matters=why_the_split_matters(model)):
         notice(note)
-    weights = found.state["weights"]
-    with torch.no_grad():
-        for name, parameter in trained(model).items():
-            parameter.copy_(weights[name])
-    load_optimizer_state(optimizer, found.state["optimizer"])
+    restore(model, optimizer, found.state)

@@ -187,6 +187,27 @@ def gathered(value: _T) -> list[_T]:
     return values
 
 
+def gathered_rows(part: torch.Tensor, rows: int) -> torch.Tensor | None:
+    """Return a tensor of which every rank has a part, as ``torch.chunk`` cuts it along the first dimension.
+
+    Args:
+        part: [n, ...] on the CPU. The last ranks may have fewer rows than the others, or none.
+        rows: the rows of all parts.
+
+    Returns:
+        The tensor [rows, ...] in rank 0; None in the other ranks.
+    """
+    count = dist.get_world_size()
+    padded = part.new_zeros((-(-rows // count), *part.shape[1:]))
+    padded[: len(part)] = part
+    flat = padded.flatten().view(torch.uint8)  # gloo does not know every dtype
+    parts = [torch.empty_like(flat) for _ in range(count)] if launch.is_first() else None
+    dist.gather(flat, parts, dst=0, group=_control)
+    if parts is None:
+        return None
+    return torch.cat(parts).view(part.dtype).view(-1, *part.shape[1:])[:rows].clone()
+
+
 def require_same(**facts: Any) -> None:
     """Check that each of the facts is the same in every rank.
 

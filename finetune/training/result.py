@@ -12,10 +12,11 @@ from finetune.disk.run_folder import RunFolder
 from finetune.disk.run_log import clock, memory_now
 from finetune.model.merge import merge
 from finetune.training.card import Summary, model_card, one_line
-from finetune.training.prepare import trained
+from finetune.training.sharded import trained
 from pytest_vram.units import GIB
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from finetune.config.settings import RunConfig
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
     from finetune.training.prepare import Setup
 
 
-def write_result(setup: Setup, evaluations: list[EvalRow]) -> Summary:
+def write_result(setup: Setup, evaluations: list[EvalRow], whole: Mapping[str, Any] | None = None) -> Summary:
     """Write adapter, tokenizer, model card, merged model and summary into the output folder, each complete or absent.
+
+    Args:
+        setup: the run.
+        evaluations: its evaluations.
+        whole: the model's weights by name, if its own are parts of them.
 
     Raises:
         WriteError: the disk is full; the checkpoints are untouched, and --resume only writes the result again.
@@ -33,7 +39,7 @@ def write_result(setup: Setup, evaluations: list[EvalRow]) -> Summary:
     run = RunFolder(output.output)
     adapter = run.trained(full=setup.config.adapter.full)
     with durable.folder(adapter) as folder:
-        _save(setup.model, folder)
+        _save(setup.model, folder, whole)
         _sort_targets(folder / "adapter_config.json")
         setup.tokenizer.save_pretrained(folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -114,7 +120,7 @@ def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: in
     )
 
 
-def _save(model: Any, folder: Path) -> None:
+def _save(model: Any, folder: Path, whole: Mapping[str, Any] | None) -> None:
     """Write the adapter, or with ``--full`` the model.
 
     An adapter of a base with resized embeddings holds the new rows only. By default peft would also write the old rows,
@@ -125,7 +131,7 @@ def _save(model: Any, folder: Path) -> None:
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=whole)
 
 
 def _write_card(folder: Path, summary: Summary, config: RunConfig, *, merged: bool) -> None:

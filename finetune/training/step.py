@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from finetune.model.forward import set_checkpointing
 from finetune.model.parts import empty_passes
 from finetune.training.accumulate import micro_batch_loss, window_gradients
 from finetune.training.optim import learning_rate, optimizer_step, set_learning_rate
+from finetune.training.sharded import clip_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -77,14 +79,14 @@ def train_step(
     begin = time.perf_counter()
     rate = learning_rate(step, total_steps, config)
     set_learning_rate(optimizer, rate)
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     stats = window_gradients(model, window, config)
     norm = 0.0
     if stats.targets:
         parameters = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
         norm = clip_gradients(parameters, config.clip)
         optimizer_step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
     return StepStats(
         loss=stats.loss,
         targets=stats.targets,
@@ -102,7 +104,10 @@ def clip_gradients(parameters: Sequence[nn.Parameter], clip: float) -> float:
     Returns:
         The norm before clipping.
     """
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        return clip_parts(gradients, clip)
+    norm = torch.nn.utils.get_total_norm(gradients)
     if clip > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return float(norm)

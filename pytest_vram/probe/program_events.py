@@ -174,7 +174,7 @@ class Notes:
             for parameter, name, adapter in parameters:
                 trained = parameter.requires_grad
                 kind: Category = "adapters" if adapter or (frozen and trained) else "weights"
-                self._label(now, parameter, kind, name)
+                self._label(now, _on_this_rank(parameter), kind, name)
                 if trained:
                     self._trainable.append((weakref.ref(parameter), name))
                     if parameter.is_leaf:  # a parametrization replaces a parameter by a computed tensor
@@ -296,6 +296,17 @@ class _Adapters(dict[str, bool]):
     def __missing__(self, key: str) -> bool:
         self[key] = found = bool(_ADAPTERS.search(key))
         return found
+
+
+def _on_this_rank(parameter: Tensor) -> Tensor:
+    """Return a tensor that has the memory of a parameter: of a sharded one (DTensor), the part that is here."""
+    import torch
+
+    if not hasattr(parameter, "to_local"):
+        return parameter
+    with torch.no_grad():
+        part: Tensor = parameter.to_local()
+    return part
 
 
 def on_card(tensor: Tensor) -> tuple[int, int] | None:

@@ -178,8 +178,7 @@ BUGS: dict[str, Planted] = {
     "finetune/training/prepare": (
         ["tests/properties/disk/test_resume_machine.py"],
         [
-            Bug("_restore", "parameter.copy_(weights[name])", "pass"),
-            Bug("_restore", "load_optimizer_state(optimizer, found.state['optimizer'])", "pass"),
+            Bug("_restore", "restore(model, optimizer, found.state)", "pass"),
             Bug("prepare", "found.step if found else 0", "0"),
             Bug("prepare", "_own_random_state(found) if found else None", "None"),
             Bug(

@@ -249,7 +249,7 @@ def _batch(case: Case) -> Batch:
 def _saved_state(model: Any, optimizer: Any) -> Any:
     from finetune.disk.state import pack
     from finetune.training.optim import optimizer_state
-    from finetune.training.prepare import trained
+    from finetune.training.sharded import trained
 
     return pack({"weights": trained(model), "optimizer": optimizer_state(optimizer)})
 
@@ -259,7 +259,7 @@ def _restore(model: Any, optimizer: Any, train: TrainConfig) -> None:
     import torch
 
     from finetune.training.optim import load_optimizer_state, make_optimizer, optimizer_state, optimizer_step
-    from finetune.training.prepare import trained
+    from finetune.training.sharded import trained
 
     twins = [torch.nn.Parameter(torch.zeros_like(p, device="cpu")) for p in trained(model).values()]
     for twin in twins:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "adapter" / "adapter_model.safetensors")
+    folder = output / "model"
+    return load_file(
+        folder / "model.safetensors" if folder.is_dir() else output / "adapter" / "adapter_model.safetensors"
+    )
 
 
 def column(output: Path, name: str, file: str = "train.jsonl") -> list[Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +19,9 @@ from finetune.errors import ConfigError, FinetuneError, MissingModelError, Model
 from finetune.qlora import main
 from pytest_vram.memory import HostRead
 from pytest_vram.memory.codec import encode
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GIB = 2**30
 TRIAL = Trial(
@@ -233,14 +235,12 @@ def test_fit_with_nothing_open_but_the_checkpointing_confirms_and_looks_no_furth
 def refused(monkeypatch: pytest.MonkeyPatch, error: FinetuneError) -> None:
     """Have the trial's process end with this error."""
 
-    class Done:
-        returncode, stderr = 0, ""
+    def run_(request: Path, *_: Any) -> tuple[list[Path], str]:
+        result = request.with_name("result-0.json")
+        result.write_text(json.dumps(encode(Result(refusal=trial_process.refusal(error)))))
+        return [result], ""
 
-    def run_(command: list[str], **_: Any) -> Done:
-        Path(command[-1]).write_text(json.dumps(encode(Result(refusal=trial_process.refusal(error)))))
-        return Done()
-
-    monkeypatch.setattr(command.subprocess, "run", run_)
+    monkeypatch.setattr(command, "run_ranks", run_)
     monkeypatch.setattr(command, "_environment", lambda *_: {})
 
 

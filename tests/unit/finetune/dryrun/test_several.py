@@ -1,0 +1,132 @@
+"""The trial processes of several ranks, and the one result that theirs make up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from finetune.config import yaml_file
+from finetune.config.settings import RunConfig
+from finetune.dryrun import several
+from finetune.dryrun.messages import Found, Refusal, Result, Trial
+from finetune.dryrun.report import Outcome, as_json, as_report, render
+from pytest_vram.memory.codec import decode, encode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GIB = 2**30
+FIRST = Trial(
+    fits=True,
+    message="",
+    phases={"loading": GIB},
+    categories={"weights": GIB},
+    peak_allocated=5 * GIB,
+    peak_reserved=6 * GIB,
+    peak_device=7 * GIB,
+    context=GIB,
+    total=16 * GIB,
+    managed=0,
+    seconds=1.0,
+    device="NVIDIA L4",
+    dry=True,
+    notes=("NCCL: its buffers are counted as 0 bytes",),
+)
+SECOND = replace(FIRST, rank=1, peak_device=8 * GIB, peak_allocated=6 * GIB)
+
+
+def test_the_rank_that_needs_most_speaks_for_all() -> None:
+    found = several.combined([Result(trials=(FIRST,)), Result(trials=(SECOND,))])
+    assert found is not None
+    (trial,) = found.trials
+    assert (trial.rank, trial.peak_device) == (1, 8 * GIB)
+    assert trial.by_rank == (FIRST, SECOND)
+    assert decode(Result, json.loads(json.dumps(encode(found)))) == found
+
+
+def test_a_rank_whose_memory_ran_out_needs_most_and_the_others_may_leave_nothing() -> None:
+    refused = replace(FIRST, fits=False, message="CUDA out of memory.")
+    for results in ([Result(trials=(refused,)), None], [Result(trials=(refused,)), Result(trials=(SECOND,))]):
+        found = several.combined(results)
+        assert found is not None
+        assert found.trials[0].rank == 0
+        assert not found.trials[0].fits
+
+
+def test_a_rank_that_is_missing_for_no_reason_is_no_result() -> None:
+    assert several.combined([Result(trials=(FIRST,)), None]) is None
+    assert several.combined([None, None]) is None
+
+
+def test_a_refusal_and_a_search_are_those_of_any_rank() -> None:
+    refusal = Result(refusal=Refusal(kind="model", message="no"))
+    assert several.combined([None, refusal]) == refusal
+    search = Result(found=Found(best=None, trials=3))
+    assert several.combined([search, search]) == search
+
+
+def test_one_process_has_no_ranks() -> None:
+    found = several.combined([Result(trials=(FIRST,))])
+    assert found is not None
+    assert found.trials == (FIRST,)
+
+
+WRITES = """
+import json, os, pathlib, sys
+place = {name: os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")}
+pathlib.Path(sys.argv[2]).write_text(json.dumps(place))
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of the trial process: ``python -m finetune.dryrun.trial_process`` runs it."""
+    package = tmp_path / "finetune" / "dryrun"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    return package / "trial_process.py"
+
+
+def test_each_rank_is_told_its_place_and_a_single_process_none(program: Path, tmp_path: Path) -> None:
+    program.write_text(WRITES)
+    for count, sizes in ((2, "2"), (1, None)):
+        files, failure = several.run_ranks(tmp_path / "request.json", count, several.alone())
+        assert failure == ""
+        found = [json.loads(file.read_text()) for file in files]
+        assert [place["WORLD_SIZE"] for place in found] == [sizes] * count
+        assert [place["RANK"] for place in found] == ([str(rank) for rank in range(count)] if sizes else [None])
+
+
+def test_a_rank_that_fails_is_told_and_the_others_are_not_waited_for(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(several, "_GRACE", 0.1)
+    program.write_text(
+        "import os, sys, time\ntime.sleep(3600 if os.environ['RANK'] == '0' else 0)\nsys.exit('no room here')\n"
+    )
+    files, failure = several.run_ranks(tmp_path / "request.json", 2, several.alone())
+    assert not any(file.exists() for file in files)
+    assert several.read_results(files) == [None, None]
+    assert "rank " in failure
+
+
+def test_ranks_are_shown_side_by_side_the_largest_first() -> None:
+    settings = {"model": "llama-2-70b", "shard": True, "count": 2, "dry_run": True, "gpu": "l4"}
+    outcome = Outcome(trial=replace(SECOND, by_rank=(FIRST, SECOND)))
+    text = render(yaml_file.replace(RunConfig(), settings), "l4", outcome)
+    assert "fits 2 x l4, sharded" in text
+    assert text.index("rank 1    8.00 GiB on its card") < text.index("rank 0    7.00 GiB on its card")
+    assert "rank 1 needs 6.7% more than the mean" in text
+    assert text.count("NCCL: its buffers") == 1
+    figures = json.loads(as_json("torchrun", "l4", outcome))
+    assert figures["count"] == 2
+    assert [rank["peak_device_bytes"] for rank in figures["ranks"]] == [7 * GIB, 8 * GIB]
+    assert figures["not_counted"] == ["NCCL: its buffers are counted as 0 bytes"]
+    (test,) = as_report("torchrun", outcome).tests
+    assert [(m.device.index, m.peak.device_bytes) for m in test.measurements] == [(0, 7 * GIB), (1, 8 * GIB)]
+    assert test.measurements[0].notes[0].name == "NCCL"
