@@ -32,7 +32,7 @@ class Spread:
 # note that is not here has no measured run beside it, and adds nothing. A name with "(" stands for all that begin so.
 _SEEN = {
     "cudaMallocAsync": ((0.98, 1.02), (1.0, 1.0)),
-    "cuDNN weight gradients in fp32": ((1.0, 1.06), (1.0, 1.003)),
+    "cuDNN weight gradients in fp32": ((1.0, 1.16), (1.0, 1.003)),  # the most is VGG-16's after one step
     "cuDNN plans were timed (cudnn.benchmark)": ((0.99, 1.01), (1.0, 1.001)),
     "cuDNN execution plans": ((1.0, 1.85), (1.0, 1.85)),
     "cuSOLVER (": ((1.0, 1.6), (1.0, 1.31)),
