@@ -18,10 +18,18 @@ _lock = threading.Lock()
 _made: dict[Note, int] = {}
 
 
-def assume(name: str, text: str, *, source: str = "operators") -> None:
-    """Count an assumption that is made now. :class:`pytest_vram.memory.Note` describes the arguments."""
+def assume(name: str, text: str, *, source: str = "operators", latest: bool = False) -> None:
+    """Count an assumption that is made now.
+
+    Args:
+        name: see :class:`pytest_vram.memory.Note`, as for ``text`` and ``source``.
+        latest: the text contains a figure that grows: it takes the place of earlier texts of this name.
+    """
     note = Note(name=name, text=text, source=source)
     with _lock:
+        if latest and note not in _made:
+            for earlier in [made for made in _made if made.name == name]:
+                del _made[earlier]
         _made[note] = _made.get(note, 0) + 1
 
 

@@ -1,5 +1,5 @@
-/* cuDNN's handle and versions, and its older API: what batch norm needs. See dnngraph.c for execution plans, dnnrnn.c for
- * recurrent layers. */
+/* cuDNN's handle and versions, and its older API: what batch norm, spatial transformers and CTC loss need. See dnngraph.c
+ * for execution plans, dnnrnn.c for recurrent layers. */
 #include <cuda_runtime_api.h>
 
 #include "dnn.h"
@@ -68,3 +68,40 @@ static int kernel(dnn_handle h) { return dry_count_kernel(h ? h->stream : NULL),
 int cudnnBatchNormalizationForwardTrainingEx(dnn_handle h) { return kernel(h); }
 int cudnnBatchNormalizationForwardInference(dnn_handle h) { return kernel(h); }
 int cudnnBatchNormalizationBackwardEx(dnn_handle h) { return kernel(h); }
+
+/* ---- spatial transformers (affine_grid, grid_sample): they take no workspace ---- */
+int cudnnCreateSpatialTransformerDescriptor(void **made) { return make(made); }
+int cudnnDestroySpatialTransformerDescriptor(void *d) { return free(d), DNN_OK; }
+int cudnnSetSpatialTransformerNdDescriptor(void) { return DNN_OK; }
+int cudnnSpatialTfGridGeneratorForward(dnn_handle h) { return kernel(h); }
+int cudnnSpatialTfGridGeneratorBackward(dnn_handle h) { return kernel(h); }
+int cudnnSpatialTfSamplerForward(dnn_handle h) { return kernel(h); }
+int cudnnSpatialTfSamplerBackward(dnn_handle h) { return kernel(h); }
+
+/* ---- CTC loss ---- */
+int cudnnCreateCTCLossDescriptor(void **made) { return make(made); }
+int cudnnDestroyCTCLossDescriptor(void *d) { return free(d), DNN_OK; }
+int cudnnSetCTCLossDescriptor(void) { return DNN_OK; }
+int cudnnSetCTCLossDescriptorEx(void) { return DNN_OK; }
+int cudnnSetCTCLossDescriptor_v8(void) { return DNN_OK; }
+int cudnnSetCTCLossDescriptor_v9(void) { return DNN_OK; }
+
+static int loss_bytes(size_t *bytes) {
+    dry_note("cuDNN CTC loss: its workspace is not known and counted as 0 bytes");
+    *bytes = 0;
+    return DNN_OK;
+}
+int cudnnGetCTCLossWorkspaceSize(dnn_handle h, void *probabilities, void *gradients, const int *labels,
+                                 const int *label_lengths, const int *input_lengths, int algorithm, void *loss,
+                                 size_t *bytes) {
+    (void)h, (void)probabilities, (void)gradients, (void)labels, (void)label_lengths, (void)input_lengths;
+    (void)algorithm, (void)loss;
+    return loss_bytes(bytes);
+}
+int cudnnGetCTCLossWorkspaceSize_v8(dnn_handle h, int algorithm, void *loss, void *probabilities, void *gradients,
+                                    size_t *bytes) {
+    (void)h, (void)algorithm, (void)loss, (void)probabilities, (void)gradients;
+    return loss_bytes(bytes);
+}
+int cudnnCTCLoss(dnn_handle h) { return kernel(h); }
+int cudnnCTCLoss_v8(dnn_handle h) { return kernel(h); }

@@ -16,7 +16,15 @@ import torch
 from pytest_vram import torch_private
 from pytest_vram.drygpu import driver
 from pytest_vram.drygpu.process import inductor
-from pytest_vram.drygpu.values import collectives, guesses, host_reads, kernels, known_values, substitutes
+from pytest_vram.drygpu.values import (
+    collectives,
+    guesses,
+    host_reads,
+    kernels,
+    known_values,
+    lagging_streams,
+    substitutes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,6 +73,7 @@ def install() -> None:
     for overload in _overloads():
         kernels.put_in_front(_library, overload, functools.partial(_carrying, overload))
     substitutes.install(_library)
+    lagging_streams.install(_library)
     if torch.distributed.is_available():
         _collectives = torch.library.Library("c10d", "IMPL")
         collectives.install(_collectives)

@@ -16,6 +16,7 @@ import pytest_vram.drygpu
 from pytest_vram.drygpu.process.startup import inherited
 from pytest_vram.drygpu.process.variables import CUDNN_VARIABLE
 from pytest_vram.drygpu.stub.toolkit import find_toolkit
+from pytest_vram.memory import shared_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,12 +34,16 @@ nn.BatchNorm2d(64).cuda()(conv(image)).sum().backward()
 torch.linalg.cholesky(torch.eye(4, device="cuda"))
 torch.linalg.qr(torch.ones(2, 4, 4, device="cuda"))
 torch.fft.rfft(torch.ones(8, device="cuda"))
+scores = torch.ones(9, 2, 4, device="cuda", requires_grad=True)
+labels, lengths = torch.ones(6, dtype=torch.int32), torch.tensor([9, 9], dtype=torch.int32)
+nn.functional.ctc_loss(scores, labels, lengths, lengths // 3, reduction="sum").backward()
 torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
 torch.distributed.all_reduce(torch.ones(4, device="cuda"))
 torch.distributed.destroy_process_group()
 """
 
-# With it: recurrent layers, their dropout, and plans of convolutions that a card would time.
+# With it: recurrent layers, their dropout, and plans of convolutions that a card would time. Spatial transformers take
+# no workspace, so nothing is assumed of them.
 ASKS_CUDNN = """
 import torch
 from torch import nn
@@ -46,6 +51,9 @@ torch.backends.cudnn.benchmark = True
 image = torch.ones(8, 64, 56, 56, device="cuda", requires_grad=True)
 nn.Conv2d(64, 64, 3, padding=1).cuda()(image).sum().backward()
 nn.LSTM(64, 64, num_layers=2, dropout=0.5).cuda()(torch.ones(8, 4, 64, device="cuda"))[0].sum().backward()
+grid = nn.functional.affine_grid(torch.ones(8, 2, 3, device="cuda", requires_grad=True), [8, 64, 7, 7], False)
+nn.functional.grid_sample(image, grid, align_corners=True).sum().backward()
+image.record_stream(torch.cuda.Stream())
 """
 
 
@@ -76,7 +84,7 @@ def test_run_shows_each_assumption_and_calls_nothing_exact(run_command: Callable
             assert note["name"] in summary
             assert note["text"] in summary
         shown |= {note["name"] for note in found["notes"]}
-    assert shown == names_in_native() | {"cuSOLVER (linalg_qr)", "cuFFT (_fft_r2c)"}
+    assert shown == names_in_native() | {"cuSOLVER (linalg_qr)", "cuFFT (_fft_r2c)", shared_blocks.NAME}
     assert len(shown) >= 6
 
 

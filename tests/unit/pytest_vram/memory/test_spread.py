@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_vram.memory import Note, Spread, spread_of
+from pytest_vram.memory import Note, Spread, shared_blocks, spread_of
 from pytest_vram.units import GIB
 
 
@@ -29,6 +29,13 @@ def test_what_two_assumptions_may_change_is_multiplied_and_one_of_a_kind_counts_
     found = spread_of(1000, [note("cuFFT (_fft_r2c)"), note("cuFFT (_fft_c2r)"), note("cudaMallocAsync")])
     assert found == Spread(low=980, expected=1000, high=1173)
     assert spread_of(1000, [note("cuFFTs")]) is None
+
+
+def test_blocks_that_streams_share_add_their_bytes_to_the_upper_bound_of_reserved_memory() -> None:
+    shared = Note(name=shared_blocks.NAME, text=shared_blocks.text(64), source="operators")
+    assert spread_of(1000, [shared]) == Spread(low=1000, expected=1000, high=1064)
+    assert spread_of(1000, [shared], allocated=True) is None
+    assert spread_of(100, [shared, note("cudaMallocAsync")]) == Spread(low=98, expected=100, high=166)
 
 
 def test_a_limit_straddles_when_a_card_may_be_on_either_side_of_it() -> None:
