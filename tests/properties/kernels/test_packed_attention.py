@@ -205,9 +205,12 @@ def test_the_kernel_computes_only_what_it_computes_exactly(kernel: list[Any], ki
     assert len(kernel) == calls
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v32", "falcon"])
+@pytest.mark.parametrize("kind", ["deepseek_v32", "falcon", "afmoe"])
 def test_a_model_whose_attention_cannot_be_told_keeps_its_mask(kind: str) -> None:
-    """Sparse attention reads the mask's entries, and would be wrong without an error on rows that are long."""
+    """Sparse attention reads the mask's entries, and would be wrong without an error on rows that are long.
+
+    AFMoE's attention gets its arguments by name, and has to run as before.
+    """
     model = tiny_model_of(kind).eval()
     assert f"packed rows of this {kind} model are kept apart by a mask" in keep_rows_apart(model)
     assert getattr(model, ROWS_ATTRIBUTE) == "mask"
