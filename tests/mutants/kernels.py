@@ -40,7 +40,7 @@ BUGS: dict[str, Planted] = {
             Bug("_all_at_once", "mask.window[0] < rows.longest - 1", "False"),
             Bug("_all_at_once", "value = F.pad(value, (0, narrower))", "pass"),
             Bug("_one_by_one", "begin += size", "begin = size"),
-            Bug("_mask", "given.get('use_vmap') or not given.get('allow_is_causal_skip', True)", "False"),
+            Bug("_mask", "given.get('allow_is_causal_skip', True)", "True"),
         ],
     ),
     "finetune/model/packed_rows": (
