@@ -49,7 +49,7 @@ BUGS: dict[str, Planted] = {
             Bug("PackedRows.of", "torch.tensor(lengths).cumsum(0)", "torch.tensor(lengths)"),
             Bug("PackedRows.longest", "max(self.lengths)", "self.lengths[0]"),
             Bug("told_of_rows", "way == 'lengths'", "False"),
-            Bug("told_of_rows", "f'max_length_{side}': rows.longest", "f'max_length_{side}': 1"),
+            Bug("told_of_rows", "rows.longest", "1"),
             Bug("told_of_rows", "_CURRENT.reset(token)", "pass"),
             Bug("told_of_rows", "len(lengths) == len(batch.input_ids)", "len(lengths) == 1"),
         ],
