@@ -114,9 +114,17 @@ def _mask(make: Callable[..., Any], *arguments: Any, **given: Any) -> Any:
 
 
 def _attend(
-    attend: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any
+    attend: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    **given: Any,
 ) -> tuple[Tensor, Any]:
     """Attend as a function of transformers does, and keep rows apart where the mask is a :class:`RowsMask`.
+
+    The names of the arguments are those of transformers, because some models give them by name.
 
     Args:
         attend: the function of transformers.
@@ -124,12 +132,13 @@ def _attend(
         query: [b, heads, t, d]
         key: [b, heads of keys, t, d]
         value: [b, heads of keys, t, d of values]
-        mask: what the model hands to its layers.
+        attention_mask: what the model hands to its layers.
         given: the function's further arguments.
 
     Returns:
         [b, t, heads, d of values], and the weights of attention or None.
     """
+    mask = attention_mask
     if not isinstance(mask, RowsMask):
         return attend(module, query, key, value, mask, **given)  # type: ignore[no-any-return]
     length = query.shape[2]

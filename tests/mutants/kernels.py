@@ -40,7 +40,7 @@ BUGS: dict[str, Planted] = {
             Bug("_all_at_once", "mask.window[0] < rows.longest - 1", "False"),
             Bug("_all_at_once", "value = F.pad(value, (0, narrower))", "pass"),
             Bug("_one_by_one", "begin += size", "begin = size"),
-            Bug("_mask", "given.get('use_vmap') or not given.get('allow_is_causal_skip', True)", "False"),
+            Bug("_mask", "given.get('allow_is_causal_skip', True)", "True"),
         ],
     ),
     "finetune/model/packed_rows": (
@@ -49,7 +49,7 @@ BUGS: dict[str, Planted] = {
             Bug("PackedRows.of", "torch.tensor(lengths).cumsum(0)", "torch.tensor(lengths)"),
             Bug("PackedRows.longest", "max(self.lengths)", "self.lengths[0]"),
             Bug("told_of_rows", "way == 'lengths'", "False"),
-            Bug("told_of_rows", "f'max_length_{side}': rows.longest", "f'max_length_{side}': 1"),
+            Bug("told_of_rows", "rows.longest", "1"),
             Bug("told_of_rows", "_CURRENT.reset(token)", "pass"),
             Bug("told_of_rows", "len(lengths) == len(batch.input_ids)", "len(lengths) == 1"),
         ],

@@ -213,6 +213,10 @@ def test_a_model_whose_attention_cannot_be_told_keeps_its_mask(kind: str) -> Non
     assert getattr(model, ROWS_ATTRIBUTE) == "mask"
 
 
+def test_attention_that_gets_its_arguments_by_name_runs() -> None:
+    assert "packed rows" in keep_rows_apart(tiny_model_of("afmoe").eval())
+
+
 def test_flash_attn_is_told_where_the_rows_of_every_sequence_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     """By positions alone, transformers keeps the rows of a single sequence apart, and no others."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
