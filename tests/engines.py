@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "reference" / "engines.md"
 FIGURES = PAGE.with_suffix(".json")
 COUNTS = (2, 4, 8)
 SECONDS = 900
-"""The time limit of one engine at one number of ranks."""
+"""The time limit of one engine at one number of ranks, on a machine that does little else."""
 FORKED = {
     "ddp": "DistributedDataParallel",
     "ddp_views": "DistributedDataParallel, `gradient_as_bucket_view`",
@@ -101,7 +101,7 @@ def versions(path: Path | None) -> dict[str, str]:
 def forked(names: list[str], count: int) -> dict[str, Outcome]:
     """Run engines whose ranks are forked from one process, which has imported torch; by name, what came out."""
     try:
-        done = run([str(PROGRAMS / "engines.py"), str(count), *names], count, {})
+        done = run([str(PROGRAMS / "engines.py"), str(count), *names], count, {}, SECONDS * len(names))
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return {name: {"error": str(error)[-400:]} for name in names}
     return {name: _outcome(answers) for name, answers in json.loads(done.strip().splitlines()[-1]).items()}
@@ -131,7 +131,7 @@ def launched(name: str, count: int, path: Path | None) -> dict[str, Outcome]:
     return {name: {"seconds": round(time.monotonic() - began, 1), "peaks": [answer["peak"] for answer in answers]}}
 
 
-def run(arguments: list[str], count: int, more: dict[str, str]) -> str:
+def run(arguments: list[str], count: int, more: dict[str, str], seconds: int = SECONDS) -> str:
     """Run a program on dry cards; returns what it printed."""
     command = [
         sys.executable,
@@ -148,7 +148,7 @@ def run(arguments: list[str], count: int, more: dict[str, str]) -> str:
     ]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
     done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, check=False, timeout=SECONDS, env=variables, cwd=ROOT
+        [*command, *arguments], capture_output=True, text=True, check=False, timeout=seconds, env=variables, cwd=ROOT
     )
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "Error: " in line]
