@@ -178,7 +178,8 @@ def page(found: dict[str, Any]) -> str:
             "* DeepSpeed runs with an optimizer of torch. Its own ones are extensions in CUDA and C++, which need a "
             "compiler for CUDA. Most of its figure is a buffer of a fixed size (`reduce_bucket_size`).",
             "* The test suite runs eight of these at 2 ranks and seven at 4 (ZeRO-1, both FSDPs, the mesh of two "
-            "dimensions, tensor parallel, `Schedule1F1B`, experts), `fully_shard` at 8, and accelerate and the Trainer at 2.",
+            "dimensions, tensor parallel, `Schedule1F1B`, experts), `fully_shard` at 8, and "
+            "accelerate and the Trainer at 2.",
             "* TRL's rows differ in length from rank to rank, and so do the figures.",
             "",
         ]
