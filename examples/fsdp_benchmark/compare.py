@@ -151,7 +151,7 @@ def main():
                 text = f"{found:>15,} {found / measured - 1:>+8.2%}" if measured else f"{found:>15,}"
             except RuntimeError as error:
                 text = str(error)
-            print(f"{title:<32} {measured or 'out of memory':>15} {text}", flush=True)
+            print(f"{title:<32} {measured:>15,} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,12 @@ def adapt(model, method):
     """The model with an adapter, as the benchmark's trainer attaches it."""
     if method == "full":
         return model
-    if method == "qlora-kbit":  # "baseline": peft's own preparation, which casts what is not quantized to fp32
+    in_parts = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if method == "qlora-kbit" and not in_parts:  # "baseline": TRL has peft cast to fp32 what is not quantized,
         model = prepare_model_for_kbit_training(model)
-    elif method == "qlora":
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.to(torch.bfloat16)  # and casts these back, which leaves the norms
+    elif method != "lora":
         for parameter in model.parameters():
             parameter.requires_grad = False
     model.enable_input_require_grads()

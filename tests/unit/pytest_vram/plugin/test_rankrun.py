@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_vram.errors import VramRankFailed
 from pytest_vram.plugin import rankrun
 from pytest_vram.plugin.rankchild import RankChild
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EXITS = "import os; os._exit(0)"
 IS_KILLED = f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})"
