@@ -106,6 +106,37 @@ def batches(
     return shape()
 
 
+def lengths(*, max_tokens: int, count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Generate the lengths of ``count`` sequences that together have at most ``max_tokens`` tokens, each at least one.
+
+    Use it where sequences share a limit, as a question and its document do. Each length is drawn as a share of what
+    the earlier ones leave, so hypothesis can change one of them without breaking the limit. A search needs that: with
+    ``integers(1, max_tokens - first)`` for the second length, a longer first one makes the second invalid, hypothesis
+    replaces it by 1, and the climb ends there.
+
+    Args:
+        max_tokens: largest sum of the lengths.
+        count: number of sequences.
+
+    Raises:
+        VramUsageError: there are more sequences than tokens, or one of the numbers is not positive.
+    """
+    _positive(max_tokens=max_tokens, count=count)
+    if count > max_tokens:
+        raise VramUsageError(f"lengths(max_tokens={max_tokens}, count={count}) leaves some sequences without a token")
+
+    @st.composite
+    def several(draw: st.DrawFn) -> tuple[int, ...]:
+        found: list[int] = []
+        for to_come in reversed(range(count)):
+            room = max_tokens - sum(found) - to_come  # each of the sequences to come needs one token
+            share = draw(st.integers(1, max_tokens))
+            found.append(max(1, share * room // max_tokens))
+        return tuple(found)
+
+    return several()
+
+
 def lora_configs(
     *, max_rank: int = 64, layers: Sequence[str] = LINEAR_LAYERS, dropout: bool = True, dora: bool = True
 ) -> st.SearchStrategy[dict[str, Any]]:

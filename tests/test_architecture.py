@@ -144,12 +144,26 @@ def test_no_file_is_too_long() -> None:
     assert long == {}
 
 
+_WITHOUT_REASON = re.compile(r"type:\s+ignore(?!\[[a-z, -]+\]  # \S)|#\s+noqa(?!: [A-Z0-9, ]+ - \w)")
+
+
+def test_every_silenced_warning_says_why() -> None:
+    silent = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for top in (*PACKAGES, "tests", "examples", "benchmarks")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if _WITHOUT_REASON.search(line)
+    ]
+    assert silent == [], "write `# type: ignore[code]  # why` and `# noqa: CODE - why`"
+
+
 def test_core_types_are_frozen_slotted_and_keyword_only() -> None:
     core = importlib.import_module("pytest_vram.memory")
     types = [t for t in vars(core).values() if dataclasses.is_dataclass(t) and isinstance(t, type)]
     assert len(types) >= 10
     for cls in types:
-        parameters = cls.__dataclass_params__  # type: ignore[attr-defined]
+        parameters = cls.__dataclass_params__  # type: ignore[attr-defined]  # typeshed does not declare it
         assert parameters.frozen, f"{cls.__name__} is not frozen"
         assert "__slots__" in vars(cls), f"{cls.__name__} has no slots"
         assert all(f.kw_only for f in dataclasses.fields(cls)), f"{cls.__name__} takes positional arguments"

@@ -223,7 +223,7 @@ def _beginning_unasked(messages: list[dict[str, Any]], answered: str, render: _R
 
 def _common(one: str, other: str) -> int:
     """Return the number of characters with which both texts begin."""
-    return len(os.path.commonprefix([one, other]))  # noqa: RUF071  characters, not folders
+    return len(os.path.commonprefix([one, other]))  # noqa: RUF071 - characters, not folders
 
 
 def _without_own_end(

@@ -27,7 +27,7 @@ import torch
 
 # Imported before the fork, so that each child does not pay for it again.
 from finetune import qlora
-from finetune.training import loop, prepare, result  # noqa: F401
+from finetune.training import loop, prepare, result  # noqa: F401 - imported before the fork, for all children
 
 AUDITED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
@@ -45,7 +45,7 @@ class Moments:
         torch.nn.modules.module.register_module_forward_pre_hook(self._forward)
         for cls in _subclasses(torch.optim.Optimizer):
             if "step" in vars(cls):
-                cls.step = self._counted(cls.step)  # type: ignore[attr-defined]
+                cls.step = self._counted(cls.step)  # type: ignore[attr-defined]  # the class is found by name
 
     def _counted(self, step: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:

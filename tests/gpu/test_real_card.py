@@ -114,7 +114,7 @@ def test_the_optimizers_kernel_comes_to_the_bits_of_its_readable_form(dtype: str
         shapes = [(16, 4096), (14336, 16), (7,), (100_003,)]
         drawn = [torch.randn(shape, generator=generator, device="cuda").to(getattr(torch, dtype)) for shape in shapes]
         parameters = [torch.nn.Parameter(values) for values in drawn]
-        config = TrainConfig(optimizer="paged-adamw", kernels=kernels, weight_decay=0.1)  # type: ignore[arg-type]
+        config = TrainConfig(optimizer="paged-adamw", kernels=kernels, weight_decay=0.1)  # type: ignore[arg-type]  # one of the Literal's values
         optimizer = make_optimizer([*parameters, *([frozen] if masters else [])], config)
         for _ in range(3):
             for parameter in parameters:

@@ -89,7 +89,7 @@ def _reads_as(node: ast.AST, wanted: str) -> bool:
 def _with_body_of(node: ast.AST, header: str) -> list[ast.AST]:
     """A statement with another first line, and the body of the one that is there."""
     if isinstance(node, ast.ExceptHandler):
-        changed: ast.AST = ast.parse(f"try:\n    pass\n{header}\n    pass").body[0].handlers[0]  # type: ignore[attr-defined]
+        changed: ast.AST = ast.parse(f"try:\n    pass\n{header}\n    pass").body[0].handlers[0]  # type: ignore[attr-defined]  # the text says which node it is
     else:
         (changed,) = ast.parse(f"{header}\n    pass").body
     for name in ("body", "orelse"):
@@ -120,9 +120,9 @@ def _parsed(text: str, kind: ast.AST) -> list[ast.AST]:
     if isinstance(kind, ast.expr):
         return [ast.parse(text.strip(), mode="eval").body]
     if isinstance(kind, ast.arguments):
-        return [ast.parse(f"def f({text}): ...").body[0].args]  # type: ignore[attr-defined]
+        return [ast.parse(f"def f({text}): ...").body[0].args]  # type: ignore[attr-defined]  # the text says which node it is
     if isinstance(kind, ast.keyword):
-        return [ast.parse(f"f({text})", mode="eval").body.keywords[0]]  # type: ignore[attr-defined]
+        return [ast.parse(f"f({text})", mode="eval").body.keywords[0]]  # type: ignore[attr-defined]  # the text says which node it is
     if isinstance(kind, ast.comprehension):
-        return [ast.parse(f"[0 {text}]", mode="eval").body.generators[0]]  # type: ignore[attr-defined]
+        return [ast.parse(f"[0 {text}]", mode="eval").body.generators[0]]  # type: ignore[attr-defined]  # the text says which node it is
     raise LostAnchorError(f"a {type(kind).__name__} cannot be replaced")

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 def main() -> None:
     name, out = sys.argv[1], Path(sys.argv[2])
     import language  # noqa: F401 - registers its cases
-    import layers  # noqa: F401
+    import layers  # noqa: F401 - registers its cases
     from marks import CASES, Marks
 
     from pytest_vram.drygpu import driver

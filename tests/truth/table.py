@@ -214,7 +214,7 @@ def registry() -> dict[str, Any]:
     """The cases by name. Importing them imports torch."""
     sys.path[:0] = [str(HERE), str(ROOT)]
     import language  # noqa: F401 - registers its cases
-    import layers  # noqa: F401
+    import layers  # noqa: F401 - registers its cases
     from marks import CASES
 
     return CASES

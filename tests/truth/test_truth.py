@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import table  # noqa: E402
+import table  # noqa: E402 - its folder is put on the path above
 
 TRUTH = table.load("h200")
 

@@ -13,8 +13,8 @@ ROOT = TESTS.parent
 PLANTED = (ROOT / "finetune", TESTS / "reference")
 sys.path.insert(0, str(TESTS))
 
-from mutants import MUTANTS  # noqa: E402
-from mutants.anchor import Bug, LostAnchorError, plant  # noqa: E402
+from mutants import MUTANTS  # noqa: E402 - its folder is put on the path above
+from mutants.anchor import Bug, LostAnchorError, plant  # noqa: E402 - as above
 
 MODULES = {
     path.relative_to(ROOT).with_suffix("").as_posix()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_killed_twice_and_resumed_is_the_straight_run(
     assert steps(output) == steps(expected)
 
 
-def test_killed_while_checkpoints_are_written(qlora: Forked, finished: tuple[Path, object], tmp_path: Path) -> None:
+def test_killed_while_checkpoints_are_written(qlora: Forked, finished: tuple[Path, Any], tmp_path: Path) -> None:
     """Every step saved, so that most moments lie inside a save."""
     output = tmp_path / "run"
     rng = random.Random(0)
@@ -80,11 +80,11 @@ def test_killed_while_checkpoints_are_written(qlora: Forked, finished: tuple[Pat
 
 @pytest.mark.parametrize("damage", ["truncated", "altered"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
-    qlora: Forked, finished: tuple[Path, object], tmp_path: Path, damage: str
+    qlora: Forked, finished: tuple[Path, Any], tmp_path: Path, damage: str
 ) -> None:
     output = tmp_path / "run"
     # Moment counts are the same in every run: two thirds of the way lies past the second checkpoint.
-    fault = {"kind": "signal", "at": finished[1].moments * 2 // 3, "signals": [signal.SIGKILL]}  # type: ignore[attr-defined]
+    fault = {"kind": "signal", "at": finished[1].moments * 2 // 3, "signals": [signal.SIGKILL]}
     qlora(output, fault=fault)
     newest = sorted((output / "checkpoints").glob("step-*"))[-1]
     file = newest / "state.safetensors"

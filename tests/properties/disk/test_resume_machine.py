@@ -90,7 +90,7 @@ def config(
             micro_batch=split[0],
             accumulation=split[1],
             split="given",
-            optimizer=optimizer,  # type: ignore[arg-type]
+            optimizer=optimizer,  # type: ignore[arg-type]  # drawn from the Literal's values
             learning_rate=1e-3,
             checkpointing=changes.get("checkpointing", True),
             threads=1,

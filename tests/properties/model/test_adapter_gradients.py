@@ -161,7 +161,7 @@ def test_linear4bit_is_the_dense_layer_forward_and_backward(
 ) -> None:
     weight = make_weights("normal", out_features * 64 * blocks, seed=seed).view(out_features, 64 * blocks)
     layer = linear4bit(weight, bias=bias, quant_type=quant_type, double_quant=double_quant)
-    dense = nf4.dequantize(nf4.quantize(weight, quant_type=quant_type, double_quant=double_quant))  # type: ignore[arg-type]
+    dense = nf4.dequantize(nf4.quantize(weight, quant_type=quant_type, double_quant=double_quant))  # type: ignore[arg-type]  # one of the Literal's values
     x = make_weights("normal", batch * tokens * 64 * blocks, seed=seed + 1).view(batch, tokens, 64 * blocks)
     held_to_the_dense_layer(layer, dense, layer.bias, x)
 

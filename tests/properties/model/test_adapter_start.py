@@ -33,7 +33,7 @@ def test_the_first_output_is_the_bases_and_the_first_gradient_is_not_zero(
 ) -> None:
     half = precision in ("fp16", "bf16")
     compute = precision if half else "fp32"
-    base = load_base(ModelConfig(model=str(folder), precision=precision, compute_dtype=compute, device="cpu"))  # type: ignore[arg-type]
+    base = load_base(ModelConfig(model=str(folder), precision=precision, compute_dtype=compute, device="cpu"))  # type: ignore[arg-type]  # one of the Literal's values
     model, alone = base, None
     for _ in range(2):
         with torch.no_grad():
@@ -41,7 +41,7 @@ def test_the_first_output_is_the_bases_and_the_first_gradient_is_not_zero(
         if alone is not None:
             break
         alone = logits
-        model = attach_adapter(base, AdapterConfig(rank=4, dora=dora, init=init), seed=0).eval()  # type: ignore[arg-type]
+        model = attach_adapter(base, AdapterConfig(rank=4, dora=dora, init=init), seed=0).eval()  # type: ignore[arg-type]  # one of the Literal's values
     starts = {part: [p for n, p in model.named_parameters() if part in n] for part in ("lora_A", "lora_B")}
     assert all(p.any() for p in starts["lora_A"])
     assert all(bool(p.any()) == (init == "orthogonal") for p in starts["lora_B"])

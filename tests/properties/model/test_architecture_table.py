@@ -15,7 +15,7 @@ import transformers
 TESTS = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(TESTS))
 
-import architectures  # noqa: E402
+import architectures  # noqa: E402 - its folder is put on the path above
 
 SAMPLE = ["bart", "deepseek_v3", "gpt_oss", "jetmoe", "llama4_text", "mamba2", "modernbert-decoder", "openai-gpt"]
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"

@@ -151,7 +151,7 @@ def test_rounding_is_not_taken_for_rows_that_see_each_other(
             if "input_layernorm" in name:
                 parameter.mul_(4.0)  # values above 6, for which LLM.int8() takes a whole column in 16 bits
     made.save_pretrained(tmp_path)
-    model = load_base(ModelConfig(model=str(tmp_path), precision=precision, compute_dtype=compute, device="cpu"))  # type: ignore[arg-type]
+    model = load_base(ModelConfig(model=str(tmp_path), precision=precision, compute_dtype=compute, device="cpu"))  # type: ignore[arg-type]  # one of the Literal's values
     with contextlib.nullcontext() if apart else pytest.raises(ConfigError, match="keep rows apart"):
         check_assumptions(model, packing=True)
     assert {m.state.threshold for m in model.modules() if hasattr(m, "init_8bit_state")} <= {6.0}

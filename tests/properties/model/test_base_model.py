@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def base_of(folder: Path, precision: str = "nf4") -> Any:
-    return load_base(ModelConfig(model=str(folder), precision=precision, device="cpu"))  # type: ignore[arg-type]
+    return load_base(ModelConfig(model=str(folder), precision=precision, device="cpu"))  # type: ignore[arg-type]  # one of the Literal's values
 
 
 @pytest.mark.parametrize("precision", ["fp32", "nf4"])

@@ -23,7 +23,7 @@ DECLARED = ["mixtral", "gpt_oss", "nemotron_h", "deepseek_v4", "qwen3_next", "gr
 
 def based(folder: Path, precision: str) -> Any:
     return load_base(
-        ModelConfig(model=str(folder), precision=precision, compute_dtype="fp32", device="cpu")  # type: ignore[arg-type]
+        ModelConfig(model=str(folder), precision=precision, compute_dtype="fp32", device="cpu")  # type: ignore[arg-type]  # one of the Literal's values
     )
 
 

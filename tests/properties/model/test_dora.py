@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def base_of(folder: Path, precision: str, compute: str = "fp32") -> Any:
     return load_base(
-        ModelConfig(model=str(folder), precision=precision, compute_dtype=compute, device="cpu")  # type: ignore[arg-type]
+        ModelConfig(model=str(folder), precision=precision, compute_dtype=compute, device="cpu")  # type: ignore[arg-type]  # one of the Literal's values
     )
 
 
@@ -142,10 +142,10 @@ def test_magnitudes_are_fp32_and_nothing_else_is(folder: Path, compute: str) -> 
 @pytest.mark.parametrize("optimizer", ["adamw", "paged-adamw", "paged-adamw-8bit"])
 def test_magnitudes_of_a_bf16_run_move_as_those_of_an_fp32_run(folder: Path, optimizer: str) -> None:
     def moved(adapter_dtype: str, *, rounded: bool = False) -> Tensor:
-        adapter = replace(DORA, adapter_dtype=adapter_dtype)  # type: ignore[arg-type]
+        adapter = replace(DORA, adapter_dtype=adapter_dtype)  # type: ignore[arg-type]  # one of the Literal's values
         model = attach_adapter(base_of(folder, "nf4", "bf16"), adapter, seed=0)
         steps = TrainConfig(learning_rate=1e-5, schedule="constant", warmup_steps=0, max_steps=10)
-        config = replace(steps, optimizer=optimizer)  # type: ignore[arg-type]
+        config = replace(steps, optimizer=optimizer)  # type: ignore[arg-type]  # one of the Literal's values
         magnitudes = [p for n, p in model.named_parameters() if "magnitude" in n]
         if rounded:
             for parameter in magnitudes:
@@ -195,7 +195,7 @@ def test_the_merged_model_is_the_one_it_says(folder: Path, into: str, tmp_path: 
     config = RunConfig(
         model=ModelConfig(model=str(folder), precision="nf4", compute_dtype="fp32", device="cpu"),
         adapter=DORA,
-        output=OutputConfig(merge=into),  # type: ignore[arg-type]
+        output=OutputConfig(merge=into),  # type: ignore[arg-type]  # one of the Literal's values
     )
     merge(model, tmp_path / "adapter", config, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)

@@ -36,7 +36,7 @@ def saved(kind: str, folder: Path) -> Path:
 
 def based(folder: Path, precision: str) -> Any:
     return load_base(
-        ModelConfig(model=str(folder), precision=precision, compute_dtype="fp32", device="cpu")  # type: ignore[arg-type]
+        ModelConfig(model=str(folder), precision=precision, compute_dtype="fp32", device="cpu")  # type: ignore[arg-type]  # one of the Literal's values
     )
 
 

@@ -171,9 +171,9 @@ def test_other_blocksizes_types_and_rules_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"blocksize = 48.*32, 64"):
         nf4.quantize(torch.zeros(4), blocksize=48)
     with pytest.raises(ValueError, match=r"quant_type = 'nf5'.*'nf4' or 'fp4'"):
-        nf4.quantize(torch.zeros(4), quant_type="nf5")  # type: ignore[arg-type]
+        nf4.quantize(torch.zeros(4), quant_type="nf5")  # type: ignore[arg-type]  # a wrong value, which is tested
     with pytest.raises(ValueError, match=r"rules = 'rocm'.*'cpu' or 'cuda'"):
-        nf4.quantize(torch.zeros(4), rules="rocm")  # type: ignore[arg-type]
+        nf4.quantize(torch.zeros(4), rules="rocm")  # type: ignore[arg-type]  # a wrong value, which is tested
     with pytest.raises(ValueError, match=r"storage = torch.float32: 3 bytes"):
         nf4.quantize(torch.zeros(6), storage=torch.float32)
     with pytest.raises(ValueError, match=r"prefix = 'weight'.*holds bias"):

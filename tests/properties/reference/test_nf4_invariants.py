@@ -202,7 +202,7 @@ def test_invariant_rejects_a_broken_codec(invariant: str) -> None:
                 check(broken, make_weights(kind, 5 * BLOCK, seed=seed))
             except AssertionError:
                 rejected += 1
-    assert rejected >= 3, f"{invariant} let {broken.__name__} pass"  # type: ignore[attr-defined]
+    assert rejected >= 3, f"{invariant} let {broken.__name__} pass"  # type: ignore[attr-defined]  # functions have names
 
 
 @given(x=weights(max_count=4 * BLOCK * 256 // 64))

@@ -24,7 +24,7 @@ PRECISIONS = ("fp32", "int8", "fp4", "nf4")
 def base_of(folder: Path, precision: str = "nf4", **changes: Any) -> Any:
     """The saved model as a frozen base that computes in fp32."""
     return load_base(
-        ModelConfig(model=str(folder), precision=precision, compute_dtype="fp32", device="cpu", **changes)  # type: ignore[arg-type]
+        ModelConfig(model=str(folder), precision=precision, compute_dtype="fp32", device="cpu", **changes)  # type: ignore[arg-type]  # fields by name
     )
 
 

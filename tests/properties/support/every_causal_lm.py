@@ -244,7 +244,7 @@ def _step(folder: Path, precision: str) -> Outcome:
     from finetune.training.optim import make_optimizer
     from finetune.training.step import train_step
 
-    base = load_base(ModelConfig(model=str(folder), precision=precision, device="cpu"))  # type: ignore[arg-type]
+    base = load_base(ModelConfig(model=str(folder), precision=precision, device="cpu"))  # type: ignore[arg-type]  # one of the Literal's values
     adapter = AdapterConfig(rank=4, alpha=8.0)
     model: Any = attach_adapter(base, adapter, seed=0)
     train = TrainConfig(optimizer="adamw", micro_batch=2, accumulation=2, loss_chunk=7, warmup_steps=0)

@@ -157,7 +157,7 @@ def test_a_run_with_the_kernel_is_the_run_without_it() -> None:
             for shape in ((16, 65), (7,), (64, 64))
             for dtype in (torch.bfloat16, torch.float32)
         ]
-        config = TrainConfig(optimizer="paged-adamw", kernels=kernels, weight_decay=0.1)  # type: ignore[arg-type]
+        config = TrainConfig(optimizer="paged-adamw", kernels=kernels, weight_decay=0.1)  # type: ignore[arg-type]  # one of the Literal's values
         optimizer = make_optimizer([*parameters, frozen], config)
         for step in range(3):
             for number, parameter in enumerate(parameters):

@@ -35,7 +35,7 @@ def held_to_the_schedule(rate_of: Rate, total: int, config: TrainConfig) -> None
 
 @given(warmup=st.integers(0, 20), total=st.integers(1, 200), schedule=st.sampled_from(["constant", "linear", "cosine"]))
 def test_the_rate_rises_linearly_and_falls_as_its_schedule_says(warmup: int, total: int, schedule: str) -> None:
-    config = TrainConfig(learning_rate=0.5, warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]
+    config = TrainConfig(learning_rate=0.5, warmup_steps=warmup, schedule=schedule)  # type: ignore[arg-type]  # one of the Literal's values
     held_to_the_schedule(learning_rate, total, config)
 
 
@@ -57,7 +57,7 @@ MISTAKEN: dict[str, Rate] = {
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("name", MISTAKEN)
 def test_the_check_rejects_a_mistaken_schedule(name: str, schedule: str) -> None:
-    config = TrainConfig(learning_rate=0.5, warmup_steps=3, schedule=schedule)  # type: ignore[arg-type]
+    config = TrainConfig(learning_rate=0.5, warmup_steps=3, schedule=schedule)  # type: ignore[arg-type]  # one of the Literal's values
     held_to_the_schedule(learning_rate, 20, config)
     with pytest.raises(AssertionError, match="comparison failed"):
         held_to_the_schedule(MISTAKEN[name], 20, config)

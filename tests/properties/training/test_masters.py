@@ -63,7 +63,7 @@ def parts(master: Tensor) -> tuple[Tensor, Tensor]:
 
 def made(name: str, start: Tensor, *frozen: torch.nn.Parameter, **changes: Any) -> tuple[torch.nn.Parameter, Any]:
     parameter = torch.nn.Parameter(start.clone())
-    config = TrainConfig(optimizer=name, **changes)  # type: ignore[arg-type]
+    config = TrainConfig(optimizer=name, **changes)  # type: ignore[arg-type]  # fields by name
     return parameter, make_optimizer([parameter, *frozen], config)
 
 
@@ -137,7 +137,7 @@ def test_other_dtypes_have_no_master() -> None:
 @pytest.mark.parametrize("masters", [False, True])
 def test_what_the_states_will_take_is_what_they_take(name: str, dtype: torch.dtype, masters: bool) -> None:
     weight, optimizer = made(name, torch.ones(96, 128, dtype=dtype), *([FROZEN] * masters))
-    told = state_bytes([weight], TrainConfig(optimizer=name), masters=masters)  # type: ignore[arg-type]
+    told = state_bytes([weight], TrainConfig(optimizer=name), masters=masters)  # type: ignore[arg-type]  # one of the Literal's values
     stepped(weight, optimizer, range(1), rate=1e-3)
     large = {key: t.nbytes for key, t in optimizer.state[weight].items() if isinstance(t, Tensor) and t.dim() == 2}
     assert told == sum(large.values()) > 0
@@ -149,9 +149,9 @@ def test_a_paged_run_is_the_unpaged_one_in_gradients_states_and_bytes(compute: s
     folder = save_tiny(tmp_path)
 
     def run(name: str) -> tuple[list[float], list[Tensor], dict[str, Tensor]]:
-        base = load_base(ModelConfig(model=str(folder), compute_dtype=compute, device="cpu"))  # type: ignore[arg-type]
+        base = load_base(ModelConfig(model=str(folder), compute_dtype=compute, device="cpu"))  # type: ignore[arg-type]  # one of the Literal's values
         model = attach_adapter(base, AdapterConfig(rank=64), seed=0)
-        config = TrainConfig(optimizer=name, max_steps=3)  # type: ignore[arg-type]
+        config = TrainConfig(optimizer=name, max_steps=3)  # type: ignore[arg-type]  # one of the Literal's values
         optimizer = make_optimizer(model.parameters(), config)
         window = [padded(make_rows([12, 7], seed=1)), padded(make_rows([9, 15], seed=2))]
         norms = [train_step(model, window, optimizer, config, step=s, total_steps=3).grad_norm for s in range(3)]
@@ -179,7 +179,7 @@ def test_a_paged_run_is_the_unpaged_one_in_gradients_states_and_bytes(compute: s
 def test_who_rounds_updates_away_is_told_and_nobody_else(name: str, full: bool, dtype: torch.dtype) -> None:
     """Held against what becomes of a weight just above the size that the message names, and of one well below."""
     rate = 1e-4
-    config = TrainConfig(optimizer=name, learning_rate=rate)  # type: ignore[arg-type]
+    config = TrainConfig(optimizer=name, learning_rate=rate)  # type: ignore[arg-type]  # one of the Literal's values
     frozen = () if full else (FROZEN,)
     start = torch.tensor([1.01 * 512 * rate, 0.2 * 512 * rate]).repeat(64 * 40).to(dtype)
     weight, optimizer = made(name, start, *frozen)

@@ -64,7 +64,7 @@ def test_a_window_is_clipped_once_and_applied_at_its_steps_rate(
 ) -> None:
     model = tiny_model(dtype=torch.float64)
     model.get_decoder().layers[0].requires_grad_(not frozen)
-    config = TrainConfig(clip=clip, learning_rate=0.1, warmup_steps=4, schedule=schedule, checkpointing=False)  # type: ignore[arg-type]
+    config = TrainConfig(clip=clip, learning_rate=0.1, warmup_steps=4, schedule=schedule, checkpointing=False)  # type: ignore[arg-type]  # one of the Literal's values
     window = [padded(ROWS[a:b]) for a, b in pairwise([0, *sorted(cuts), len(ROWS)])]
     held_to_one_clip_at_the_steps_rate(model, config, window, step=step)
 

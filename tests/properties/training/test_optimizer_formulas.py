@@ -64,7 +64,7 @@ def start(count: int, seed: int) -> tuple[torch.nn.Parameter, Reference]:
 def build(name: str, parameter: torch.nn.Parameter, **changes: Any) -> torch.optim.Optimizer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Paged optimizers are not supported on CPU"
-        return make_optimizer([parameter], TrainConfig(optimizer=name, **changes))  # type: ignore[arg-type]
+        return make_optimizer([parameter], TrainConfig(optimizer=name, **changes))  # type: ignore[arg-type]  # fields by name
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:

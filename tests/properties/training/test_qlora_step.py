@@ -93,7 +93,7 @@ def test_no_bit_of_the_base_changes(
         return  # fused experts are refused in int8
     model = cached_model(request, kind, precision)
     before = frozen_bytes(model)
-    config = TrainConfig(optimizer=optimizer, learning_rate=rate, checkpointing=checkpointing, max_steps=steps)  # type: ignore[arg-type]
+    config = TrainConfig(optimizer=optimizer, learning_rate=rate, checkpointing=checkpointing, max_steps=steps)  # type: ignore[arg-type]  # one of the Literal's values
     made = make_optimizer(model.parameters(), config)
     learned = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     for step in range(steps):
@@ -154,7 +154,7 @@ def test_mixtrals_experts_compute_with_the_reference_codecs_weights(mixtral: Pat
                 if values is None or values.dim() != 3:
                     continue
                 for value in values:
-                    coded = nf4.quantize(value, quant_type=precision, double_quant=True)  # type: ignore[arg-type]
+                    coded = nf4.quantize(value, quant_type=precision, double_quant=True)  # type: ignore[arg-type]  # one of the Literal's values
                     value.copy_(nf4.dequantize(coded))
                     experts += 1
                 decoded = quantized.get_submodule(name).dequantized(weight)
@@ -239,7 +239,7 @@ def test_a_saved_adapter_gives_the_same_logits(folder: Path, precision: str, tmp
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"])
 def test_two_runs_with_one_seed_are_one(folder: Path, optimizer: str) -> None:
-    config = TrainConfig(optimizer=optimizer, max_steps=3)  # type: ignore[arg-type]
+    config = TrainConfig(optimizer=optimizer, max_steps=3)  # type: ignore[arg-type]  # one of the Literal's values
     results = []
     for _ in range(2):
         model = adapted(folder)
@@ -267,9 +267,9 @@ def test_the_merged_model_is_the_one_it_says(
     model = nonzero_adapter(adapted(source, precision))
     model.save_pretrained(tmp_path / "adapter")
     config = RunConfig(
-        model=ModelConfig(model=str(source), precision=precision, compute_dtype="fp32", device="cpu"),  # type: ignore[arg-type]
+        model=ModelConfig(model=str(source), precision=precision, compute_dtype="fp32", device="cpu"),  # type: ignore[arg-type]  # one of the Literal's values
         adapter=ADAPTER,
-        output=OutputConfig(merge=into),  # type: ignore[arg-type]
+        output=OutputConfig(merge=into),  # type: ignore[arg-type]  # one of the Literal's values
     )
     merge(model, tmp_path / "adapter", config, tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)

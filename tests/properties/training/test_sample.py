@@ -38,7 +38,7 @@ def row(question: str, reply: str) -> Example:
 
 
 def chosen(held_out: list[Example], *, tokenizer: Any = None, **changes: Any) -> Question | None:
-    return choose_question(OutputConfig(**changes), tokenizer or tiny_tokenizer(), held_out)  # type: ignore[arg-type]
+    return choose_question(OutputConfig(**changes), tokenizer or tiny_tokenizer(), held_out)  # type: ignore[arg-type]  # fields by name
 
 
 @given(questions=st.lists(WORDS, min_size=1, max_size=4))

@@ -118,7 +118,7 @@ for _kind, _how in {
     "SGD8bit": {"momentum": 0.9},
     "AdEMAMix8bit": {},
 }.items():
-    _check = lambda kind=_kind, how=_how: _state_bytes(kind, **how)  # noqa: E731
+    _check = lambda kind=_kind, how=_how: _state_bytes(kind, **how)  # noqa: E731 - a function a line, with its own defaults
     _check.__name__ = _kind
     check(_check)
 

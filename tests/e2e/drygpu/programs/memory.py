@@ -111,7 +111,7 @@ def saved_on_the_host() -> Any:
         layer(torch.randn(4, 64, device="cuda")).relu().sum().backward()
     torch.save(layer.state_dict(), FILE)
     layer.load_state_dict(torch.load(FILE, map_location="cuda"))
-    return list(layer.weight.grad.shape)  # type: ignore[union-attr]
+    return list(layer.weight.grad.shape)  # type: ignore[union-attr]  # a gradient is there after backward
 
 
 @check
@@ -147,7 +147,7 @@ def decompositions_and_transforms() -> Any:
     solved = torch.linalg.solve(x, x).sum() + torch.linalg.det(x).sum() + torch.linalg.eigvalsh(x @ x.mT).sum()
     waves = torch.fft.irfft(torch.fft.rfft(x)).sum() + torch.fft.fft(x).abs().sum()
     (singular + solved + waves).backward()
-    return {"gradient": list(x.grad.shape), "noted": [note.name for note in notes.collect()]}  # type: ignore[union-attr]
+    return {"gradient": list(x.grad.shape), "noted": [note.name for note in notes.collect()]}  # type: ignore[union-attr]  # a gradient is there after backward
 
 
 @check

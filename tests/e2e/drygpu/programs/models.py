@@ -38,7 +38,7 @@ def _step(family: str, fields: dict[str, Any]) -> Any:
 
 
 for _family, _fields in FAMILIES.items():
-    _check = lambda family=_family, fields=_fields: _step(family, fields)  # noqa: E731
+    _check = lambda family=_family, fields=_fields: _step(family, fields)  # noqa: E731 - a function a line, with its own defaults
     _check.__name__ = _family
     check(_check)
 

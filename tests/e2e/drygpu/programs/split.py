@@ -46,7 +46,7 @@ def fits(model: Any, size: int) -> bool:
 
 def chosen(model: Any, **train: Any) -> list[Any]:
     config = RunConfig(train=TrainConfig(**train))
-    found, note = largest_split(model, Rows(), config)  # type: ignore[arg-type]
+    found, note = largest_split(model, Rows(), config)  # type: ignore[arg-type]  # a stand-in
     return [found.train.micro_batch, found.train.accumulation, note]
 
 

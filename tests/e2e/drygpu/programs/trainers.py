@@ -17,7 +17,7 @@ check = Checks()
 FOLDER = sys.argv[1]
 
 
-class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]  # torch's Dataset is generic only for mypy
     def __len__(self) -> int:
         return 16
 

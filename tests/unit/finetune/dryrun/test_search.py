@@ -60,7 +60,7 @@ def needs(config: RunConfig, *, fixed: int = 4 * GIB, token: int = 500_000) -> i
 
 def found(bench: FakeBench, opened: list[str], **settings: Any) -> Found:
     config = yaml_file.replace(RunConfig(), {"model": "mistral-7b"} | settings)
-    return search(bench, config, open_settings=opened, limit_bytes=LIMIT)  # type: ignore[arg-type]
+    return search(bench, config, open_settings=opened, limit_bytes=LIMIT)  # type: ignore[arg-type]  # a stand-in
 
 
 @pytest.mark.parametrize("family", ["mistral", "a-family-without-arithmetic"])

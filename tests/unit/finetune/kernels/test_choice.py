@@ -25,7 +25,7 @@ class OnCard(nn.Module):
 
 
 class _Card(torch.Tensor):
-    device = torch.device("cuda")  # type: ignore[assignment]
+    device = torch.device("cuda")  # type: ignore[assignment]  # a stand-in's device
 
 
 def config(kind: str, **fields: Any) -> Any:

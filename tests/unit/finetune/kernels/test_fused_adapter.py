@@ -41,7 +41,7 @@ def without_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     )
     monkeypatch.delitem(sys.modules, "finetune.kernels.fused_adapter")
     yield importlib.import_module("finetune.kernels.fused_adapter")
-    sys.modules["finetune.kernels"].fused_adapter = fused_adapter  # type: ignore[attr-defined]
+    sys.modules["finetune.kernels"].fused_adapter = fused_adapter  # type: ignore[attr-defined]  # modules have no declared names
 
 
 def test_a_base_in_bf16_needs_no_bitsandbytes(without_bitsandbytes: Any) -> None:

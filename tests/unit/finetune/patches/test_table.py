@@ -62,7 +62,7 @@ def test_each_patch_is_still_needed_and_still_fits(patch: Patch) -> None:
 )
 def test_a_patch_whose_time_has_come_is_told(changes: dict[str, str], installed: str, expected: str) -> None:
     patch = next(patch for patch in PATCHES if patch.where.endswith("as_named"))
-    found = problem(dataclasses.replace(patch, **changes), installed)  # type: ignore[arg-type]
+    found = problem(dataclasses.replace(patch, **changes), installed)  # type: ignore[arg-type]  # fields by name
     assert found is not None
     assert expected in found.replace("which it may when", "may go when")
     assert "finetune.patches.peft.as_named" in found

@@ -77,7 +77,7 @@ def begun(log: Log | None = None, *, start: int = 0, state: Any = None) -> Any:
     setup: Any = types.SimpleNamespace(
         config=RunConfig(), start_step=start, total_steps=9, random_state=state, model=None, optimizer=None
     )
-    return loop._Loop(setup, Stop(), log)  # type: ignore[arg-type]
+    return loop._Loop(setup, Stop(), log)  # type: ignore[arg-type]  # stand-ins
 
 
 @pytest.mark.parametrize(

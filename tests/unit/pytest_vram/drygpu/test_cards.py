@@ -59,7 +59,7 @@ def test_part_of_a_name_suggests_what_contains_it() -> None:
 
 def test_a_card_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        find_card("l4").total_bytes = 1  # type: ignore[misc]
+        find_card("l4").total_bytes = 1  # type: ignore[misc]  # it is frozen, which is tested
 
 
 def test_a_context_that_was_measured_says_so_and_the_others_name_their_formula() -> None:

@@ -15,7 +15,7 @@ import sample
 
 
 def message(measurement: Measurement, metric: str = "allocated", limit: int = 12 * GIB) -> list[str]:
-    budget = Budget(limit_bytes=limit, metric=metric, where="test_train.py:9")  # type: ignore[arg-type]
+    budget = Budget(limit_bytes=limit, metric=metric, where="test_train.py:9")  # type: ignore[arg-type]  # one of the Literal's values
     peak = measurement.figure(metric) or 0
     text = budget_message(budget, limit, peak, measurement, phase=None, holders=measurement.holders)
     return text.splitlines()

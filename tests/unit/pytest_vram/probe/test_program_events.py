@@ -71,7 +71,7 @@ def test_a_part_that_is_called_by_itself_is_noted(notes: Notes) -> None:
     model = Model()
     model(torch.zeros(1, 4))
     before = len(calls(notes))
-    model.layers[0].self_attn.q_proj(torch.zeros(1, 4))  # type: ignore[union-attr, operator]
+    model.layers[0].self_attn.q_proj(torch.zeros(1, 4))  # type: ignore[union-attr, operator]  # modules are found by name
     assert calls(notes)[before:] == [("Linear", False)]
 
 
@@ -110,14 +110,14 @@ def test_whoever_patches_on_top_keeps_a_patch_that_only_passes_on() -> None:
     notes = Notes(lambda tensor: None)
     notes.start()
     ours = nn.Module.__call__
-    theirs = nn.Module.__call__ = lambda self, *args: ours(self, *args)  # type: ignore[method-assign]
+    theirs = nn.Module.__call__ = lambda self, *args: ours(self, *args)  # type: ignore[method-assign]  # the patch is what is tested
     try:
         notes.stop()
         assert nn.Module.__call__ is theirs
         Model()(torch.zeros(1, 4))
         assert notes.marks.steps == []
     finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+        nn.Module.__call__ = original  # type: ignore[method-assign]  # the patch is what is tested
 
 
 def test_a_compiled_model_stays_in_one_graph(notes: Notes) -> None:
@@ -170,8 +170,8 @@ def test_constants_of_quantized_weights_are_found_where_they_are_kept(notes: Not
     four_bits.weight.quant_state = state(state())
     before_use.weight = Packed(torch.zeros(2), requires_grad=False)
     before_use.weight.SCB = torch.zeros(2)
-    after_use.state = SimpleNamespace(SCB=torch.zeros(2))  # type: ignore[assignment]
-    experts.quant_states = {"up_proj": [state(), state(state())]}  # type: ignore[assignment]
+    after_use.state = SimpleNamespace(SCB=torch.zeros(2))  # type: ignore[assignment]  # made-up states
+    experts.quant_states = {"up_proj": [state(), state(state())]}  # type: ignore[assignment]  # made-up states
     for module, count in ((four_bits, 4), (before_use, 1), (after_use, 1), (experts, 6)):
         known = len([label for label in notes.marks.labels if label[3] == "quantization"])
         notes.meet(nn.Sequential(module))
@@ -181,9 +181,9 @@ def test_constants_of_quantized_weights_are_found_where_they_are_kept(notes: Not
 
 def test_a_module_with_a_state_of_its_own_is_met(notes: Notes) -> None:
     nested, foreign = nn.Linear(2, 2), nn.Linear(2, 2)
-    nested.state = SimpleNamespace(code=None)  # type: ignore[assignment]
-    nested.state.state2 = SimpleNamespace(code=torch.zeros(1))  # type: ignore[union-attr, assignment]
-    foreign.state = SimpleNamespace(code=torch.zeros(1))  # type: ignore[assignment]
+    nested.state = SimpleNamespace(code=None)  # type: ignore[assignment]  # made-up states
+    nested.state.state2 = SimpleNamespace(code=torch.zeros(1))  # type: ignore[union-attr, assignment]  # made-up states
+    foreign.state = SimpleNamespace(code=torch.zeros(1))  # type: ignore[assignment]  # made-up states
     notes.meet(nn.Sequential(nested, foreign))
     assert len(labelled(notes, "weights")) == 4
     assert labelled(notes, "quantization") == set()

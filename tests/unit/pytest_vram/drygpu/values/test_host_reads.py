@@ -39,7 +39,7 @@ def test_library_code_in_between_is_named() -> None:
     )
     names: dict[str, object] = {}
     exec(source, names)
-    names["ask"](host_reads.note)  # type: ignore[operator]
+    names["ask"](host_reads.note)  # type: ignore[operator]  # a name from exec
     (read,) = host_reads.collect()
     assert "test_host_reads" in read.location
     assert read.note == "in somelib/core.py:2"
