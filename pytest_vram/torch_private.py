@@ -93,7 +93,11 @@ def memory_snapshot() -> Mapping[str, Any]:
     """Return segments, traces and settings of the allocator: ``torch._C._cuda_memorySnapshot``."""
     import torch
 
-    found: Mapping[str, Any] = torch._C._cuda_memorySnapshot(None)
+    snapshot: Any = torch._C._cuda_memorySnapshot
+    try:
+        found: Mapping[str, Any] = snapshot(None)
+    except TypeError:  # torch 2.6 has one memory pool, and no argument that names it
+        found = snapshot()
     return found
 
 

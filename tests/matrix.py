@@ -24,7 +24,15 @@ PROGRAMS = ROOT / "tests" / "matrix_programs"
 TORCH_MINORS = range(6, 16)
 PLUGIN = ("tests/plugin/test_measuring.py", "tests/plugin/test_limits.py", "tests/plugin/test_failing.py")
 TIMEOUT_SECONDS = 3600
-PLUGIN_NEEDS = ("pytest-xdist", "pytest-rerunfailures", "pytest-asyncio", "hypothesis", "psutil", "jsonschema")
+PLUGIN_NEEDS = (
+    "pytest-xdist",
+    "pytest-rerunfailures",
+    "pytest-asyncio",
+    "hypothesis",
+    "psutil",
+    "pyyaml",
+    "jsonschema",
+)
 SHOWN = ("torch", "transformers", "peft", "bitsandbytes", "pytest")
 NOT_RUN = "-"
 

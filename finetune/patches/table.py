@@ -28,6 +28,8 @@ class Patch:
     """The change of the library that makes the patch unnecessary."""
     look_again_at: str
     """The first version with which nobody has yet tried whether the patch may go."""
+    since: str = "0"
+    """The first version that has what is patched, where the oldest supported version has it not yet."""
 
 
 _BITSANDBYTES, _LIGER, _PEFT, _TRANSFORMERS = "0.52", "0.9", "0.23", "5.26"
@@ -120,6 +122,7 @@ PATCHES = (
         why="it takes dense layers of some thirty mixtures for experts, by their names, and adapts other weights",
         may_go_when="it looks at the model before it rewrites a name",
         look_again_at=_PEFT,
+        since="0.19",
     ),
     Patch(
         library="peft",
@@ -128,6 +131,7 @@ PATCHES = (
         why="it renames the matrices of a saved adapter for the same reason",
         may_go_when="it looks at the model before it rewrites a name",
         look_again_at=_PEFT,
+        since="0.19",
     ),
     Patch(
         library="peft",

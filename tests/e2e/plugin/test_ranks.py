@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -92,6 +93,24 @@ def test_afterwards():
     left.communicate(b"\\n")
 """
 
+ON_THE_HOST = """
+import time
+import pytest, torch
+import torch.distributed as dist
+
+@pytest.mark.vram_ranks(2)
+@pytest.mark.vram(max_mb=2)
+def test_values(gpu):
+    x = torch.ones(3 << (18 + dist.get_rank()))  # 3 and 6 MiB
+    dist.all_reduce(x[:4])
+    assert x[0] == 2
+
+@pytest.mark.vram_ranks(2, timeout=60)
+def test_late():
+    if dist.get_rank() == 1:
+        time.sleep(300)  # here it waits
+"""
+
 
 class Session(NamedTuple):
     out: str
@@ -103,7 +122,7 @@ def session(folder: Path, source: str, *arguments: str, conftest: str = "") -> S
     folder.joinpath("test_it.py").write_text(source)
     folder.joinpath("conftest.py").write_text(conftest)
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER")}
-    variables |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1", "PYTEST_VRAM_RANKS_TIMEOUT": "60"}
+    variables |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1", "PYTEST_VRAM_RANKS_TIMEOUT": "90"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "vram", "-rA"]
     command += ["--vram-report", "--vram-output=r.json", *arguments]
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=500)
@@ -118,8 +137,16 @@ def session(folder: Path, source: str, *arguments: str, conftest: str = "") -> S
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    return session(tmp_path_factory.mktemp("ranks"), PROJECT, "--vram-gpu=dry:a100-80x2")
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, Session]:
+    """The sessions of `PROJECT` and of `ON_THE_HOST`. They run side by side, because the second one mostly waits."""
+    with ThreadPoolExecutor(1) as beside:
+        host = beside.submit(session, tmp_path_factory.mktemp("host"), ON_THE_HOST, "--vram-gpu=host")
+        return session(tmp_path_factory.mktemp("ranks"), PROJECT, "--vram-gpu=dry:a100-80x2"), host.result()
+
+
+@pytest.fixture(scope="module")
+def ranks(sessions: tuple[Session, Session]) -> Session:
+    return sessions[0]
 
 
 def peaks(test: dict[str, Any]) -> dict[Any, int]:
@@ -206,31 +233,12 @@ def test_a_conftest_does_not_overrule_the_option(tmp_path: Path, choice: str) ->
     assert "activate() asks for 2 x NVIDIA A100-SXM4-80GB" in text
 
 
-ON_THE_HOST = """
-import time
-import pytest, torch
-import torch.distributed as dist
-
-@pytest.mark.vram_ranks(2)
-@pytest.mark.vram(max_mb=2)
-def test_values(gpu):
-    x = torch.ones(3 << (18 + dist.get_rank()))  # 3 and 6 MiB
-    dist.all_reduce(x[:4])
-    assert x[0] == 2
-
-@pytest.mark.vram_ranks(2, timeout=45)
-def test_late():
-    if dist.get_rank() == 1:
-        time.sleep(300)  # here it waits
-"""
-
-
-def test_ranks_on_the_host_compute_and_a_late_one_is_told_with_its_place(tmp_path: Path) -> None:
-    done = session(tmp_path, ON_THE_HOST, "--vram-gpu=host")
+def test_ranks_on_the_host_compute_and_a_late_one_is_told_with_its_place(sessions: tuple[Session, Session]) -> None:
+    done = sessions[1]
     assert done.outcomes == {"test_values": "FAILED", "test_late": "FAILED"}
     assert "the test needed 6.00 MiB of allocated memory" in done.out, done.out
     assert {rank: size // MB for rank, size in peaks(done.tests["test_values"]).items()} == {0: 3, 1: 6}
-    assert "rank 1 of 2 did not end within 45 s:" in done.out
+    assert "rank 1 of 2 did not end within 60 s:" in done.out
     shown = done.out.partition("(most recent call first):\n")[2].splitlines()
     line = ON_THE_HOST[: ON_THE_HOST.index("# here it waits")].count("\n") + 1
     assert f'test_it.py", line {line} in test_late' in shown[0], done.out

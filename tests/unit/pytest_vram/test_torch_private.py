@@ -51,3 +51,8 @@ def test_the_module_brings_in_no_torch() -> None:
 def test_a_name_that_this_torch_lacks_is_left_alone() -> None:
     torch_private.put_around("_no_such_function", lambda original: original)
     assert not hasattr(torch._C, "_no_such_function")
+
+
+def test_the_snapshot_of_a_torch_without_memory_pools_takes_no_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_cuda_memorySnapshot", lambda: {"segments": []}, raising=False)
+    assert torch_private.memory_snapshot() == {"segments": []}

@@ -56,7 +56,10 @@ def _kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def applied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What liger-kernel is asked to patch."""
-    patch = pytest.importorskip("liger_kernel.transformers.monkey_patch")
+    try:
+        patch = importlib.import_module("liger_kernel.transformers.monkey_patch")
+    except (ImportError, RuntimeError) as error:  # the Triton of torch 2.6 asks for a GPU as it is imported
+        pytest.skip(f"liger-kernel cannot be imported: {error}")
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(patch, "_apply_liger_kernel_to_instance", lambda model, **named: calls.append(named))
     return calls

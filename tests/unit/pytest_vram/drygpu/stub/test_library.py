@@ -111,4 +111,5 @@ def test_two_processes_build_at_once_and_a_third_finds_it_done(monkeypatch: pyte
     assert core.stat().st_mtime_ns == built
     names = {path.name for path in core.parent.iterdir()}
     assert {"libcuda.so.1", "libnvidia-ml.so.1", library.CORE} <= names
+    assert (core.parent / "libcuda.so").samefile(core.parent / "libcuda.so.1")  # for -lcuda
     assert not [name for name in names if name.endswith((".o", ".c"))]
