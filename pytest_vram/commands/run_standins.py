@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="when the program asks the hub for the model NAME, it gets the one that the config.json at PATH describes: "
+        help="when the program asks the hub for the model NAME, it gets the one that config.json at PATH describes: "
         "weights that are all zero, and a tokenizer if PATH is not a folder that has one. PATH may also be a shape "
         "that comes with pytest-vram, such as llama-3.1-8b; NAME alone is enough if it is one. A NAME that begins "
         "with /, . or ~ is a folder that is written for the run and removed after it",
