@@ -1,4 +1,4 @@
-"""Loads the configurations of public models, with which a training step is measured without a hub and without weights."""
+"""Loads the configurations of public models, with which a step is measured without a hub and without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of ``run`` that replace what a program asks the hub for: ``--shape``, ``--data`` and ``--longest-rows``."""
+"""The options of ``run`` that replace what a program asks the hub for: ``--shape``, ``--data``, ``--longest-rows``."""
 
 from __future__ import annotations
 
@@ -37,10 +37,8 @@ _LENGTHS = (
     "block_size",
     "model_max_length",
 )
-_LENGTH = re.compile(
-    rf"(?:^|[\s.,{{\"'-])(?:{'|'.join(re.sub('_', '[_-]', name) for name in _LENGTHS)})[\"']?\s*[:=\s]\s*[\"']?(\d[\d_]*)",
-    re.MULTILINE,
-)
+_NAMES = "|".join(name.replace("_", "[_-]") for name in _LENGTHS)
+_LENGTH = re.compile(rf"(?:^|[\s.,{{\"'-])(?:{_NAMES})[\"']?\s*[:=\s]\s*[\"']?(\d[\d_]*)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="when the program asks the hub for the model NAME, it gets the one that the config.json at PATH describes: "
-        "weights that are all zero, and a tokenizer if PATH is not a folder that has one. PATH may also be a shape that "
-        "comes with pytest-vram, such as llama-3.1-8b; NAME alone is enough if it is one. A NAME that begins with /, . "
-        "or ~ is a folder that is written for the run and removed after it",
+        help="when the program asks the hub for the model NAME, it gets the one that config.json at PATH describes: "
+        "weights that are all zero, and a tokenizer if PATH is not a folder that has one. PATH may also be a shape "
+        "that comes with pytest-vram, such as llama-3.1-8b; NAME alone is enough if it is one. A NAME that begins "
+        "with /, . or ~ is a folder that is written for the run and removed after it",
     )
     group.add_argument(
         "--data",
@@ -193,9 +191,7 @@ def _notes(model: ModelStandIn, written: Written, *, rows_replaced: bool) -> lis
         text = "stands in for the model's own: it has the model's vocabulary size, and other tokens"
         if not rows_replaced:
             text += "; the lengths of rows, and so the figures, are a guess (--longest-rows makes them known)"
-        notes.append(
-            Note(name=f"the tokenizer of {model.name}", text=text, source=SOURCE, figures=not rows_replaced)
-        )
+        notes.append(Note(name=f"the tokenizer of {model.name}", text=text, source=SOURCE, figures=not rows_replaced))
     return notes
 
 

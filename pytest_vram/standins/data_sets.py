@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from pytest_vram.drygpu.process.variables import DATA_VARIABLE, RECORD_VARIABLE, ROWS_FILE, ROWS_VARIABLE
 from pytest_vram.standins.rows import MOST_ROWS, longest
@@ -23,7 +24,7 @@ BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 """The builder of ``datasets`` that reads a file, by the file's suffix."""
 
 _SPLITS = ("train", "validation", "test")
-_SPLIT_NAME = re.compile(r"[^\[+]+")
+_SPLIT_NAME = re.compile(r"(^|\+)([\w.-]+)")
 
 
 def install() -> None:
@@ -32,7 +33,7 @@ def install() -> None:
 
     replaced: dict[str, str] = json.loads(os.environ.get(DATA_VARIABLE) or "{}")
     words = int(os.environ.get(ROWS_VARIABLE) or 0)
-    stand_ins: dict[int, str] = {}
+    stand_ins: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
     if replaced:
         builder = _with_files(datasets.load.load_dataset_builder, replaced, stand_ins)
         datasets.load.load_dataset_builder = datasets.load_dataset_builder = builder
@@ -41,7 +42,9 @@ def install() -> None:
         setattr(datasets.DatasetBuilder, name, _with_longest_rows(original, words, stand_ins))
 
 
-def _with_files(original: Callable[..., Any], replaced: dict[str, str], stand_ins: dict[int, str]) -> Callable[..., Any]:
+def _with_files(
+    original: Callable[..., Any], replaced: dict[str, str], stand_ins: WeakKeyDictionary[Any, str]
+) -> Callable[..., Any]:
     @functools.wraps(original)
     def load_dataset_builder(path: str, *args: Any, **kwargs: Any) -> Any:
         if path not in replaced:
@@ -49,22 +52,24 @@ def _with_files(original: Callable[..., Any], replaced: dict[str, str], stand_in
         file = Path(replaced[path])
         kept = {name: kwargs[name] for name in ("cache_dir", "download_mode") if name in kwargs}
         builder = original(BUILDERS[file.suffix], data_files=dict.fromkeys(_SPLITS, str(file)), **kept)
-        stand_ins[id(builder)] = path
+        stand_ins[builder] = path
         return builder
 
     return load_dataset_builder
 
 
-def _with_longest_rows(original: Callable[..., Any], words: int, stand_ins: dict[int, str]) -> Callable[..., Any]:
+def _with_longest_rows(
+    original: Callable[..., Any], words: int, stand_ins: WeakKeyDictionary[Any, str]
+) -> Callable[..., Any]:
     @functools.wraps(original)
     def as_dataset(self: Any, split: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if id(self) in stand_ins and split is not None:
+        if self in stand_ins and split is not None:
             # The file is the same for every split, and the hub's data set may have others than these three.
-            split = _SPLIT_NAME.sub(lambda found: found[0] if found[0] in _SPLITS else "train", str(split))
+            split = _SPLIT_NAME.sub(lambda found: found[1] + (found[2] if found[2] in _SPLITS else "train"), str(split))
         found = original(self, split, *args, **kwargs)
         if not words:
             return found
-        name = stand_ins.get(id(self)) or self.repo_id or Path(self.dataset_name or "data").name
+        name = stand_ins.get(self) or self.repo_id or Path(self.dataset_name or "data").name
         return _replaced(found, words, name)
 
     return as_dataset
@@ -91,13 +96,9 @@ def _replaced(data: Any, words: int, name: str) -> Any:
         return data.map(lengthened)
     if not len(data):
         return data
-    first, column = longest(data[0], words)
-    _tell(name, column)
-    count = min(len(data), MOST_ROWS)
-    # The rows keep their own prompts: programs may drop a row that they have seen.
-    rows = [longest(data[number], words)[0] for number in range(count)] if count > 1 else [first]
-    while len(rows) < MOST_ROWS:
-        rows += rows[: MOST_ROWS - len(rows)]
+    _tell(name, longest(data[0], words)[1])
+    # The rows keep their own prompts, because programs may drop a row that they have seen.
+    rows = [longest(data[number % len(data)], words)[0] for number in range(MOST_ROWS)]
     return datasets.Dataset.from_list(rows, features=data.features, split=data.split)
 
 

@@ -1,4 +1,4 @@
-"""Write the folder that a program gets in place of a model on the hub: its configuration, empty weights, a tokenizer."""
+"""Write the folder that a program gets in place of a model on the hub: configuration, empty weights, tokenizer."""
 
 from __future__ import annotations
 

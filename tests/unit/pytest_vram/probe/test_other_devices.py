@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from pytest_vram.drygpu import driver
 from pytest_vram.errors import ProbeUnavailable
@@ -19,6 +17,9 @@ from pytest_vram.probe.accelerator import AcceleratorProbe
 from pytest_vram.probe.intervals import Intervals
 from pytest_vram.probe.mps import BETWEEN, MpsProbe
 from pytest_vram.probe.protocol import Counters, Probe
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Metal:
