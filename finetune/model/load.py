@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from finetune.model.gguf import converted, embedded_file
 from finetune.model.installed import require_bitsandbytes
 from finetune.model.settle import stored_precision
 from finetune.model.targets import choose
+from finetune.patches.transformers import unwarmed
 from pytest_vram.process_memory import give_back_freed
 
 if TYPE_CHECKING:
@@ -167,7 +169,7 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
                 remedy=f"use --compute-dtype auto or {config.precision}, or --precision fp32",
             )
         )
-    with parts.kept(wanted=config.shard):
+    with parts.kept(wanted=config.shard), unwarmed() if config.shard else contextlib.nullcontext():
         model: PreTrainedModel = _loading(config, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
     model.requires_grad_(False)
     if config.resize_embeddings:

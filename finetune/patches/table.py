@@ -215,6 +215,14 @@ PATCHES = (
     ),
     Patch(
         library="transformers",
+        where="finetune.patches.transformers.unwarmed",
+        what="transformers.modeling_utils:caching_allocator_warmup",
+        why="it reserves a card for a whole model of which a rank keeps a part",
+        may_go_when="the quantizer is asked how much stays on the card, or a setting turns it off",
+        look_again_at=_TRANSFORMERS,
+    ),
+    Patch(
+        library="transformers",
         where="finetune.patches.transformers.record_as_before",
         what="transformers.utils.output_capturing._CAN_RECORD_REGISTRY",
         why="it finds what a model can return by the name of its class, which FSDP replaces: no router's loss",

@@ -1,4 +1,4 @@
-"""Patches of transformers: quantization, the gate of fused experts, GGUF models, the causal mask, a sharded decoder.
+"""Patches of transformers: quantization, the gate of fused experts, GGUF models, the causal mask, sharded models.
 
 Each docstring says when its patch may go; ``table.py`` has all of them with the version at which to look again.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from transformers import masking_utils
+from transformers import masking_utils, modeling_utils
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils import output_capturing
@@ -111,6 +111,23 @@ def known_to_be_apart(position_ids: torch.Tensor | None) -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = own
+
+
+@contextlib.contextmanager
+def unwarmed() -> Iterator[None]:
+    """Load a model inside the block without a large allocation beforehand, which leaves the card's memory reserved.
+
+    Before it loads, transformers allocates what the whole model takes, up to 1.2 GiB less than the card has, and frees
+    it, so that loading is faster. A rank that keeps a part of the model needs less, and NCCL cannot use what PyTorch's
+    allocator has reserved. May go when transformers asks its quantizer how much stays on the card, or has a setting
+    that turns this off; look again with 5.26.
+    """
+    before = modeling_utils.caching_allocator_warmup
+    modeling_utils.caching_allocator_warmup = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        modeling_utils.caching_allocator_warmup = before
 
 
 def record_as_before(decoder: Any) -> None:

@@ -35,6 +35,8 @@ def spread(model: nn.Module, config: RunConfig) -> None:
         from finetune.model.shard import shard_base  # needs bitsandbytes
 
         shard_base(model)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # NCCL cannot use what the allocator keeps of the weights that were whole
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

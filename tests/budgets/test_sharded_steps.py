@@ -1,6 +1,6 @@
 """What a rank of a sharded step holds, beside what it should hold: whole / N, the gathered layers, and the activations.
 
-The figures of ``sharded_steps.json`` were measured once, by the command in ``support/sharded_step.py``. A 70B base is
+The figures of ``sharded_steps.json`` were measured once, by the command in ``support/sharded_rows.py``. A 70B base is
 too much to load in every run of the tests, so that these tests compare the committed figures and measure nothing.
 """
 
@@ -45,11 +45,11 @@ def test_a_rank_needs_a_part_of_the_base_two_layers_and_the_activations(name: st
 
 def test_one_layer_of_eighty_is_little() -> None:
     """With one gathered layer in place of two the formula holds as well; Mixtral's layers are larger: 8% over."""
-    row = ROWS["llama-2-70b on 2 x rtx-3090"]
+    row = ROWS["llama-2-70b, 512 tokens, on 2 x rtx-3090"]
     assert row["step_peak"] <= 1.05 * expected(row, gathered=1)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_card_has_room_for_loading_and_for_the_step(name: str) -> None:
     row = ROWS[name]
-    assert row["step_peak"] < row["loading_peak"] < row["device_peak"] <= find_card(row["card"]).total_bytes
+    assert max(row["step_peak"], row["loading_peak"]) < row["device_peak"] <= find_card(row["card"]).total_bytes

@@ -19,16 +19,7 @@ ROWS = Path(__file__).parents[1] / "sharded_steps.json"
 CASES: dict[str, str] = {
     "llama-2-70b, 512 tokens, on 2 x rtx-3090": "--model llama-2-70b --seq 512 --gpu rtx-3090 --count 2",
     "llama-2-70b, 2048 tokens, on 2 x rtx-3090": "--model llama-2-70b --seq 2048 --gpu rtx-3090 --count 2",
-    "llama-2-70b, 2048 tokens, offloaded, on 2 x rtx-3090": (
-        "--model llama-2-70b --seq 2048 --offload-activations --gpu rtx-3090 --count 2"
-    ),
     "mixtral-8x7b, 512 tokens, on 2 x rtx-4080": "--model mixtral-8x7b --seq 512 --gpu rtx-4080 --count 2",
-    "mistral-7b, all weights, adamw, on 4 x rtx-4090": (
-        "--model mistral-7b --seq 512 --full --precision bf16 --optimizer adamw --gpu rtx-4090 --count 4"
-    ),
-    "mistral-7b, all weights, paged-adamw, on 4 x rtx-4090": (
-        "--model mistral-7b --seq 512 --full --precision bf16 --optimizer paged-adamw --gpu rtx-4090 --count 4"
-    ),
 }
 """The flags of each row. The layers are those of PyTorch and peft, so that the figures do not depend on a compiler."""
 
@@ -44,14 +35,16 @@ def measured(flags: str) -> dict[str, Any]:
             raise SystemExit(f"{flags}: exit code {done.returncode}\n{done.stderr}")
         found = json.loads(file.read_text())
     phases = found["phases"]
+    named = dict(zip(words[::2], words[1::2], strict=False))
     return {
-        "flags": flags,
-        "fits": found["fits"],
+        "shape": named["--model"],
+        "card": named["--gpu"],
+        "ranks": found["count"],
+        "seq": int(named["--seq"]),
+        "micro_batches": 2,
         "step_peak": max(phases["forward and backward"], phases["update"]),
         "loading_peak": phases["loading"],
         "device_peak": found["peak_device_bytes"],
-        "managed": found["managed_bytes"],
-        "least_device_peak": min(rank["peak_device_bytes"] for rank in found["ranks"]),
     }
 
 

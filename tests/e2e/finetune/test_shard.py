@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from adapter_runs import assert_same_run, column, distance
+
+from finetune.disk import checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +65,44 @@ def test_a_killed_rank_ends_the_others_and_one_process_goes_on(qlora: Forked, al
     assert distance(output, alone) < 1e-5
 
 
+def test_a_sharded_run_goes_from_two_ranks_to_four_to_one(qlora: Forked, tmp_path: Path) -> None:
+    """Four ranks with a part each, and a checkpoint that any number of them can take on."""
+    flags = (*EXACT, "--accumulation", "4", "--schedule", "constant", "--answer-tokens", "0")
+    alone = qlora(tmp_path / "alone", *flags, "--max-steps", "6")
+    assert alone.code == 0, alone.err
+    output = tmp_path / "run"
+    for ranks, steps, again in ((2, "2", ()), (4, "4", ("--resume",))):
+        outcomes = qlora.ranks(ranks, output, *flags, "--max-steps", steps, *again, "--shard")
+        assert {outcome.code for outcome in outcomes} == {0}, [outcome.err for outcome in outcomes]
+    last = qlora(output, *flags, "--max-steps", "6", "--resume", "--no-shard")
+    assert last.code == 0, last.err
+    assert "taken here by 4 processes and is now taken on by 1" in last.err
+    assert distance(output, tmp_path / "alone") < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says", "by"),
+    [
+        ({"kind": "full", "at": 40, "rank": 0}, 4, "finetune.qlora: cannot write", 0),
+        ({"kind": "memory", "at": 9, "of": "torch", "rank": 1}, 3, "finetune.qlora, rank 1: out of memory", 1),
+        ({"kind": "signal", "at": 16, "signals": [signal.SIGTERM], "rank": 1}, 130, "stopped after step", None),
+    ],
+)
+def test_what_ends_one_rank_is_told_once_and_ends_all(
+    qlora: Forked, tmp_path: Path, fault: dict[str, Any], code: int, says: str, by: int | None
+) -> None:
+    """The ranks wait for each other in every layer. What was saved is sound."""
+    output = tmp_path / "run"
+    outcomes = qlora.ranks(2, output, *EXACT, "--shard", "--save-every", "1", fault=fault)
+    assert [outcome.code for outcome in outcomes] == [code, code], [outcome.err for outcome in outcomes]
+    said = [outcome.err.count(says) for outcome in outcomes]
+    assert sum(said) == 1
+    assert by is None or said[by] == 1
+    assert "Traceback" not in "".join(outcome.err for outcome in outcomes)
+    for path in checkpoint.paths(output / "checkpoints"):
+        checkpoint.load(path)
+
+
 def test_experts_are_sharded_and_an_empty_pass_adds_no_router_loss(
     qlora: Forked, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -88,7 +128,10 @@ def test_experts_are_sharded_and_an_empty_pass_adds_no_router_loss(
 
 
 def test_what_cannot_be_sharded_is_refused_once(qlora: Forked, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 3}\n')
     for flags, says in (
+        (("--data", str(bad)), f"{bad}:2"),
         (("--precision", "bf16"), "use --precision nf4 or fp4"),
         (("--dora",), "use --no-dora"),
         (("--merge", "full-base"), "merge afterwards in one process"),
