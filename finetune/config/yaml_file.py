@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from finetune.config.recompute import spelled
 from finetune.config.settings import RunConfig
 from finetune.errors import ConfigError, Problem
 
@@ -118,6 +119,8 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError(_file_problem(path, why, _ONE_A_LINE))
     types_of, settings = field_types(), {}
     document, problems = _with_split(document)
+    if "checkpointing" in document:
+        document = document | {"checkpointing": spelled(document["checkpointing"])}
     for key, value in document.items():
         if isinstance(value, dict) and key in sections():
             remedy = "write them at the top level, such as " + ", ".join(
@@ -209,7 +212,7 @@ def _typed(value: Any, kind: Any) -> Any:
     """
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _typed(value, next(k for k in typing.get_args(kind) if k is not type(None)))
+        return _typed_as_one_of(value, typing.get_args(kind))
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
@@ -228,6 +231,19 @@ def _typed(value: Any, kind: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(_IN_WORDS[kind])
     return value
+
+
+def _typed_as_one_of(value: Any, kinds: tuple[Any, ...]) -> Any:
+    if type(value) in kinds:
+        return value
+    others = [kind for kind in kinds if kind is not type(None)]
+    whys = []
+    for kind in others:
+        try:
+            return _typed(value, kind)
+        except TypeError as error:
+            whys.append(str(error))
+    raise TypeError(" or ".join(whys))
 
 
 _ONE_A_LINE = "write one `name: value` on each line"

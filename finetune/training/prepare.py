@@ -28,12 +28,13 @@ from finetune.model.embeddings import (
 )
 from finetune.model.load import attach_adapter, load_base, load_tokenizer, resolve_device
 from finetune.model.parts import wholes
+from finetune.model.recompute import usable
 from finetune.model.settle import settled
 from finetune.model.targets import coverage
 from finetune.training import ranks
 from finetune.training.optim import load_optimizer_state, make_optimizer, rounded_away
 from finetune.training.sample import Question, choose_question
-from finetune.training.split import as_recorded, largest_split
+from finetune.training.split import as_recorded, chosen_split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,13 +123,17 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         shard_base(model)
     for line in (*layers, *set_kernels(model, config.train.kernels)):
         notice(line)
-    check_assumptions(model, packing=config.data.packing, checkpointing=config.train.checkpointing)
+    checkpointing, note = usable(model, config.train.checkpointing)
+    config = yaml_file.replace(config, {"checkpointing": checkpointing})
+    if note:
+        notice(note)
+    check_assumptions(model, packing=config.data.packing)
     optimizer = make_optimizer(model.parameters(), config.train)
     holdings.optimizer = optimizer
     if note := rounded_away(model.parameters(), config.train):
         notice(note)
     if found is None:
-        config, note = largest_split(model, data.train, config)
+        config, note = chosen_split(model, data.train, config)
         holdings.config = config
         if note:
             notice(note)

@@ -1,4 +1,4 @@
-"""Which micro-batches a run chooses on an empty card, on one that is almost full, and where it has no choice."""
+"""Which micro-batches and recomputed layers a run chooses: on an empty card, on a full one, and without a choice."""
 
 from __future__ import annotations
 
@@ -8,35 +8,24 @@ import sys
 import tempfile
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import LlamaConfig
 
 from finetune.config.settings import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from finetune.data.batches import Batch
+from finetune.dryrun.full_rows import FullRows
 from finetune.model.load import attach_adapter, load_base
 from finetune.training.accumulate import window_gradients
-from finetune.training.split import MARGIN, largest_split
+from finetune.training.split import MARGIN, chosen_split
 from pytest_vram.drygpu import empty_checkpoint
 
 ROWS, MANY, TOKENS = 12, 60, 1024
 SHAPE = {"vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
+DATA = FullRows(count=64, tokens=TOKENS, vocabulary=1024)
 
 
-class Rows:
-    """As many rows of one length as anybody asks for."""
-
-    def sequence_lengths(self) -> Any:
-        return np.full(64, TOKENS)
-
-    def batch(self, sequences: list[int]) -> Batch:
-        ids = (torch.arange(len(sequences) * TOKENS) % 1024).view(len(sequences), TOKENS)
-        return Batch(input_ids=ids, labels=ids.clone())
-
-
-def fits(model: Any, size: int) -> bool:
+def fits(model: Any, size: int, **train: Any) -> bool:
     try:
-        window_gradients(model, [Rows().batch([0] * size)], TrainConfig())
+        window_gradients(model, [DATA.batch([0] * size)], TrainConfig(**{"checkpointing": "all"} | train))
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -45,33 +34,52 @@ def fits(model: Any, size: int) -> bool:
 
 
 def chosen(model: Any, **train: Any) -> list[Any]:
-    config = RunConfig(train=TrainConfig(**train))
-    found, note = largest_split(model, Rows(), config)  # type: ignore[arg-type]
-    return [found.train.micro_batch, found.train.accumulation, note]
+    config = RunConfig(train=TrainConfig(**{"accumulation": ROWS} | train))
+    found, note = chosen_split(model, DATA, config)
+    return [found.train.micro_batch, found.train.accumulation, found.train.checkpointing, note]
+
+
+@contextlib.contextmanager
+def room_for(model: Any, size: int, **train: Any) -> Any:
+    """Fill the card so far that a micro-batch of this size fits beside the margin."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    fits(model, size, **train)
+    need = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    room = need - torch.cuda.memory_reserved() + int(MARGIN * total)
+    ballast = torch.empty(free - room, dtype=torch.uint8, device="cuda")
+    yield
+    del ballast
 
 
 results: dict[str, Any] = {}
 with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-    shape = LlamaConfig(num_hidden_layers=2, num_key_value_heads=8, dtype="bfloat16", **SHAPE)
+    shape = LlamaConfig(num_hidden_layers=4, num_key_value_heads=8, dtype="bfloat16", **SHAPE)
     path = str(empty_checkpoint(shape, folder, dtype="bfloat16"))
     model: Any = attach_adapter(load_base(ModelConfig(model=path)), AdapterConfig(), seed=0)
     fits(model, 1)  # the workspace of cuBLAS stays
     held = torch.cuda.memory_allocated()
-    results["empty"] = chosen(model, accumulation=ROWS)
-    results["given"] = chosen(model, accumulation=ROWS, split="given")
+    results["empty"] = chosen(model)
+    results["given"] = chosen(model, split="given")
+    results["all given"] = chosen(model, split="given", checkpointing=3)
     results["left"] = torch.cuda.memory_allocated() - held
     results["gradients"] = any(p.grad is not None for p in model.parameters())
-    total = torch.cuda.get_device_properties(0).total_memory
-    fits(model, 5)
-    need = torch.cuda.max_memory_reserved()
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info()
-    room = need - torch.cuda.memory_reserved() + int(MARGIN * total)
-    ballast = torch.empty(free - room, dtype=torch.uint8, device="cuda")
-    results["full"] = chosen(model, accumulation=ROWS)
-    results["fits"] = {size: fits(model, size) for size in (results["full"][0], MANY)}
-    results["prime"] = chosen(model, accumulation=7)
-    del ballast
+    with room_for(model, 5):
+        results["full"] = chosen(model)
+        results["fits"] = {size: fits(model, size) for size in (results["full"][0], MANY)}
+        results["prime"] = chosen(model, accumulation=7)
+        model.get_base_model().config.model_type = "unheard-of"
+        results["unknown full"] = chosen(model)
+    results["unknown empty"] = chosen(model)
+    model.get_base_model().config.model_type = "llama"
+    with room_for(model, 8, checkpointing=2):
+        results["given and full"] = chosen(model, micro_batch=8, split="given")
+    with room_for(model, 30, offload_activations=True):
+        config = RunConfig(train=TrainConfig(micro_batch=30, accumulation=2, split="given"))
+        found, note = chosen_split(model, DATA, config)
+        results["tight"] = [found.train.checkpointing, found.train.offload_activations, note]
     other: Any = attach_adapter(load_base(ModelConfig(model=path)), AdapterConfig(dropout=0.1), seed=0)
-    results["dropout"] = chosen(other, accumulation=ROWS)
+    results["dropout"] = chosen(other)
 print(json.dumps(results))

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from finetune.config.settings import RunConfig, TrainConfig
-from finetune.training.split import as_recorded, largest_split
+from finetune.training.split import as_recorded, chosen_split
 
 
 @pytest.mark.parametrize(
@@ -29,4 +29,4 @@ def test_a_resumed_run_goes_on_as_it_began(
 
 def test_a_cpu_keeps_the_split_of_the_settings() -> None:
     config = RunConfig()
-    assert largest_split(nn.Linear(2, 2), None, config) == (config, None)  # type: ignore[arg-type]
+    assert chosen_split(nn.Linear(2, 2), None, config) == (config, None)  # type: ignore[arg-type]
