@@ -7,12 +7,13 @@ largest micro-batch with every layer recomputed, then as few recomputed layers a
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.config import yaml_file
 from finetune.errors import ConfigError
-from finetune.estimate.arithmetic import estimate
+from finetune.estimate.arithmetic import element_bytes, estimate
 from finetune.estimate.step_time import step_time
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Forecast:
         self._config, self._shape, self._speed = config, shape, speed
         self._capability, self._ranks = capability, ranks
         self._bytes: dict[Choice, int] = {}
+        self._seconds: dict[Choice, float] = {}
 
     @classmethod
     def of(
@@ -97,6 +99,14 @@ class Forecast:
             return None
         return cls(config, shape, speed, capability=capability, ranks=ranks)
 
+    def loaded(self) -> int:
+        """Return the estimated bytes of the model and its adapter, which are there before the first step."""
+        found = estimate(self._config, self._shape, capability=self._capability)
+        adapters = (
+            0 if self._config.adapter.full else found.trainable * element_bytes(self._config, self._capability)[2]
+        )
+        return found.weights + found.quantization + adapters
+
     def needed(self, choice: Choice) -> int:
         """Return the estimated peak in allocated bytes."""
         if choice not in self._bytes:
@@ -106,9 +116,11 @@ class Forecast:
 
     def seconds(self, choice: Choice) -> float:
         """Return the estimated seconds of a step."""
-        config = yaml_file.replace(self._config, choice.settings)
-        found = step_time(config, self._shape, self._speed, capability=self._capability, ranks=self._ranks)
-        return found.seconds
+        if choice not in self._seconds:
+            config = yaml_file.replace(self._config, choice.settings)
+            found = step_time(config, self._shape, self._speed, capability=self._capability, ranks=self._ranks)
+            self._seconds[choice] = found.seconds
+        return self._seconds[choice]
 
 
 def choices(rows: int, sizes: Sequence[int], recomputed: Sequence[int], layers: int) -> list[list[Choice]]:
@@ -160,8 +172,12 @@ def affordable(
         forecast: what the arithmetic says.
         extra: bytes that a choice needs beyond the forecast.
     """
-    found = (next((one for one in same if forecast.needed(one) + extra <= budget), None) for same in offered)
-    return [choice for choice in found if choice is not None]
+    room = budget - extra
+    found = []
+    for same in offered:  # what a choice needs falls with each layer that recomputes
+        first = bisect.bisect_left(same, True, key=lambda one: forecast.needed(one) <= room)
+        found += same[first : first + 1]
+    return found
 
 
 class _Search:

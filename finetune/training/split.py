@@ -87,10 +87,11 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     offered = choices(rows, sizes, recomputed, layers)
     if len(sizes) == 1 and not layers_open:
         return config, _told_of_split(now.micro_batch, reason)
-    trials = _Trials(model, train, config, device)
-    chosen = choose(offered, trials.budget, trials.attempt, _forecast(model, train, config, device))
+    forecast = _forecast(model, train, config, device)
+    trials = _Trials(model, train, config, device, forecast)
+    chosen = choose(offered, trials.budget, trials.attempt, forecast)
     settings = chosen.choice.settings
-    note = _told(chosen.choice, split=len(sizes) > 1, layers=layers_open)
+    note = _told(chosen.choice, split=len(sizes) > 1, layers=layers_open, fits=chosen.fits)
     if reason is not None:
         note += f"; {_told_of_split(now.micro_batch, reason)}"
     if not chosen.fits and layers_open:
@@ -127,14 +128,19 @@ class _Trials:
     """Tries choices on this rank's card, and agrees with the other ranks on what fits.
 
     Attributes:
-        budget: the most bytes that the allocator may reserve, in the rank with the least.
+        budget: the most bytes that a choice may need, comparable with the forecast, in the rank with the least.
     """
 
-    def __init__(self, model: nn.Module, train: Rows, config: RunConfig, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, train: Rows, config: RunConfig, device: torch.device, forecast: Forecast | None
+    ) -> None:
         self._model, self._train, self._config, self._device = model, train, config, device
         free, total = torch.cuda.mem_get_info(device)
         self._margin = int(MARGIN * total)
-        self.budget = min(ranks.gathered(free + torch.cuda.memory_reserved(device) - self._margin))
+        # What is loaded is known, and need not be forecast.
+        loaded = max(ranks.gathered(torch.cuda.memory_allocated(device)))
+        self._beside = self._margin + (loaded - forecast.loaded() if forecast is not None else 0)
+        self.budget = min(ranks.gathered(free + torch.cuda.memory_reserved(device) - self._beside))
 
     def attempt(self, choice: Choice) -> Tried:
         fits = self.fits(choice.settings)
@@ -143,7 +149,7 @@ class _Trials:
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Return whether a window with these settings fits in every rank, and tidy up."""
         fits = self._run(yaml_file.replace(self._config, settings))
-        self._needed = torch.cuda.max_memory_reserved(self._device) - self._margin
+        self._needed = torch.cuda.max_memory_reserved(self._device) - self._beside
         _tidy(self._model)
         return not ranks.any_of(not fits)
 
@@ -161,13 +167,14 @@ class _Trials:
         return True
 
 
-def _told(choice: Choice, *, split: bool, layers: bool) -> str:
+def _told(choice: Choice, *, split: bool, layers: bool, fits: bool) -> str:
     """Return the note that says what was chosen, and why.
 
     Args:
         choice: what was chosen.
         split: whether there was a choice of micro-batches.
         layers: whether there was a choice of layers.
+        fits: whether it fits; otherwise it is the leanest choice.
     """
     told = []
     if split:
@@ -177,7 +184,8 @@ def _told(choice: Choice, *, split: bool, layers: bool) -> str:
         told.append("every layer recomputes its activations" if choice.recomputed else "no layer recomputes anything")
     elif layers:
         told.append(f"{choice.recomputed} of {choice.layers} layers recompute their activations")
-    return f"{', and '.join(told)}: estimated to be the fastest for which there is room"
+    why = "estimated to be the fastest for which there is room" if fits else "there is room for nothing larger"
+    return f"{', and '.join(told)}: {why}"
 
 
 def _told_of_split(micro_batch: int, reason: str | None) -> str | None:

@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import LlamaConfig
@@ -14,6 +15,7 @@ from transformers import LlamaConfig
 from finetune.config.settings import AdapterConfig, ModelConfig, RunConfig, TrainConfig
 from finetune.dryrun.full_rows import FullRows
 from finetune.model.load import attach_adapter, load_base
+from finetune.training import split
 from finetune.training.accumulate import window_gradients
 from finetune.training.split import MARGIN, chosen_split
 from pytest_vram.drygpu import empty_checkpoint
@@ -25,7 +27,9 @@ DATA = FullRows(count=64, tokens=TOKENS, vocabulary=1024)
 
 def fits(model: Any, size: int, **train: Any) -> bool:
     try:
-        window_gradients(model, [DATA.batch([0] * size)], TrainConfig(**{"checkpointing": "all"} | train))
+        window_gradients(
+            model, [DATA.batch([0] * size)], TrainConfig(**{"checkpointing": "all", "loss_chunk": 16384} | train)
+        )
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -34,7 +38,7 @@ def fits(model: Any, size: int, **train: Any) -> bool:
 
 
 def chosen(model: Any, **train: Any) -> list[Any]:
-    config = RunConfig(train=TrainConfig(**{"accumulation": ROWS} | train))
+    config = RunConfig(train=TrainConfig(**{"accumulation": ROWS, "loss_chunk": 16384} | train))
     found, note = chosen_split(model, DATA, config)
     return [found.train.micro_batch, found.train.accumulation, found.train.checkpointing, note]
 
@@ -56,30 +60,29 @@ def room_for(model: Any, size: int, **train: Any) -> Any:
 
 results: dict[str, Any] = {}
 with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-    shape = LlamaConfig(num_hidden_layers=4, num_key_value_heads=8, dtype="bfloat16", **SHAPE)
+    shape = LlamaConfig(num_hidden_layers=2, num_key_value_heads=8, dtype="bfloat16", **SHAPE)
     path = str(empty_checkpoint(shape, folder, dtype="bfloat16"))
     model: Any = attach_adapter(load_base(ModelConfig(model=path)), AdapterConfig(), seed=0)
     fits(model, 1)  # the workspace of cuBLAS stays
     held = torch.cuda.memory_allocated()
     results["empty"] = chosen(model)
     results["given"] = chosen(model, split="given")
-    results["all given"] = chosen(model, split="given", checkpointing=3)
+    model.get_base_model().config.model_type = "unheard-of"
+    results["unknown"] = chosen(model)
+    model.get_base_model().config.model_type = "llama"
+    results["all given"] = chosen(model, split="given", checkpointing=1)
     results["left"] = torch.cuda.memory_allocated() - held
     results["gradients"] = any(p.grad is not None for p in model.parameters())
     with room_for(model, 5):
-        results["full"] = chosen(model)
+        results["full"] = chosen(model, checkpointing="all")
         results["fits"] = {size: fits(model, size) for size in (results["full"][0], MANY)}
-        results["prime"] = chosen(model, accumulation=7)
-        model.get_base_model().config.model_type = "unheard-of"
-        results["unknown full"] = chosen(model)
-    results["unknown empty"] = chosen(model)
-    model.get_base_model().config.model_type = "llama"
-    with room_for(model, 8, checkpointing=2):
+        results["prime"] = chosen(model, accumulation=7, checkpointing="all")
+    with room_for(model, 10, checkpointing=1):
         results["given and full"] = chosen(model, micro_batch=8, split="given")
-    with room_for(model, 30, offload_activations=True):
-        config = RunConfig(train=TrainConfig(micro_batch=30, accumulation=2, split="given"))
-        found, note = chosen_split(model, DATA, config)
-        results["tight"] = [found.train.checkpointing, found.train.offload_activations, note]
+    for name, room in {"tight": lambda _, config: config.train.offload_activations, "none": lambda *_: False}.items():
+        with mock.patch.object(split._Trials, "_run", room):
+            found, note = chosen_split(model, DATA, RunConfig())
+        results[name] = [found.train.micro_batch, found.train.checkpointing, found.train.offload_activations, note]
     other: Any = attach_adapter(load_base(ModelConfig(model=path)), AdapterConfig(dropout=0.1), seed=0)
     results["dropout"] = chosen(other)
 print(json.dumps(results))
