@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import shlex
 import types
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
 
+@functools.cache
 def sections() -> dict[str, type[Any]]:
     """Return the sections of :class:`RunConfig` by name, in order: ``{"model": ModelConfig, ...}``."""
     return typing.get_type_hints(RunConfig)
 
 
+@functools.cache
 def field_types() -> dict[str, tuple[str, Any]]:
     """Return each setting's section and type: ``{"rank": ("adapter", int), ...}``. No name is in two sections."""
     return {

@@ -91,6 +91,7 @@ class _Level:
         speed = speed_of(bench.product, bench.capability, bench.multiprocessors)
         self.forecast = Forecast.of(config, bench.base.config.to_dict(), speed, capability=bench.capability)
         self._extra: dict[Choice, int] = {}
+        self._refused: list[Choice] = []
 
     def hopeless(self) -> bool:
         """Return whether the arithmetic is sure that not even the leanest choice fits."""
@@ -101,7 +102,10 @@ class _Level:
         needed = trial.peak_device - self._bench.context_bytes
         if self.forecast is not None:
             self._extra[choice] = needed - self.forecast.needed(choice)
-        return Tried(fits=trial.fits and needed <= self.budget, needed=needed)
+        fits = trial.fits and needed <= self.budget
+        if not fits:
+            self._refused.append(choice)
+        return Tried(fits=fits, needed=needed)
 
     def candidate(self, choice: Choice, extra: int | None = None) -> Candidate:
         settings = choice.settings | {"rank": self._config.adapter.rank, "seq": self._config.data.seq}
@@ -124,5 +128,6 @@ class _Level:
         extra = self._extra[best]
         fastest = affordable(self.offered, self.budget, self.forecast, extra)
         leanest = affordable([[same[-1]] for same in self.offered], self.budget, self.forecast, extra)
-        found = sorted({*fastest, *leanest} - {best}, key=self.forecast.seconds)
+        able = {one for one in (*fastest, *leanest) if not any(one.at_least(other) for other in self._refused)}
+        found = sorted(able - {best}, key=self.forecast.seconds)
         return [self.candidate(choice, extra) for choice in found[:SHOWN]]

@@ -39,6 +39,10 @@ class Choice:
     layers: int
     """The layers of the model."""
 
+    def at_least(self, other: Choice) -> bool:
+        """Return whether this choice needs as much memory as the other one, or more."""
+        return self.micro_batch >= other.micro_batch and self.recomputed <= other.recomputed
+
     @property
     def settings(self) -> dict[str, Any]:
         """The choice as settings of a run."""
@@ -236,7 +240,4 @@ class _Search:
 
     def _hopeless(self, choice: Choice) -> bool:
         """Return whether a choice that needs no more than this one was out of memory."""
-        return any(
-            not tried.fits and choice.micro_batch >= other.micro_batch and choice.recomputed <= other.recomputed
-            for other, tried in self._tried.items()
-        )
+        return any(not tried.fits and choice.at_least(other) for other, tried in self._tried.items())

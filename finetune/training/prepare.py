@@ -124,7 +124,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     for line in (*layers, *set_kernels(model, config.train.kernels)):
         notice(line)
     checkpointing, note = usable(model, config.train.checkpointing)
-    config = yaml_file.replace(config, {"checkpointing": checkpointing})
+    holdings.config = config = yaml_file.replace(config, {"checkpointing": checkpointing})
     if note:
         notice(note)
     check_assumptions(model, packing=config.data.packing)

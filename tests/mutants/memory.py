@@ -46,7 +46,7 @@ BUGS: dict[str, Planted] = {
                 "extra = max(extra, budget - forecast.needed(fastest)) + FIRST_MARGIN * budget",
                 "pass",
             ),
-            Bug("_Search._hopeless", "choice.recomputed <= other.recomputed", "True"),
+            Bug("Choice.at_least", "self.recomputed <= other.recomputed", "True"),
             Bug("_Search.by_trials", "high = middle", "low = middle"),
             Bug("choices", "reverse=True", "reverse=False"),
         ],
@@ -62,6 +62,32 @@ BUGS: dict[str, Planted] = {
                 "self.products + self.attention + self.memory",
             ),
             Bug("_kernels", "recomputed * _AGAIN", "_AGAIN"),
+        ],
+    ),
+    "finetune/estimate/card_speed": (
+        ["tests/unit/finetune/estimate/test_step_time.py"],
+        [
+            Bug("speed_of", "clocks * per_clock", "clocks * 512"),
+            Bug("speed_of", "card.product == product", "False"),
+            Bug("speed_of", "card.capability == capability", "True"),
+            Bug("_bandwidth", "2 * card.bus_bits / 8", "card.bus_bits / 80"),
+        ],
+    ),
+    "finetune/dryrun/full_rows": (
+        ["tests/unit/finetune/dryrun/test_full_rows.py"],
+        [
+            Bug("FullRows.batch", "len(sequences)", "1"),
+            Bug("FullRows.sequence_lengths", "self.count", "1"),
+        ],
+    ),
+    "finetune/model/recompute": (
+        ["tests/unit/finetune/model/test_recompute.py"],
+        [
+            Bug("layers_of", "not name.startswith(inside)", "True"),
+            Bug("set_recompute", "setting > len(layers)", "False"),
+            Bug("set_recompute", "layer.gradient_checkpointing = number < count", "pass"),
+            Bug("usable", "set_checkpointing(model, enabled=False)", "pass"),
+            Bug("usable", "setting != 'auto'", "True"),
         ],
     ),
     "finetune/config/recompute": (
@@ -145,11 +171,12 @@ BUGS: dict[str, Planted] = {
         ["tests/unit/finetune/dryrun/test_search.py"],
         [
             Bug("_Level.attempt", "trial.fits and needed <= self.budget", "trial.fits"),
+            Bug("_Level.attempt", "self._refused.append(choice)", "pass"),
             Bug("_Level.__init__", "rows % size == 0", "True"),
             Bug("_leaner", "config.adapter.rank // 2 >= LEAST_RANK", "config.adapter.rank // 2 > LEAST_RANK"),
-            Bug("_leaner", "config.data.seq // 2", "config.data.seq // 4"),
+            Bug("_leaner", "config.data.seq // 2 >= LEAST_SEQ", "config.data.seq >= LEAST_SEQ * 8"),
             Bug("search", "level.hopeless()", "False"),
-            Bug("_Level.others", "{*fastest, *leanest} - {best}", "{*fastest, *leanest}"),
+            Bug("_Level.others", "able - {best}", "able"),
             Bug("_Level.candidate", "choice.micro_batch * choice.accumulation", "choice.micro_batch"),
         ],
     ),
