@@ -62,6 +62,7 @@ BUGS: dict[str, Planted] = {
                 "self.products + self.attention + self.memory",
             ),
             Bug("_kernels", "recomputed * _AGAIN", "_AGAIN"),
+            Bug("_operations", "1 + 2.5 + share", "0"),
         ],
     ),
     "finetune/estimate/card_speed": (
@@ -70,7 +71,7 @@ BUGS: dict[str, Planted] = {
             Bug("speed_of", "clocks * per_clock", "clocks * 512"),
             Bug("speed_of", "card.product == product", "False"),
             Bug("speed_of", "card.capability == capability", "True"),
-            Bug("_bandwidth", "2 * card.bus_bits / 8", "card.bus_bits / 80"),
+            Bug("_bandwidth", "card.memory_clock_mhz", "card.clock_mhz"),
         ],
     ),
     "finetune/dryrun/full_rows": (
@@ -96,6 +97,7 @@ BUGS: dict[str, Planted] = {
             Bug("layers_recomputed", "layers if setting else 0", "layers"),
             Bug("layers_recomputed", "min(setting, layers)", "setting"),
             Bug("expanded", "[FLAG, 'none']", "[FLAG, 'all']"),
+            Bug("_checked", "found.lstrip('-').isdecimal()", "True"),
             Bug("spelled", "isinstance(setting, bool)", "False"),
         ],
     ),
