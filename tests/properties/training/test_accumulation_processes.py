@@ -28,7 +28,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    said = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     by_rank = [torch.load(f"{out}.{rank}") for rank in range(2)]
     for number, window in enumerate(one_of_two_processes.WINDOWS):
