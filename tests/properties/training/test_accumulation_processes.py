@@ -44,10 +44,10 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     size, accumulation, recomputed, offload = first["choice"]
     assert size * accumulation == 16
     assert accumulation >= 2  # each rank has something to do
-    assert recomputed not in ("none", "auto")
+    assert recomputed != "auto"
     assert not offload
     alone = one_of_two_processes.chosen_on(one_of_two_processes.cards_of_two_kinds()[0])
-    assert alone["choice"][2] == "none"  # the control: the larger card by itself has room for more
+    assert alone["choice"][0] > size  # the control: the larger card by itself has room for more
 
 
 def test_the_mean_over_processes_is_rejected() -> None:
