@@ -177,7 +177,7 @@ def affordable(
         extra: bytes that a choice needs beyond the forecast.
     """
     room = budget - extra
-    found = []
+    found: list[Choice] = []
     for same in offered:  # what a choice needs falls with each layer that recomputes
         first = bisect.bisect_left(same, True, key=lambda one: forecast.needed(one) <= room)
         found += same[first : first + 1]
