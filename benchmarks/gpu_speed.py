@@ -1,14 +1,16 @@
-"""Speed and memory of the same QLoRA step through five recipes on one card, or its memory and counts on a dry one.
+"""Speed and memory of the same QLoRA step through six recipes on one card, or its memory and counts on a dry one.
 
     python benchmarks/gpu_speed.py                                   # on the card that is there
     python benchmarks/gpu_speed.py --dry h200                        # without one: peak memory, kernels, copies, waits
     python benchmarks/gpu_speed.py --settings mistral-7b:512:1:8 --recipes trl-liger ours --json out.json --profile prof
 
 ``trainer`` is the recipe of artidoro/qlora, ``trl`` TRL's SFTTrainer, ``trl-liger`` the same with liger-kernel,
-``unsloth`` Unsloth's own loader and checkpoints under SFTTrainer, ``ours`` finetune. What is not installed is left out
-and named. A setting is SHAPE:TOKENS:ROWS:ACCUMULATION. Weights are random; losses and gradient norms are shown, for a
-step that trains nothing is fast. Tokens a second are the median of the timed steps; the last step is profiled, for the
-share of matrix products. The utilisation is of the card's own matrix products, measured in the same process.
+``unsloth`` Unsloth's own loader and checkpoints under SFTTrainer, ``ours`` finetune with every layer recomputed, as the
+others do, and ``ours-auto`` finetune as it comes: with as many layers that keep their activations as the card has room
+for. What is not installed is left out and named. A setting is SHAPE:TOKENS:ROWS:ACCUMULATION. Weights are random;
+losses and gradient norms are shown, for a step that trains nothing is fast. Tokens a second are the median of the timed
+steps; the last step is profiled, for the share of matrix products. The utilisation is of the card's own matrix
+products, measured in the same process.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NEEDS = {"trainer": (), "trl": ("trl",), "trl-liger": ("trl", "liger_kernel"), "unsloth": ("unsloth",), "ours": ()}
+NEEDS = {"trainer": (), "trl": ("trl",), "trl-liger": ("trl", "liger_kernel"), "unsloth": ("unsloth",)}
+NEEDS |= {"ours": (), "ours-auto": ()}
 SETTINGS = ("llama-3.1-8b:2048:4:1", "mistral-7b:512:1:8")
 STEPS = 7  # two to warm up, four that are timed, one that is profiled
 GIB = 2**30

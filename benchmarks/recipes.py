@@ -9,10 +9,12 @@ many bytes, as ``rows N``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import gc
+import sys
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -163,15 +165,36 @@ def unsloth(base: torch.nn.Module, arguments: argparse.Namespace) -> list[tuple[
     return logged(made)
 
 
-def ours(base: torch.nn.Module, arguments: argparse.Namespace, *, offload: bool = False) -> list[tuple[float, float]]:
-    """finetune's own step; with the layers' inputs in host memory on request."""
+def ours(
+    base: torch.nn.Module, arguments: argparse.Namespace, *, offload: bool = False, choose: bool = False
+) -> list[tuple[float, float]]:
+    """finetune's own step.
+
+    With ``offload`` the layers' inputs are in host memory; with ``choose`` as many layers keep their activations as
+    there is room for.
+    """
     model, optimizer, config = adapted(base, arguments, offload=offload)
     from finetune.training.step import train_step
 
+    if choose:
+        config = chosen(model, config, arguments)
     window = batches(arguments, int(model.config.vocab_size))
     steps = range(arguments.steps)
     done = [train_step(model, window, optimizer, config, step=step, total_steps=arguments.steps) for step in steps]
     return [(stats.loss, stats.grad_norm) for stats in done]
+
+
+def chosen(model: torch.nn.Module, train: Any, arguments: argparse.Namespace) -> Any:
+    """The settings with the number of layers that a run would let recompute on this card."""
+    from finetune.config.settings import RunConfig
+    from finetune.dryrun.full_rows import FullRows
+    from finetune.training.split import chosen_split
+
+    count = arguments.micro_batch * arguments.accumulation
+    rows = FullRows(count=count, tokens=arguments.seq, vocabulary=int(model.config.vocab_size))
+    config, note = chosen_split(model, rows, RunConfig(train=dataclasses.replace(train, split="given")))
+    print(note, file=sys.stderr)
+    return config.train
 
 
 def floor(base: torch.nn.Module, arguments: argparse.Namespace) -> None:
@@ -253,6 +276,7 @@ RECIPES = {
     "unsloth": (unsloth_loaded, unsloth),
     "ours": (loaded, ours),
     "ours-offload": (loaded, functools.partial(ours, offload=True)),
+    "ours-auto": (loaded, functools.partial(ours, choose=True)),
     "floor": (loaded, floor),
 }
 

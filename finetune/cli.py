@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import docstring_parser
 import tyro
 
-from finetune.config import yaml_file
+from finetune.config import recompute, yaml_file
 from finetune.config.settings import DEMO, RunConfig
 from finetune.config.split import expanded, with_batch
 from finetune.config.validate import validate
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> RunConfig:
         ConfigError: a setting is unknown or cannot be used.
         SystemExit: 2 for a flag that cannot be parsed, with tyro's explanation; 0 after ``--help``.
     """
-    flags = expanded(argv)
+    flags = recompute.expanded(expanded(argv))
     settings: dict[str, Any] = {}
     if flags and not flags[0].startswith("-"):
         settings = yaml_file.load(Path(flags.pop(0)))

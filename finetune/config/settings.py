@@ -14,6 +14,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp4", "nf4"]
 ComputeDtype = Literal["auto", "fp32", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
 KernelsName = Literal["auto", "liger", "torch"]
+Checkpointing = Literal["auto", "all", "none"] | int
 ScheduleName = Literal["constant", "linear", "cosine"]
 MergeBase = Literal["none", "quantized-base", "full-base"]
 
@@ -117,9 +118,9 @@ class TrainConfig:
     micro_batch: int = 1
     """Rows in one forward and backward pass, or `auto`, which is what a run does without this flag: see --split."""
     split: Literal["auto", "given"] = "auto"
-    """Who chooses the micro-batches of a step. auto: on a GPU, a run of one process takes the largest micro-batch for
-    which there is room, of as many rows a step as the settings say; with several ranks, and in a dry run, the split
-    stays as the settings have it. given: the settings, as with --micro-batch N."""
+    """Who chooses the micro-batches of a step. auto: on a GPU the run takes, of the micro-batches for which there is
+    room, those that it estimates to be the fastest, of as many rows a step as the settings say; several ranks choose
+    the same. given: the settings, as with --micro-batch N."""
     accumulation: int = 16
     """Micro-batches in one optimizer step. The gradient is exactly that of all their rows in one batch.
     Any value above 1 raises the peak by at most one copy of the gradients;
@@ -145,11 +146,15 @@ class TrainConfig:
     liger-kernel runs norms, rotations and gates if it is installed; liger: the same, refused if it is not installed;
     torch: the layers of PyTorch and peft. Without a C compiler and Python's headers, which Triton needs, auto runs the
     adapters fused and the rest as torch does."""
-    checkpointing: bool = True
-    """Recompute activations in the backward pass (non-reentrant), so that only one layer's activations are held at a
-    time, and not those of all layers."""
+    checkpointing: Checkpointing = "auto"
+    """Layers that compute their activations again in the backward pass, and keep their input only. all: every layer, so
+    that only one layer's activations are held at a time; none: every layer keeps its activations; N: the first N layers
+    recompute, and the others keep theirs. auto: on a GPU the run lets as many layers keep their activations as there is
+    room for; on a CPU all recompute. The result is the same. --checkpointing alone means all, and --no-checkpointing
+    none."""
     offload_activations: bool = False
-    """Keep the inputs of the checkpointed layers in host memory."""
+    """Keep the inputs of the checkpointed layers in host memory. Needs that all layers recompute. With --checkpointing
+    auto, a run turns it on by itself if nothing else fits, and says so."""
     loss_chunk: int = 256
     """Tokens whose logits the loss computes at a time."""
     seed: int = 0
@@ -201,7 +206,9 @@ class DryRunConfig:
     """Cards of the dry run, one for each rank, as `torchrun --nproc-per-node COUNT` would use them (needs no torchrun).
     Without it: one, or under torchrun one for each of its ranks."""
     fit: bool = False
-    """Search for the settings that train the most tokens per step on --gpu, and print the command that uses them."""
+    """Search for the settings that are estimated to train the most tokens a second on --gpu, and print the command that
+    uses them. It changes the micro-batch, the recomputed layers and, if nothing fits, rank and sequence, as far as they
+    were left at their defaults. The rows of a step stay."""
     html: Path | None = None
     """Write an HTML page about the dry run: memory over time by category and phase, and the lines of code that held the
     most at the peak."""
@@ -229,7 +236,7 @@ class RunConfig:
 DEMO = RunConfig(
     adapter=AdapterConfig(rank=8, alpha=16.0),
     data=DataConfig(seq=256, eval_fraction=0.04),
-    train=TrainConfig(epochs=0.2, accumulation=4, learning_rate=1e-3, checkpointing=False),
+    train=TrainConfig(epochs=0.2, accumulation=4, learning_rate=1e-3, checkpointing="none"),
     output=OutputConfig(output=Path("runs/demo"), overwrite=True, save_every=10, eval_every=20),
 )
 """The settings that replace the defaults when --model and --data are the embedded ones: a few minutes on two cores."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from finetune import launch
 from finetune.config.cards import count_problems
+from finetune.config.recompute import spelled
 from finetune.config.settings import QUANTIZED
 from finetune.errors import ConfigError, Problem
 
@@ -59,6 +60,8 @@ def _ranges(config: RunConfig) -> Iterator[Problem]:
         yield from _at_least("batch", train.batch, 1)
     yield from _at_least("micro_batch", train.micro_batch, 1)
     yield from _at_least("accumulation", train.accumulation, 1)
+    if not isinstance(train.checkpointing, str):
+        yield from _at_least("checkpointing", train.checkpointing, 0)
     yield from _above_zero("learning_rate", train.learning_rate, "2e-4 is usual for LoRA")
     yield from _at_least("warmup_steps", train.warmup_steps, 0)
     yield from _zero_or_more("weight_decay", train.weight_decay)
@@ -119,12 +122,12 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
             why=f"--batch {train.batch} is not a multiple of it",
             remedy="use --micro-batch auto, or a number that divides the batch",
         )
-    if train.offload_activations and not train.checkpointing:
+    if train.offload_activations and spelled(train.checkpointing) not in ("auto", "all"):
         yield Problem(
             field="offload_activations",
             value=True,
-            why="it moves the inputs that checkpointing keeps to the host, and checkpointing is off",
-            remedy="use --checkpointing, or --no-offload-activations",
+            why="it moves the inputs of the layers to the host, and with this --checkpointing some or all keep more",
+            remedy="use --checkpointing all, or --no-offload-activations",
         )
     if model.device == "cpu" and model.attention == "flash_attention_2":
         yield Problem(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import shlex
 import types
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from finetune.config.recompute import spelled
 from finetune.config.settings import RunConfig
 from finetune.errors import ConfigError, Problem
 
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
 
+@functools.cache
 def sections() -> dict[str, type[Any]]:
     """Return the sections of :class:`RunConfig` by name, in order: ``{"model": ModelConfig, ...}``."""
     return typing.get_type_hints(RunConfig)
 
 
+@functools.cache
 def field_types() -> dict[str, tuple[str, Any]]:
     """Return each setting's section and type: ``{"rank": ("adapter", int), ...}``. No name is in two sections."""
     return {
@@ -118,6 +122,8 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError(_file_problem(path, why, _ONE_A_LINE))
     types_of, settings = field_types(), {}
     document, problems = _with_split(document)
+    if "checkpointing" in document:
+        document = document | {"checkpointing": spelled(document["checkpointing"])}
     for key, value in document.items():
         if isinstance(value, dict) and key in sections():
             remedy = "write them at the top level, such as " + ", ".join(
@@ -209,7 +215,7 @@ def _typed(value: Any, kind: Any) -> Any:
     """
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _typed(value, next(k for k in typing.get_args(kind) if k is not type(None)))
+        return _typed_as_one_of(value, typing.get_args(kind))
     if origin is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
@@ -228,6 +234,19 @@ def _typed(value: Any, kind: Any) -> Any:
     if type(value) is not kind:
         raise TypeError(_IN_WORDS[kind])
     return value
+
+
+def _typed_as_one_of(value: Any, kinds: tuple[Any, ...]) -> Any:
+    if type(value) in kinds:
+        return value
+    others = [kind for kind in kinds if kind is not type(None)]
+    whys = []
+    for kind in others:
+        try:
+            return _typed(value, kind)
+        except TypeError as error:
+            whys.append(str(error))
+    raise TypeError(" or ".join(whys))
 
 
 _ONE_A_LINE = "write one `name: value` on each line"

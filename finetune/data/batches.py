@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -287,7 +287,17 @@ def windows(train: ExampleSet, config: TrainConfig, *, start_step: int = 0) -> I
         ]
 
 
-def longest_window(train: ExampleSet, config: TrainConfig) -> list[Batch]:
+class Rows(Protocol):
+    """What the window that takes the most memory is made from: an :class:`ExampleSet`, or the rows of a dry run."""
+
+    def sequence_lengths(self) -> NDArray[Any]:
+        """Return the number of tokens of each sequence."""
+
+    def batch(self, sequences: Sequence[int]) -> Batch:
+        """Return the sequences with these numbers as one micro-batch."""
+
+
+def longest_window(train: Rows, config: TrainConfig) -> list[Batch]:
     """Return the window that takes the most memory: micro-batches of the longest sequences.
 
     With accumulation it has two, because the second one runs while the gradients of the first are held.

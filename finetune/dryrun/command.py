@@ -7,6 +7,7 @@ GPU. If --data is a local file, its rows are read and checked against the model'
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -19,8 +20,8 @@ from finetune.config.cards import dry_ranks
 from finetune.config.settings import EMBEDDED_MODEL, RunConfig
 from finetune.config.validate import validate
 from finetune.dryrun.card import named_card
-from finetune.dryrun.messages import Candidate, Found, Refusal, Request, Result, Settings, Trial
-from finetune.dryrun.report import Outcome, as_json, gib, render, save_page
+from finetune.dryrun.messages import Found, Refusal, Request, Result, Settings, Trial
+from finetune.dryrun.report import Outcome, as_json, render, runners_up, save_page
 from finetune.dryrun.several import alone, combined, read_results, run_ranks
 from finetune.errors import ConfigError, DataError, ExitCode, FinetuneError, ModelError, Problem, WriteError
 from finetune.model.settle import settled
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 OPEN = ("micro_batch", "seq", "checkpointing", "rank")
-"""The settings that ``--fit`` may change. One that the user has set to another value than its default stays."""
+"""The settings that ``--fit`` may change. One that the user has set to another value than its default stays. The rows
+of a step stay in any case, and ``offload_activations`` goes with ``checkpointing``."""
 MARGIN = 0.03
 """Share of the card that ``--fit`` leaves free, because drivers differ, and a desktop may use the same card."""
 ROOMY_BYTES = 2**40
@@ -59,6 +61,7 @@ def main(config: RunConfig) -> int:
     if config.dry.fit:
         return _fit(config, card)
     outcome = measure(config, card, over_time=config.dry.html is not None)
+    config = outcome.chosen_from(config)
     print(render(config, card, outcome))
     _write(config, card, outcome)
     return ExitCode.OK if outcome.fits else ExitCode.OUT_OF_MEMORY
@@ -67,16 +70,29 @@ def main(config: RunConfig) -> int:
 def measure(config: RunConfig, card: str | None, *, over_time: bool = False) -> Outcome:
     """Take the run's steps on a card, and take them again with :data:`ROOMY_BYTES` if they do not fit.
 
+    What the settings leave open of the split and of the recomputed layers is chosen first, as a run does on that card.
+
     Args:
         config: the run.
         card: name of the dry GPU; None measures on the GPU of this machine, once.
         over_time: record memory over time as well.
     """
-    (trial,) = trials(config, [{}], card, over_time=over_time)
+    opened = _leaves_open(config)
+    (trial,) = trials(config, [{}], card, over_time=over_time and not opened, choose=opened)
+    if opened:
+        config = Outcome(trial=trial).chosen_from(config)
+        if over_time and trial.fits:  # apart from the trials of the choice, which would be on the page too
+            (recorded,) = trials(config, [{}], card, over_time=True)
+            trial = dataclasses.replace(recorded, chosen=trial.chosen, note=trial.note)
     if trial.fits or card is None:
         return Outcome(trial=trial)
     (roomy,) = trials(config, [{}], card, total_bytes=ROOMY_BYTES, over_time=over_time)
     return Outcome(trial=trial, roomy=roomy)
+
+
+def _leaves_open(config: RunConfig) -> bool:
+    train = config.train
+    return train.split == "auto" or (train.checkpointing == "auto" and not train.offload_activations)
 
 
 def trials(
@@ -86,6 +102,7 @@ def trials(
     *,
     total_bytes: int | None = None,
     over_time: bool = False,
+    choose: bool = False,
 ) -> list[Trial]:
     """Take the steps of several variants of a run, one after the other. The base model is loaded once for all.
 
@@ -95,6 +112,7 @@ def trials(
         card: name of the dry GPU; None measures on the GPU of this machine.
         total_bytes: memory of the dry GPU, in place of the card's own; None keeps that.
         over_time: record memory over time as well; for one variant only.
+        choose: choose first what the settings leave open of the split and of the recomputed layers.
 
     Returns:
         One trial for each variant. If the base cannot be loaded, they all are the trial of loading it.
@@ -104,6 +122,7 @@ def trials(
         settings=trial_settings(config),
         changes=tuple(changes),
         over_time=over_time,
+        choose=choose,
         ranks=dry_ranks(config),
     )
     found = in_trial_process(request, card, total_bytes=total_bytes).trials
@@ -200,61 +219,55 @@ def _write(config: RunConfig, card: str | None, outcome: Outcome) -> None:
 
 
 def _fit(config: RunConfig, card: str | None) -> int:
-    """Search for the best settings, confirm them in new processes, and print the command that uses them."""
+    """Search for the best settings, confirm them in a new process, and print the command that uses them."""
     begin = time.perf_counter()
-    total = _total(config, card)
-    limit = int(total * (1 - MARGIN))
-    default = yaml_file.flatten(RunConfig())
-    fixed = {"micro_batch"} if config.train.batch is not None else set()  # the rows of a step are given
-    opened = [name for name in OPEN if name not in fixed and yaml_file.flatten(config)[name] == default[name]]
-    settings = trial_settings(config)
-    ranks = dry_ranks(config)
-    request = Request(kind="search", settings=settings, open_settings=tuple(opened), limit_bytes=limit, ranks=ranks)
-    # A rank whose memory runs out would end the search of all ranks, so that several search on larger cards.
-    found = in_trial_process(request, card, total_bytes=ROOMY_BYTES if ranks > 1 else None).found
-    if found is None or found.best is None:
+    limit = int(_total(config, card) * (1 - MARGIN))
+    now, default = yaml_file.flatten(config), yaml_file.flatten(RunConfig())
+    decides = {"micro_batch": "split"}  # the setting that says whether the user has set another one
+    opened = [name for name in OPEN if now[decides.get(name, name)] == default[decides.get(name, name)]]
+    found, confirmed = _searched(config, card, opened, limit)
+    if found.best is None or confirmed is None:
         print(f"no setting of {', '.join(opened) or 'those left open'} fits {card or 'this GPU'}")
         outcome = measure(config, card, over_time=config.dry.html is not None)
+        config = outcome.chosen_from(config)
         print(render(config, card, outcome))
         _write(config, card, outcome)
         return ExitCode.OUT_OF_MEMORY
-    chosen, confirmed, beyond = _confirmed(config, card, found, found.best, limit)
+    chosen = yaml_file.replace(config, found.best.settings | {"split": "given"})
     outcome = Outcome(trial=confirmed)
     print(render(chosen, card, outcome))
-    if beyond is not None and found.direction is not None:
-        larger, trial = beyond
-        setting = f"{found.direction.replace('_', '-')} {yaml_file.flatten(larger)[found.direction]}"
-        needs = f"needs {gib(trial.peak_device)}" if trial.fits else "is out of memory"
-        print(f"the next larger setting, {setting}, {needs}; the limit is {gib(limit)} ({MARGIN:.0%} are left free)")
+    print(runners_up(found))
     print(f"{found.trials} settings tried in {time.perf_counter() - begin:.0f} s. Train with:")
     print(f"  {command(chosen)}")
     _write(chosen, card, outcome)
-    return ExitCode.OK if confirmed.fits and confirmed.peak_device <= limit else ExitCode.OUT_OF_MEMORY
+    return ExitCode.OK
 
 
-def _confirmed(
-    config: RunConfig, card: str | None, found: Found, best: Candidate, limit: int
-) -> tuple[RunConfig, Trial, tuple[RunConfig, Trial] | None]:
-    """Measure in new processes the best settings that the search has found, and the next larger ones.
+def _searched(config: RunConfig, card: str | None, opened: Sequence[str], limit: int) -> tuple[Found, Trial | None]:
+    """Search for the best settings, and measure them in a new process.
 
-    The search tries many settings over one loaded base, and may be off by a step, because the allocator arranges its
-    segments differently after a trial than after loading. So larger settings are tried until one does not fit.
+    The search tries many settings over one loaded base, where the allocator's segments are arranged differently than
+    after loading. If what it found needs more than the limit in a new process, the search starts again with a limit
+    that is lower by as much.
 
     Returns:
-        The largest settings that fit, their trial, and the next larger settings with their trial; None in place of
-        these if there are no larger ones.
+        What was found, and the trial in the new process; None in its place if nothing fits.
     """
-    over_time = config.dry.html is not None
-    chosen = yaml_file.replace(config, best.settings)
-    (confirmed,) = trials(chosen, [{}], card, over_time=over_time)
-    name = found.direction
-    while name is not None and yaml_file.flatten(chosen)[name] < found.most:
-        larger = yaml_file.replace(chosen, {name: yaml_file.flatten(chosen)[name] + found.step})
-        (trial,) = trials(larger, [{}], card, over_time=over_time)
-        if not trial.fits or trial.peak_device > limit:
-            return chosen, confirmed, (larger, trial)
-        chosen, confirmed = larger, trial
-    return chosen, confirmed, None
+    settings, aim, ranks = trial_settings(config), limit, dry_ranks(config)
+    # A rank whose memory runs out would end the search of all ranks, so that several search on larger cards.
+    total = ROOMY_BYTES if ranks > 1 else None
+    while True:
+        request = Request(
+            kind="search", settings=settings, open_settings=tuple(opened), limit_bytes=aim, ranks=ranks
+        )
+        found = in_trial_process(request, card, total_bytes=total).found
+        if found is None or found.best is None:
+            return found or Found(best=None, trials=0), None
+        chosen = yaml_file.replace(config, found.best.settings)
+        (confirmed,) = trials(chosen, [{}], card, over_time=config.dry.html is not None)
+        if confirmed.fits and confirmed.peak_device <= limit:
+            return found, confirmed
+        aim -= max(confirmed.peak_device - limit, int(MARGIN * limit))
 
 
 def command(config: RunConfig) -> str:

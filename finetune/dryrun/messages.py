@@ -28,6 +28,8 @@ class Request:
     """With ``run``: the settings that each trial changes. Settings of the model may not be among them."""
     over_time: bool = False
     """With ``run``: whether to record memory over time as well."""
+    choose: bool = False
+    """With ``run``: whether to choose the split and the recomputed layers first, as a run does on its card."""
     open_settings: tuple[str, ...] = ()
     """With ``search``: the settings that may be changed."""
     limit_bytes: int = 0
@@ -85,27 +87,22 @@ class Trial:
     """The rank whose memory this is; with several ranks, the one that needs most."""
     by_rank: tuple[Trial, ...] = ()
     """With several ranks: the trials of all ranks that left figures, in the order of their numbers."""
+    chosen: Settings | None = None
+    """The settings of the split and of the recomputed layers, if the trial was to choose them."""
+    note: str = ""
+    """How they were chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Settings that a search has tried, and their trial."""
+    """Settings that a search has found."""
 
-    micro_batch: int
-    seq: int
-    checkpointing: bool
-    rank: int
-    trial: Trial
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one micro-batch."""
-        return self.micro_batch * self.seq
-
-    @property
-    def settings(self) -> Settings:
-        """The settings without the trial, by name."""
-        return {name: getattr(self, name) for name in ("micro_batch", "seq", "checkpointing", "rank")}
+    settings: Settings
+    """The settings that the search may change, by name."""
+    tokens_per_second: float | None = None
+    """The estimated speed; None if the arithmetic does not know the model."""
+    needed: int | None = None
+    """The estimated peak on the device; None if the arithmetic does not know the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,17 +110,11 @@ class Found:
     """The result of a search."""
 
     best: Candidate | None
-    """The settings with the most tokens that fit; None if no settings fit."""
-    next: Candidate | None = None
-    """The next larger settings, which do not fit; None if there are none."""
+    """The settings that are estimated to be the fastest, of those that fit; None if no settings fit."""
+    others: tuple[Candidate, ...] = ()
+    """Settings that should fit too, the fastest first. They were not tried."""
     trials: int
     """How many settings were tried."""
-    direction: str | None = None
-    """The setting that was raised, ``micro_batch`` or ``seq``; None if neither could be changed."""
-    step: int = 1
-    """Difference between two neighbouring values of that setting."""
-    most: int = 0
-    """The largest value of that setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finetune.config import yaml_file
 from finetune.config.cards import dry_ranks
 from finetune.dryrun import assumptions
 from pytest_vram.commands.run_page import held_against_card
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune.config.settings import RunConfig
-    from finetune.dryrun.messages import Trial
+    from finetune.dryrun.messages import Candidate, Found, Trial
     from pytest_vram.memory.device import Kind
 
 
@@ -41,6 +42,10 @@ class Outcome:
     def whole(self) -> Trial:
         """The trial in which all steps were taken, if there is one; else the trial on the card."""
         return self.trial if self.roomy is None else self.roomy
+
+    def chosen_from(self, config: RunConfig) -> RunConfig:
+        """Return the settings with the split and the recomputed layers that were chosen for the card, if they were."""
+        return yaml_file.replace(config, self.trial.chosen or {})
 
     @property
     def needed(self) -> int:
@@ -83,6 +88,8 @@ def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
     if whole.managed:
         lines.append(f"    {'paged optimizer state':<22}{gib(whole.managed)} in managed memory, beside the card's")
     lines.append("  by phase  " + ", ".join(f"{phase} {gib(size)}" for phase, size in whole.phases.items()))
+    if trial.note:
+        lines.append(f"  chosen    {trial.note}")
     lines += _by_rank(whole)
     lines += [f"  {line}" for line in assumptions.lines(whole)]
     kind = "dry GPU: PyTorch's own allocator, no kernel ran" if trial.dry else "measured on the GPU"
@@ -105,6 +112,23 @@ def _by_rank(worst: Trial) -> list[str]:
     return lines
 
 
+def runners_up(found: Found) -> str:
+    """Return the estimated speed of the best settings, and other settings with their estimated speed and memory."""
+    if found.best is None or found.best.tokens_per_second is None:
+        return "speed     not estimated: the arithmetic does not know this model. The largest micro-batch comes first"
+    lines = [
+        "estimated, from published figures of the card and one profile of an H200; no kernel was timed:",
+        f"  these     {_speed(found.best)}",
+    ]
+    return "\n".join([*lines, *(f"  or        {_speed(one)}" for one in found.others)])
+
+
+def _speed(candidate: Candidate) -> str:
+    named = {name: value for name, value in candidate.settings.items() if name not in ("seq", "rank")}
+    speed, needed = candidate.tokens_per_second or 0.0, gib(candidate.needed or 0)
+    return f"{speed:8,.0f} tokens/s estimated, {needed} estimated: {yaml_file.as_flags(named)}"
+
+
 def as_json(command: str, card: str | None, outcome: Outcome) -> str:
     """Return the figures as JSON, in bytes.
 
@@ -121,6 +145,7 @@ def as_json(command: str, card: str | None, outcome: Outcome) -> str:
     figures = {
         "command": command,
         "kind": _kind(whole),
+        "chosen": outcome.trial.chosen,
         "gpu": card,
         "count": max(1, len(whole.by_rank)),
         "product": whole.device,

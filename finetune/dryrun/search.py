@@ -1,59 +1,38 @@
-"""Searches for the settings that train the most tokens per step and fit.
+"""Searches for the settings that train the most tokens a second and fit, and says which others come near.
 
-The arithmetic guesses a value, a trial measures it, and the measurement corrects the next guess. The search ends when
-one value fits and the next larger one does not.
+The speed is estimated, and a trial says what fits: :mod:`finetune.estimate.choice`. The rows of a step stay the same.
 """
 
 from __future__ import annotations
 
-import bisect
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.config import yaml_file
+from finetune.config.recompute import layers_recomputed
 from finetune.dryrun.messages import Candidate, Found
-from finetune.errors import ConfigError
-from finetune.estimate.arithmetic import estimate
+from finetune.estimate.card_speed import speed_of
+from finetune.estimate.choice import Choice, Forecast, Tried, affordable, choices, choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from finetune.config.settings import RunConfig
-    from finetune.dryrun.messages import Trial
     from finetune.dryrun.trial import Bench
 
-SEQ_STEP = 256
-"""The search tries sequence lengths that are a multiple of this number of tokens."""
-MOST_ROWS = 4096
-
-
-@dataclass(slots=True)
-class _Progress:
-    """The result of a search so far, with the fields of :class:`Found`."""
-
-    best: Candidate | None = None
-    next: Candidate | None = None
-    trials: int = 0
-    direction: str | None = None
-    step: int = 1
-    most: int = 0
-
-    def found(self) -> Found:
-        return Found(
-            best=self.best,
-            next=self.next,
-            trials=self.trials,
-            direction=self.direction,
-            step=self.step,
-            most=self.most,
-        )
+LEAST_RANK, LEAST_SEQ = 4, 128
+"""Where the search stops to halve the rank and the sequence, if nothing larger fits."""
+SHOWN = 4
+"""Other settings that are shown beside the best ones."""
+HOPELESS = 1.15
+"""Share of the limit from which on settings are not tried: the arithmetic is off by less (tests hold it to 3%)."""
 
 
 def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], limit_bytes: int) -> Found:
-    """Find the largest settings that fit, and the next larger ones, which do not.
+    """Find the settings that are estimated to train the most tokens a second, of those that fit.
 
-    If both ``micro_batch`` and ``seq`` are open, the search raises one and then the other, each from the defaults, and
-    takes the result with more tokens. If nothing fits and ``rank`` is open, it halves the rank and tries again.
+    If nothing fits, the search puts the layers' inputs on the host, then halves the rank, down to :data:`LEAST_RANK`,
+    and then the sequence, down to :data:`LEAST_SEQ`, as far as these are open. It spares the trials of settings that by
+    the arithmetic cannot fit.
 
     Args:
         bench: a bench whose base is loaded.
@@ -62,133 +41,93 @@ def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], lim
         limit_bytes: the largest peak on the device that counts as fitting.
 
     Returns:
-        The best settings and the next larger ones. A trial that follows others over one base may need a little more
+        The best settings, and others that should fit. A trial that follows others over one base may need a little more
         than the same trial in a new process, because the allocator's segments are arranged differently. So confirm the
-        result in new processes, and try larger settings there.
+        result in a new process.
     """
-    if "checkpointing" in open_settings:
-        config = yaml_file.replace(config, {"checkpointing": True})
-    progress = _Progress()
-    while True:
-        for direction in ("micro_batch", "seq"):
-            if direction in open_settings:
-                _climb(bench, config, direction, limit_bytes, progress)
-        if not {"micro_batch", "seq"} & set(open_settings):
-            trial = bench.run(config, attributed=False)
-            if _fits(trial, limit_bytes):
-                progress.best = _candidate(config, trial)
-        if progress.best is not None or "rank" not in open_settings or config.adapter.rank <= 4:
-            return progress.found()
+    trials = 0
+    for leaner in _leaner(config, open_settings):
+        level = _Level(bench, leaner, open_settings, limit_bytes)
+        if level.hopeless():
+            continue
+        chosen = choose(level.offered, level.budget, level.attempt, level.forecast)
+        trials += chosen.trials
+        if chosen.fits:
+            best = level.candidate(chosen.choice)
+            return Found(best=best, others=tuple(level.others(chosen.choice)), trials=trials)
+    return Found(best=None, trials=trials)
+
+
+def _leaner(config: RunConfig, open_settings: Sequence[str]) -> Iterator[RunConfig]:
+    """Yield the settings, and then ones that need less and less."""
+    yield config
+    if "checkpointing" in open_settings and not config.train.offload_activations:
+        config = yaml_file.replace(config, {"checkpointing": "all", "offload_activations": True})
+        yield config
+    while "rank" in open_settings and not config.adapter.full and config.adapter.rank // 2 >= LEAST_RANK:
         config = yaml_file.replace(config, {"rank": config.adapter.rank // 2})
+        yield config
+    while "seq" in open_settings and config.data.seq // 2 >= LEAST_SEQ:
+        config = yaml_file.replace(config, {"seq": config.data.seq // 2})
+        yield config
 
 
-def _climb(bench: Bench, config: RunConfig, name: str, limit_bytes: int, progress: _Progress) -> None:
-    """Find the largest value of one setting that fits, and keep it if it has more tokens than the best so far."""
-    step = SEQ_STEP if name == "seq" else 1
-    most = _longest(bench) // step if name == "seq" else MOST_ROWS
-    trials: dict[int, Trial] = {}
+class _Level:
+    """The choices at one rank and one length of the sequence."""
 
-    def trial(units: int) -> Trial:
-        if units not in trials:
-            trials[units] = bench.run(yaml_file.replace(config, {name: units * step}), attributed=False)
-            progress.trials += 1
-        return trials[units]
+    def __init__(self, bench: Bench, config: RunConfig, open_settings: Sequence[str], limit_bytes: int) -> None:
+        self._bench, self._config = bench, config
+        self.budget = limit_bytes - bench.context_bytes
+        train = config.train
+        rows = train.micro_batch * train.accumulation
+        sizes = [train.micro_batch]
+        if "micro_batch" in open_settings:
+            sizes = [size for size in range(1, rows + 1) if rows % size == 0]
+        layers = max(1, bench.layers)
+        recomputed: Sequence[int] = [layers_recomputed(train.checkpointing, layers)]
+        if "checkpointing" in open_settings and not train.offload_activations:
+            recomputed = range(layers + 1)
+        self.offered = choices(rows, sizes, recomputed, layers)
+        speed = speed_of(bench.product, bench.capability, bench.multiprocessors)
+        self.forecast = Forecast.of(config, bench.base.config.to_dict(), speed, capability=bench.capability)
+        self._extra: dict[Choice, int] = {}
+        self._refused: list[Choice] = []
 
-    low, high = 0, most + 1  # `low` fits (0 is never tried), `high` does not
-    forecast = _forecast(bench, config, name, step)
-    while high - low > 1:
-        guess = _next_guess(trials, low, high, limit_bytes, forecast)
-        if _fits(trial(guess), limit_bytes):
-            low = guess
-        else:
-            high = guess
-    if low and (progress.best is None or low * step * _other(config, name) > progress.best.tokens):
-        progress.best = _candidate(yaml_file.replace(config, {name: low * step}), trial(low))
-        progress.next = None
-        progress.direction, progress.step, progress.most = name, step, most * step
-        if low < most:
-            larger = yaml_file.replace(config, {name: (low + 1) * step})
-            progress.next = _candidate(larger, trial(low + 1))
+    def hopeless(self) -> bool:
+        """Return whether the arithmetic is sure that not even the leanest choice fits."""
+        return self.forecast is not None and self.forecast.needed(self.offered[-1][-1]) > HOPELESS * self.budget
 
+    def attempt(self, choice: Choice) -> Tried:
+        trial = self._bench.run(yaml_file.replace(self._config, choice.settings), attributed=False)
+        needed = trial.peak_device - self._bench.context_bytes
+        if self.forecast is not None:
+            self._extra[choice] = needed - self.forecast.needed(choice)
+        fits = trial.fits and needed <= self.budget
+        if not fits:
+            self._refused.append(choice)
+        return Tried(fits=fits, needed=needed)
 
-def _forecast(bench: Bench, config: RunConfig, name: str, step: int) -> Callable[[int], int] | None:
-    """Return a function that computes the bytes a setting needs; None if the arithmetic does not know the model."""
-    shape = bench.base.config.to_dict()
+    def candidate(self, choice: Choice, extra: int | None = None) -> Candidate:
+        settings = choice.settings | {"rank": self._config.adapter.rank, "seq": self._config.data.seq}
+        if self._config.train.offload_activations:
+            settings["offload_activations"] = True
+        if self.forecast is None:
+            return Candidate(settings=settings)
+        tokens = choice.micro_batch * choice.accumulation * self._config.data.seq
+        extra = self._extra[choice] if extra is None else extra
+        return Candidate(
+            settings=settings,
+            tokens_per_second=tokens / self.forecast.seconds(choice),
+            needed=self.forecast.needed(choice) + extra + self._bench.context_bytes,
+        )
 
-    def needs(units: int) -> int:
-        changed = yaml_file.replace(config, {name: units * step})
-        return estimate(changed, shape, capability=bench.capability, context_bytes=bench.context_bytes).total_bytes
-
-    try:
-        needs(1)
-    except (ConfigError, KeyError):
-        return None
-    return needs
-
-
-def _next_guess(
-    trials: dict[int, Trial], low: int, high: int, limit_bytes: int, forecast: Callable[[int], int] | None
-) -> int:
-    """Return the value to try next: the largest one between ``low`` and ``high`` that should fit.
-
-    The arithmetic gives it, corrected by the trials that ran to their end. Without arithmetic, it is the value at which
-    a line through the two largest of those trials reaches the limit.
-
-    Args:
-        trials: the trials so far, by value.
-        low: the largest value that fits.
-        high: the smallest value that does not fit.
-        limit_bytes: the largest peak on the device that counts as fitting.
-        forecast: bytes by value, from the arithmetic; None if it does not know the model.
-    """
-    whole = sorted(units for units, trial in trials.items() if trial.fits)
-    if not whole and trials:
-        guess = high // 2  # every trial was out of memory, which does not tell by how much
-    elif forecast is not None:
-        guess = bisect.bisect_right(range(high), limit_bytes, lo=1, key=_corrected(forecast, trials, whole)) - 1
-    elif len(whole) >= 2:
-        a, b = whole[-2:]
-        slope = (trials[b].peak_device - trials[a].peak_device) / (b - a)
-        guess = b + int((limit_bytes - trials[b].peak_device) // slope) if slope > 0 else high - 1
-    else:
-        guess = max(1, 2 * low)
-    refused = sum(units >= high for units in trials)
-    if refused > 1 and guess >= high - 1:
-        guess = (low + high) // 2  # two guesses were too large already: halve the interval instead
-    return min(max(guess, low + 1), high - 1)
-
-
-def _corrected(forecast: Callable[[int], int], trials: dict[int, Trial], whole: list[int]) -> Callable[[int], int]:
-    """Return the forecast, shifted to meet the largest trial, and scaled to meet the one before it as well."""
-    if not whole:
-        # The first guess should be a little too small: a trial that is out of memory does not tell what it needed.
-        return lambda units: round(forecast(units) / 0.95)
-    last = whole[-1]
-    tilt = 1.0
-    if len(whole) >= 2:
-        before = whole[-2]
-        expected = forecast(last) - forecast(before)
-        tilt = (trials[last].peak_device - trials[before].peak_device) / expected if expected > 0 else 1.0
-    return lambda units: trials[last].peak_device + round(max(tilt, 0.01) * (forecast(units) - forecast(last)))
-
-
-def _fits(trial: Trial, limit_bytes: int) -> bool:
-    return trial.fits and trial.peak_device <= limit_bytes
-
-
-def _other(config: RunConfig, name: str) -> int:
-    return config.train.micro_batch if name == "seq" else config.data.seq
-
-
-def _longest(bench: Bench) -> int:
-    return int(bench.base.config.get_text_config().max_position_embeddings)
-
-
-def _candidate(config: RunConfig, trial: Trial) -> Candidate:
-    return Candidate(
-        micro_batch=config.train.micro_batch,
-        seq=config.data.seq,
-        checkpointing=config.train.checkpointing,
-        rank=config.adapter.rank,
-        trial=trial,
-    )
+    def others(self, best: Choice) -> list[Candidate]:
+        """Return other choices that should fit, the fastest first: for each micro-batch the fastest and the leanest."""
+        if self.forecast is None:
+            return []
+        extra = self._extra[best]
+        fastest = affordable(self.offered, self.budget, self.forecast, extra)
+        leanest = affordable([[same[-1]] for same in self.offered], self.budget, self.forecast, extra)
+        able = {one for one in (*fastest, *leanest) if not any(one.at_least(other) for other in self._refused)}
+        found = sorted(able - {best}, key=self.forecast.seconds)
+        return [self.candidate(choice, extra) for choice in found[:SHOWN]]

@@ -11,7 +11,9 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from finetune import launch
+from finetune.config import yaml_file
 from finetune.dryrun import assumptions
+from finetune.dryrun.full_rows import FullRows
 from finetune.dryrun.messages import Trial
 from finetune.dryrun.recording import StepRecorder
 from pytest_vram import torch_private
@@ -44,6 +46,7 @@ class Bench:
         from finetune.dryrun.trial_data import tokenizer_of
         from finetune.model.embeddings import resize_embeddings, tables_of
         from finetune.model.load import load_base
+        from finetune.model.recompute import layers_of
         from pytest_vram.drygpu import empty_checkpoint
 
         self.torch, self.recorder = torch, recorder
@@ -56,8 +59,11 @@ class Bench:
             del shape.quantization_config  # the zeros are not quantized; --precision says already how to store them
         checkpoint = empty_checkpoint(shape, folder)
         self.vocabulary = int(shape.get_text_config().vocab_size)
+        card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        self.product, self.multiprocessors = card.name, card.multi_processor_count
         self.capability = torch.cuda.get_device_capability()
         self.refused: Trial | None = None
+        self.loading_peaks = (0, 0)  # reserved, and on the device; later trials over this base have them too
         try:
             with self._phase("loading"):
                 here = dataclasses.replace(config.model, model=str(checkpoint), resize_embeddings=False)
@@ -65,9 +71,11 @@ class Bench:
                 if config.model.resize_embeddings and (tokenizer := tokenizer_of(config)) is not None:
                     resize_embeddings(self.base, len(tokenizer))
                 self.positions = tables_of(self.base).positions
+            self.layers = len(layers_of(self.base))
         except torch.OutOfMemoryError as error:
             self.refused = self._result(str(error), {})
         self.context_bytes = _driver_figures(torch)[1]
+        self.loading_peaks = torch.cuda.max_memory_reserved(), _driver_figures(torch)[0]
 
     def run(self, config: RunConfig, *, steps: int = 2, attributed: bool = True) -> Trial:
         """Attach the adapter, and take steps. If memory runs out, the trial ends and says so.
@@ -77,11 +85,23 @@ class Bench:
             steps: number of steps; from the second on, the optimizer has state.
             attributed: record the last step, to find what the bytes at its peak are used for.
         """
+        return self._run(config, steps=steps, attributed=attributed, choose=False)
+
+    def run_chosen(self, config: RunConfig) -> Trial:
+        """Choose what the settings leave open of the split and of the recomputed layers, and take steps with that.
+
+        A run on this card chooses in the same way, with rows of its data in place of rows of ``--seq`` tokens.
+        """
+        return self._run(config, steps=2, attributed=True, choose=True)
+
+    def _run(self, config: RunConfig, *, steps: int, attributed: bool, choose: bool) -> Trial:
         torch = self.torch
-        message = ""
+        message, note = "", ""
         model, optimizer, categories = None, None, {}
         try:
             model, optimizer = self._prepare(config)
+            if choose:
+                config, note = self._choose(config, model)
             for step in range(steps):
                 if attributed and step == steps - 1:
                     categories = self._recorded_step(config, model, optimizer)
@@ -92,8 +112,22 @@ class Bench:
         except torch.OutOfMemoryError as error:
             message = str(error)
         result = self._result(message, categories)
+        if choose:
+            names = ("micro_batch", "accumulation", "checkpointing", "offload_activations")
+            chosen = {name: getattr(config.train, name) for name in names} | {"split": "given"}
+            result = dataclasses.replace(result, chosen=chosen, note=note)
         self._clean(model, optimizer)
         return result
+
+    def _choose(self, config: RunConfig, model: nn.Module) -> tuple[RunConfig, str]:
+        from finetune.model.recompute import usable
+        from finetune.training.split import chosen_split
+
+        checkpointing, told = usable(model, config.train.checkpointing)
+        config = yaml_file.replace(config, {"checkpointing": checkpointing})
+        config, note = chosen_split(model, self._rows(config), config)
+        self._forget_peaks()
+        return config, "; ".join(text for text in (told, note) if text)
 
     def _prepare(self, config: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
         from finetune.model.load import attach_adapter
@@ -138,15 +172,17 @@ class Bench:
 
         Every token is a target.
         """
-        from finetune.data.batches import Batch
         from finetune.training import ranks
 
-        torch = self.torch
-        seq = config.data.seq if self.positions is None else min(config.data.seq, self.positions)
-        shape = (config.train.micro_batch, seq)
-        ids = (torch.arange(shape[0] * shape[1]) % self.vocabulary).view(shape)
+        batch = self._rows(config).batch([0] * config.train.micro_batch)
         for _ in ranks.share(range(config.train.accumulation))[:MOST_MICRO_BATCHES]:
-            yield Batch(input_ids=ids, labels=ids.clone())
+            yield batch
+
+    def _rows(self, config: RunConfig) -> FullRows:
+        seq = config.data.seq if self.positions is None else min(config.data.seq, self.positions)
+        return FullRows(
+            count=config.train.micro_batch * config.train.accumulation, tokens=seq, vocabulary=self.vocabulary
+        )
 
     def _phase(self, name: str) -> _Phase:
         return _Phase(self.torch, self.phases, name, self.recorder)
@@ -162,8 +198,8 @@ class Bench:
             phases=dict(self.phases),
             categories=categories,
             peak_allocated=max([*self.phases.values(), 0]),
-            peak_reserved=self.torch.cuda.max_memory_reserved(),
-            peak_device=device,
+            peak_reserved=max(self.torch.cuda.max_memory_reserved(), self.loading_peaks[0]),
+            peak_device=max(device, self.loading_peaks[1]),
             context=context,
             total=total,
             managed=managed - self.managed_before,
@@ -176,10 +212,19 @@ class Bench:
             rank=launch.rank(),
         )
 
+    def _forget_peaks(self) -> None:
+        from pytest_vram.drygpu import driver
+        from pytest_vram.drygpu.values import host_reads
+
+        self.torch.cuda.empty_cache()
+        self.torch.cuda.reset_peak_memory_stats()
+        if driver.is_active():
+            driver.reset_peaks()
+            host_reads.reset()
+
     def _clean(self, model: Any, optimizer: Any) -> None:
         """Remove adapter and optimizer from the base, free their memory, and reset the peaks."""
         from pytest_vram.drygpu import driver
-        from pytest_vram.drygpu.values import host_reads
 
         if optimizer is not None:
             optimizer.state.clear()
@@ -191,11 +236,8 @@ class Bench:
             parameter.grad = None
         del model, optimizer
         gc.collect()
-        self.torch.cuda.empty_cache()
-        self.torch.cuda.reset_peak_memory_stats()
+        self._forget_peaks()
         if driver.is_active():
-            driver.reset_peaks()
-            host_reads.reset()
             # bitsandbytes frees managed memory only when the process ends, so the next trial must not count what was
             # allocated up to now.
             self.managed_before = driver.stats(self.torch.cuda.current_device()).managed_bytes

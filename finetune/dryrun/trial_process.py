@@ -86,7 +86,8 @@ def _answer(request: Request, config: RunConfig, folder: Path) -> Result:
 
         return Result(found=search(bench, config, open_settings=request.open_settings, limit_bytes=request.limit_bytes))
     changed = [yaml_file.replace(config, from_plain(change)) for change in request.changes]
-    return Result(trials=tuple(bench.run(variant) for variant in changed))
+    run = bench.run_chosen if request.choose else bench.run
+    return Result(trials=tuple(run(variant) for variant in changed))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from finetune.config.recompute import layers_recomputed
 from finetune.config.settings import QUANTIZED
 from finetune.kernels.available import can_launch, liger_is_installed
 from finetune.model.names import wanted
@@ -40,7 +41,7 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
     """Return the bytes that the forward pass keeps, that one layer recomputes, and that its temporaries take.
 
     With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps only its input. Its backward pass recomputes the
-    tensors that it would have kept. Without checkpointing, nothing is recomputed.
+    tensors that it would have kept. The other layers, if there are any, are the last ones and keep their activations.
     """
     tokens = config.train.micro_batch * config.data.seq
     kept = layer_bytes(dims, config, compute, adapter)
@@ -54,12 +55,14 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
     if config.model.precision == "int8":  # recomputing the down projection quantizes its input
         working = max(working, tokens * (QUANTIZING * dims.intermediate + dims.hidden * compute))
     mask = tokens * config.data.seq if _windowed(dims, config) else 0  # one mask of booleans for all layers
-    if not config.train.checkpointing:
-        return dims.layers * kept + mask, 0, working
-    inputs = 0 if config.train.offload_activations else dims.layers * tokens * dims.hidden * compute
+    recomputed = layers_recomputed(config.train.checkpointing, dims.layers)
+    held = (dims.layers - recomputed) * kept + mask
+    if not recomputed:
+        return held, 0, working
+    inputs = 0 if config.train.offload_activations else recomputed * tokens * dims.hidden * compute
     if liger_norms(config) and inputs:
         kept -= tokens * dims.hidden * compute  # the first norm keeps the layer's input, which is there already
-    return inputs + mask, kept, working
+    return inputs + held, kept, working
 
 
 def liger_norms(config: RunConfig) -> bool:

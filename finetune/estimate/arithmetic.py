@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.config.recompute import layers_recomputed
 from finetune.config.settings import QUANTIZED
 from finetune.estimate.activations import activation_bytes, targets
 from finetune.estimate.dimensions import Dimensions, Linear
@@ -143,9 +144,11 @@ def estimate(
     # `earlier`: gradients of the micro-batches before this one. With a paged optimizer, an adapter's are on the host.
     on_host = config.train.optimizer.startswith("paged") and not config.adapter.full and config.model.device != "cpu"
     earlier = gradients if config.train.accumulation > 1 and not on_host else 0
+    # Layers that keep their activations come first in the backward pass, and free more than one layer recomputes.
+    at_once = again if layers_recomputed(config.train.checkpointing, dims.layers) == dims.layers else 0
     moments = {
         "loss": (earlier, saved, logits, 0, workspace // 2),
-        "backward": (earlier, saved + again, 0, working, workspace),
+        "backward": (earlier, saved + at_once, 0, working, workspace),
         # The backward pass ends with the first layer, when the gradients of all the other layers exist.
         "last layer": (gradients, again, 0, working, workspace),
         "update": (gradients, 0, 0, update, workspace),

@@ -57,7 +57,7 @@ def check_assumptions(model: nn.Module, *, packing: bool, checkpointing: bool = 
             checkpointing.
     """
     if checkpointing and not base_model(model).is_activation_checkpointing:
-        _check_checkpointing(model)
+        check_checkpointing(model)
     with _mode(model, training=False):
         _check_causal(model)
         _check_logits(model)
@@ -104,7 +104,12 @@ def _generators(device: torch.device) -> list[Tensor]:
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def _check_checkpointing(model: nn.Module) -> None:
+def check_checkpointing(model: nn.Module) -> None:
+    """Check that the layers of a model can recompute their activations.
+
+    Raises:
+        ConfigError: the model has no checkpointing, or fails with it.
+    """
     ids = _row(model, 0)
     set_checkpointing(model, enabled=True)
     try:

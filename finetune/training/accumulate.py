@@ -21,9 +21,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from finetune.kernels.choice import set_kernels
-from finetune.model.forward import base_model, computing, hidden_states, set_checkpointing
+from finetune.model.forward import base_model, computing, hidden_states
 from finetune.model.loss import OWN_LOSS, LogitRule, chunked_cross_entropy, target_positions
 from finetune.model.parts import empty_passes
+from finetune.model.recompute import set_recompute
 from finetune.training import host_gradients, ranks
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
         The window's figures. A window without targets changes no gradient.
     """
     model.train()
-    set_checkpointing(model, enabled=config.checkpointing)
+    set_recompute(model, config.checkpointing)
     set_kernels(model, config.kernels)
     device = next(model.parameters()).device
     targets, tokens, shares = _over_processes(

@@ -12,6 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from finetune.config import yaml_file
+from finetune.config.recompute import spelled
 from finetune.disk import host_memory
 from finetune.disk.resume import check_settings
 from finetune.errors import ConfigError, FinetuneError, OutOfMemoryError
@@ -184,8 +185,8 @@ def _alternatives(now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"precision": "nf4"}
     if now["micro_batch"] > 1:
         yield {"micro_batch": 1, "accumulation": now["accumulation"] * now["micro_batch"]}
-    if not now["checkpointing"]:
-        yield {"checkpointing": True}
+    if spelled(now["checkpointing"]) not in ("auto", "all"):
+        yield {"checkpointing": "all"}
     elif not now["offload_activations"] and now["device"] != "cpu":
         yield {"offload_activations": True}
     if now["seq"] > 128:

@@ -29,13 +29,14 @@ from finetune.model.embeddings import (
 )
 from finetune.model.load import attach_adapter, load_base, load_tokenizer, resolve_device
 from finetune.model.parts import wholes
+from finetune.model.recompute import usable
 from finetune.model.settle import settled
 from finetune.model.targets import coverage
 from finetune.training import ranks
 from finetune.training.optim import rounded_away
 from finetune.training.sample import Question, choose_question
 from finetune.training.sharded import optimizer_of, restore, spread
-from finetune.training.split import as_recorded, largest_split
+from finetune.training.split import as_recorded, chosen_split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,8 +122,12 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     spread(model, config)
     for line in (*layers, *set_kernels(model, config.train.kernels)):
         notice(line)
+    checkpointing, note = usable(model, config.train.checkpointing)
+    holdings.config = config = yaml_file.replace(config, {"checkpointing": checkpointing})
+    if note:
+        notice(note)
     apart = keep_rows_apart(model) if config.data.packing else None
-    check_assumptions(model, packing=config.data.packing, checkpointing=config.train.checkpointing)
+    check_assumptions(model, packing=config.data.packing)
     if apart is not None:
         notice(apart)
     optimizer = optimizer_of(model, config.train)
@@ -130,7 +135,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     if note := rounded_away(model.parameters(), config.train):
         notice(note)
     if found is None:
-        config, note = largest_split(model, data.train, config)
+        config, note = chosen_split(model, data.train, config)
         holdings.config = config
         if note:
             notice(note)

@@ -45,11 +45,23 @@ _PEER_GONE = re.compile(
 )
 
 _control: Any = None
+_alone = False
 
 
 def together() -> bool:
     """Return whether this process belongs to a process group of several ranks."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Compute inside the block as a run of one process, so that a rank that fails leaves no other one waiting."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 @contextlib.contextmanager

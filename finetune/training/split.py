@@ -1,7 +1,8 @@
-"""Chooses how the rows of a step are split into micro-batches on this card.
+"""Chooses on this card how the rows of a step are split into micro-batches, and which layers recompute.
 
-The gradient of a step does not depend on the split, up to rounding, but its speed does: a card that works on one row at
-a time waits for the host most of the time. So a run takes the largest micro-batches for which there is room.
+The gradient of a step does not depend on the two, up to rounding, but its speed does: a card that works on one row at a
+time waits for the host most of the time, and a layer that recomputes goes forward twice. So a run takes the choice that
+is estimated to be the fastest, of those for which there is room.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.config import yaml_file
+from finetune.config.recompute import layers_recomputed
 from finetune.data.batches import longest_window
+from finetune.estimate.card_speed import speed_of
+from finetune.estimate.choice import Choice, Forecast, Tried, choices, choose
 from finetune.kernels.fused_adapter import forget
 from finetune.model.checks import why_the_split_matters
+from finetune.model.forward import base_model
+from finetune.model.parts import is_sharded
+from finetune.model.recompute import layers_of
 from finetune.training import ranks
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import state_bytes
@@ -26,29 +33,35 @@ if TYPE_CHECKING:
     from torch import nn
 
     from finetune.config.settings import RunConfig
-    from finetune.data.batches import ExampleSet
+    from finetune.data.batches import Rows
 
 MARGIN = 0.03
 """Share of the card that has to stay free beside the longest rows, because memory becomes fragmented over time."""
 
 
 def as_recorded(config: RunConfig, recorded: Mapping[str, Any]) -> RunConfig:
-    """Return the settings of a resumed run with the split that it began with, unless another one is asked for.
+    """Return the settings of a resumed run with the choices that it began with, unless others are asked for.
 
     Args:
         config: the settings as they were given.
         recorded: the settings in the checkpoint, by name.
     """
+    kept: dict[str, Any] = {}
     split = {"micro_batch": int(recorded["micro_batch"]), "accumulation": int(recorded["accumulation"])}
     same = split["micro_batch"] * split["accumulation"] == config.train.micro_batch * config.train.accumulation
-    return yaml_file.replace(config, split) if config.train.split == "auto" and same else config
+    if config.train.split == "auto" and same:
+        kept |= split
+    if config.train.checkpointing == "auto" and not config.train.offload_activations:
+        kept |= {name: recorded[name] for name in ("checkpointing", "offload_activations") if name in recorded}
+    return yaml_file.replace(config, kept)
 
 
-def largest_split(model: nn.Module, train: ExampleSet, config: RunConfig) -> tuple[RunConfig, str | None]:
-    """Choose the largest micro-batch for which the card has room, if the settings leave the choice to the run.
+def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunConfig, str | None]:
+    """Choose micro-batches and recomputed layers for this card, as far as the settings leave the choice to the run.
 
-    Each candidate divides the rows of a step. It is tried with the longest rows of the data, beside the optimizer's
-    states and :data:`MARGIN`. Afterwards there are no gradients, and the caller has to restore the random generators.
+    Each micro-batch divides the rows of a step. A choice is tried with the longest rows of the data, beside the
+    optimizer's states and :data:`MARGIN`. Several ranks take the same choice, which fits in each of them. Afterwards
+    there are no gradients, and the caller has to restore the random generators.
 
     Args:
         model: with its adapter, on its device. On a CPU larger micro-batches are no faster, so nothing is changed.
@@ -56,42 +69,129 @@ def largest_split(model: nn.Module, train: ExampleSet, config: RunConfig) -> tup
         config: the settings of the run.
 
     Returns:
-        The settings with the chosen split, and a note for the user; None in place of the note if there was no choice.
+        The settings with the choice, and a note for the user; None in place of the note if there was no choice.
     """
     now, device = config.train, next(model.parameters()).device
     rows = now.micro_batch * now.accumulation
-    if now.split != "auto" or device.type != "cuda" or rows == 1:
+    split_open = now.split == "auto" and rows > 1
+    layers_open = now.checkpointing == "auto" and not now.offload_activations
+    if device.type != "cuda" or not (split_open or layers_open):
         return config, None
-    if ranks.together():  # one process without room would leave the others waiting
-        note = f"micro-batches of {now.micro_batch}, as set: with several ranks the split is not chosen (--micro-batch)"
-        return config, note
-    reason = why_the_split_matters(model)
+    if is_sharded(model):  # its layers are gathered by all ranks: one without room would leave the others waiting
+        why = "over a sharded base neither these nor the recomputed layers are chosen"
+        return config, f"micro-batches of {now.micro_batch}, as set: {why} (--micro-batch, --checkpointing)"
+    reason = why_the_split_matters(model) if split_open else None
+    sizes = [now.micro_batch] if reason or not split_open else _divisors(rows, processes=len(ranks.gathered(0)))
+    layers = max(1, len(layers_of(model)))  # 1: a model that recomputes all layers or none
+    recomputed = range(layers + 1) if layers_open else [layers_recomputed(now.checkpointing, layers)]
+    offered = choices(rows, sizes, recomputed, layers)
+    if len(sizes) == 1 and not layers_open:
+        return config, _told_of_split(now.micro_batch, reason)
+    forecast = _forecast(model, train, config, device)
+    trials = _Trials(model, train, config, device, forecast)
+    chosen = choose(offered, trials.budget, trials.attempt, forecast)
+    settings = chosen.choice.settings
+    note = _told(chosen.choice, split=len(sizes) > 1, layers=layers_open, fits=chosen.fits)
     if reason is not None:
-        return config, f"micro-batches of {now.micro_batch}: {reason}, so that the split is not changed"
-    for size in [size for size in range(rows, 0, -1) if rows % size == 0]:
-        chosen = yaml_file.replace(config, {"micro_batch": size, "accumulation": rows // size})
-        if size == 1:
-            break  # the loop tries it, and says what to do if it does not fit
-        fits = _fits(model, train, chosen, device)
-        _tidy(model)
-        if fits:
-            break
-    note = f"the {rows} rows of a step are computed in micro-batches of {size}, the largest for which there is room"
-    return chosen, note
+        note += f"; {_told_of_split(now.micro_batch, reason)}"
+    if not chosen.fits and layers_open:
+        settings = settings | {"offload_activations": True}
+        if trials.fits(settings):
+            note += "; the layers' inputs wait in host memory, because nothing else fits (--offload-activations)"
+        else:
+            del settings["offload_activations"]  # the loop tries the leanest choice, and says what to do
+    return yaml_file.replace(config, settings), note
 
 
-def _fits(model: nn.Module, train: ExampleSet, config: RunConfig, device: torch.device) -> bool:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    states = state_bytes(trained, config.train, masters=not config.adapter.full)
-    free = int(MARGIN * torch.cuda.get_device_properties(device).total_memory)
-    try:
-        held = [torch.empty(size, dtype=torch.uint8, device=device) for size in (states, free)]
-        window_gradients(model, longest_window(train, config.train), config.train)
-        torch.cuda.synchronize(device)
-        del held
-    except torch.OutOfMemoryError:
-        return False
-    return True
+def _divisors(rows: int, *, processes: int) -> list[int]:
+    """Return the micro-batches that divide the rows of a step and leave one for each process."""
+    found = [size for size in range(1, rows + 1) if rows % size == 0 and rows // size >= processes]
+    return found or [1]
+
+
+def _forecast(model: nn.Module, train: Rows, config: RunConfig, device: torch.device) -> Forecast | None:
+    """Return what the arithmetic says of rows as long as the longest; None if it does not know the model."""
+    card = torch.cuda.get_device_properties(device)
+    # Ranks on cards of several kinds have to come to the same choice.
+    name, capability, count = ranks.of_first((card.name, (card.major, card.minor), card.multi_processor_count))
+    longest = {"seq": int(train.sequence_lengths().max()), "device": "cuda"}
+    return Forecast.of(
+        yaml_file.replace(config, longest),
+        base_model(model).config.to_dict(),
+        speed_of(name, capability, count),
+        capability=capability,
+        ranks=len(ranks.gathered(0)),
+    )
+
+
+class _Trials:
+    """Tries choices on this rank's card, and agrees with the other ranks on what fits.
+
+    Attributes:
+        budget: the most bytes that a choice may need, comparable with the forecast, in the rank with the least.
+    """
+
+    def __init__(
+        self, model: nn.Module, train: Rows, config: RunConfig, device: torch.device, forecast: Forecast | None
+    ) -> None:
+        self._model, self._train, self._config, self._device = model, train, config, device
+        free, total = torch.cuda.mem_get_info(device)
+        self._margin = int(MARGIN * total)
+        # What is loaded is known, and need not be forecast.
+        loaded = max(ranks.gathered(torch.cuda.memory_allocated(device)))
+        self._beside = self._margin + (loaded - forecast.loaded() if forecast is not None else 0)
+        self.budget = min(ranks.gathered(free + torch.cuda.memory_reserved(device) - self._beside))
+
+    def attempt(self, choice: Choice) -> Tried:
+        fits = self.fits(choice.settings)
+        return Tried(fits=fits, needed=max(ranks.gathered(self._needed)))
+
+    def fits(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether a window with these settings fits in every rank, and tidy up."""
+        fits = self._run(yaml_file.replace(self._config, settings))
+        self._needed = torch.cuda.max_memory_reserved(self._device) - self._beside
+        _tidy(self._model)
+        return not ranks.any_of(not fits)
+
+    def _run(self, config: RunConfig) -> bool:
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        states = state_bytes(trained, config.train, masters=not config.adapter.full)
+        try:
+            held = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in (states, self._margin)]
+            with ranks.alone():
+                window_gradients(self._model, longest_window(self._train, config.train), config.train)
+            torch.cuda.synchronize(self._device)
+            del held
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+
+def _told(choice: Choice, *, split: bool, layers: bool, fits: bool) -> str:
+    """Return the note that says what was chosen, and why.
+
+    Args:
+        choice: what was chosen.
+        split: whether there was a choice of micro-batches.
+        layers: whether there was a choice of layers.
+        fits: whether it fits; otherwise it is the leanest choice.
+    """
+    told = []
+    if split:
+        rows = choice.micro_batch * choice.accumulation
+        told.append(f"the {rows} rows of a step are computed in micro-batches of {choice.micro_batch}")
+    if layers and choice.recomputed in (0, choice.layers):
+        told.append("every layer recomputes its activations" if choice.recomputed else "no layer recomputes anything")
+    elif layers:
+        told.append(f"{choice.recomputed} of {choice.layers} layers recompute their activations")
+    why = "estimated to be the fastest for which there is room" if fits else "there is room for nothing larger"
+    return f"{', and '.join(told)}: {why}"
+
+
+def _told_of_split(micro_batch: int, reason: str | None) -> str | None:
+    if reason is None:
+        return None
+    return f"micro-batches of {micro_batch}: {reason}, so that the split is not changed"
 
 
 def _tidy(model: nn.Module) -> None:

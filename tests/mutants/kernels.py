@@ -13,11 +13,18 @@ BUGS: dict[str, Planted] = {
     "finetune/training/split": (
         ["tests/e2e/drygpu/test_dry_split.py", "tests/unit/finetune/training/test_split.py"],
         [
-            Bug("largest_split", "now.split != 'auto'", "False"),
-            Bug("largest_split", "rows % size == 0", "True"),
-            Bug("largest_split", "reason is not None", "False"),
+            Bug("chosen_split", "now.split == 'auto' and rows > 1", "rows > 1"),
+            Bug("chosen_split", "reason or not split_open", "not split_open"),
+            Bug(
+                "chosen_split",
+                "range(layers + 1) if layers_open else [layers_recomputed(now.checkpointing, layers)]",
+                "range(layers + 1)",
+            ),
+            Bug("chosen_split", "trials.fits(settings)", "True"),
+            Bug("_divisors", "rows % size == 0", "True"),
             Bug("_tidy", "parameter.grad = None", "pass"),
             Bug("as_recorded", "config.train.split == 'auto' and same", "same"),
+            Bug("as_recorded", "config.train.checkpointing == 'auto'", "True"),
             Bug("as_recorded", "config.train.split == 'auto' and same", "config.train.split == 'auto'"),
         ],
     ),

@@ -37,10 +37,74 @@ BUGS: dict[str, Planted] = {
             Bug("loading_bytes", "2 * layer[0]", "3 * layer[0]"),
         ],
     ),
+    "finetune/estimate/choice": (
+        ["tests/unit/finetune/estimate/test_choice.py"],
+        [
+            Bug("_Search.by_forecast", "fastest in self._tried", "False"),
+            Bug(
+                "_Search.by_forecast",
+                "extra = max(extra, budget - forecast.needed(fastest)) + FIRST_MARGIN * budget",
+                "pass",
+            ),
+            Bug("Choice.at_least", "self.recomputed <= other.recomputed", "True"),
+            Bug("_Search.by_trials", "high = middle", "low = middle"),
+            Bug("choices", "reverse=True", "reverse=False"),
+        ],
+    ),
+    "finetune/estimate/step_time": (
+        ["tests/unit/finetune/estimate/test_step_time.py"],
+        [
+            Bug("_operations", "2 + share + full", "2 + full"),
+            Bug("step_time", "-(-config.train.accumulation // ranks)", "config.train.accumulation"),
+            Bug(
+                "StepTime.seconds",
+                "max(self.products + self.attention + self.memory, self.launches)",
+                "self.products + self.attention + self.memory",
+            ),
+            Bug("_kernels", "recomputed * _AGAIN", "_AGAIN"),
+            Bug("_operations", "1 + 2.5 + share", "0"),
+        ],
+    ),
+    "finetune/estimate/card_speed": (
+        ["tests/unit/finetune/estimate/test_step_time.py"],
+        [
+            Bug("speed_of", "clocks * per_clock", "clocks * 512"),
+            Bug("speed_of", "card.product == product", "False"),
+            Bug("speed_of", "card.capability == capability", "True"),
+            Bug("_bandwidth", "card.memory_clock_mhz", "card.clock_mhz"),
+        ],
+    ),
+    "finetune/dryrun/full_rows": (
+        ["tests/unit/finetune/dryrun/test_full_rows.py"],
+        [
+            Bug("FullRows.batch", "len(sequences)", "1"),
+            Bug("FullRows.sequence_lengths", "self.count", "1"),
+        ],
+    ),
+    "finetune/model/recompute": (
+        ["tests/unit/finetune/model/test_recompute.py"],
+        [
+            Bug("layers_of", "not name.startswith(inside)", "True"),
+            Bug("set_recompute", "setting > len(layers)", "False"),
+            Bug("set_recompute", "layer.gradient_checkpointing = number < count", "pass"),
+            Bug("usable", "set_checkpointing(model, enabled=False)", "pass"),
+            Bug("usable", "setting != 'auto'", "True"),
+        ],
+    ),
+    "finetune/config/recompute": (
+        ["tests/unit/finetune/config/test_recompute.py"],
+        [
+            Bug("layers_recomputed", "layers if setting else 0", "layers"),
+            Bug("layers_recomputed", "min(setting, layers)", "setting"),
+            Bug("expanded", "[FLAG, 'none']", "[FLAG, 'all']"),
+            Bug("_checked", "found.lstrip('-').isdecimal()", "True"),
+            Bug("spelled", "isinstance(setting, bool)", "False"),
+        ],
+    ),
     "finetune/estimate/activations": (
         ["tests/unit/finetune/estimate/test_arithmetic.py"],
         [
-            Bug("activation_bytes", "dims.layers * kept", "kept"),
+            Bug("activation_bytes", "(dims.layers - recomputed) * kept", "kept"),
             Bug("activation_bytes", "max(dequantized, one_gradient)", "dequantized"),
             Bug("_windowed", "config.data.seq > dims.window", "config.data.seq < dims.window"),
             Bug("layer_bytes", "2 if liger_gates(dims, config) else 3", "3"),
@@ -103,7 +167,7 @@ BUGS: dict[str, Planted] = {
         ["tests/unit/finetune/dryrun/test_trial.py"],
         [
             Bug("Bench._result", "managed - self.managed_before", "managed"),
-            Bug("Bench.run", "step == steps - 1", "step == 0"),
+            Bug("Bench._run", "step == steps - 1", "step == 0"),
             Bug("Bench._recorded_step", "recorder.at_peak(peak)", "{}"),
             Bug("Bench._window", "min(config.train.accumulation, MOST_MICRO_BATCHES)", "1"),
             Bug(
@@ -112,23 +176,21 @@ BUGS: dict[str, Planted] = {
                 "self, config: RunConfig, *, steps: int=1, attributed: bool=True",
             ),
             Bug("Bench._result", "not message", "True"),
-            Bug("Bench._clean", "driver.reset_peaks()", "pass"),
+            Bug("Bench._forget_peaks", "driver.reset_peaks()", "pass"),
             Bug("Bench._clean", "optimizer.param_groups.clear()", "pass"),
         ],
     ),
     "finetune/dryrun/search": (
         ["tests/unit/finetune/dryrun/test_search.py"],
         [
-            Bug("_fits", "trial.fits and trial.peak_device <= limit_bytes", "trial.fits"),
-            Bug(
-                "_other",
-                "config.train.micro_batch if name == 'seq' else config.data.seq",
-                "config.data.seq if name == 'seq' else config.train.micro_batch",
-            ),
-            Bug("search", "config.adapter.rank <= 4", "config.adapter.rank <= 8"),
-            Bug("search", "config = yaml_file.replace(config, {'checkpointing': True})", "pass"),
-            Bug("_climb", "(low + 1) * step", "(low + 2) * step"),
-            Bug("_climb", "most + 1", "most"),
+            Bug("_Level.attempt", "trial.fits and needed <= self.budget", "trial.fits"),
+            Bug("_Level.attempt", "self._refused.append(choice)", "pass"),
+            Bug("_Level.__init__", "rows % size == 0", "True"),
+            Bug("_leaner", "config.adapter.rank // 2 >= LEAST_RANK", "config.adapter.rank // 2 > LEAST_RANK"),
+            Bug("_leaner", "config.data.seq // 2 >= LEAST_SEQ", "config.data.seq >= LEAST_SEQ * 8"),
+            Bug("search", "level.hopeless()", "False"),
+            Bug("_Level.others", "able - {best}", "able"),
+            Bug("_Level.candidate", "choice.micro_batch * choice.accumulation", "choice.micro_batch"),
         ],
     ),
     "finetune/dryrun/command": (
@@ -138,7 +200,14 @@ BUGS: dict[str, Planted] = {
             Bug("command", "value != default[name] and sections[name] != 'dry'", "value != default[name]"),
             Bug("main", "ExitCode.OK if outcome.fits else ExitCode.OUT_OF_MEMORY", "ExitCode.OK"),
             Bug("_card", "is_active() or real_gpu_present()", "real_gpu_present()"),
-            Bug("_fit", "found is None or found.best is None", "found is None"),
+            Bug("_searched", "found is None or found.best is None", "found is None"),
+            Bug("_searched", "confirmed.fits and confirmed.peak_device <= limit", "confirmed.fits"),
+            Bug(
+                "measure",
+                "trials(config, [{}], card, over_time=over_time and (not opened), choose=opened)",
+                "trials(config, [{}], card, over_time=over_time, choose=opened)",
+            ),
+            Bug("measure", "Outcome(trial=trial).chosen_from(config)", "config"),
             Bug("measure", "card is None", "card is not None"),
             Bug("trial_settings", "kept | {'device': 'cuda'}", "kept"),
             Bug("_card", "named_card(config.dry.gpu).name", "config.dry.gpu"),
@@ -222,6 +291,7 @@ BUGS: dict[str, Planted] = {
             Bug("_answer", "bench.refused is not None", "False"),
             Bug("_answer", "request.open_settings", "()"),
             Bug("_answer", "request.over_time", "False"),
+            Bug("_answer", "bench.run_chosen if request.choose else bench.run", "bench.run"),
             Bug("_answer", "yaml_file.replace(config, from_plain(change))", "config"),
             Bug("_answer", "request.limit_bytes", "2 * request.limit_bytes"),
         ],
@@ -229,15 +299,9 @@ BUGS: dict[str, Planted] = {
     "finetune/dryrun/messages": (
         ["tests/unit/finetune/dryrun/test_messages.py", "tests/unit/finetune/dryrun/test_search.py"],
         [
-            Bug("Candidate.tokens", "self.micro_batch * self.seq", "self.micro_batch"),
-            Bug(
-                "Candidate.settings",
-                "('micro_batch', 'seq', 'checkpointing', 'rank')",
-                "('micro_batch', 'seq', 'rank')",
-            ),
             Bug("Trial", "tuple[HostRead, ...]", "Any"),
             Bug("Trial", "Recording | None", "Any"),
-            Bug("Found", "next: Candidate | None = None", "next: Any = None"),
+            Bug("Found", "tuple[Candidate, ...]", "Any"),
         ],
     ),
     "finetune/ladder/results": (

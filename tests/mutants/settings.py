@@ -21,7 +21,7 @@ BUGS: dict[str, Planted] = {
             Bug("ModelConfig", "'nf4'", "'fp4'"),
             Bug("TrainConfig", "clip: float = 1.0", "clip: float = 0.0"),
             Bug("", "overwrite=True", "overwrite=False"),
-            Bug("TrainConfig", "checkpointing: bool = True", "checkpointing: bool = False"),
+            Bug("TrainConfig", "checkpointing: Checkpointing = 'auto'", "checkpointing: Checkpointing = 'none'"),
             Bug("DataConfig", "train_on_prompt: bool = False", "train_on_prompt: bool = True"),
             Bug("AdapterConfig", "32.0", "16.0"),
         ],

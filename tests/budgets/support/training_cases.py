@@ -97,7 +97,7 @@ def columns(case: Case) -> dict[str, Any]:
         "rank": None if adapter.full else adapter.rank,
         "seq": case.seq,
         "batch": f"{case.micro_batches} x {case.micro_batch}",
-        "checkpointing": train.checkpointing,
+        "checkpointing": True if train.checkpointing == "auto" else train.checkpointing,  # a step by itself: all layers
         "optimizer": train.optimizer,
     }
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from conftest import DryPython
 
-LOOK = ["--dry-run", "--seq", "128", "--model"]
+LOOK = ["--dry-run", "--seq", "128", "--micro-batch", "1", "--checkpointing", "all", "--model"]
+OPEN = ["--dry-run", "--seq", "128", "--model"]
 
 
 def page(path: Path) -> dict[str, Any]:
@@ -77,9 +78,10 @@ def test_a_run_that_does_not_fit_shows_what_it_would_need(
 def test_beneath_another_dry_run_the_card_that_is_there_is_measured(
     tiny_llama: Path, run_command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    done = run_command("--gpu", "rtx-4070", "--", "-m", "finetune.qlora", *LOOK, str(tiny_llama))
+    done = run_command("--gpu", "rtx-4070", "--", "-m", "finetune.qlora", *OPEN, str(tiny_llama))
     assert done.returncode == ExitCode.OK, done.stderr
-    assert "fits NVIDIA GeForce RTX 4070" in done.stdout
+    assert "micro-batch 16, accumulation 1, paged-adamw: fits NVIDIA GeForce RTX 4070" in done.stdout
+    assert "the 16 rows of a step are computed in micro-batches of 16, and no layer recomputes anything" in done.stdout
     assert "dry GPU" in done.stdout
 
 

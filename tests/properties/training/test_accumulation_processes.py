@@ -1,7 +1,11 @@
-"""Two real processes give one process's gradient, though their shares differ in targets, or have none."""
+"""Two real processes give one process's gradient, though their shares differ in targets, or have none.
+
+They also choose the same split on cards that differ.
+"""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +37,17 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
             assert their_targets == targets
             assert abs(their_loss - loss) <= 1e-12 * max(1.0, loss)
             assert relative_l2([grads[n] for n in exact], list(exact.values())) <= 1e-12
+    first, second = (json.loads(Path(f"{out}.{rank}.json").read_text()) for rank in range(2))
+    assert first["choice"] == second["choice"]
+    assert first["note"] == second["note"]
+    assert second["fits"]  # on the smaller card
+    size, accumulation, recomputed, offload = first["choice"]
+    assert size * accumulation == 16
+    assert accumulation >= 2  # each rank has something to do
+    assert recomputed != "auto"
+    assert not offload
+    alone = one_of_two_processes.chosen_on(one_of_two_processes.cards_of_two_kinds()[0])
+    assert alone["choice"][0] > size  # the control: the larger card by itself has room for more
 
 
 def test_the_mean_over_processes_is_rejected() -> None:

@@ -42,7 +42,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
         found.append(yaml_file.replace(config, {"micro_batch": 2, "accumulation": 2}))
         return found[-1], None
 
-    monkeypatch.setattr(prepare, "largest_split", choose)
+    monkeypatch.setattr(prepare, "chosen_split", choose)
     return found
 
 

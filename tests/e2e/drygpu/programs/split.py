@@ -1,4 +1,4 @@
-"""Which micro-batches a run chooses on an empty card, on one that is almost full, and where it has no choice."""
+"""Which micro-batches and recomputed layers a run chooses: on an empty card, on a full one, and without a choice."""
 
 from __future__ import annotations
 
@@ -7,36 +7,29 @@ import json
 import sys
 import tempfile
 from typing import Any
+from unittest import mock
 
-import numpy as np
 import torch
 from transformers import LlamaConfig
 
 from finetune.config.settings import AdapterConfig, ModelConfig, RunConfig, TrainConfig
-from finetune.data.batches import Batch
+from finetune.dryrun.full_rows import FullRows
 from finetune.model.load import attach_adapter, load_base
+from finetune.training import split
 from finetune.training.accumulate import window_gradients
-from finetune.training.split import MARGIN, largest_split
+from finetune.training.split import MARGIN, chosen_split
 from pytest_vram.drygpu import empty_checkpoint
 
 ROWS, MANY, TOKENS = 12, 60, 1024
 SHAPE = {"vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
+DATA = FullRows(count=64, tokens=TOKENS, vocabulary=1024)
 
 
-class Rows:
-    """As many rows of one length as anybody asks for."""
-
-    def sequence_lengths(self) -> Any:
-        return np.full(64, TOKENS)
-
-    def batch(self, sequences: list[int]) -> Batch:
-        ids = (torch.arange(len(sequences) * TOKENS) % 1024).view(len(sequences), TOKENS)
-        return Batch(input_ids=ids, labels=ids.clone())
-
-
-def fits(model: Any, size: int) -> bool:
+def fits(model: Any, size: int, **train: Any) -> bool:
     try:
-        window_gradients(model, [Rows().batch([0] * size)], TrainConfig())
+        window_gradients(
+            model, [DATA.batch([0] * size)], TrainConfig(**{"checkpointing": "all", "loss_chunk": 16384} | train)
+        )
     except torch.OutOfMemoryError:
         return False
     finally:
@@ -45,9 +38,24 @@ def fits(model: Any, size: int) -> bool:
 
 
 def chosen(model: Any, **train: Any) -> list[Any]:
-    config = RunConfig(train=TrainConfig(**train))
-    found, note = largest_split(model, Rows(), config)  # type: ignore[arg-type]  # a stand-in
-    return [found.train.micro_batch, found.train.accumulation, note]
+    config = RunConfig(train=TrainConfig(**{"accumulation": ROWS, "loss_chunk": 16384} | train))
+    found, note = chosen_split(model, DATA, config)
+    return [found.train.micro_batch, found.train.accumulation, found.train.checkpointing, note]
+
+
+@contextlib.contextmanager
+def room_for(model: Any, size: int, **train: Any) -> Any:
+    """Fill the card so far that a micro-batch of this size fits beside the margin."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    fits(model, size, **train)
+    need = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    room = need - torch.cuda.memory_reserved() + int(MARGIN * total)
+    ballast = torch.empty(free - room, dtype=torch.uint8, device="cuda")
+    yield
+    del ballast
 
 
 results: dict[str, Any] = {}
@@ -57,21 +65,24 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
     model: Any = attach_adapter(load_base(ModelConfig(model=path)), AdapterConfig(), seed=0)
     fits(model, 1)  # the workspace of cuBLAS stays
     held = torch.cuda.memory_allocated()
-    results["empty"] = chosen(model, accumulation=ROWS)
-    results["given"] = chosen(model, accumulation=ROWS, split="given")
+    results["empty"] = chosen(model)
+    results["given"] = chosen(model, split="given")
+    model.get_base_model().config.model_type = "unheard-of"
+    results["unknown"] = chosen(model)
+    model.get_base_model().config.model_type = "llama"
+    results["all given"] = chosen(model, split="given", checkpointing=1)
     results["left"] = torch.cuda.memory_allocated() - held
     results["gradients"] = any(p.grad is not None for p in model.parameters())
-    total = torch.cuda.get_device_properties(0).total_memory
-    fits(model, 5)
-    need = torch.cuda.max_memory_reserved()
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info()
-    room = need - torch.cuda.memory_reserved() + int(MARGIN * total)
-    ballast = torch.empty(free - room, dtype=torch.uint8, device="cuda")
-    results["full"] = chosen(model, accumulation=ROWS)
-    results["fits"] = {size: fits(model, size) for size in (results["full"][0], MANY)}
-    results["prime"] = chosen(model, accumulation=7)
-    del ballast
+    with room_for(model, 5):
+        results["full"] = chosen(model, checkpointing="all")
+        results["fits"] = {size: fits(model, size) for size in (results["full"][0], MANY)}
+        results["prime"] = chosen(model, accumulation=7, checkpointing="all")
+    with room_for(model, 10, checkpointing=1):
+        results["given and full"] = chosen(model, micro_batch=8, split="given")
+    for name, room in {"tight": lambda _, config: config.train.offload_activations, "none": lambda *_: False}.items():
+        with mock.patch.object(split._Trials, "_run", room):
+            found, note = chosen_split(model, DATA, RunConfig())
+        results[name] = [found.train.micro_batch, found.train.checkpointing, found.train.offload_activations, note]
     other: Any = attach_adapter(load_base(ModelConfig(model=path)), AdapterConfig(dropout=0.1), seed=0)
-    results["dropout"] = chosen(other, accumulation=ROWS)
+    results["dropout"] = chosen(other)
 print(json.dumps(results))

@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "optimizer": "paged-adamw",
     "schedule": "cosine",
-    "checkpointing": True,
+    "checkpointing": "auto",
     "resume": False,
     "overwrite": False,
     "merge": "none",

@@ -88,7 +88,8 @@ def test_what_was_assumed_is_told_and_what_changes_nothing_is_not() -> None:
     "settings",
     [
         {"micro_batch": 38, "split": "given"},
-        {"checkpointing": False, "double_quant": False},
+        {"checkpointing": "none", "double_quant": False},
+        {"checkpointing": 12},
         {"targets": ("q_proj", "v_proj"), "rank": 8, "rslora": True},
         {"data": "my rows.jsonl", "question": "What is it?"},
     ],
@@ -109,20 +110,24 @@ def test_the_command_of_a_run_with_a_batch_is_accepted(flags: list[str]) -> None
     assert cli.parse(shlex.split(command.command(asked))[3:]).train == asked.train
 
 
-def test_fit_leaves_a_given_batch_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_splits_a_given_batch_and_leaves_its_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     opened: list[str] = []
 
     def answer(request: Request, *_: Any, **__: Any) -> Result:
         opened.extend(request.open_settings)
-        best = Candidate(micro_batch=1, seq=512, checkpointing=True, rank=16, trial=TRIAL)
+        best = Candidate(settings={"micro_batch": 8, "accumulation": 4, "checkpointing": 12})
         return Result(trials=(TRIAL,), found=Found(best=best, trials=1))
 
     monkeypatch.setattr(command, "in_trial_process", answer)
     flags = ["--model", "mistral-7b", "--data", "d.jsonl", "--batch", "32"]
     assert main([*flags, "--fit", "--gpu", "rtx-4080"]) == 0
-    assert set(opened) == {"seq", "checkpointing", "rank"}
+    assert set(opened) == {"micro_batch", "seq", "checkpointing", "rank"}
     (printed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  python -m"))
-    assert cli.parse(shlex.split(printed)[3:]).train == cli.parse(flags).train
+    train = cli.parse(shlex.split(printed)[3:]).train
+    assert (train.batch, train.micro_batch, train.accumulation, train.split) == (32, 8, 4, "given")
+    assert train.checkpointing == 12
 
 
 def test_the_settings_go_through_json_and_back() -> None:
@@ -195,41 +200,44 @@ def test_a_model_that_is_misspelt_is_told_its_neighbours_without_asking_a_hub() 
         command.main(yaml_file.replace(config(model="mistrl-7b"), {"dry_run": True, "gpu": "rtx-4080"}))
 
 
-def test_fit_searches_what_was_left_open_and_prints_the_command(
+def test_fit_searches_what_was_left_open_and_prints_the_command_and_the_runners_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tried: list[int] = []
+    tried: list[Any] = []
     opened: list[str] = []
 
     def answer(request: Request, *_: Any, **__: Any) -> Result:
         if request.kind == "search":
             opened.extend(request.open_settings)
-            best = Candidate(micro_batch=9, seq=1024, checkpointing=True, rank=16, trial=TRIAL)
-            larger = replace(best, micro_batch=10, trial=replace(TRIAL, fits=False))
-            found = Found(best=best, next=larger, trials=5, direction="micro_batch", step=1, most=4096)
-            return Result(found=found)
-        tried.append(request.settings["micro_batch"])
-        return Result(trials=(replace(TRIAL, fits=tried[-1] < 11),))
+            settings = {"micro_batch": 8, "accumulation": 2, "checkpointing": 12, "rank": 16, "seq": 1024}
+            best = Candidate(settings=settings, tokens_per_second=1745.4, needed=15 * GIB)
+            other = Candidate(settings=settings | {"checkpointing": "all"}, tokens_per_second=1265, needed=9 * GIB)
+            return Result(found=Found(best=best, others=(other,), trials=5))
+        tried.append((request.settings["micro_batch"], request.settings["checkpointing"], request.choose))
+        return Result(trials=(TRIAL,))
 
     monkeypatch.setattr(command, "in_trial_process", answer)
     assert main(["--model", "mistral-7b", "--seq", "1024", "--fit", "--gpu", "rtx-4080"]) == 0
     text = capsys.readouterr().out
     assert opened == ["micro_batch", "checkpointing", "rank"]
-    # In a process of its own one row more fits than the search thought.
-    assert tried == [9, 10, 11]
-    assert "the next larger setting, micro-batch 11, is out of memory" in text
-    assert "python -m finetune.qlora --model mistral-7b --seq 1024 --micro-batch 10" in text
+    assert tried == [(8, 12, False)]  # confirmed in a process of its own
+    best = "1,745 tokens/s estimated, 15.00 GiB estimated: --micro-batch 8 --accumulation 2 --checkpointing 12\n"
+    assert f"these        {best}" in text
+    assert "or           1,265 tokens/s estimated, 9.00 GiB estimated: " in text
+    assert "python -m finetune.qlora --model mistral-7b --seq 1024 --micro-batch 8 --accumulation 2 --check" in text
 
 
-def test_fit_with_nothing_open_but_the_checkpointing_confirms_and_looks_no_further(
+def test_fit_says_where_the_speed_is_not_known(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best = Candidate(micro_batch=2, seq=1024, checkpointing=True, rank=16, trial=TRIAL)
+    best = Candidate(settings={"micro_batch": 2, "accumulation": 16, "checkpointing": "all"})
     result = Result(trials=(TRIAL,), found=Found(best=best, trials=1))
     monkeypatch.setattr(command, "in_trial_process", lambda *_, **__: result)
     flags = ["--seq", "1024", "--micro-batch", "2", "--rank", "8", "--fit", "--gpu", "rtx-4080"]
     assert main(["--model", "mistral-7b", *flags]) == 0
-    assert "next larger" not in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "speed     not estimated: the arithmetic does not know this model" in text
+    assert "tokens/s" not in text
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, error: FinetuneError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,7 @@ from pytest_vram.drygpu import find_card
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 GIB = 2**30
 TOTAL = find_card("rtx-4080").total_bytes
@@ -78,6 +81,70 @@ def test_a_run_that_does_not_fit_is_taken_again_where_there_is_room_and_exits_3(
     assert "missing   2.00 GiB" in capsys.readouterr().out
 
 
+CHOSEN = {"micro_batch": 4, "accumulation": 4, "checkpointing": 12, "offload_activations": False, "split": "given"}
+
+
+def choosing(request: Request, *, fits: bool = True) -> Result:
+    chosen = CHOSEN if request.choose else None
+    return Result(trials=(dataclasses.replace(trial(fits=fits), chosen=chosen, note="so" if chosen else ""),))
+
+
+def test_a_dry_run_says_what_a_run_on_that_card_chooses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = Asked(monkeypatch, lambda request, _: choosing(request))
+    file = tmp_path / "run.json"
+    flags = ["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080"]
+    assert main([*flags, "--json", str(file)]) == 0
+    assert [request.choose for request in asked.requests] == [True]
+    text = capsys.readouterr().out
+    assert "micro-batch 4, accumulation 4, paged-adamw: fits rtx-4080" in text
+    assert "  chosen    so\n" in text
+    figures = json.loads(file.read_text())
+    assert figures["chosen"] == CHOSEN
+    assert figures["command"].endswith("--micro-batch 4 --accumulation 4 --checkpointing 12")
+
+
+def test_what_is_given_is_measured_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(monkeypatch, lambda request, _: choosing(request))
+    for flags in (["--micro-batch", "1", "--checkpointing"], ["--micro-batch", "2", "--offload-activations"]):
+        assert main(["--model", "mistral-7b", *flags, "--dry-run", "--gpu", "rtx-4080"]) == 0
+    assert main(["--model", "mistral-7b", "--micro-batch", "1", "--dry-run", "--gpu", "rtx-4080"]) == 0
+    assert main(["--model", "mistral-7b", "--checkpointing", "--dry-run", "--gpu", "rtx-4080"]) == 0
+    assert [request.choose for request in asked.requests] == [False, False, True, True]
+
+
+def test_what_was_chosen_is_what_a_larger_card_and_the_page_are_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = Asked(monkeypatch, lambda request, total: choosing(request, fits=total is not None))
+    main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080"])
+    assert [request.choose for request in asked.requests] == [True, False]
+    assert {name: asked.requests[1].settings[name] for name in CHOSEN} == CHOSEN
+    asked = Asked(monkeypatch, lambda request, _: choosing(request))
+    monkeypatch.setattr(command, "save_page", lambda *_: None)
+    main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080", "--html", str(tmp_path / "run.html")])
+    assert [(request.choose, request.over_time) for request in asked.requests] == [(True, False), (False, True)]
+    assert {name: asked.requests[1].settings[name] for name in CHOSEN} == CHOSEN
+
+
+def test_a_search_that_needs_more_in_a_new_process_is_made_again_with_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = Candidate(settings={"micro_batch": 8, "accumulation": 2, "checkpointing": 12})
+    needs = iter([TOTAL, int(0.98 * TOTAL), int(0.9 * TOTAL)])
+
+    def answer(request: Request, _: int | None) -> Result:
+        if request.kind == "search":
+            return Result(found=Found(best=best, trials=1))
+        return Result(trials=(trial(needs=next(needs)),))
+
+    asked = Asked(monkeypatch, answer)
+    assert main(["--model", "mistral-7b", "--fit", "--gpu", "rtx-4080"]) == 0
+    limit = int(0.97 * TOTAL)
+    step = int(0.03 * limit)
+    searches = [request.limit_bytes for request in asked.requests if request.kind == "search"]
+    assert searches == [limit, limit - max(TOTAL - limit, step), limit - max(TOTAL - limit, step) - step]
+
+
 @pytest.mark.parametrize("dry", [True, False])
 def test_a_gpu_that_this_process_sees_needs_no_name_and_has_no_larger_twin(
     monkeypatch: pytest.MonkeyPatch, dry: bool
@@ -90,7 +157,7 @@ def test_a_gpu_that_this_process_sees_needs_no_name_and_has_no_larger_twin(
 
 
 def test_a_search_leaves_a_little_of_the_card_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    best = Candidate(micro_batch=9, seq=512, checkpointing=True, rank=16, trial=trial())
+    best = Candidate(settings={"micro_batch": 8, "accumulation": 2, "checkpointing": 12})
     asked = Asked(monkeypatch, lambda *_: Result(trials=(trial(),), found=Found(best=best, trials=1)))
     assert main(["--model", "mistral-7b", "--fit", "--gpu", "rtx-4080"]) == 0
     assert asked.requests[0].limit_bytes == int(0.97 * TOTAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -43,7 +44,8 @@ TRIAL = Trial(
     recording=RECORDING,
 )
 PROBLEM = Problem(field="rank", value=3, why="odd", remedy="use 4")
-CANDIDATE = Candidate(micro_batch=9, seq=512, checkpointing=True, rank=16, trial=TRIAL)
+SETTINGS = {"micro_batch": 9, "accumulation": 2, "checkpointing": 12, "rank": 16, "seq": 512}
+CANDIDATE = Candidate(settings=SETTINGS, tokens_per_second=1234.5, needed=7)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,9 @@ CANDIDATE = Candidate(micro_batch=9, seq=512, checkpointing=True, rank=16, trial
         Request(kind="run", settings={"model": "m", "targets": ["q"]}, changes=({"seq": 4}, {}), over_time=True),
         Request(kind="search", settings={}, open_settings=("seq", "rank"), limit_bytes=5),
         Result(trials=(TRIAL, TRIAL)),
-        Result(found=Found(best=CANDIDATE, next=CANDIDATE, trials=5, direction="micro_batch", step=1, most=4096)),
+        Request(kind="run", settings={}, choose=True),
+        Result(trials=(replace(TRIAL, chosen=SETTINGS | {"checkpointing": "all"}, note="all"),)),
+        Result(found=Found(best=CANDIDATE, others=(CANDIDATE, Candidate(settings=SETTINGS)), trials=5)),
         Result(found=Found(best=None, trials=4)),
         Result(refusal=Refusal(kind="setting", message="rank", problems=(PROBLEM,))),
     ],
@@ -70,8 +74,3 @@ def test_a_field_that_is_missing_or_of_another_type_is_named() -> None:
     sent["trials"][0]["recording"]["timeline"]["allocated"][1] = "much"
     with pytest.raises(VramUsageError, match=r"recording\.timeline\.allocated\[1\] is 'much', which is not int"):
         decode(Result, sent)
-
-
-def test_a_candidate_counts_its_tokens_and_names_its_settings() -> None:
-    assert CANDIDATE.tokens == 9 * 512
-    assert CANDIDATE.settings == {"micro_batch": 9, "seq": 512, "checkpointing": True, "rank": 16}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ class FakeBench:
         self.ran.append(config)
         return TRIAL
 
+    def run_chosen(self, config: RunConfig) -> Trial:
+        return replace(self.run(config), chosen={"micro_batch": 7})
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> type[FakeBench]:
@@ -75,6 +79,13 @@ def test_one_base_for_all_changes(bench: type[FakeBench], tmp_path: Path) -> Non
     assert [config.adapter.rank for config in made.ran] == [4, 8]
     assert made.ran[1].adapter.targets == ("q_proj",)
     assert made.ran[1].model.model == "mistral-7b"
+
+
+@pytest.mark.usefixtures("bench")
+def test_what_is_open_is_chosen_where_the_request_says_so(tmp_path: Path) -> None:
+    for choose, expected in ((False, None), (True, {"micro_batch": 7})):
+        request = Request(kind="run", settings={}, choose=choose)
+        assert answered(tmp_path, request).trials[0].chosen == expected
 
 
 def test_a_base_that_is_refused_ends_it(bench: type[FakeBench], tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def config(**settings: Any) -> RunConfig:
     [
         ({"precision": "bf16"}, "--precision nf4"),
         ({"micro_batch": 16, "seq": 2048}, "--micro-batch 1 --accumulation 256"),
-        ({"checkpointing": False, "seq": 4096}, "--checkpointing"),
+        ({"checkpointing": False, "seq": 4096}, "--checkpointing all"),
         ({"full": True, "precision": "fp32"}, "--no-full --precision nf4"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from finetune.config.settings import RunConfig, TrainConfig
-from finetune.training.split import as_recorded, largest_split
+from finetune.training.split import as_recorded, chosen_split
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,22 @@ def test_a_resumed_run_goes_on_as_it_began(
     assert (found.micro_batch, found.accumulation) == expected
 
 
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (TrainConfig(), (12, True)),
+        (TrainConfig(checkpointing="all"), ("all", False)),
+        (TrainConfig(checkpointing=8), (8, False)),
+        (TrainConfig(offload_activations=True), ("auto", True)),
+        (TrainConfig(split="given"), (12, True)),
+    ],
+)
+def test_a_resumed_run_recomputes_what_it_recomputed(train: TrainConfig, expected: tuple[Any, bool]) -> None:
+    recorded = {"micro_batch": 1, "accumulation": 16, "checkpointing": 12, "offload_activations": True}
+    found = as_recorded(RunConfig(train=train), recorded).train
+    assert (found.checkpointing, found.offload_activations) == expected
+
+
 def test_a_cpu_keeps_the_split_of_the_settings() -> None:
     config = RunConfig()
-    assert largest_split(nn.Linear(2, 2), None, config) == (config, None)  # type: ignore[arg-type]  # the rows are not read
+    assert chosen_split(nn.Linear(2, 2), None, config) == (config, None)  # type: ignore[arg-type]  # unread

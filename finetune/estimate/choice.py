@@ -1,0 +1,243 @@
+"""Chooses the split of a step and the layers that recompute: the fastest for which there is room.
+
+The arithmetic says what each choice needs and how long it takes, a trial on the device says whether it fits, and what
+the trial measured corrects the arithmetic. Where the arithmetic does not know the model, trials alone decide: first the
+largest micro-batch with every layer recomputed, then as few recomputed layers as there is room for.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.config import yaml_file
+from finetune.errors import ConfigError
+from finetune.estimate.arithmetic import element_bytes, estimate
+from finetune.estimate.step_time import step_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from finetune.config.settings import RunConfig
+    from finetune.estimate.card_speed import CardSpeed
+
+MOST_TRIALS = 5
+FIRST_MARGIN = 0.05
+"""Share that the first choice leaves free, because a trial that is out of memory does not tell what it needed."""
+WORTHWHILE = 0.01
+"""Share of a step's time that a choice has to save to be worth another trial."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A split of a step, and how many of the first layers recompute."""
+
+    micro_batch: int
+    accumulation: int
+    recomputed: int
+    layers: int
+    """The layers of the model."""
+
+    def at_least(self, other: Choice) -> bool:
+        """Return whether this choice needs as much memory as the other one, or more."""
+        return self.micro_batch >= other.micro_batch and self.recomputed <= other.recomputed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The choice as settings of a run."""
+        named = {0: "none", self.layers: "all"}.get(self.recomputed, self.recomputed)
+        return {"micro_batch": self.micro_batch, "accumulation": self.accumulation, "checkpointing": named}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What a trial measured."""
+
+    fits: bool
+    needed: int
+    """Peak bytes, comparable with the budget; of no meaning if the trial did not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The result of a search."""
+
+    choice: Choice
+    fits: bool
+    """Whether a trial of it fitted. If not, it is the leanest choice."""
+    trials: int
+
+
+class Forecast:
+    """What the arithmetic says of each choice. Bytes are those of PyTorch's allocator, seconds those of a step."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        shape: Mapping[str, Any],
+        speed: CardSpeed,
+        *,
+        capability: tuple[int, int],
+        ranks: int = 1,
+    ) -> None:
+        self._config, self._shape, self._speed = config, shape, speed
+        self._capability, self._ranks = capability, ranks
+        self._bytes: dict[Choice, int] = {}
+        self._seconds: dict[Choice, float] = {}
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        shape: Mapping[str, Any],
+        speed: CardSpeed,
+        *,
+        capability: tuple[int, int],
+        ranks: int = 1,
+    ) -> Forecast | None:
+        """Return the forecast, or None if the arithmetic does not know the model."""
+        try:
+            estimate(config, shape, capability=capability)
+        except (ConfigError, KeyError):
+            return None
+        return cls(config, shape, speed, capability=capability, ranks=ranks)
+
+    def loaded(self) -> int:
+        """Return the estimated bytes of the model and its adapter, which are there before the first step."""
+        found = estimate(self._config, self._shape, capability=self._capability)
+        adapters = (
+            0 if self._config.adapter.full else found.trainable * element_bytes(self._config, self._capability)[2]
+        )
+        return found.weights + found.quantization + adapters
+
+    def needed(self, choice: Choice) -> int:
+        """Return the estimated peak in allocated bytes."""
+        if choice not in self._bytes:
+            config = yaml_file.replace(self._config, choice.settings)
+            self._bytes[choice] = estimate(config, self._shape, capability=self._capability).allocated_bytes
+        return self._bytes[choice]
+
+    def seconds(self, choice: Choice) -> float:
+        """Return the estimated seconds of a step."""
+        if choice not in self._seconds:
+            config = yaml_file.replace(self._config, choice.settings)
+            found = step_time(config, self._shape, self._speed, capability=self._capability, ranks=self._ranks)
+            self._seconds[choice] = found.seconds
+        return self._seconds[choice]
+
+
+def choices(rows: int, sizes: Sequence[int], recomputed: Sequence[int], layers: int) -> list[list[Choice]]:
+    """Return the choices by micro-batch, the largest first, and within one by recomputed layers, the fewest first.
+
+    Args:
+        rows: rows of a step.
+        sizes: the micro-batches, each of which divides the rows.
+        recomputed: the numbers of recomputed layers.
+        layers: the layers of the model.
+    """
+    return [
+        [
+            Choice(micro_batch=size, accumulation=rows // size, recomputed=number, layers=layers)
+            for number in sorted(set(recomputed))
+        ]
+        for size in sorted(set(sizes), reverse=True)
+    ]
+
+
+def choose(
+    offered: Sequence[Sequence[Choice]],
+    budget: int,
+    attempt: Callable[[Choice], Tried],
+    forecast: Forecast | None,
+) -> Chosen:
+    """Return the fastest choice that fits, as far as :data:`MOST_TRIALS` trials find it, or else the leanest one.
+
+    Args:
+        offered: as :func:`choices` returns them.
+        budget: bytes that a choice may need, comparable with :attr:`Tried.needed`.
+        attempt: tries a choice on the device.
+        forecast: what the arithmetic says; None if it does not know the model.
+    """
+    search = _Search(offered, attempt)
+    if forecast is None:
+        return search.by_trials()
+    return search.by_forecast(forecast, budget)
+
+
+def affordable(
+    offered: Sequence[Sequence[Choice]], budget: int, forecast: Forecast, extra: float = 0.0
+) -> list[Choice]:
+    """Return for each micro-batch the choice that recomputes least and should fit; none where nothing should.
+
+    Args:
+        offered: as :func:`choices` returns them.
+        budget: bytes that a choice may need.
+        forecast: what the arithmetic says.
+        extra: bytes that a choice needs beyond the forecast.
+    """
+    room = budget - extra
+    found: list[Choice] = []
+    for same in offered:  # what a choice needs falls with each layer that recomputes
+        first = bisect.bisect_left(same, True, key=lambda one: forecast.needed(one) <= room)
+        found += same[first : first + 1]
+    return found
+
+
+class _Search:
+    def __init__(self, offered: Sequence[Sequence[Choice]], attempt: Callable[[Choice], Tried]) -> None:
+        self._offered, self._attempt = offered, attempt
+        self._tried: dict[Choice, Tried] = {}
+
+    def by_forecast(self, forecast: Forecast, budget: int) -> Chosen:
+        best: Choice | None = None
+        extra = FIRST_MARGIN * budget
+        while len(self._tried) < MOST_TRIALS:
+            hopeful = [[one for one in same if not self._hopeless(one)] for same in self._offered]
+            able = affordable(hopeful, budget, forecast, extra)
+            if not able and self._tried:
+                break
+            # The arithmetic may ask for too much, so that the leanest choice is tried in any case.
+            fastest = min(able, key=forecast.seconds) if able else self._offered[-1][-1]
+            enough = (1 - WORTHWHILE) * forecast.seconds(best) if best is not None else float("inf")
+            if fastest in self._tried or forecast.seconds(fastest) >= enough:
+                break
+            tried = self._try(fastest)
+            if tried.fits:
+                best, extra = fastest, tried.needed - forecast.needed(fastest)
+            else:
+                extra = max(extra, budget - forecast.needed(fastest)) + FIRST_MARGIN * budget
+        return self._ended(best)
+
+    def by_trials(self) -> Chosen:
+        best = next((same[-1] for same in self._offered if self._try(same[-1]).fits), None)
+        if best is None:
+            return self._ended(None)
+        (same,) = (same for same in self._offered if same[-1] == best)
+        low, high = -1, len(same) - 1  # `low` does not fit (-1 is never tried), `high` does
+        middle = 0  # none recomputes: where a card has room for that, one trial shows it
+        for _ in range(MOST_TRIALS - 1):
+            if high - low <= 1:
+                break
+            if self._try(same[middle]).fits:
+                high = middle
+            else:
+                low = middle
+            middle = (low + high) // 2
+        return self._ended(same[high])
+
+    def _ended(self, best: Choice | None) -> Chosen:
+        if best is None:
+            leanest = self._offered[-1][-1]
+            fits = self._try(leanest).fits
+            return Chosen(choice=leanest, fits=fits, trials=len(self._tried))
+        return Chosen(choice=best, fits=True, trials=len(self._tried))
+
+    def _try(self, choice: Choice) -> Tried:
+        if choice not in self._tried:
+            self._tried[choice] = self._attempt(choice)
+        return self._tried[choice]
+
+    def _hopeless(self, choice: Choice) -> bool:
+        """Return whether a choice that needs no more than this one was out of memory."""
+        return any(not tried.fits and choice.at_least(other) for other, tried in self._tried.items())

@@ -1,0 +1,164 @@
+"""Estimates the time of an optimizer step on a card, from what it computes, moves and launches.
+
+The device and the host work at the same time, so a micro-batch takes as long as the slower of the two. The operations
+of products and the bytes are counted; the speeds are those of :mod:`finetune.estimate.card_speed`, and the kernels of a
+layer were counted on a dry GPU. So an estimate ranks settings, and is no promise of a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.recompute import layers_recomputed
+from finetune.config.settings import QUANTIZED
+from finetune.estimate.activations import liger_gates, targets
+from finetune.estimate.arithmetic import element_bytes, trained_tensors
+from finetune.estimate.card_speed import (
+    ATTENTION_SHARE,
+    BUS_BYTES,
+    LAUNCH_SECONDS,
+    MEMORY_SHARE,
+    PRODUCTS_SHARE,
+)
+from finetune.estimate.dimensions import Dimensions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from finetune.config.settings import RunConfig
+    from finetune.estimate.card_speed import CardSpeed
+
+_BOTH_WAYS, _AGAIN, _CHUNK = 78, 34, 19
+"""Kernels of a layer forward and backward, of its recomputation, and of one chunk of the loss; counted on a dry GPU in
+a step of Llama-3.2-1B with fused kernels."""
+_UNFUSED = 2.5
+"""Factor of a layer's kernels with ``--kernels torch``, counted on the same step."""
+_PER_TENSOR = 12  # kernels of an optimizer of bitsandbytes for one tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Estimated seconds of one optimizer step, by what they are for."""
+
+    products: float
+    """Products of matrices, with what is recomputed and the adapter."""
+    attention: float
+    memory: float
+    """Elementwise kernels, and decoding quantized weights: reading and writing memory."""
+    bus: float
+    """Copies that the step waits for: the layers' inputs to the host and back."""
+    launches: float
+    """Time of the host, which launches the kernels while the device works."""
+    update: float
+    """The optimizer."""
+    tokens: int
+    """Tokens of the step."""
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds of the step."""
+        return max(self.products + self.attention + self.memory, self.launches) + self.bus + self.update
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Estimated tokens per second."""
+        return self.tokens / self.seconds
+
+
+def step_time(
+    config: RunConfig,
+    shape: Mapping[str, Any],
+    speed: CardSpeed,
+    *,
+    capability: tuple[int, int] = (8, 9),
+    ranks: int = 1,
+) -> StepTime:
+    """Estimate the time of one optimizer step, in which every row has ``--seq`` tokens.
+
+    Args:
+        config: the run.
+        shape: fields of the model's ``config.json``.
+        speed: the card's.
+        capability: compute capability of the card, which decides the half-precision dtype.
+        ranks: processes that share the micro-batches of a step.
+
+    Raises:
+        ConfigError: the model is of a family that the arithmetic does not know.
+    """
+    dims = Dimensions.of(shape)
+    stored, compute, _ = element_bytes(config, capability)
+    micro_batches = -(-config.train.accumulation // ranks)
+    tokens = config.train.micro_batch * config.data.seq
+    recomputed = layers_recomputed(config.train.checkpointing, dims.layers)
+    share = recomputed / dims.layers
+    products, attention = _operations(dims, config, tokens, share)
+    peak = speed.single if compute == 4 else speed.half
+    per_micro_batch = _bytes(dims, config, tokens, compute, stored, share)
+    inputs = dims.layers * tokens * dims.hidden * compute if config.train.offload_activations else 0
+    trained = trained_tensors(dims, config)
+    return StepTime(
+        products=micro_batches * products / (PRODUCTS_SHARE * peak),
+        attention=micro_batches * attention / (ATTENTION_SHARE * peak),
+        memory=micro_batches * per_micro_batch / (MEMORY_SHARE * speed.bandwidth),
+        bus=micro_batches * 2 * inputs / BUS_BYTES,
+        launches=micro_batches * LAUNCH_SECONDS * _kernels(dims, config, tokens, recomputed),
+        update=_update_seconds(trained, config, speed),
+        tokens=tokens * config.train.accumulation,
+    )
+
+
+def _operations(dims: Dimensions, config: RunConfig, tokens: int, share: float) -> tuple[float, float]:
+    """Return the operations of products and of attention in one micro-batch. A product of N weights takes 2 N a token.
+
+    A frozen weight takes part forward and in the gradient of its input; a trained one in its own gradient as well. A
+    recomputed layer goes forward twice.
+    """
+    full = config.adapter.full
+    base = sum(part.elements for part in dims.linears)
+    base += sum(part.elements for part in dims.fused) * dims.experts_per_token // max(1, dims.experts)
+    head = dims.vocabulary * dims.hidden
+    passes = 2 + share + full
+    products = 2 * tokens * (base * passes + head * (2 + full))
+    if not full:
+        added = sum(part.count * (part.outputs + part.inputs) for part in targets(dims, config))
+        products += 2 * tokens * config.adapter.rank * added * (3 + share)
+    seen = min(config.data.seq, dims.window or config.data.seq)
+    pairs = config.data.seq * seen - seen * seen / 2  # a token attends to itself and those before
+    forward = 4 * config.train.micro_batch * pairs * dims.queries * dims.layers
+    return products, forward * (1 + 2.5 + share)
+
+
+def _bytes(dims: Dimensions, config: RunConfig, tokens: int, compute: int, stored: float, share: float) -> float:
+    """Return the bytes that elementwise kernels and decoding read and write in one micro-batch."""
+    fused = liger_gates(dims, config)
+    norms = dims.norms * dims.hidden * (2 if fused else 8)
+    added = 2 * 3 * dims.hidden
+    turned = 2 * (dims.queries + dims.keys) * (1 if fused else 3)
+    gates = dims.experts_per_token * dims.intermediate * (3 if fused else 5)
+    adapters = 0.0
+    if not config.adapter.full:
+        apart = 1 if config.train.kernels != "torch" and not config.adapter.dropout else 3
+        adapters = sum(p.count * (p.inputs + 2 * p.outputs) for p in targets(dims, config)) / dims.layers * apart
+    forward = tokens * compute * dims.layers * (norms + added + turned + gates + adapters)
+    decoded = 0.0
+    if config.model.precision in QUANTIZED:
+        decoded = sum(part.elements for part in dims.stored_linears) * (stored + compute)
+    logits = 2 * tokens * dims.vocabulary * (compute + 4)
+    return (forward * (3 + share) + decoded * (2 + share)) + logits
+
+
+def _kernels(dims: Dimensions, config: RunConfig, tokens: int, recomputed: int) -> float:
+    """Return the kernels that one micro-batch launches."""
+    plain = config.train.kernels == "torch" or config.adapter.dropout > 0 or config.adapter.dora
+    experts = 1 + 3 * dims.experts / 8  # each expert has products of its own
+    layers = (dims.layers * _BOTH_WAYS + recomputed * _AGAIN) * experts * (_UNFUSED if plain else 1)
+    return layers + _CHUNK * -(-tokens // config.train.loss_chunk)
+
+
+def _update_seconds(trained: list[int], config: RunConfig, speed: CardSpeed) -> float:
+    """Return the time of the optimizer: it reads and writes weights, gradients and states."""
+    moved = sum(trained) * (4 if config.train.optimizer.endswith("8bit") else 24)
+    fused = config.train.optimizer == "paged-adamw" and config.train.kernels != "torch"
+    launched = LAUNCH_SECONDS * (20 if fused else _PER_TENSOR * len(trained))
+    return max(moved / (MEMORY_SHARE * speed.bandwidth), launched)

@@ -1,0 +1,107 @@
+"""The choice of a split and of recomputed layers, on cards whose memory follows a formula."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+
+from finetune.config import yaml_file
+from finetune.config.settings import RunConfig
+from finetune.estimate.card_speed import speed_of
+from finetune.estimate.choice import MOST_TRIALS, Choice, Forecast, Tried, choices, choose
+from finetune.model.shapes import SHAPES
+from pytest_vram.drygpu import find_card
+
+GIB = 2**30
+CARD = find_card("rtx-4080")
+SHAPE = SHAPES["mistral-7b"].fields()
+LAYERS, ROWS = 32, 16
+OFFERED = choices(ROWS, [1, 2, 4, 8, 16], range(LAYERS + 1), LAYERS)
+
+
+@functools.cache
+def forecast(**settings: Any) -> Forecast:
+    config = yaml_file.replace(RunConfig(), {"model": "mistral-7b", "device": "cuda", "seq": 512} | settings)
+    speed = speed_of(CARD.product, CARD.capability, CARD.multiprocessors)
+    found = Forecast.of(config, SHAPE, speed, capability=CARD.capability)
+    assert found is not None
+    return found
+
+
+class Card:
+    """Needs as much as the arithmetic says, times a factor, and says what it needed where that fits."""
+
+    def __init__(self, budget: int, needed: Forecast, factor: float = 1.0) -> None:
+        self.budget, self.forecast, self.factor = budget, needed, factor
+        self.tried: list[Choice] = []
+
+    def needs(self, choice: Choice) -> int:
+        return round(self.factor * self.forecast.needed(choice))
+
+    def __call__(self, choice: Choice) -> Tried:
+        self.tried.append(choice)
+        fits = self.needs(choice) <= self.budget
+        return Tried(fits=fits, needed=self.needs(choice) if fits else self.budget)
+
+
+def fastest_that_fits(card: Card) -> float:
+    found = [card.forecast.seconds(one) for same in OFFERED for one in same if card.needs(one) <= card.budget]
+    return min(found)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.1])
+@pytest.mark.parametrize("gib", [5, 6, 8, 11, 15, 30, 100])
+def test_it_comes_near_the_fastest_that_fits_whatever_the_arithmetic_is_off_by(gib: int, factor: float) -> None:
+    card = Card(gib * GIB, forecast(), factor)
+    found = choose(OFFERED, card.budget, card, card.forecast)
+    assert found.fits
+    assert card.needs(found.choice) <= card.budget
+    assert card.forecast.seconds(found.choice) <= 1.05 * fastest_that_fits(card)
+    assert found.trials == len(card.tried) == len(set(card.tried)) <= MOST_TRIALS
+
+
+def test_where_everything_fits_one_trial_shows_it_and_nothing_recomputes() -> None:
+    card = Card(200 * GIB, forecast())
+    found = choose(OFFERED, card.budget, card, card.forecast)
+    assert (found.choice.micro_batch, found.choice.recomputed, found.trials) == (16, 0, 1)
+    assert found.choice.settings == {"micro_batch": 16, "accumulation": 1, "checkpointing": "none"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_where_nothing_fits_the_leanest_is_told_not_to(known: bool) -> None:
+    card = Card(1 * GIB, forecast())
+    found = choose(OFFERED, card.budget, card, card.forecast if known else None)
+    assert not found.fits
+    assert found.choice.settings == {"micro_batch": 1, "accumulation": 16, "checkpointing": "all"}
+
+
+@pytest.mark.parametrize("gib", [5, 8, 11, 15, 100])
+def test_without_arithmetic_trials_decide_the_micro_batch_first(gib: int) -> None:
+    card = Card(gib * GIB, forecast())
+    found = choose(OFFERED, card.budget, card, None)
+    largest = next(same for same in OFFERED if card.needs(same[-1]) <= card.budget)
+    assert found.fits
+    assert found.choice in largest
+    assert card.needs(found.choice) <= card.budget
+    least = next(one.recomputed for one in largest if card.needs(one) <= card.budget)
+    assert least <= found.choice.recomputed <= least + 4  # of 32: four halvings
+
+
+def test_a_given_number_of_layers_is_the_only_one_tried() -> None:
+    card = Card(8 * GIB, forecast())
+    found = choose(choices(ROWS, [1, 2, 4, 8, 16], [10], LAYERS), card.budget, card, card.forecast)
+    assert found.choice.recomputed == 10
+    assert {one.recomputed for one in card.tried} == {10}
+
+
+def test_a_family_that_the_arithmetic_does_not_know_has_no_forecast() -> None:
+    speed = speed_of(CARD.product, CARD.capability, CARD.multiprocessors)
+    assert Forecast.of(RunConfig(), {"model_type": "unheard-of"}, speed, capability=(8, 9)) is None
+
+
+def test_what_is_loaded_is_the_base_and_its_adapter() -> None:
+    found = forecast()
+    assert 3.6 * GIB < found.loaded() < 4.2 * GIB
+    assert forecast(rank=256).loaded() - found.loaded() == 240 * 41_943_040 // 16 * 2
