@@ -61,10 +61,10 @@ def shard_all(model: nn.Module, device: torch.device) -> None:
     for module in (*layers, *tables, decoder):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     record_as_before(decoder)
-    head = base.get_output_embeddings()
+    head: Any = base.get_output_embeddings()
     if isinstance(head, FSDPModule):
         setattr(head, OWN_LOSS, types.MethodType(linear_cross_entropy, head))
-        register_fsdp_forward_method(head, OWN_LOSS)
+        register_fsdp_forward_method(base.get_output_embeddings(), OWN_LOSS)
     for tensor in (*whole, *base.buffers()):
         tensor.data = tensor.data.to(device)
     for module in base.modules():
@@ -96,7 +96,7 @@ def _tables(base: Any, decoder: nn.Module) -> list[nn.Module]:
     inputs, head = base.get_input_embeddings(), base.get_output_embeddings()
     shared = _shared(base)
     inside = any(module is inputs for module in decoder.modules())
-    found = []
+    found: list[nn.Module] = []
     if inside and type(inputs) is nn.Embedding and not any(id(p) in shared for p in inputs.parameters()):
         found.append(inputs)
     if type(head) is nn.Linear and not any(id(p) in shared for p in head.parameters()):
@@ -114,7 +114,8 @@ def _own(parameter: nn.Parameter) -> nn.Parameter:
     """Return this rank's part of a parameter, in the same memory; the parameter itself if it is whole."""
     if not isinstance(parameter, DTensor):
         return parameter
-    return nn.Parameter(parameter.detach().to_local(), requires_grad=True)
+    part: Any = parameter.detach()
+    return nn.Parameter(part.to_local(), requires_grad=True)
 
 
 def own_parts(model: nn.Module) -> dict[str, nn.Parameter] | None:

@@ -169,7 +169,7 @@ BUGS: dict[str, Planted] = {
             Bug("Bench._result", "managed - self.managed_before", "managed"),
             Bug("Bench._run", "step == steps - 1", "step == 0"),
             Bug("Bench._recorded_step", "recorder.at_peak(peak)", "{}"),
-            Bug("Bench._window", "min(config.train.accumulation, MOST_MICRO_BATCHES)", "1"),
+            Bug("Bench._window", "ranks.share(range(config.train.accumulation))[:MOST_MICRO_BATCHES]", "range(1)"),
             Bug(
                 "Bench.run",
                 "self, config: RunConfig, *, steps: int=2, attributed: bool=True",
@@ -178,6 +178,53 @@ BUGS: dict[str, Planted] = {
             Bug("Bench._result", "not message", "True"),
             Bug("Bench._forget_peaks", "driver.reset_peaks()", "pass"),
             Bug("Bench._clean", "optimizer.param_groups.clear()", "pass"),
+        ],
+    ),
+    "finetune/config/cards": (
+        ["tests/unit/finetune/config/test_shard_setting.py"],
+        [
+            Bug("dry_ranks", "config.dry.count is None", "True"),
+            Bug("count_problems", "1 <= count <= MOST", "True"),
+            Bug("count_problems", "dry_ranks(config) == 1", "False"),
+            Bug("count_problems", "config.train.accumulation < count <= MOST", "False"),
+            Bug("count_problems", "count is not None and wet", "False"),
+        ],
+    ),
+    "finetune/dryrun/several": (
+        ["tests/unit/finetune/dryrun/test_several.py"],
+        [
+            Bug("_places", "count == 1", "False"),
+            Bug("combined", "refused is not None", "False"),
+            Bug("combined", "len(there) < len(results) and (not out_of_memory)", "False"),
+            Bug("combined", "found=there[0].found", "found=None"),
+            Bug("worst", "not trial.fits", "trial.fits"),
+        ],
+    ),
+    "finetune/dryrun/rank_bench": (
+        ["tests/unit/finetune/dryrun/test_several.py"],
+        [
+            Bug("RankBench.run", "not own.fits", "False"),
+            Bug("RankBench.run", "host_reads=()", "host_reads=own.host_reads"),
+        ],
+    ),
+    "finetune/model/full_shard": (
+        ["tests/e2e/finetune/test_full_shard.py"],
+        [
+            Bug("shard_all", "module.set_gradient_divide_factor(1.0)", "pass"),
+            Bug("shard_all", "mark_sharded(model)", "pass"),
+            Bug("parts_of_states", "_own(parameter).numel()", "True"),
+            Bug("_part", "part_of(value)", "value"),
+            Bug("_shared", "count > 1", "False"),
+        ],
+    ),
+    "finetune/training/sharded": (
+        ["tests/e2e/finetune/test_full_shard.py"],
+        [
+            Bug("optimizer_of", "hand_over(model, optimizer)", "pass"),
+            Bug("clip_parts", "torch.distributed.all_reduce(squares[1:])", "pass"),
+            Bug("restore", "part_of(whole)", "whole"),
+            Bug("spread", "shard_all(model, resolve_device(config.model))", "pass"),
+            Bug("trained_here", "parts is None", "True"),
         ],
     ),
     "finetune/dryrun/search": (

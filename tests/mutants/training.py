@@ -179,6 +179,7 @@ BUGS: dict[str, Planted] = {
         ["tests/properties/disk/test_resume_machine.py"],
         [
             Bug("_restore", "restore(model, optimizer, found.state)", "pass"),
+            Bug("_require_steps_left", "done > total", "False"),
             Bug("prepare", "found.step if found else 0", "0"),
             Bug("prepare", "_own_random_state(found) if found else None", "None"),
             Bug(

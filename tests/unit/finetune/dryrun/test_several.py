@@ -12,7 +12,11 @@ from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun import several
 from finetune.dryrun.messages import Found, Refusal, Result, Trial
+from finetune.dryrun.rank_bench import RankBench
 from finetune.dryrun.report import Outcome, as_json, as_report, render
+from finetune.dryrun.trial import Bench
+from finetune.training import ranks
+from pytest_vram.memory import HostRead
 from pytest_vram.memory.codec import decode, encode
 
 if TYPE_CHECKING:
@@ -130,3 +134,23 @@ def test_ranks_are_shown_side_by_side_the_largest_first() -> None:
     (test,) = as_report("torchrun", outcome).tests
     assert [(m.device.index, m.peak.device_bytes) for m in test.measurements] == [(0, 7 * GIB), (1, 8 * GIB)]
     assert test.measurements[0].notes[0].name == "NCCL"
+
+
+READ = HostRead(location="x.py:1", operation="item", count=1, answered=False)
+
+
+def test_all_ranks_decide_by_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Trial] = []
+
+    def gathered(own: Trial) -> list[Trial]:
+        sent.append(own)
+        return [own, SECOND]
+
+    monkeypatch.setattr(Bench, "run", lambda *_, **__: replace(FIRST, host_reads=(READ,)))
+    monkeypatch.setattr(ranks, "gathered", gathered)
+    bench = object.__new__(RankBench)
+    assert bench.run(RunConfig()) == SECOND
+    assert sent == [FIRST]
+    monkeypatch.setattr(Bench, "run", lambda *_, **__: replace(FIRST, fits=False, message="no room"))
+    with pytest.raises(RuntimeError, match="no room"):
+        bench.run(RunConfig())
