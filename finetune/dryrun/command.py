@@ -257,9 +257,7 @@ def _searched(config: RunConfig, card: str | None, opened: Sequence[str], limit:
     # A rank whose memory runs out would end the search of all ranks, so that several search on larger cards.
     total = ROOMY_BYTES if ranks > 1 else None
     while True:
-        request = Request(
-            kind="search", settings=settings, open_settings=tuple(opened), limit_bytes=aim, ranks=ranks
-        )
+        request = Request(kind="search", settings=settings, open_settings=tuple(opened), limit_bytes=aim, ranks=ranks)
         found = in_trial_process(request, card, total_bytes=total).found
         if found is None or found.best is None:
             return found or Found(best=None, trials=0), None

@@ -140,7 +140,7 @@ def _attend(
     """
     mask = attention_mask
     if not isinstance(mask, RowsMask):
-        return attend(module, query, key, value, mask, **given)  # type: ignore[no-any-return]
+        return attend(module, query, key, value, mask, **given)  # type: ignore[no-any-return]  # a function of transformers
     length = query.shape[2]
     for name, tensor in given.items():
         if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and length in tensor.shape and name != "position_ids":
@@ -178,7 +178,7 @@ def _all_at_once(query: Tensor, key: Tensor, value: Tensor, mask: RowsMask, scal
         *flat, bounds, bounds, longest, longest, scale=scale, window_size=window, enable_gqa=heads != key.shape[1]
     )
     out = out.view(batch, length, heads, size)
-    return out[..., :-narrower] if narrower else out  # type: ignore[no-any-return]
+    return out[..., :-narrower] if narrower else out  # type: ignore[no-any-return]  # of torch
 
 
 def _one_by_one(

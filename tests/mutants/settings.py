@@ -73,7 +73,7 @@ BUGS: dict[str, Planted] = {
             Bug("ExitCode", "130", "128"),
         ],
     ),
-    "finetune/model/shapes/__init__": (
+    "pytest_vram/shapes/__init__": (
         ["tests/unit/finetune/model/test_shapes.py"],
         [
             Bug("find_shape", "asked.removeprefix('meta-')", "asked"),
@@ -87,6 +87,33 @@ BUGS: dict[str, Planted] = {
             Bug("near_shapes", "list(dict.fromkeys((_NAMES[other].name for other in near)))", "near"),
             Bug("near_shapes", "cutoff", "1 - cutoff"),
             Bug("", "7241732096", "7241748480"),
+        ],
+    ),
+    "finetune/dryrun/card": (
+        ["tests/unit/finetune/dryrun/test_command.py"],
+        [
+            Bug("named_card", "return find_card(name)", "return find_card('t4')"),
+            Bug("named_card", "str(error)", "''"),
+        ],
+    ),
+    "finetune/model/shapes": (
+        ["tests/unit/finetune/model/test_shapes.py"],
+        [
+            Bug("load_shape", "shape is None", "False"),
+            Bug("_unknown", "near_shapes(name)", "[]"),
+            Bug("_unknown", "', '.join(SHAPES)", "''"),
+            Bug("_unknown", "value=name", "value=None"),
+            Bug("load_shape", "shape.fields()", "find_shape('mistral-7b').fields()"),
+        ],
+    ),
+    "pytest_vram/report/likely": (
+        ["tests/unit/pytest_vram/report/test_likely.py"],
+        [
+            Bug("spread", "row.metric == 'allocated'", "row.metric != 'allocated'"),
+            Bug("on_device", "found.shifted(context_bytes)", "found"),
+            Bug("verdict", "found.straddles(limit)", "not found.straddles(limit)"),
+            Bug("lines", "row.budget_bytes is None", "True"),
+            Bug("words", "format_bytes(found.high)", "format_bytes(found.low)"),
         ],
     ),
 }

@@ -73,7 +73,6 @@ class _Compiler:
         empty = self.work / "empty.c"
         empty.write_text("")
         doors = [self.link(name, name, [empty, without_names]) for name in names]
-        (self.work / "libcuda.so").symlink_to("libcuda.so.1")  # Triton of torch 2.6 links what it compiles with -lcuda
         complete = self.link("complete.so", core, [*objects, *doors])
         os.replace(complete, self.work / core)
         # Triton before 3.3 (torch 2.6) links its launcher with -lcuda, for which linkers look under this name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,7 @@ from finetune.errors import (
     TrainingError,
     WriteError,
 )
-from finetune.training import loop, prepare, result
+from finetune.training import loop, prepare, result, sharded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,8 @@ class Steps:
     """Takes the place of the work; ``prepare``, ``fit`` and ``write_result`` do what is asked of them here."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **does: Any) -> None:
+        does = {"prepare": lambda *_: types.SimpleNamespace(model=None)} | does
+        monkeypatch.setattr(sharded, "whole_model", lambda _: None)
         for module, name in ((prepare, "prepare"), (loop, "fit"), (result, "write_result")):
             monkeypatch.setattr(module, name, does.get(name, lambda *_, name=name: name))
 

@@ -16,7 +16,7 @@ from finetune.dryrun.rank_bench import RankBench
 from finetune.dryrun.report import Outcome, as_json, as_report, render
 from finetune.dryrun.trial import Bench
 from finetune.training import ranks
-from pytest_vram.memory import HostRead
+from pytest_vram.memory import HostRead, Note
 from pytest_vram.memory.codec import decode, encode
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ FIRST = Trial(
     seconds=1.0,
     device="NVIDIA L4",
     dry=True,
-    notes=("NCCL: its buffers are counted as 0 bytes",),
+    notes=(Note(name="NCCL", text="its buffers are counted by a rule", source="driver"),),
 )
 SECOND = replace(FIRST, rank=1, peak_device=8 * GIB, peak_allocated=6 * GIB)
 
@@ -130,7 +130,7 @@ def test_ranks_are_shown_side_by_side_the_largest_first() -> None:
     figures = json.loads(as_json("torchrun", "l4", outcome))
     assert figures["count"] == 2
     assert [rank["peak_device_bytes"] for rank in figures["ranks"]] == [7 * GIB, 8 * GIB]
-    assert figures["not_counted"] == ["NCCL: its buffers are counted as 0 bytes"]
+    assert [note["name"] for note in figures["notes"]] == ["NCCL"]
     (test,) = as_report("torchrun", outcome).tests
     assert [(m.device.index, m.peak.device_bytes) for m in test.measurements] == [(0, 7 * GIB), (1, 8 * GIB)]
     assert test.measurements[0].notes[0].name == "NCCL"

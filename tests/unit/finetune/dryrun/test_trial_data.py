@@ -71,9 +71,6 @@ def test_rows_are_held_against_the_model_where_they_are_files_here(
 
 
 def test_a_row_that_is_refused_is_told_by_the_dry_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import subprocess
-    from pathlib import Path as File
-
     from finetune.dryrun import command, trial_process
 
     class Bench:
@@ -83,13 +80,14 @@ def test_a_row_that_is_refused_is_told_by_the_dry_run(monkeypatch: pytest.Monkey
     def refuse(*_: object) -> None:
         raise DataError("a.jsonl:3: a token")
 
-    def here(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        trial_process.main(File(command[-2]), File(command[-1]))
-        return subprocess.CompletedProcess(command, 0, "", "")
+    def here(request: Path, *_: object) -> tuple[list[Path], str]:
+        result = request.with_name("result.json")
+        trial_process.main(request, result)
+        return [result], ""
 
     monkeypatch.setattr(trial_process, "Bench", Bench)
     monkeypatch.setattr(trial_process, "check_rows", refuse)
     monkeypatch.setattr(command, "_environment", lambda *_: {})
-    monkeypatch.setattr(subprocess, "run", here)
+    monkeypatch.setattr(command, "run_ranks", here)
     with pytest.raises(DataError, match=r"a\.jsonl:3: a token"):
         command.trials(config(model="./mine"), [{}], "rtx-4080")
