@@ -1,8 +1,8 @@
 """Chooses which layers of a decoder compute their activations again in the backward pass.
 
 The first layers recompute, and the last ones keep their activations. The backward pass begins with the last layer, so
-what it keeps is freed before the first layers recompute. The last layer costs nothing to keep: if it recomputed, its
-activations would exist at the same moment.
+what it keeps is freed before the first layers recompute. The last layer costs the least to keep: if it recomputed, its
+activations would exist again for its own backward pass, though no longer beside the logits.
 """
 
 from __future__ import annotations

@@ -59,11 +59,19 @@ class StandIns:
 
 @dataclass(slots=True, kw_only=True)
 class Prepared:
-    """Stand-ins that are in place: the program's variables, and the notes of the report."""
+    """Stand-ins that are in place.
+
+    Attributes:
+        variables: the program's variables.
+        notes: the notes of the report.
+        words: the words of each row that is replaced; 0 if none is.
+        length_is_known: whether the program's configuration, or the user, says how long rows are.
+    """
 
     variables: dict[str, str]
     notes: list[Note]
     words: int = 0
+    length_is_known: bool = True
 
     def notes_of(self, records: Path) -> tuple[Note, ...]:
         """Return the notes, with those about the data sets whose rows were replaced, which processes left."""
@@ -76,7 +84,9 @@ class Prepared:
             return (*self.notes, Note(name="--longest-rows", text=text, source=SOURCE))
         told = "; ".join(f"{line} in each row has {self.words:,} words" for line in lines)
         text = f"{told}; the program cuts or packs them to its own length"
-        return (*self.notes, Note(name="rows", text=text, source=SOURCE, figures=False))
+        if not self.length_is_known:
+            text += "; that many words are a guess, because no flag and no file of the command names a length of rows"
+        return (*self.notes, Note(name="rows", text=text, source=SOURCE, figures=not self.length_is_known))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +175,8 @@ def in_place(stand_ins: StandIns, command: Sequence[str]) -> Iterator[Prepared]:
         found = [name for name in hub.known_names(command, environment) if name not in named]
         models += [ModelStandIn(name=name, source=name) for name in found]
     if stand_ins.rows:
-        prepared.words = _longest_length(command) if stand_ins.rows == _FROM_CONFIG else stand_ins.rows
+        length = _longest_length(command) if stand_ins.rows == _FROM_CONFIG else stand_ins.rows
+        prepared.words, prepared.length_is_known = length or _FALLBACK, length > 0
         prepared.variables[ROWS_VARIABLE] = str(prepared.words)
     with ExitStack() as stack:
         for model in (model for model in models if model.is_folder):
@@ -196,11 +207,11 @@ def _notes(model: ModelStandIn, written: Written, *, rows_replaced: bool) -> lis
 
 
 def _longest_length(command: Sequence[str]) -> int:
-    """Return the largest length of a row that the program's flags or its configuration files name."""
+    """Return the largest length of a row that the program's flags or its configuration files name; 0 if none does."""
     texts = [" ".join(command)]
     for argument in command:
         path = Path(argument)
         if path.suffix in (".yml", ".yaml", ".json", ".toml") and path.is_file():
             texts.append(path.read_text(errors="replace"))
     found = [int(number.replace("_", "")) for text in texts for number in _LENGTH.findall(text)]
-    return max(found, default=_FALLBACK)
+    return max(found, default=0)

@@ -174,7 +174,7 @@ class Notes:
             for parameter, name, adapter in parameters:
                 trained = parameter.requires_grad
                 kind: Category = "adapters" if adapter or (frozen and trained) else "weights"
-                self._label(now, _on_this_rank(parameter), kind, name)
+                self._label(now, parameter, kind, name)
                 if trained:
                     self._trainable.append((weakref.ref(parameter), name))
                     if parameter.is_leaf:  # a parametrization replaces a parameter by a computed tensor
@@ -298,19 +298,23 @@ class _Adapters(dict[str, bool]):
         return found
 
 
-def _on_this_rank(parameter: Tensor) -> Tensor:
-    """Return a tensor that has the memory of a parameter: of a sharded one (DTensor), the part that is here."""
+def _on_this_rank(tensor: Tensor) -> Tensor:
+    """Return the tensor that has the memory: of a sharded one (DTensor), the part that is here."""
     import torch
 
-    if not hasattr(parameter, "to_local"):
-        return parameter
+    if not hasattr(tensor, "to_local"):
+        return tensor
     with torch.no_grad():
-        part: Tensor = parameter.to_local()
+        part: Tensor = tensor.to_local()
     return part
 
 
 def on_card(tensor: Tensor) -> tuple[int, int] | None:
-    """Return the device and address of the block of a CUDA tensor; None for other tensors."""
+    """Return the device and address of the block of a CUDA tensor; None for other tensors.
+
+    Of a sharded tensor (DTensor) it is the block of the part on this rank.
+    """
+    tensor = _on_this_rank(tensor)
     device = tensor.get_device()
     if device < 0 or not tensor.is_cuda:
         return None

@@ -91,3 +91,12 @@ def test_it_is_said_which_rows_were_replaced_and_that_none_were(tmp_path: Path) 
         (note,) = prepared.notes_of(tmp_path)
     assert not note.figures
     assert note.text.startswith("acme/rows: output in each row has 9 words; ")
+
+
+def test_a_length_that_is_named_nowhere_is_said_to_be_a_guess(tmp_path: Path) -> None:
+    (tmp_path / ROWS_FILE).write_text("acme/rows: output\n")
+    for command, guessed in ((["train"], True), (["train", "--max_length", "512"], False)):
+        with run_standins.in_place(parsed("--longest-rows"), command) as prepared:
+            (note,) = prepared.notes_of(tmp_path)
+        assert ("are a guess" in note.text) is guessed
+        assert note.figures is guessed

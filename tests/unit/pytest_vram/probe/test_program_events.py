@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_vram.probe.program_events import Notes
+from pytest_vram.probe.program_events import Notes, on_card
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,3 +187,33 @@ def test_a_module_with_a_state_of_its_own_is_met(notes: Notes) -> None:
     notes.meet(nn.Sequential(nested, foreign))
     assert len(labelled(notes, "weights")) == 4
     assert labelled(notes, "quantization") == set()
+
+
+class Block:
+    """Stands for a CUDA tensor that begins where its storage does."""
+
+    is_cuda = True
+
+    def get_device(self) -> int:
+        return 1
+
+    def storage_offset(self) -> int:
+        return 0
+
+    def data_ptr(self) -> int:
+        return 4096
+
+
+class Sharded:
+    """Stands for a DTensor: it has no memory of its own, and an error for whoever asks for its address."""
+
+    def to_local(self) -> Block:
+        return Block()
+
+    def get_device(self) -> int:
+        raise RuntimeError("Attempted to access the data pointer on an invalid python storage.")
+
+
+@pytest.mark.parametrize("kind", [Block, Sharded])
+def test_the_block_of_a_sharded_tensor_is_that_of_its_part_on_this_rank(kind: Any) -> None:
+    assert on_card(kind()) == (1, 4096)
