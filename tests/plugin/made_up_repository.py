@@ -15,6 +15,8 @@ ENVIRONMENT = {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,
     "COLUMNS": "120",
+    # A file that changes twice in a second and keeps its size would be taken from its old bytecode.
+    "PYTHONDONTWRITEBYTECODE": "1",
     **{
         f"GIT_{who}_{what}": f"Ann{end}"
         for who in ("AUTHOR", "COMMITTER")
