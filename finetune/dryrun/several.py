@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,13 +16,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from finetune.dryrun.messages import Result, Trial
+from pytest_vram import launcher
 from pytest_vram.memory.codec import decode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _GRACE = 60.0  # seconds that the other ranks may take to end when one of them has failed
 
 
@@ -68,19 +67,15 @@ def run_ranks(request: Path, count: int, environment: Mapping[str, str]) -> tupl
 
 def alone() -> dict[str, str]:
     """Return the environment of this process without the place that a launcher gave it."""
-    return {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
+    return {name: value for name, value in os.environ.items() if name not in launcher.VARIABLES}
 
 
 def _places(count: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
     """Return what a launcher would add to the environment of each rank; nothing for a single process."""
     if count == 1:
         return [{}]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    sizes = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    same = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}
-    same |= {name: str(number) for name, number in sizes.items()}
-    return [same | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    threads = {"OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}
+    return [threads | place for place in launcher.places(count)]
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:

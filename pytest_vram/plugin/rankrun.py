@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import pytest
 
 from pytest_vram.drygpu.process.activate import CARD_VARIABLE, LEAST_VARIABLE, count_of, with_count
 from pytest_vram.errors import VramRankFailed, VramUsageError
+from pytest_vram.launcher import places
 from pytest_vram.plugin.enforcer import judged
 from pytest_vram.plugin.markers import RANKS_MARK
 from pytest_vram.plugin.ranks import CHILD_VARIABLE
@@ -143,14 +143,13 @@ def _start(
         "timeout": ranks.timeout,
     }
     (folder / "request").write_bytes(pickle.dumps(request))
-    port = _free_port()
     command = [sys.executable, "-m", "pytest_vram.plugin.rankchild", str(folder / "request")]
-    for rank in range(ranks.count):
+    for rank, place in enumerate(places(ranks.count)):
         with (folder / f"{rank}.out").open("wb") as out:
             started.append(
                 subprocess.Popen(
                     command,
-                    env=_environment(rank, ranks.count, port),
+                    env=_environment(rank, ranks.count, place),
                     cwd=item.config.invocation_params.dir,
                     stdout=out,
                     stderr=subprocess.STDOUT,
@@ -159,17 +158,8 @@ def _start(
             )
 
 
-def _environment(rank: int, count: int, port: int) -> dict[str, str]:
-    variables = {
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        CHILD_VARIABLE: str(rank),
-    }
+def _environment(rank: int, count: int, place: Mapping[str, str]) -> dict[str, str]:
+    variables = {**os.environ, **place, CHILD_VARIABLE: str(rank)}
     card = variables.get(CARD_VARIABLE, "")
     if card:  # dry GPUs cost nothing, so each rank gets one
         least = max(count, count_of(card))
@@ -204,12 +194,6 @@ def _plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(_plain(part) for part in (*value, *value.values()))
     return value is None or isinstance(value, str | int | float | bool)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _wait(started: list[subprocess.Popen[bytes]], folder: Path, timeout: float) -> _Ends:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LAUNCH_QUEUE = 1024
-"""Kernels that CUDA queues before a launch waits. NVIDIA does not promise this number; all current cards have it."""
+"""Kernels that CUDA queues before a launch waits. A number from general knowledge: NVIDIA does not promise it, and
+it was not measured."""
 
 
 class Lag:
