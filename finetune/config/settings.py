@@ -19,7 +19,7 @@ ScheduleName = Literal["constant", "linear", "cosine"]
 MergeBase = Literal["none", "quantized-base", "full-base"]
 
 EMBEDDED_MODEL = "smollm2-135m"
-EMBEDDED_DATA = "pydoc"
+EMBEDDED_DATA = "docstrings"
 QUANTIZED = ("int8", "fp4", "nf4")
 """The precisions that bitsandbytes implements; the others are dtypes of torch."""
 
@@ -87,8 +87,8 @@ class DataConfig:
     """The rows to train on, and how they become tokens."""
 
     data: str = EMBEDDED_DATA
-    """Local .jsonl/.json/.csv/.parquet file, hub dataset name, or `pydoc`
-    (embedded: the standard library's help topics)."""
+    """Local .jsonl/.json/.csv/.parquet file, hub dataset name, or `docstrings` (embedded: the functions of
+    Python's standard library, each with the first paragraph of its docstring)."""
     eval_data: str | None = None
     """Rows for evaluation only, given like --data. Without it, --eval-fraction of --data is held out."""
     eval_fraction: float = 0.1
@@ -233,10 +233,19 @@ class RunConfig:
         return self.model.model == EMBEDDED_MODEL and self.data.data == EMBEDDED_DATA
 
 
+DEMO_QUESTION = """\
+Write a one-sentence docstring for this Python function:
+
+def count_vowels(text):
+    return sum((letter in 'aeiou' for letter in text))"""
+"""What the demo asks the model. No row of the embedded data names vowels, which a test checks."""
+
 DEMO = RunConfig(
     adapter=AdapterConfig(rank=8, alpha=16.0),
-    data=DataConfig(seq=256, eval_fraction=0.04),
-    train=TrainConfig(epochs=0.2, accumulation=4, learning_rate=1e-3, checkpointing="none"),
-    output=OutputConfig(output=Path("runs/demo"), overwrite=True, save_every=10, eval_every=20),
+    data=DataConfig(seq=256, eval_fraction=0.01),
+    train=TrainConfig(
+        max_steps=16, micro_batch=4, accumulation=2, learning_rate=1e-3, warmup_steps=3, checkpointing="none"
+    ),
+    output=OutputConfig(output=Path("runs/demo"), overwrite=True, save_every=8, eval_every=8, question=DEMO_QUESTION),
 )
 """The settings that replace the defaults when --model and --data are the embedded ones: a few minutes on two cores."""

@@ -1,4 +1,4 @@
-"""Reads rows from local JSON lines, JSON, CSV and Parquet files, hub data sets, and the embedded help topics.
+"""Reads rows from local JSON lines, JSON, CSV and Parquet files, hub data sets, and the embedded data.
 
 Rows are read one at a time, so that a file may be larger than memory (a JSON list excepted). Each row carries the place
 that it came from, so that an error can name it.
@@ -10,19 +10,18 @@ import csv
 import difflib
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.settings import EMBEDDED_DATA
+from finetune.data.docstrings import docstring_fingerprint, docstring_rows
 from finetune.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-SECTION_CHARACTERS = 700  # longest embedded answer, about 170 tokens; a longer paragraph stays whole
 SHOWN_CHARACTERS = 80
 _SAMPLE_BYTES = 1 << 20
 _CSV_FIELD_BYTES = 1 << 27
@@ -54,13 +53,13 @@ def read_rows(data: str) -> Iterator[Row]:
     """Yield every row of a source, in order.
 
     Args:
-        data: a .jsonl, .json, .csv or .parquet file, the name of a hub data set, or ``pydoc``.
+        data: a .jsonl, .json, .csv or .parquet file, the name of a hub data set, or ``docstrings``.
 
     Raises:
         DataError: there is no such file or data set, the file is damaged, or it is not text in UTF-8.
     """
     if data == EMBEDDED_DATA:
-        return _help_topics()
+        return (Row(source=f"{EMBEDDED_DATA}:{place}", fields=fields) for place, fields in docstring_rows())
     path = Path(data)
     if path.is_file():
         readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
@@ -77,15 +76,14 @@ def read_rows(data: str) -> Iterator[Row]:
 def source_fingerprint(data: str) -> str | None:
     """Return a digest that changes with a local source: of its path, size, time of change, first and last MiB.
 
+    That of the embedded data changes with this Python.
+
     Returns:
         The digest; None for a hub data set, whose changes can be seen only by reading it.
     """
-    digest = hashlib.sha256(data.encode())
     if data == EMBEDDED_DATA:
-        from pydoc_data.topics import topics
-
-        digest.update(json.dumps(topics, sort_keys=True).encode())
-        return digest.hexdigest()
+        return docstring_fingerprint()
+    digest = hashlib.sha256(data.encode())
     path = Path(data)
     if not path.is_file():
         return None
@@ -223,7 +221,7 @@ def _hub(name: str) -> Iterator[Row]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
             f"data = {name!r}: no file of that name, and no data set with a 'train' split could be loaded from the "
-            f"hub: {reason[0]}. Give a {', '.join(SUFFIXES)} file, or 'pydoc' for the embedded one"
+            f"hub: {reason[0]}. Give a {', '.join(SUFFIXES)} file, or 'docstrings' for the embedded one"
         ) from error
     for number, fields in enumerate(rows, start=1):
         yield Row(source=f"{name}:row {number}", fields=fields)
@@ -235,39 +233,3 @@ def _near(path: Path) -> str:
     names = [other.name for other in path.parent.iterdir() if other.suffix in SUFFIXES]
     near = difflib.get_close_matches(path.name, names, n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _help_topics() -> Iterator[Row]:
-    """Yield questions about the Python language, with answers from the help topics of the standard library.
-
-    A topic is cut between paragraphs into sections of about 170 tokens, each the answer to one question. The question
-    for the first section names the topic's title; the others also quote the first words of their section.
-    """
-    from pydoc_data.topics import topics
-
-    for name, text in sorted(topics.items()):
-        title, sections = _sections(text)
-        for number, section in enumerate(sections):
-            question = f"What does the Python documentation say about {title or name}?"
-            if number:
-                opening = " ".join(section.split()[:6])
-                question = f'{question[:-1]}, from "{opening}" on?'
-            yield Row(source=f"{EMBEDDED_DATA}:{name}:{number + 1}", fields={"prompt": question, "completion": section})
-
-
-def _sections(text: str) -> tuple[str, list[str]]:
-    lines = text.strip().splitlines()
-    title = ""
-    if len(lines) > 1 and re.fullmatch(r"[*=]{3,}", lines[1]):
-        title, lines = lines[0].strip(), lines[2:]
-    title = title[:1].lower() + title[1:] if title.startswith(("The ", "A ", "An ")) else title
-    sections, held = [], ""
-    for paragraph in re.split(r"\n\s*\n", "\n".join(lines)):
-        paragraph = paragraph.strip("\n")
-        if held and len(held) + len(paragraph) > SECTION_CHARACTERS:
-            sections.append(held.strip())
-            held = ""
-        held += ("\n\n" if held else "") + paragraph
-    if held.strip():
-        sections.append(held.strip())
-    return title, sections

@@ -70,7 +70,7 @@ def tokenized(data: str, config: DataConfig, tokenizer: Any) -> tuple[datasets.D
     """Tokenize the rows of a source, or take them from the cache.
 
     Args:
-        data: a file, a hub name, or ``pydoc``.
+        data: a file, a hub name, or ``docstrings``.
         config: ``seq``, ``train_on_prompt`` and ``skip_bad_rows`` are used.
         tokenizer: the tokenizer of the model.
 

@@ -24,6 +24,18 @@ BUGS: dict[str, Planted] = {
             Bug("_parquet", "number += 1", "pass"),
         ],
     ),
+    "finetune/data/docstrings": (
+        ["tests/unit/finetune/data/test_docstrings.py"],
+        [
+            Bug("docstring_rows", "len(code) <= CODE_CHARACTERS", "True"),
+            Bug("docstring_rows", "function.body[1:]", "function.body[:]"),
+            Bug("docstring_rows", "code not in seen", "True"),
+            Bug("_sources", "sorted(found)", "sorted(found)[::-1]"),
+            Bug("_sources", "set(folders) - _LEFT_OUT", "set(folders)"),
+            Bug("_sentence", "paragraph[:1].isupper() and paragraph.endswith('.')", "paragraph.endswith('.')"),
+            Bug("_sentence", "written and len(paragraph) in _DOCSTRING_CHARACTERS", "written"),
+        ],
+    ),
     "finetune/data/encode": (
         ["tests/properties/data/test_data_encoding.py"],
         [

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from finetune.config.settings import DEMO
-from finetune.data.batches import load_examples
-from finetune.model.load import load_tokenizer
-from finetune.training.sample import choose_question
+from finetune.config.settings import DEMO_QUESTION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +15,12 @@ if TYPE_CHECKING:
 SHORT = (
     "--max-steps",
     "3",
+    "--micro-batch",
+    "2",
     "--accumulation",
     "2",
     "--eval-fraction",
-    "0.006",
+    "0.004",
     "--answer-tokens",
     "3",
     "--seq",
@@ -41,15 +40,4 @@ def test_the_demo_learns_from_three_steps(qlora: Forked, tmp_path: Path) -> None
     assert summary["peak_rss_bytes"] < 4 * 2**30
     assert summary["settings"]["precision"] == "nf4"
     assert summary["trained_parameters"] == 2_442_240
-    assert summary["question"].startswith("What does the Python documentation say about")
-
-
-def test_the_demos_question_is_not_among_what_it_learns() -> None:
-    tokenizer = load_tokenizer(DEMO.model)
-    data = load_examples(DEMO.data, tokenizer, seed=DEMO.train.seed)
-    question = choose_question(DEMO.output, tokenizer, data.held_out)
-    assert question is not None
-    prompt = list(question.input_ids)
-    learned = [list(data.train[i].input_ids[: len(prompt)]) for i in range(len(data.train))]
-    assert prompt not in learned
-    assert "<|im_start|>" not in question.text
+    assert summary["question"] == DEMO_QUESTION

@@ -385,12 +385,3 @@ def test_what_was_cut_is_told(tmp_path: Path, cache: Path) -> None:
     assert (counts.rows, counts.truncated, counts.without_target) == (3, 2, 1)
     assert "2 rows cut to --seq" in str(split.stats)
     assert "1 rows left out: nothing to learn" in str(split.stats)
-
-
-def test_the_embedded_topics_are_questions_with_answers() -> None:
-    from finetune.data.rows import read_rows
-
-    rows = list(read_rows("pydoc"))
-    assert len(rows) > 500
-    assert all(row.fields["prompt"].endswith("?") and row.fields["completion"].strip() for row in rows)
-    assert len({row.source for row in rows}) == len(rows)

@@ -63,7 +63,11 @@ def test_rows_are_held_against_the_model_where_they_are_files_here(
     model: Any = "model"
     trial_data.check_rows(config(model="./mine", data=str(rows), seed=3), model)
     assert held == [("tables of model", (str(rows), 3))]
-    for other in ({"data": "pydoc"}, {"data": str(rows), "eval_data": "hub/rows"}, {"data": str(tmp_path / "b.jsonl")}):
+    for other in (
+        {"data": "docstrings"},
+        {"data": str(rows), "eval_data": "hub/rows"},
+        {"data": str(tmp_path / "b.jsonl")},
+    ):
         trial_data.check_rows(config(model="./mine", **other), model)
     for name in ("mistral-7b", "nothing-here"):
         trial_data.check_rows(config(model=name, data=str(rows)), model)
