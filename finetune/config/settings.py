@@ -236,9 +236,9 @@ class RunConfig:
 DEMO_QUESTION = """\
 Write a one-sentence docstring for this Python function:
 
-def count_vowels(text):
-    return sum((letter in 'aeiou' for letter in text))"""
-"""What the demo asks the model. No row of the embedded data names vowels, which a test checks."""
+def celsius(fahrenheit):
+    return (fahrenheit - 32) * 5 / 9"""
+"""What the demo asks the model. No row of the embedded data names Celsius, which a test checks."""
 
 DEMO = RunConfig(
     adapter=AdapterConfig(rank=8, alpha=16.0),

@@ -101,4 +101,4 @@ def test_this_python_has_a_thousand_rows_and_none_knows_the_demos_question() -> 
     assert DEMO.output.question == DEMO_QUESTION
     code = DEMO_QUESTION.removeprefix(before)
     assert ast.unparse(ast.parse(code)) == code  # it is written as the rows are
-    assert not any("vowel" in f"{row.fields['prompt']} {row.fields['completion']}".lower() for row in rows)
+    assert not any("celsius" in f"{row.fields['prompt']} {row.fields['completion']}".lower() for row in rows)
