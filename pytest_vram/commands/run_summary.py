@@ -144,7 +144,7 @@ class RunReport:
         return {"fits": True, "does not fit": False}.get(self.outcome)
 
     def spread(self, device: DeviceFigures) -> Spread | None:
-        """Return the bounds of ``peak_device_bytes``, or None if no measured runs tell how far off it may be.
+        """Return the bounds of ``peak_device_bytes``, or None if nothing tells how far off it may be.
 
         The assumptions do not change the context, so it is the same in both bounds.
         """

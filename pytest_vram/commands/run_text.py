@@ -65,8 +65,7 @@ def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
     ]
     if (spread := report.spread(device)) is not None:
         lines.append(
-            f"{'between':<18} {format_bytes(spread.low)} and {format_bytes(spread.high)}, as far off as measured runs"
-            " with these assumptions were"
+            f"{'between':<18} {format_bytes(spread.low)} and {format_bytes(spread.high)}, {spread.basis}"
         )
     if device.managed_bytes:
         lines.append(f"{'managed (paged)':<18} {format_bytes(device.managed_bytes)}, not counted above")

@@ -111,7 +111,7 @@ def test_what_a_trial_rests_on_is_listed_once_and_its_bounds_follow() -> None:
     assert lines(trial) == [
         "rests on  indices taken as spread evenly",
         "rests on  cuFFT (_fft_r2c): its scratch memory is unknown",
-        "likely    between 7.00 GiB and 7.90 GiB on the card, as far off as measured runs were",
+        "likely    on the card between 7.00 GiB and 7.90 GiB, as far off as measured runs with the same assumptions were",
     ]
     assert "only likely" in lines(replace(trial, total=int(7.5 * GIB)))[-1]
     found = json.loads(as_json("train", "rtx-4080", Outcome(trial=trial)))

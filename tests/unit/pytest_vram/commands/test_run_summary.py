@@ -12,6 +12,7 @@ from pytest_vram.commands.run_processes import RunProcess
 from pytest_vram.commands.run_summary import RunReport, combine
 from pytest_vram.commands.run_text import render
 from pytest_vram.drygpu.cards import find_card
+from pytest_vram.memory.spread import MEASURED
 from pytest_vram.report import files
 from pytest_vram.units import GIB, MIB
 
@@ -74,11 +75,12 @@ def test_a_verdict_is_only_likely_where_measured_runs_were_as_far_off() -> None:
         "low": reserved + 300 * MIB,
         "expected": reserved + 300 * MIB,
         "high": math.ceil(reserved * 1.85) + 300 * MIB,
+        "basis": MEASURED,
     }
     assert found.as_json()["devices"][0]["peak_device_spread"] == spread
     assert found.as_json()["likely"] is True
     assert "likely fits 22.0 GiB" in render(found)
-    assert "between            12.3 GiB and 22.5 GiB, as far off as measured runs" in render(found)
+    assert "between            12.3 GiB and 22.5 GiB, as far off as measured runs with the same assumptions were" in render(found)
 
     small = report(process(), notes=[PLANS])
     assert (small.fits, small.likely) == (True, False)
