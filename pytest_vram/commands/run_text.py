@@ -64,9 +64,7 @@ def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
         f" (with {format_bytes(device.context_bytes)} of CUDA context{_nccl(device)}): {_verdict(device, report)}",
     ]
     if (spread := report.spread(device)) is not None:
-        lines.append(
-            f"{'between':<18} {format_bytes(spread.low)} and {format_bytes(spread.high)}, {spread.basis}"
-        )
+        lines.append(f"{'between':<18} {format_bytes(spread.low)} and {format_bytes(spread.high)}, {spread.basis}")
     if device.managed_bytes:
         lines.append(f"{'managed (paged)':<18} {format_bytes(device.managed_bytes)}, not counted above")
     if device.num_alloc_retries:

@@ -1,4 +1,4 @@
-"""How far the figure of a card may lie from one that rests on assumptions: as measured runs show, or as can be counted."""
+"""How far the figure of a card may lie from one that rests on assumptions, and what these bounds are taken from."""
 
 from __future__ import annotations
 

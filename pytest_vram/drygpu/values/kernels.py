@@ -106,7 +106,7 @@ def _register(library: Any, overload: OpOverload, kernel: Kernel, key: str, **ho
 
 
 def _select(library: Any, overload: OpOverload, make: Callable[[Kernel], Kernel], key: str) -> None:
-    """Register for ``BackendSelect``: calls for ``key`` go to what ``make`` returns, all others to their own kernels."""
+    """Register for ``BackendSelect``: calls for ``key`` go to what ``make`` returns, others to their own kernels."""
     if torch_private.has_kernel(label(overload), "BackendSelect"):
         return  # operators such as tril_indices, which make a tensor from numbers; their results count as unknown
     beneath, wanted = torch_private.keys_after(_SELECT), torch_private.dispatch_key(key)

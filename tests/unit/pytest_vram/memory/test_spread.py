@@ -41,7 +41,9 @@ def test_blocks_that_streams_share_add_their_bytes_to_the_upper_bound_of_reserve
 
 def test_bounds_say_what_they_are_taken_from() -> None:
     shared = Note(name=shared_blocks.NAME, text=shared_blocks.text(64), source="operators")
-    found = [spread_of(1000, notes) for notes in ([note("cudaMallocAsync")], [shared], [shared, note("cudaMallocAsync")])]
+    found = [
+        spread_of(1000, notes) for notes in ([note("cudaMallocAsync")], [shared], [shared, note("cudaMallocAsync")])
+    ]
     assert [spread.basis if spread else None for spread in found] == [MEASURED, SHARED, f"{MEASURED}, and {SHARED}"]
     assert found[1] is not None
     assert found[1].shifted(8).basis == SHARED
