@@ -20,7 +20,7 @@ def collect() -> tuple[Note, ...]:
 
 
 def spread(trial: Trial) -> Spread | None:
-    """Return the bounds of ``peak_device``; None if no measured runs tell how far off it may be."""
+    """Return the bounds of ``peak_device``; None if nothing tells how far off it may be."""
     return on_device(trial.peak_device, trial.context, trial.notes)
 
 
@@ -35,5 +35,5 @@ def lines(trial: Trial) -> list[str]:
     found += [f"rests on  {line}" for line in note_lines(trial.notes)]
     if (bounds := spread(trial)) is not None:
         likely = "; fits and does not fit are only likely" if bounds.straddles(trial.total) else ""
-        found.append(f"likely    {words(bounds)} on the card, as far off as measured runs were{likely}")
+        found.append(f"likely    on the card {words(bounds)}{likely}")
     return found

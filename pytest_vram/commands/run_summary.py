@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned
+from pytest_vram.drygpu.cards import context_source
 from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
 from pytest_vram.memory.note import Note
@@ -72,6 +73,8 @@ class DeviceFigures:
 class RunReport:
     """The result of a dry run.
 
+    ``context_source`` says where the figure of the CUDA context is from; ``idle_context`` is set if it is only that of an
+    idle process, to which a real card adds the kernels that are loaded.
     ``devices`` is empty if no process left figures of a GPU. ``signal`` is set if a signal ended the program.
     ``missing_functions`` lists CUDA functions that the program called and the dry GPU lacks. ``notes`` lists the
     assumptions behind the figures. ``absent`` names ranks that a launcher announced and that never imported torch.
@@ -79,6 +82,8 @@ class RunReport:
 
     gpu: str
     product: str
+    context_source: str
+    idle_context: bool
     count: int
     alloc_conf: str | None
     devices: tuple[DeviceFigures, ...]
@@ -144,7 +149,7 @@ class RunReport:
         return {"fits": True, "does not fit": False}.get(self.outcome)
 
     def spread(self, device: DeviceFigures) -> Spread | None:
-        """Return the bounds of ``peak_device_bytes``, or None if no measured runs tell how far off it may be.
+        """Return the bounds of ``peak_device_bytes``, or None if nothing tells how far off it may be.
 
         The assumptions do not change the context, so it is the same in both bounds.
         """
@@ -188,6 +193,7 @@ class RunReport:
             "kind": "dry",
             "gpu": self.gpu,
             "product": self.product,
+            "context_source": self.context_source,
             "count": self.count,
             "alloc_conf": self.alloc_conf,
             **{name: None if worst is None else getattr(worst, name) for name in names},
@@ -274,6 +280,8 @@ def combine(
     return RunReport(
         gpu=card.name,
         product=card.product,
+        context_source=context_source(card),
+        idle_context=card.growth is None,
         count=count,
         alloc_conf=conf,
         devices=tuple(_figures(index, by_card[index], total_bytes or card.total_bytes) for index in sorted(by_card)),

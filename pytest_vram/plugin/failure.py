@@ -10,6 +10,7 @@ from pytest_vram.plugin.ranks import lines as process_lines
 from pytest_vram.probe.history import BACKWARD
 from pytest_vram.probe.replay import HELD_BEFORE
 from pytest_vram.report.chart import curve
+from pytest_vram.report.likely import words
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -169,12 +170,11 @@ def _counted(timeline: Timeline, uncounted: int) -> Timeline:
 
 
 def _likely(budget: Budget, peak: int, limit: int, measurement: Measurement) -> list[str]:
-    """Return a line on the likely range of the peak if measured runs show that a card may keep the budget."""
+    """Return a line on the likely range of the peak if the bounds show that a card may keep the budget."""
     spread = spread_of(peak, measurement.notes, allocated=budget.metric == "allocated")
     if spread is None or not spread.straddles(limit):
         return []
-    bounds = f"between {format_bytes(spread.low)} and {format_bytes(spread.high)}"
-    return [f"  likely  a card needs {bounds}, as far off as measured runs with these notes were"]
+    return [f"  likely  a card needs {words(spread)}"]
 
 
 def _noted(notes: Sequence[Note]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tell how far off a peak may be that rests on a guess: the bounds that measured runs give, in every report."""
+"""Tell how far off a peak may be that rests on a guess: its bounds and what they are taken from, in every report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pytest_vram.memory import Note, Spread
     from pytest_vram.report.rows import Row
 
-TITLE = "peaks that rest on a guess, and how far off measured runs with the same assumptions were:"
+TITLE = "peaks that rest on a guess, and their bounds:"
 
 
 def spread(row: Row) -> Spread | None:
-    """Return the bounds of a test's peak; None if it was not measured, or no measured run tells how far off it is."""
+    """Return the bounds of a test's peak; None if it was not measured, or nothing tells how far off it is."""
     if row.peak_bytes is None:
         return None
     return spread_of(row.peak_bytes, row.notes, allocated=row.metric == "allocated")
@@ -36,8 +36,8 @@ def on_device(device_bytes: int, context_bytes: int, notes: Iterable[Note]) -> S
 
 
 def words(found: Spread) -> str:
-    """Return a text such as ``between 4.00 and 4.24 GiB``."""
-    return f"between {format_bytes(found.low)} and {format_bytes(found.high)}"
+    """Return a text such as ``between 4.00 GiB and 4.24 GiB, as far off as measured runs were``."""
+    return f"between {format_bytes(found.low)} and {format_bytes(found.high)}, {found.basis}"
 
 
 def verdict(found: Spread, limit: int) -> str:

@@ -73,27 +73,74 @@ static int create_real(int type, void **made) {
     return real.set(*made, attribute, TYPE_BACKEND_DESCRIPTOR, 1, &properties);
 }
 
+/* ---- convolutions: what a card takes is not always what cuDNN names first, so their plans are told apart ---- */
+static struct {
+    const void **plans;
+    size_t count, room;
+} convolutions; /* the plans that exist */
+
+static size_t place_of(const void *d) {
+    size_t i = 0;
+    while (i < convolutions.count && convolutions.plans[i] != d) i++;
+    return i;
+}
+
+static void keep_convolution(const void *d) {
+    dry_lock();
+    if (convolutions.count == convolutions.room) {
+        size_t room = 2 * convolutions.room + 64;
+        const void **more = realloc(convolutions.plans, room * sizeof *more);
+        if (more != NULL) convolutions.plans = more, convolutions.room = room;
+    }
+    if (convolutions.count < convolutions.room) convolutions.plans[convolutions.count++] = d;
+    dry_unlock();
+}
+
+static void drop_convolution(const void *d) {
+    dry_lock();
+    size_t i = place_of(d);
+    if (i < convolutions.count) convolutions.plans[i] = convolutions.plans[--convolutions.count];
+    dry_unlock();
+}
+
+static void note_convolution(const void *d) {
+    dry_lock();
+    int found = place_of(d) < convolutions.count;
+    dry_unlock();
+    if (found)
+        dry_note("cuDNN convolutions: their plans and workspaces are those that cuDNN names without a device; on a card "
+                 "fp32 networks took others, and no other type was measured");
+}
+
 /* On an H200 the weight gradients of fp32 convolutions were not computed by the engines that the heuristic names first:
  * the number and size of the allocations are those of the next ones (cuDNN 9.19, three networks). Why is not known, so
  * this is told. */
-static int is_passed_over(void *plan) {
-    enum { ROOM = 1 << 17 };
+static int is_passed_over(const char *text) {
     static const char filter[] = "\"finalizeMode\":\"CONV_BWD_FILTER\"", id[] = "\"engineId\":",
                       key[] = "\"dataType\":", value[] = "\"CUDNN_DATA_FLOAT\"";
-    char *text = dry_the_card()->major == 9 ? calloc(1, ROOM) : NULL;
-    int64_t written;
-    int found = 0;
-    if (text != NULL && real.get(plan, PLAN_JSON, TYPE_CHAR, ROOM - 1, &written, text) == DNN_OK) {
-        const char *type = strstr(text, key), *engine = strstr(text, id);
-        int number = engine ? atoi(engine + strlen(id)) : 0;
-        found = strstr(text, filter) != NULL && (number == 67 || number == 68) && type != NULL &&
-                strncmp(type + strlen(key), value, strlen(value)) == 0;
-    }
-    free(text);
+    const char *type = strstr(text, key), *engine = strstr(text, id);
+    int number = engine ? atoi(engine + strlen(id)) : 0;
+    int found = dry_the_card()->major == 9 && strstr(text, filter) != NULL && (number == 67 || number == 68) &&
+                type != NULL && strncmp(type + strlen(key), value, strlen(value)) == 0;
     if (found)
         dry_note("cuDNN weight gradients in fp32: their plans are chosen as one card of compute capability 9.0 was seen "
                  "to choose, not as cuDNN's heuristic ranks them");
     return found;
+}
+
+/* Looks at a plan that has just been made; returns whether a card would take it. */
+static int is_taken(void *d) {
+    enum { ROOM = 1 << 17 };
+    char *text = calloc(1, ROOM);
+    int64_t written;
+    int taken = 1;
+    if (text != NULL && real.get(d, PLAN_JSON, TYPE_CHAR, ROOM - 1, &written, text) == DNN_OK &&
+        strstr(text, "\"finalizeMode\":\"CONV_") != NULL) {
+        taken = !is_passed_over(text);
+        if (taken) keep_convolution(d);
+    }
+    free(text);
+    return taken;
 }
 
 static __thread void *plan; /* of this thread, the one being made */
@@ -107,7 +154,7 @@ static int set_real(void *d, int name, int type, int64_t count, const void *elem
 static int finalize_real(void *d) {
     int status = real.finalize(d), is_plan = d == plan;
     if (is_plan) plan = NULL;
-    return status == DNN_OK && is_plan && is_passed_over(d) ? DNN_NOT_SUPPORTED : status;
+    return status == DNN_OK && is_plan && !is_taken(d) ? DNN_NOT_SUPPORTED : status;
 }
 
 /* ---- the stand-in ---- */
@@ -139,7 +186,7 @@ int cudnnBackendCreateDescriptor(int type, descriptor **made) {
 
 int cudnnBackendDestroyDescriptor(descriptor *d) {
     if (d == NULL) return DNN_OK;
-    if (asks_installed()) return real.destroy(d);
+    if (asks_installed()) return drop_convolution(d), real.destroy(d);
     while (d->attributes != NULL) {
         attribute *first = d->attributes;
         d->attributes = first->next;
@@ -215,8 +262,12 @@ int cudnnBackendFinalize(descriptor *d) {
     return asks_installed() ? finalize_real(d) : DNN_OK;
 }
 int cudnnBackendExecute(dnn_handle h, descriptor *executed, descriptor *variants) {
-    (void)executed, (void)variants;
-    if (!asks_installed()) note_plan(); /* PyTorch keeps plans: a later test may execute one of an earlier test */
+    (void)variants;
+    /* PyTorch keeps plans: a later test may execute one of an earlier test. */
+    if (asks_installed())
+        note_convolution(executed);
+    else
+        note_plan();
     __atomic_add_fetch(&executions, 1, __ATOMIC_RELAXED);
     dry_is_capturing(h ? h->stream : NULL);
     if (dry_load_plans(dry_current_device()) != 0) return DNN_ALLOCATION_FAILED;

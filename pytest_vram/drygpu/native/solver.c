@@ -10,16 +10,12 @@
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
+#include "slot.h"
 
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { OK = 0, ALLOC_FAILED = 2, BLOCK = 64 };
-
-/* Every argument of these functions is an integer or a pointer, and takes one slot. An int fills half of its slot. */
-typedef long slot;
-enum { MOST = 24 };
 
 static int make(void **made) { return (*made = calloc(1, 64)) ? OK : ALLOC_FAILED; }
 
@@ -67,17 +63,7 @@ int cusolverDnXgesvdjSetMaxSweeps(void) { return OK; }
 int cusolverDnXgesvdjSetSortEig(void) { return OK; }
 int cusolverDnXsyevjSetSortEig(void) { return OK; }
 
-/* A function that looks at its arguments a[1] (the handle) to a[last] only. */
-#define FUNCTION(name, last, result)                                                                                   \
-    int name(slot handle, ...) {                                                                                       \
-        slot a[MOST] = {0, handle};                                                                                    \
-        va_list rest;                                                                                                  \
-        va_start(rest, handle);                                                                                        \
-        for (int i = 2; i <= (last); i++) a[i] = va_arg(rest, slot);                                                   \
-        va_end(rest);                                                                                                  \
-        return result;                                                                                                 \
-    }
-#define INT(i) ((slot)(int)a[i])
+/* A function of each type. */
 #define NAMED(real, complex, last, result)                                                                             \
     FUNCTION(cusolverDnS##real, last, result)                                                                          \
     FUNCTION(cusolverDnD##real, last, result)                                                                          \

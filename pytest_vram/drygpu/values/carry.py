@@ -23,6 +23,7 @@ from pytest_vram.drygpu.values import (
     kernels,
     known_values,
     lagging_streams,
+    sparse,
     substitutes,
 )
 
@@ -47,7 +48,8 @@ CARRIED = (
     "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk",
     "trace", "tril", "tril_indices", "triu", "triu_indices", "trunc", "_unique2", "unique_consecutive",
     "unfold_backward", "unique_dim", "where", "xlogy", "zero_", "_local_scalar_dense",
-    "_amp_foreach_non_finite_check_and_unscale_",
+    "_amp_foreach_non_finite_check_and_unscale_", "_convert_indices_from_coo_to_csr",
+    "_convert_indices_from_csr_to_coo",
 )
 # fmt: on
 
@@ -72,6 +74,7 @@ def install() -> None:
     _library = torch.library.Library("aten", "IMPL")
     for overload in _overloads():
         kernels.put_in_front(_library, overload, functools.partial(_carrying, overload))
+    sparse.install(_library)
     substitutes.install(_library)
     lagging_streams.install(_library)
     if torch.distributed.is_available():

@@ -24,25 +24,27 @@ if TYPE_CHECKING:
     Kernel = Callable[..., Any]
 
 _NUMBERS = frozenset({int, float, bool, complex})
-_CUDA = torch_private.dispatch_key("CUDA")
 _SELECT = torch_private.dispatch_key("BackendSelect")
 _scalars: dict[tuple[object, torch.dtype], torch.Tensor] = {}
 
 
-def put_in_front(library: torch.library.Library, overload: OpOverload, make: Callable[[Kernel], Kernel]) -> None:
+def put_in_front(
+    library: torch.library.Library, overload: OpOverload, make: Callable[[Kernel], Kernel], *, key: str = "CUDA"
+) -> None:
     """Run ``make(call)`` in place of the CUDA kernel of ``overload``.
 
     Args:
         library: a fragment of the operator's namespace; the registration lasts as long as this object.
-        overload: an operator that has a CUDA kernel.
+        overload: an operator that has a kernel for ``key``.
         make: takes ``call(keyset, *args, **kwargs)``, which runs torch's own kernel, and returns the kernel to
             register, a function of the same arguments.
+        key: the dispatch key of the kernel: ``CUDA``, or ``SparseCUDA`` for sparse tensors.
     """
     if hasattr(torch.library, "get_kernel"):
-        kernel = make(torch.library.get_kernel(label(overload), "CUDA").call_boxed)
-        _register(library, overload, kernel, "CUDA", with_keyset=True, allow_override=True)
+        kernel = make(torch.library.get_kernel(label(overload), key).call_boxed)
+        _register(library, overload, kernel, key, with_keyset=True, allow_override=True)
     else:
-        _select(library, overload, make)
+        _select(library, overload, make, key)
 
 
 def replace(library: torch.library.Library, overload: OpOverload, kernel: Kernel) -> None:
@@ -50,7 +52,7 @@ def replace(library: torch.library.Library, overload: OpOverload, kernel: Kernel
     if hasattr(torch.library, "get_kernel"):
         _register(library, overload, kernel, "CUDA", allow_override=True)
     else:
-        _select(library, overload, lambda _call: lambda _keyset, *args, **kwargs: kernel(*args, **kwargs))
+        _select(library, overload, lambda _call: lambda _keyset, *args, **kwargs: kernel(*args, **kwargs), "CUDA")
 
 
 def label(overload: OpOverload) -> str:
@@ -103,11 +105,11 @@ def _register(library: Any, overload: OpOverload, kernel: Kernel, key: str, **ho
         library.impl(label(overload).partition("::")[2], kernel, key, **how)
 
 
-def _select(library: Any, overload: OpOverload, make: Callable[[Kernel], Kernel]) -> None:
-    """Register for ``BackendSelect``: CUDA calls go to what ``make`` returns, all others to their own kernels."""
+def _select(library: Any, overload: OpOverload, make: Callable[[Kernel], Kernel], key: str) -> None:
+    """Register for ``BackendSelect``: calls for ``key`` go to what ``make`` returns, others to their own kernels."""
     if torch_private.has_kernel(label(overload), "BackendSelect"):
         return  # operators such as tril_indices, which make a tensor from numbers; their results count as unknown
-    beneath = torch_private.keys_after(_SELECT)
+    beneath, wanted = torch_private.keys_after(_SELECT), torch_private.dispatch_key(key)
     numbers = Numbers(overload)
 
     def call(keyset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -116,6 +118,6 @@ def _select(library: Any, overload: OpOverload, make: Callable[[Kernel], Kernel]
     front = make(call)
 
     def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        return (front if keyset.has(_CUDA) else call)(keyset, *args, **kwargs)
+        return (front if keyset.has(wanted) else call)(keyset, *args, **kwargs)
 
     _register(library, overload, kernel, "BackendSelect", with_keyset=True)

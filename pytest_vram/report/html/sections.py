@@ -80,10 +80,10 @@ def _likely(table: list[Row]) -> str:
         if (found := spread(row)) is not None:
             straddles = row.budget_bytes is not None and found.straddles(row.budget_bytes)
             sizes = (found.low, found.expected, found.high)
-            body.append([row.nodeid, *(format_bytes(size) for size in sizes), "only likely" if straddles else ""])
-    heads = [("test", "l"), ("low", "n"), ("expected", "n"), ("high", "n"), ("verdict", "")]
-    note = "Bounds are as far off as measured runs with the same assumptions were."
-    return _side("Peaks that rest on a guess", heads, body, opened=True, note=note)
+            verdict = "only likely" if straddles else ""
+            body.append([row.nodeid, *(format_bytes(size) for size in sizes), found.basis, verdict])
+    heads = [("test", "l"), ("low", "n"), ("expected", "n"), ("high", "n"), ("bounds", ""), ("verdict", "")]
+    return _side("Peaks that rest on a guess", heads, body, opened=True)
 
 
 def _side(title: str, heads: list[tuple[str, str]], body: list[Cells], *, opened: bool = False, note: str = "") -> str:

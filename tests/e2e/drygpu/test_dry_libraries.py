@@ -52,6 +52,7 @@ def test_a_convolution_takes_the_workspace_of_cudnn_s_own_plan(library: Run) -> 
     assert found["forward"] > 8 * 64 * 56 * 56 * 4
     assert not noted(found, "counted as 0 bytes")
     assert noted(found, "weight gradients in fp32")
+    assert noted(found, "cuDNN convolutions: ")
     assert found["missing"] == []
 
 
@@ -60,6 +61,7 @@ def test_weight_gradients_are_told_of_only_where_they_were_measured(library: Run
     found = library("convolutions", gpu="rtx-4090")
     assert found["forward"] > 0
     assert not noted(found, "weight gradients")
+    assert noted(found, "cuDNN convolutions: "), "on no card cuDNN's choice is certain"
 
 
 def test_cudnn_is_kept_out_by_a_variable_and_the_run_says_so(library: Run) -> None:

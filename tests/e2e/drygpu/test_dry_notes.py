@@ -34,6 +34,8 @@ nn.BatchNorm2d(64).cuda()(conv(image)).sum().backward()
 torch.linalg.cholesky(torch.eye(4, device="cuda"))
 torch.linalg.qr(torch.ones(2, 4, 4, device="cuda"))
 torch.fft.rfft(torch.ones(8, device="cuda"))
+sparse = torch.eye(4).to_sparse_csr().cuda()
+sparse @ sparse
 scores = torch.ones(9, 2, 4, device="cuda", requires_grad=True)
 labels, lengths = torch.ones(6, dtype=torch.int32), torch.tensor([9, 9], dtype=torch.int32)
 nn.functional.ctc_loss(scores, labels, lengths, lengths // 3, reduction="sum").backward()

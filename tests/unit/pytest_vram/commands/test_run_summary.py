@@ -10,8 +10,9 @@ import pytest
 from pytest_vram.commands.run_page import as_report
 from pytest_vram.commands.run_processes import RunProcess
 from pytest_vram.commands.run_summary import RunReport, combine
-from pytest_vram.commands.run_text import render
-from pytest_vram.drygpu.cards import find_card
+from pytest_vram.commands.run_text import IDLE_CONTEXT, render
+from pytest_vram.drygpu.cards import context_source, find_card
+from pytest_vram.memory.spread import MEASURED
 from pytest_vram.report import files
 from pytest_vram.units import GIB, MIB
 
@@ -57,12 +58,22 @@ def test_one_process() -> None:
         "peak allocated     1.00 GiB",
         "peak reserved      1.00 GiB",
         "peak on device     1.29 GiB (with 300 MiB of CUDA context): fits 22.0 GiB with 20.7 GiB to spare",
+        f"context            {IDLE_CONTEXT}",
         "kernels launched   1,200",
         "copied to device   0 B in 0 copies",
         "copied to host     4 B in 1 copy",
         "waits for device   2 times",
         "ended with         exit code 0 after 1.2 s",
     ]
+
+
+def test_only_a_context_that_was_not_measured_is_called_approximate() -> None:
+    usual = {"host_reads": [], "missing_functions": [], "notes": [], "versions": {}}
+    h200 = find_card("h200")
+    found = combine([process()], [usual], card=h200, count=1, total_bytes=None, code=0, seconds=1, conf=None)
+    assert IDLE_CONTEXT not in render(found)
+    assert found.as_json()["context_source"] == context_source(h200)
+    assert report(process()).as_json()["context_source"] == context_source(CARD)
 
 
 def test_a_verdict_is_only_likely_where_measured_runs_were_as_far_off() -> None:
@@ -74,11 +85,15 @@ def test_a_verdict_is_only_likely_where_measured_runs_were_as_far_off() -> None:
         "low": reserved + 300 * MIB,
         "expected": reserved + 300 * MIB,
         "high": math.ceil(reserved * 1.85) + 300 * MIB,
+        "basis": MEASURED,
     }
     assert found.as_json()["devices"][0]["peak_device_spread"] == spread
     assert found.as_json()["likely"] is True
     assert "likely fits 22.0 GiB" in render(found)
-    assert "between            12.3 GiB and 22.5 GiB, as far off as measured runs" in render(found)
+    assert (
+        "between            12.3 GiB and 22.5 GiB, as far off as measured runs with the same assumptions were"
+        in render(found)
+    )
 
     small = report(process(), notes=[PLANS])
     assert (small.fits, small.likely) == (True, False)
