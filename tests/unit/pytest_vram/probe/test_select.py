@@ -27,5 +27,5 @@ def no_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("kind", ["auto", "dry", "cuda", "host"])
 @pytest.mark.usefixtures("no_torch")
 def test_a_session_without_torch_is_told_what_to_install(kind: str) -> None:
-    with pytest.raises(ProbeUnavailable, match="torch is not installed.*pip install torch"):
+    with pytest.raises(ProbeUnavailable, match=r"torch is not installed.*pip install torch"):
         select.choose(select.Choice(kind=kind))
