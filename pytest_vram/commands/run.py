@@ -148,6 +148,7 @@ def run(
         tempfile.TemporaryDirectory(prefix="pytest-vram-") as folder,
     ):
         variables.update(prepared.variables)
+        variables["PATH"] = _path(program, variables.get("PATH", ""))
         if "HF_HUB_CACHE" in prepared.variables:
             forget_older_names(variables)
         variables[RECORD_VARIABLE] = folder
@@ -187,12 +188,31 @@ def _program(command: Sequence[str]) -> list[str]:
         if first.endswith(".py") and not Path(first).exists():
             raise VramUsageError(f"there is no file {first!r} to run in {os.getcwd()}")
         return [*python, *command]
-    found = shutil.which(first) or shutil.which(first, path=os.path.dirname(sys.executable))
+    found = shutil.which(first) or shutil.which(first, path=_scripts())
     if found is None:
         if Path(first).is_file():
             return [*python, *command]
         raise VramUsageError(f"{first!r} is neither a Python script, nor -m and a module, nor a command")
     return [found, *command[1:]]
+
+
+def _scripts() -> str:
+    """Return the folder of the commands that are installed beside this interpreter."""
+    return os.path.dirname(sys.executable)
+
+
+def _path(program: Sequence[str], path: str) -> str:
+    """Return PATH for the program.
+
+    A command of an environment that is not activated is found beside the interpreter. It may start other commands of
+    its environment (``axolotl`` starts ``accelerate``), so it gets the PATH of an activated one. A script keeps PATH as
+    it is, as under this interpreter alone.
+    """
+    scripts = _scripts()
+    is_command = program[0] != sys.executable and os.path.dirname(program[0]) == scripts
+    if not is_command or scripts in path.split(os.pathsep):
+        return path
+    return os.pathsep.join(part for part in (scripts, path) if part)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pytest_vram.drygpu.process.variables import DATA_VARIABLE, ROWS_FILE, ROWS_VARIABLE
+from pytest_vram.drygpu.process.variables import DATA_VARIABLE, MODELS_VARIABLE, ROWS_FILE, ROWS_VARIABLE
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory.note import Note
 from pytest_vram.standins import hub
@@ -189,6 +189,9 @@ def in_place(stand_ins: StandIns, command: Sequence[str]) -> Iterator[Prepared]:
             variables, made = hub.prepare(cache, on_hub, stand_ins.data, environment)
             prepared.variables |= variables
             prepared.variables[DATA_VARIABLE] = json.dumps({name: str(file) for name, file in stand_ins.data.items()})
+            prepared.variables[MODELS_VARIABLE] = json.dumps([model.name for model in on_hub])
+            # Where no network is asked, usage statistics would only wait for their time limit.
+            prepared.variables["DO_NOT_TRACK"] = "1"
             for model in on_hub:
                 prepared.notes += _notes(model, made[model.name], rows_replaced=bool(prepared.words))
         yield prepared

@@ -165,10 +165,17 @@ def rank_rows(test: TestRecord, metric: str) -> tuple[RankRow, ...]:
 
 
 def _fullest(test: TestRecord, metric: str) -> Card | None:
-    """Return the card that held most, counting all processes of the test; None without measurements."""
+    """Return the card that held most, counting all processes of the test; None without measurements.
+
+    Of cards that held as much, as ranks do whose allocators reserve alike, it is the one with the most in live tensors.
+    """
     each = test.budget is not None and test.budget.ranks == "each"
     found = cards_of(test.measurements, test.processes, metric, each=each)
-    return max(found, key=lambda card: -1 if card.size_bytes is None else card.size_bytes, default=None)
+
+    def held(card: Card) -> tuple[int, int]:
+        return -1 if card.size_bytes is None else card.size_bytes, card.worst.peak.allocated_bytes or 0
+
+    return max(found, key=held, default=None)
 
 
 def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
@@ -247,7 +254,7 @@ def uneven_text(value: float) -> str:
 
 
 def work_text(work: Work | None) -> str:
-    """Return a text such as ``1,204 kernels, 2 waits, 8 KiB to the device, 4 bytes to the host``.
+    """Return a text such as ``1,204 kernels, 2 waits, 8 KiB to the device in 2 copies, 4 bytes to the host in 1 copy``.
 
     It is empty if the work was not counted.
     """
@@ -255,9 +262,13 @@ def work_text(work: Work | None) -> str:
         return ""
     parts = [f"{work.launches:,} kernel{'s' * (work.launches != 1)}"]
     parts.append(f"{work.synchronizations:,} wait{'s' * (work.synchronizations != 1)}")
-    for size, where in ((work.copied_to_device_bytes, "device"), (work.copied_to_host_bytes, "host")):
-        if size:
-            parts.append(f"{format_bytes(size)} to the {where}")
+    for count, size, where in (
+        (work.copies_to_device, work.copied_to_device_bytes, "to the device"),
+        (work.copies_to_host, work.copied_to_host_bytes, "to the host"),
+        (work.copies_on_device, work.copied_on_device_bytes, "on the device"),
+    ):
+        if count:
+            parts.append(f"{format_bytes(size)} {where} in {count:,} cop{'y' if count == 1 else 'ies'}")
     return ", ".join(parts)
 
 

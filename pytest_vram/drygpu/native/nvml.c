@@ -222,4 +222,23 @@ int nvmlDeviceGetNvLinkRemoteDeviceType(device_t device, unsigned link, int *typ
 int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t device, unsigned link, pci_info *info) {
     return (void)device, (void)link, (void)info, NOT_SUPPORTED;
 }
-int nvmlDeviceGetGpuFabricInfoV(device_t device, void *info) { return (void)device, (void)info, NOT_SUPPORTED; }
+
+/* The cards are in no fabric, which is a state and no error: torch 2.13 asks for it when it makes its first
+ * expandable segment, and stops at an error. Versions 2 and 3 of the struct begin with the same fields; the low 24 bits
+ * of a version are the size of its struct. */
+typedef struct {
+    unsigned char uuid[16];
+    int status;
+    unsigned clique;
+    unsigned char state; /* 0: the device supports no fabric */
+} fabric_info;
+
+int nvmlDeviceGetGpuFabricInfo(device_t device, fabric_info *info) {
+    return (void)device, memset(info, 0, sizeof *info), SUCCESS;
+}
+int nvmlDeviceGetGpuFabricInfoV(device_t device, unsigned *versioned) {
+    size_t size = *versioned & 0xffffff;
+    if (size < sizeof *versioned + sizeof(fabric_info) || size > 4096)
+        return INVALID_ARGUMENT;
+    return (void)device, memset(versioned + 1, 0, size - sizeof *versioned), SUCCESS;
+}

@@ -24,5 +24,8 @@ ROWS_VARIABLE = "PYTEST_VRAM_ROWS"
 DATA_VARIABLE = "PYTEST_VRAM_DATA"
 """JSON: the files that replace data sets of the hub, by the data set's name."""
 
+MODELS_VARIABLE = "PYTEST_VRAM_MODELS"
+"""JSON: the names of the hub's models that have a stand-in."""
+
 ROWS_FILE = "rows.txt"
 """The file, in the folder of the records, that names each data set whose rows were replaced, one a line."""

@@ -144,7 +144,8 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
     if timeline is not None and timeline.layout is not None:
         data["layout"] = layout_data(timeline.layout, strings.number, full=detail.full)
     if len(test.measurements) > 1:
-        data["devices"] = [[m.device.index, m.device.name, m.peak.allocated_bytes] for m in test.measurements]
+        data["index"] = str(measurement.device.index)
+        data["devices"] = [_device(m) for m in test.measurements]
     data["processes"] = [
         [m.device.index, p.rank, p.pid, p.peak.allocated_bytes, p.peak.device_bytes, p.start, p.end, p.ended]
         for m in test.measurements
@@ -153,6 +154,12 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
     if earlier is not None:
         data["before"] = _before(worst(earlier)[1], measurement)
     return _short(data)
+
+
+def _device(found: Measurement) -> list[Any]:
+    peak = found.peak
+    sizes = (peak.allocated_bytes, peak.reserved_bytes, peak.device_bytes)
+    return [found.device.index, found.device.name, *sizes, work_text(found.work)]
 
 
 def _host(host: HostPeak | None, detail: _Detail) -> list[str]:

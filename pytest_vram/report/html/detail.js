@@ -38,7 +38,8 @@ function headline(test) {
     const words = test.reason ? `Not measured: ${test.reason}` : test.host ? "No device was measured" : "Not measured";
     return node("p", { class: "headline odd" }, words);
   }
-  const metric = test.metric === "device" ? "on the device, CUDA context included" : test.metric;
+  const place = test.index === undefined ? "the device" : `device ${test.index}`;
+  const metric = test.metric === "device" ? `on ${place}, CUDA context included` : test.index === undefined ? test.metric : `${test.metric} on ${place}`;
   const spare = test.budget - test.peak, words = [node("b", {}, bytes(test.peak)), ` ${metric}`];
   const limit = `${test.origin === "card" ? "the card's" : "its budget of"} ${bytes(test.budget)}`;
   if (test.verdict === "exceeded") words.push(", ", node("b", { class: "grew" }, `${bytes(-spare)} over`), ` ${limit}`);
@@ -138,8 +139,10 @@ function detail(test, width) {
       test.fixtures.map(([name, scope, size]) => [name, scope, bytes(size), ""]))]);
   }
   if (test.devices) {
-    add([node("h3", {}, "Devices"), listing([["device", "s"], ["allocated", "n"], ["", "rest"]],
-      test.devices.map(([index, name, size]) => [`${index}: ${name}`, bytes(size), ""]))]);
+    const size = (value) => (value === null ? "" : bytes(value));
+    add([node("h3", {}, "Devices"), listing([["device", "s"], ["allocated", "n"], ["reserved", "n"], ["on the device", "n"], ["asked of it", "rest"]],
+      test.devices.map(([index, name, ...sizes]) => [`${index}: ${name}`, ...sizes.slice(0, 3).map(size), sizes[3]])),
+    node("p", { class: "soft" }, `What stands above is that of device ${test.index}, which needs most.`)]);
   }
   if (test.processes) {
     const seconds = (from, to) => (from === null ? "" : `${from.toFixed(1)} to ${to === null ? "?" : to.toFixed(1)}`);

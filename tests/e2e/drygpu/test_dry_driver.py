@@ -27,6 +27,7 @@ def answers(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         ("nvml v2", True),
         ("nvml processes", True),
         ("nvml uuid", True),
+        ("nvml fabric", [True, 0]),
         ("nvml count", 2),
         ("torch through nvml", True),
         ("pinned", True),

@@ -17,9 +17,13 @@ pytest.importorskip("datasets")
 PROGRAM = """
 import sys, torch
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import hf_hub_download, snapshot_download
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
-tokenizer = AutoTokenizer.from_pretrained("acme/tiny")
+tokenizer = AutoTokenizer.from_pretrained("acme/tiny", revision="v2.0")
+assert hf_hub_download("acme/tiny", "config.json", revision="f" * 40) == cached_file("acme/tiny", "config.json")
+assert AutoConfig.from_pretrained(snapshot_download("acme/tiny", revision="refs/pr/3")).hidden_size == 64
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).cuda()
 hub = load_dataset("acme/rows", "main", split="train_sft[:100%]", revision="v2")
 every = load_dataset("acme/rows")

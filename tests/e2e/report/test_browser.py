@@ -261,3 +261,22 @@ def test_host_memory_and_work_are_shown(browser: Any, tmp_path: Path) -> None:
         shown = find(browser, "tr.detail").text
         assert [word for word in words if word not in shown] == []
     assert quiet(browser)
+
+
+def test_the_device_that_needs_most_is_named_among_several(browser: Any, tmp_path: Path) -> None:
+    (_, within, *_) = sample.report().tests
+    (first,) = within.measurements[:1]
+    ranks = tuple(
+        replace(
+            first, device=replace(first.device, index=index), peak=Peak(allocated_bytes=size, device_bytes=2 * size)
+        )
+        for index, size in enumerate((2**20, 2**21))
+    )
+    page = tmp_path / "several.html"
+    shown = replace(within, measurements=ranks, budget=None, verdict=None)
+    page.write_text(render(replace(sample.report(), tests=(shown,))), encoding="utf-8")
+    look(browser, page)  # the page of a single test opens it
+    text = find(browser, "tr.detail").text
+    assert "2.00 MiB allocated on device 1, without a budget" in text
+    assert "What stands above is that of device 1, which needs most." in text
+    assert quiet(browser)

@@ -33,6 +33,14 @@ def _datasets_is_there() -> None:
     install()
 
 
+def _hub_is_there() -> None:
+    try:
+        from pytest_vram.standins.revisions import install
+    except ImportError:
+        return
+    install()
+
+
 def _watch() -> None:
     """Load torch_import.py by its path. pytest warns if a plugin's package is imported before it rewrites asserts."""
     import importlib.util
@@ -45,6 +53,8 @@ def _watch() -> None:
         module.after_torch(_torch_is_there)
         if os.environ.get("PYTEST_VRAM_ROWS") or os.environ.get("PYTEST_VRAM_DATA"):
             module.after_import("datasets", _datasets_is_there)
+        if os.environ.get("PYTEST_VRAM_MODELS"):
+            module.after_import("huggingface_hub", _hub_is_there)
 
 
 _run_the_other_one()

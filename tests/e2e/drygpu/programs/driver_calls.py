@@ -46,6 +46,9 @@ answers["nvml processes"] = [(p.pid, p.usedGpuMemory) for p in pynvml.nvmlDevice
 answers["nvml uuid"] = pynvml.nvmlDeviceGetUUID(handle).removeprefix("GPU-") == str(
     torch.cuda.get_device_properties(0).uuid
 )
+fabric = pynvml.c_nvmlGpuFabricInfo_v2_t()
+pynvml.nvmlDeviceGetGpuFabricInfoV(handle, pynvml.byref(fabric))
+answers["nvml fabric"] = (fabric.version == pynvml.nvmlGpuFabricInfo_v2, fabric.state)
 answers["nvml count"] = pynvml.nvmlDeviceGetCount()
 answers["torch through nvml"] = torch.cuda.device_memory_used(0) == used
 del kept

@@ -88,6 +88,9 @@ def test_mps_is_sampled_after_each_operator_backward_included(metal: Metal) -> N
     metal.now = 100
     assert probe.peak()[0].allocated_bytes == 500, "nothing is sampled after the test"
     assert probe.free_bytes(0) == 850
+    probe.reset_peak()
+    metal.now = 0
+    assert probe.peak()[0].allocated_bytes == 100, "what was there at the reset counts"
     probe.release()
     assert metal.cache == 0
 

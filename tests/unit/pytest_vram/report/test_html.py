@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pytest_vram import baseline, cli
 from pytest_vram.memory import (
+    Budget,
     Device,
     Holder,
     HostPeak,
@@ -25,6 +26,7 @@ from pytest_vram.memory import (
     Series,
     TestRecord,
     Timeline,
+    Within,
     Work,
 )
 from pytest_vram.memory.timeline import CATEGORIES
@@ -255,15 +257,51 @@ def test_text_and_categories_stand_out_from_what_is_behind_them(theme: int) -> N
 
 def test_host_memory_and_work_are_in_the_data() -> None:
     (_, within, *_) = sample.report().tests
-    work = Work(launches=1204, synchronizations=2)
+    work = Work(
+        launches=1204,
+        synchronizations=2,
+        copies_to_device=1,
+        copied_to_device_bytes=4096,
+        copies_to_host=3,
+        copied_to_host_bytes=24,
+        copies_on_device=1200,
+        copied_on_device_bytes=2**20,
+    )
     asked = replace(within, measurements=(replace(within.measurements[0], work=work),))
     host = HostPeak(limit_bytes=2**30, peak_bytes=3 * 2**30, own_bytes=3 * 2**30)
     bare = TestRecord(nodeid="t", outcome="failed", host=host)
     unknown = TestRecord(nodeid="u", outcome="passed", host=HostPeak(limit_bytes=1, missing="no /proc"))
     page = render(replace(sample.report(), tests=(asked, bare, unknown)))
     first, second, third = embedded(page)["tests"]
-    assert first["work"] == "1,204 kernels, 2 waits"
+    assert first["work"] == (
+        "1,204 kernels, 2 waits, 4.00 KiB to the device in 1 copy, 24 B to the host in 3 copies,"
+        " 1.00 MiB on the device in 1,200 copies"
+    )
     assert "host" not in first
     assert second["host"][0] == "3.00 GiB of 1.00 GiB, 2.00 GiB over"
     assert second["host"][1].startswith("this process  3.00 GiB (the kernel's maximum)")
     assert third["host"] == ["not measured: no /proc"]
+
+
+def test_of_several_devices_the_page_says_which_one_it_shows_and_lists_all() -> None:
+    """Ranks reserve alike and hold unlike: the one with the most in live tensors is shown."""
+
+    def measured(index: int, allocated: int, device: int) -> Measurement:
+        card = Device(kind="dry", index=index, name="NVIDIA L4", total_bytes=2**34)
+        peak = Peak(allocated_bytes=allocated, reserved_bytes=allocated + 1, device_bytes=device)
+        return Measurement(device=card, peak=peak, work=Work(launches=index))
+
+    budget = Budget(limit_bytes=2**34, metric="device", origin="card")
+    verdict = Within(headroom_bytes=2**34 - 900)
+    ranks = tuple(measured(index, *sizes) for index, sizes in enumerate([(700, 800), (500, 900), (600, 900)]))
+    several = TestRecord(nodeid="t", outcome="passed", budget=budget, measurements=ranks, verdict=verdict)
+    one = replace(several, nodeid="u", measurements=ranks[:1])
+    first, second = embedded(render(replace(sample.report(), tests=(several, one))))["tests"]
+    assert first["index"] == "2"
+    assert first["figures"] == [600, 601, 900]
+    assert first["devices"][1:] == [
+        [1, "NVIDIA L4", 500, 501, 900, "1 kernel, 0 waits"],
+        [2, "NVIDIA L4", 600, 601, 900, "2 kernels, 0 waits"],
+    ]
+    assert "devices" not in second
+    assert "index" not in second

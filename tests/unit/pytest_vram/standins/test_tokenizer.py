@@ -32,6 +32,10 @@ def test_every_number_has_a_token_and_text_is_told_apart(size: int, tmp_path: Pa
         ids = tokenizer(text)["input_ids"]
         assert len(ids) >= len(text.split()), "a word is at least one token"
         assert all(0 <= number < size for number in ids)
+    if size >= 100:
+        assert tokenizer.unk_token_id not in tokenizer("two words\n")["input_ids"], "spaces and new lines come first"
+    if size == 1000:
+        assert len(tokenizer("the function is the name")["input_ids"]) < 12, "English has about its usual length"
     if size >= 300:
         assert tokenizer.decode(tokenizer("Grüße, two words\n")["input_ids"]) == "Grüße, two words\n"
         assert tokenizer("yes")["input_ids"] != tokenizer("no")["input_ids"]

@@ -1,0 +1,57 @@
+"""How the program of a dry run is found and started."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_vram.commands import run as command
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCRIPT = f"""#!{sys.executable}
+import json, os, shutil, sys
+json.dump([shutil.which("helper"), os.environ.get("PATH")], open(sys.argv[1], "w"))
+"""
+
+
+@pytest.fixture
+def environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The commands of an environment that is not activated: its folder is not on PATH."""
+    folder = tmp_path / "environment" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("tool", "helper"):
+        (folder / name).write_text(SCRIPT)
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    return folder
+
+
+@pytest.mark.parametrize("path", ["/usr/bin:/bin", ""])
+def test_a_command_of_the_environment_finds_the_others(environment_of_its_own: Path, path: str) -> None:
+    folder = environment_of_its_own
+    program = command._program(["tool", "x"])
+    assert program[0] == str(folder / "tool")
+    found = command._path(program, path).split(os.pathsep)
+    assert found[0] == str(folder)
+    assert found[1:] == [part for part in path.split(":") if part], "an empty part would be the current folder"
+
+
+def test_other_programs_and_an_activated_environment_keep_their_path(environment_of_its_own: Path) -> None:
+    folder = environment_of_its_own
+    assert command._path(["/usr/bin/env", "x"], "/usr/bin") == "/usr/bin"
+    assert command._path(command._program(["-c", "pass"]), "/usr/bin") == "/usr/bin"
+    assert command._path([str(folder / "tool")], f"/usr/bin:{folder}") == f"/usr/bin:{folder}"
+
+
+def test_the_program_gets_it(environment_of_its_own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "environment", lambda *_, **__: dict(os.environ))
+    command.run(["tool", str(tmp_path / "out.json")], gpu="l4")
+    helper, path = json.loads((tmp_path / "out.json").read_text())
+    assert helper == str(environment_of_its_own / "helper")
+    assert path == os.pathsep.join([str(environment_of_its_own), os.environ["PATH"]])
