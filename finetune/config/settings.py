@@ -87,7 +87,7 @@ class DataConfig:
     """The rows to train on, and how they become tokens."""
 
     data: str = EMBEDDED_DATA
-    """Local .jsonl/.json/.csv/.parquet file, hub dataset name, or `docstrings` (embedded: the functions of
+    """Local .jsonl/.json/.csv/.tsv/.parquet file, hub dataset name, or `docstrings` (embedded: the functions of
     Python's standard library, each with the first paragraph of its docstring)."""
     eval_data: str | None = None
     """Rows for evaluation only, given like --data. Without it, --eval-fraction of --data is held out."""

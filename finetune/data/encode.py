@@ -1,6 +1,6 @@
 """Turns one row into token ids and labels. By default only the tokens of the answer have a label.
 
-Besides the columns that define a row's format (see `FORMATS`), these are used:
+Besides the columns that define a row's format (see `finetune.data.formats.FORMATS`), these are used:
 
 * ``system``, ``tools`` and ``chat_template_kwargs``: with a chat template, in every format except ``text``;
 * ``history``: in ``prompt`` + ``completion`` and alpaca rows. It is a list of [question, answer] pairs, as
@@ -12,13 +12,13 @@ The run names every other column that holds something, once.
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetune.data.conversation import Conversation, Part, conversation_parts
+from finetune.data.formats import FORMATS, holds, is_nothing, kind
 from finetune.data.messages import blamed_on_the_row, parsed_json, read_messages, read_template_settings, read_tools
 from finetune.data.rows import BadRowError
 
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that the loss is not taken on, the default ``ignore_index`` of torch's cross-entropy."""
-FORMATS = {
-    "messages": ("messages",),
-    "conversations": ("conversations",),
-    "prompt/completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "text": ("text",),
-}
-"""The row formats, and the columns by which each is recognised, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +52,7 @@ def encode(row: Row, tokenizer: Any, config: DataConfig) -> Encoded:
     """Turn a row into tokens.
 
     Args:
-        row: the row as it was read, in any of `FORMATS`.
+        row: the row as it was read, in any of `finetune.data.formats.FORMATS`.
         tokenizer: the tokenizer of the model.
         config: ``seq`` is the longest sequence in tokens; ``train_on_prompt`` takes the loss on the whole text.
 
@@ -135,7 +127,7 @@ def _require_whole_characters(text: str) -> None:
 def _parts(fields: Any, tokenizer: Any, *, train_on_prompt: bool) -> tuple[list[Part], list[str]]:
     """Return the text of a row in parts and, in words, the columns and keys that the text leaves out."""
     if not isinstance(fields, dict):
-        raise BadRowError(f"a {type(fields).__name__}, not a mapping of column to value")
+        raise BadRowError(f"the row is {kind(fields)}, not a mapping of column to value")
     form = _format_of(fields)
     used = set(FORMATS[form])
     if form == "text":
@@ -169,24 +161,21 @@ def _parts(fields: Any, tokenizer: Any, *, train_on_prompt: bool) -> tuple[list[
 
 def _unused_columns(fields: Mapping[str, Any], used: set[str]) -> list[str]:
     """Return the columns that hold something and are not used, in words."""
-    return [f"a column {str(name)!r}" for name, value in fields.items() if name not in used and _holds(value)]
-
-
-def _holds(value: Any) -> bool:
-    """Return whether a cell holds a value. Tables fill cells without one with None, empty text or NaN."""
-    return value is not None and value not in ("", [], {}) and not (isinstance(value, float) and math.isnan(value))
+    return [f"a column {str(name)!r}" for name, value in fields.items() if name not in used and holds(value)]
 
 
 def _format_of(fields: Mapping[str, Any]) -> str:
-    for name, columns in FORMATS.items():
-        if all(fields.get(column) is not None for column in columns):
-            return name
+    """Return the first format whose columns all hold something; without one, the first whose columns are there."""
+    for there in (holds, lambda value: not is_nothing(value)):
+        for name, columns in FORMATS.items():
+            if all(there(fields.get(column)) for column in columns):
+                return name
     wanted = sorted({column for columns in FORMATS.values() for column in columns})
-    present = [column for column, value in fields.items() if value is not None]
     told = []
-    for column in present:
+    for column, value in fields.items():
         near = difflib.get_close_matches(str(column), wanted, n=1)
-        told.append(f"{column} (did you mean {near[0]}?)" if near and column not in wanted else str(column))
+        guess = f" (did you mean {near[0]}?)" if near and column not in wanted else ""
+        told.append(f"{column}{guess}{' (which holds nothing)' if is_nothing(value) else ''}")
     formats = "; or ".join(" + ".join(columns) for columns in FORMATS.values())
     raise BadRowError(f"its columns are {', '.join(told) or 'none'}; a row needs {formats}")
 
@@ -194,7 +183,7 @@ def _format_of(fields: Mapping[str, Any]) -> str:
 def _text(fields: Mapping[str, Any], column: str) -> str:
     value = fields[column]
     if not isinstance(value, str):
-        raise BadRowError(f"{column} is a {type(value).__name__}, not text")
+        raise BadRowError(f"{column} is {kind(value)}, not text; write it as text")
     if not value.strip():
         raise BadRowError(f"{column} is empty")
     return value
@@ -203,10 +192,10 @@ def _text(fields: Mapping[str, Any], column: str) -> str:
 def _optional_text(fields: Mapping[str, Any], column: str) -> str:
     """Return the text of a column; the empty text if the column is missing or holds nothing."""
     value = fields.get(column)
-    if not _holds(value):
+    if not holds(value):
         return ""
     if not isinstance(value, str):
-        raise BadRowError(f"{column} is a {type(value).__name__}, not text")
+        raise BadRowError(f"{column} is {kind(value)}, not text; write it as text")
     return value if value.strip() else ""
 
 
@@ -226,7 +215,7 @@ def _turns(fields: Mapping[str, Any], form: str) -> list[tuple[str, str]]:
     else:
         asked, answer = _text(fields, "prompt"), _text(fields, "completion")
     history = fields.get("history")
-    if not _holds(history):
+    if not holds(history):
         return [(asked, answer)]
     earlier = parsed_json(history, list)
     if not isinstance(earlier, list) or not all(_is_pair(pair) for pair in earlier):

@@ -12,6 +12,7 @@ import difflib
 import json
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.formats import kind, shown
 from finetune.data.rows import BadRowError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SHAREGPT_ROLES = {
     "observation": "tool",
 }
 """The role that each name in a ``from`` stands for."""
+_OTHER_ROLES = {"model": "assistant", "ai": "assistant", "bot": "assistant", "instruction": "user", "prompter": "user"}
 _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "conversation", "messages", "return_dict", "tokenize", "tools")
 """Names that ``chat_template_kwargs`` may not set, because finetune passes them to the template itself."""
 
@@ -69,9 +71,7 @@ def read_messages(value: Any, column: str) -> list[dict[str, Any]]:
     """
     value = parsed_json(value, list)
     if not isinstance(value, list) or not value:
-        raise BadRowError(
-            f"{column} is {'an empty list' if value == [] else f'a {type(value).__name__}'}, not messages"
-        )
+        raise BadRowError(f"{column} is {'an empty list' if value == [] else kind(value)}, not messages")
     return [_message(message, f"message {number} of {column}") for number, message in enumerate(value, start=1)]
 
 
@@ -97,7 +97,7 @@ def read_template_settings(value: Any) -> dict[str, Any]:
     """
     found = parsed_json(value, dict) or {}
     if not isinstance(found, dict):
-        raise BadRowError(f"chat_template_kwargs is a {type(found).__name__}, not a mapping of name to value")
+        raise BadRowError(f"chat_template_kwargs is {kind(found)}, not a mapping of name to value")
     taken = [name for name in _TEMPLATE_ARGUMENTS if name in found]
     if taken:
         raise BadRowError(f"chat_template_kwargs sets {', '.join(taken)}, which a row cannot set there")
@@ -150,8 +150,10 @@ def _message(given: Any, where: str) -> dict[str, Any]:
     message = {key: value for key, value in given.items() if value is not None}
     role = message["role"]
     if role not in ROLES:
-        near = difflib.get_close_matches(str(role), ROLES, n=1)
-        guess = f" (did you mean {near[0]}?)" if near else ""
+        spelled = str(role).lower()
+        near = difflib.get_close_matches(spelled, ROLES, n=1)
+        meant = SHAREGPT_ROLES.get(spelled) or _OTHER_ROLES.get(spelled) or (near[0] if near else None)
+        guess = f" (did you mean {meant}?)" if meant else ""
         raise BadRowError(f"{where} has the role {role!r}{guess}; roles are {', '.join(ROLES)}")
     if message.get("weight", 1) not in (0, 1):
         raise BadRowError(f"the weight of {where} is {message['weight']!r}; it is 0 (not trained on) or 1")
@@ -190,11 +192,15 @@ def _content(value: Any, where: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        texts = [part.get("text") if isinstance(part, dict) else None for part in value]
-        if all(isinstance(text, str) for text in texts):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in value]
+        other = next((part for part, text in zip(value, texts, strict=True) if not isinstance(text, str)), None)
+        if other is None and None not in value:
             return "".join(str(text) for text in texts)
-        raise BadRowError(f"the content of {where} is a list with a part that is not text; only text is trained on")
-    raise BadRowError(f"the content of {where} is a {type(value).__name__}, not text")
+        raise BadRowError(
+            f"the content of {where} is a list with a part that is not text: {shown(str(other))}; only text is trained "
+            "on, given as text or as {'type': 'text', 'text': ...}"
+        )
+    raise BadRowError(f"the content of {where} is {kind(value)}, not text; write it as text")
 
 
 def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:

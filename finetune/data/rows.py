@@ -6,7 +6,6 @@ that it came from, so that an error can name it.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import json
@@ -15,16 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.settings import EMBEDDED_DATA
+from finetune.data.csv_rows import columns_of, read_csv
+from finetune.data.file_kind import first_byte_that_is_not_utf8, require_parquet, require_text, what_it_is
 from finetune.data.docstrings import docstring_fingerprint, docstring_rows
+from finetune.data.formats import is_format, shown
 from finetune.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-SHOWN_CHARACTERS = 80
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _SAMPLE_BYTES = 1 << 20
-_CSV_FIELD_BYTES = 1 << 27
 
 
 class BadRowError(ValueError):
@@ -45,30 +45,34 @@ class Row:
     def beginning(self) -> str:
         """Return the first characters of the row on one line, for messages. A lone surrogate is shown as its escape."""
         text = self.fields if isinstance(self.fields, str) else json.dumps(self.fields, ensure_ascii=False, default=str)
-        text = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
-        return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+        return shown(" ".join(text.split()).encode("utf-8", "backslashreplace").decode())
 
 
 def read_rows(data: str) -> Iterator[Row]:
     """Yield every row of a source, in order.
 
     Args:
-        data: a .jsonl, .json, .csv or .parquet file, the name of a hub data set, or ``docstrings``.
+        data: a file that ends in one of `SUFFIXES`, the name of a hub data set, or ``docstrings``.
 
     Raises:
-        DataError: there is no such file or data set, the file is damaged, or it is not text in UTF-8.
+        DataError: there is no such file or data set, the file cannot be read, or it holds something other than rows.
     """
     if data == EMBEDDED_DATA:
         return (Row(source=f"{EMBEDDED_DATA}:{place}", fields=fields) for place, fields in docstring_rows())
     path = Path(data)
+    suffix = path.suffix.lower()
     if path.is_file():
-        readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-        if path.suffix not in readers:
+        if suffix not in SUFFIXES:
+            told = what_it_is(path)
             raise DataError(
                 f"data = {data!r}: files ending in {path.suffix!r} are not read; use one of {', '.join(SUFFIXES)}"
+                + (f". The file is {told}" if told else "")
             )
-        return _in_utf8(data, readers[path.suffix](path))
-    if path.suffix in SUFFIXES or path.is_absolute() or data.startswith("."):
+        readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+        return _sound(path, readers.get(suffix, _json)(path))
+    if suffix in SUFFIXES and path.is_dir():
+        raise DataError(f"data = {data!r}: this is a folder; give a file in it")
+    if suffix in SUFFIXES or path.is_absolute() or data.startswith("."):
         raise DataError(f"data = {data!r}: there is no such file{_near(path)}")
     return _hub(data)
 
@@ -96,34 +100,36 @@ def source_fingerprint(data: str) -> str | None:
     return digest.hexdigest()
 
 
-def _in_utf8(data: str, rows: Iterator[Row]) -> Iterator[Row]:
+def _sound(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
     try:
         yield from rows
     except UnicodeDecodeError as error:
+        line, column = first_byte_that_is_not_utf8(path) or (0, 0)
         raise DataError(
-            f"data = {data!r}: byte {error.start} of what was read is not UTF-8 ({error.reason}); convert the file, "
-            "for example with iconv -t UTF-8"
+            f"data = '{path}': byte {column} of line {line} is not UTF-8 ({error.reason}); convert the file from the "
+            "encoding that it has, for example with iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         ) from None
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _parsed(line, f"{path}:{number}")
-
-
-def _parsed(text: str, source: str) -> Row:
-    try:
-        return Row(source=source, fields=json.loads(text))
-    except (ValueError, RecursionError) as error:
-        return Row(source=source, fields=text, problem=f"not JSON: {error}")
+    except OSError as error:
+        raise DataError(f"data = '{path}': the file cannot be read: {error.strerror or error}") from None
 
 
 def _json(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON file: one list, which is read whole, or JSON lines."""
+    """Yield the rows of a JSON file: one on each line, or one list, which is read whole."""
+    require_text(path)
     with path.open(encoding="utf-8-sig") as stream:
-        if next((c for c in iter(lambda: stream.read(1), "") if not c.isspace()), "") != "[":
+        first = next((line for line in stream if line.strip()), "")
+        following = next((line for line in stream if line.strip()), "")
+        try:
+            value = json.loads(first)
+        except (ValueError, RecursionError):
+            value = None
+            one_list = first.lstrip().startswith("[") and not _is_json(following)
+            _require_a_row_on_a_line(path, first, following)
+        else:
+            one_list = isinstance(value, list) and not following
+            if isinstance(value, dict) and not following:
+                _require_a_row(path, value)
+        if not one_list:
             yield from _json_lines(path)
             return
         stream.seek(0)
@@ -135,70 +141,70 @@ def _json(path: Path) -> Iterator[Row]:
         yield Row(source=f"{path}:row {number}", fields=item)
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(_CSV_FIELD_BYTES)
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
-        header: list[str] | None = None
-        line = 1
-        while True:
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Row(source=f"{path}:{line}", fields="", problem=f"not CSV: {error}")
-            else:
-                if values and header is None:
-                    header = [name.strip() for name in values]
-                elif values and header is not None:
-                    fields, problem = _named(header, values)
-                    yield Row(source=f"{path}:{line}", fields=fields, problem=problem)
-            line = reader.line_num + 1
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            text = line.strip("\ufeff \t\r\n")  # files that are joined with cat have the mark of UTF-8 in between
+            if text:
+                yield _parsed(text, f"{path}:{number}")
 
 
-def _named(header: list[str], values: list[str]) -> tuple[dict[str, str], str | None]:
-    """Return the values of a CSV row by column name, and the reason if the row cannot be read.
-
-    A column without a name is ignored if it holds nothing or a number: it is the index that pandas writes, or the empty
-    column that a comma at the end of each line makes. Two columns may share a name if one is empty or both hold the
-    same value.
-    """
-    fields: dict[str, str] = {}
-    if len(values) < len(header) and any(header[len(values) :]):
-        return dict(zip(header, values, strict=False)), _wrong_count(header, values)
-    for number, value in enumerate(values, start=1):
-        name = header[number - 1] if number <= len(header) else ""
-        if name and fields.get(name) and value and fields[name] != value:
-            return fields, (
-                f"the header names two columns {name!r}, and they hold different values; rename one of them"
-            )
-        if name:
-            fields[name] = fields.get(name) or value
-        elif value.strip() and number > len(header):
-            return fields | {f"(column {number})": value}, _wrong_count(header, values)
-        elif value.strip() and not _is_number(value):
-            shown = value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "..."
-            return fields, (
-                f"column {number} has no name in the header and holds {shown!r}, which is not a number; name the "
-                "column, or remove it"
-            )
-    return fields, None
-
-
-def _wrong_count(header: list[str], values: list[str]) -> str:
-    return f"it has {len(values)} {'column' if len(values) == 1 else 'columns'}, and the header has {len(header)}"
-
-
-def _is_number(text: str) -> bool:
+def _parsed(text: str, source: str) -> Row:
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        return Row(source=source, fields=json.loads(text))
+    except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" starting at")
+        return Row(source=source, fields=text, problem=f"not JSON: {what} (column {error.colno} of the line)")
+    except (ValueError, RecursionError) as error:
+        return Row(source=source, fields=text, problem=f"not JSON: {error}")
+
+
+def _is_json(text: str) -> bool:
+    return _parsed(text, "").problem is None
+
+
+def _require_a_row_on_a_line(path: Path, first: str, following: str) -> None:
+    """Refuse a JSON file whose first lines are a part of an object each, and one whose first line is CSV."""
+    if first.lstrip().startswith("{") and following and not following.lstrip().startswith(("{", "[")):
+        raise DataError(
+            f"data = '{path}': the file holds an object that covers several lines; write each row on one line, for "
+            "example with jq -c . OLD > NEW (jq -c '.data[]' if the rows are in a list named data)"
+        )
+    if is_format(columns_of(first)):
+        raise DataError(
+            f"data = '{path}': the first line names columns, as that of a CSV file does; let its name end in .csv"
+        )
+
+
+def _require_a_row(path: Path, value: dict[str, Any]) -> None:
+    """Refuse a file of one object that holds rows or columns and is no row itself."""
+    lists = {name: held for name, held in value.items() if isinstance(held, list)}
+    rows = [name for name, held in lists.items() if held and all(isinstance(item, dict) for item in held)]
+    if rows and not is_format(value):
+        raise DataError(
+            f"data = '{path}': the file holds one object, with a list {rows[0]!r} in it; if that list has the rows, "
+            f"write it alone, for example with jq -c '.{rows[0]}[]' OLD > NEW"
+        )
+    columns = [held for held in lists.values() if held and not any(isinstance(item, dict) for item in held)]
+    if value and (all(isinstance(held, dict) for held in value.values()) or len(columns) == len(value)):
+        raise DataError(
+            f"data = '{path}': the file holds columns and not rows; write a row on each line, as pandas does with "
+            "DataFrame.to_json(path, orient='records', lines=True)"
+        )
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    require_text(path)
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        if (start := stream.read(1)) in ("{", "["):
+            raise DataError(f"data = '{path}': the file begins with {start} as JSON does; let its name end in .jsonl")
+        stream.seek(0)
+        for line, fields, problem in read_csv(stream):
+            yield Row(source=f"{path}:{line}", fields=fields, problem=problem)
 
 
 def _parquet(path: Path) -> Iterator[Row]:
+    require_parquet(path)
     import pyarrow  # type: ignore[import-untyped]  # pyarrow has no annotations
     import pyarrow.parquet  # type: ignore[import-untyped]  # pyarrow has no annotations
 
@@ -208,7 +214,8 @@ def _parquet(path: Path) -> Iterator[Row]:
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(source=f"{path}:row {number}", fields=fields)
-    except pyarrow.ArrowInvalid as error:
+    # A damaged page is an OSError, damaged text a UnicodeDecodeError.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"data = '{path}': not a sound Parquet file (after row {number}): {error}") from None
 
 
@@ -230,6 +237,6 @@ def _hub(name: str) -> Iterator[Row]:
 def _near(path: Path) -> str:
     if not path.parent.is_dir():
         return f", nor a folder {path.parent}"
-    names = [other.name for other in path.parent.iterdir() if other.suffix in SUFFIXES]
+    names = [other.name for other in path.parent.iterdir() if other.suffix.lower() in SUFFIXES and other.is_file()]
     near = difflib.get_close_matches(path.name, names, n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from finetune.config.settings import DataConfig
     from finetune.data.encode import Encoded
 
-FORMAT = 2
+FORMAT = 3
 """Version of the tokens. Raise it when a change makes other tokens of the same row: older caches are not read then."""
 LISTED = 100
 """How many bad rows are listed with their error; further ones are only counted."""

@@ -14,9 +14,7 @@ BUGS: dict[str, Planted] = {
         ["tests/properties/data/test_data_order.py"],
         [
             Bug("_json_lines", "enumerate(lines, start=1)", "enumerate(lines)"),
-            Bug("_named", "len(values) < len(header) and any(header[len(values):])", "False"),
-            Bug("_named", "value.strip() and (not _is_number(value))", "value.strip()"),
-            Bug("_csv", "reader.line_num", "line"),
+            Bug("_json", "not _is_json(following)", "True"),
             Bug(
                 "source_fingerprint", "f'{path.resolve()}:{facts.st_size}:{facts.st_mtime_ns}'", "f'{path.resolve()}:'"
             ),
@@ -34,6 +32,37 @@ BUGS: dict[str, Planted] = {
             Bug("_sources", "set(folders) - _LEFT_OUT", "set(folders)"),
             Bug("_sentence", "paragraph[:1].isupper() and paragraph.endswith('.')", "paragraph.endswith('.')"),
             Bug("_sentence", "written and len(paragraph) in _DOCSTRING_CHARACTERS", "written"),
+        ],
+    ),
+    "finetune/data/csv_rows": (
+        ["tests/properties/data/test_data_tables.py", "tests/properties/data/test_data_files.py"],
+        [
+            Bug("_named", "len(values) < len(header) and any(header[len(values):])", "False"),
+            Bug("_named", "value.strip() and (not _is_number(value))", "value.strip()"),
+            Bug("read_csv", "before + reader.line_num + 1", "line_number + 1"),
+            Bug("read_csv", "name.startswith(' ')", "name"),
+            Bug("delimiter_of", "known[0]", "known[-1]"),
+            Bug("_covered", "last > first", "False"),
+        ],
+    ),
+    "finetune/data/formats": (
+        ["tests/properties/data/test_data_files.py", "tests/properties/data/test_data_tables.py"],
+        [
+            Bug("is_format", "set(needed) <= set(columns)", "set(needed) & set(columns)"),
+            Bug("holds", "('', [], {})", "('',)"),
+            Bug("shown", "len(text) <= SHOWN_CHARACTERS", "True"),
+            Bug("is_nothing", "math.isnan(value)", "False"),
+            Bug("kind", "is_nothing(value)", "False"),
+        ],
+    ),
+    "finetune/data/file_kind": (
+        ["tests/properties/data/test_data_files.py"],
+        [
+            Bug("what_it_is", "any(zeros)", "any(letters)"),
+            Bug("require_parquet", "beginning != _PARQUET", "False"),
+            Bug("first_byte_that_is_not_utf8", "error.start + 1", "error.start"),
+            Bug("require_text", "what_it_is(path)", "None"),
+            Bug("what_it_is", "whole[first::2]", "whole"),
         ],
     ),
     "finetune/data/encode": (

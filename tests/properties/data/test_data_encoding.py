@@ -193,7 +193,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "not a mapping": ([1, 2], "a list, not a mapping"),
     "no known columns": ({"promt": "a", "completion": "b"}, r"promt \(did you mean prompt\?\).*a row needs messages"),
     "nothing": ({}, "its columns are none"),
-    "a number": ({"prompt": 3, "completion": "b"}, "prompt is a int, not text"),
+    "a number": ({"prompt": 3, "completion": "b"}, "prompt is a number, not text"),
     "an empty answer": ({"prompt": "a", "completion": " "}, "completion is empty"),
     "no messages": ({"messages": []}, "messages is an empty list"),
     "no assistant": ({"messages": [{"role": "user", "content": "a"}]}, "no assistant turn"),
@@ -203,8 +203,8 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no content": ({"messages": [{"role": "user"}]}, "message 1 of messages needs a role and a content"),
     "an empty turn": ({"messages": [{"role": "assistant", "content": ""}]}, "an answer, is empty"),
-    "parts": ({"messages": [{"role": "user", "content": ["a"]}]}, "content of message 1 of messages is a list"),
-    "an odd input": ({"instruction": "a", "input": 3, "output": "b"}, "input is a int"),
+    "parts": ({"messages": [{"role": "user", "content": [3]}]}, "content of message 1 of messages is a list"),
+    "an odd input": ({"instruction": "a", "input": 3, "output": "b"}, "input is a number"),
 }
 
 

@@ -293,7 +293,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("a.jsonl", f'{GOOD}\n\n{{"prompt": "a"\n{GOOD}\n', ":3", "not JSON"),
         ("a.jsonl", f'{GOOD}\n{{"prompt": "a"}}\n', ":2", "its columns are prompt"),
-        ("a.json", f"[{GOOD}, 3]", ":row 2", "a int, not a mapping"),
+        ("a.json", f"[{GOOD}, 3]", ":row 2", "the row is a number, not a mapping"),
         ("a.csv", 'prompt,completion\na,"b\nc"\nd,\n', ":4", "completion is empty"),
         ("a.csv", "prompt,completion\na,b\nd\n", ":3", "the header has"),
         ("a.csv", "prompt,completion\na,b,c\n", ":2", "the header has"),
@@ -319,10 +319,10 @@ def test_parquet_rows_are_numbered(tmp_path: Path, cache: Path) -> None:
 
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": None}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a\.parquet:row 2: its columns are prompt;"):
+    with pytest.raises(DataError, match=r"a\.parquet:row 2: its columns are prompt, completion"):
         load_examples(DataConfig(data=str(tmp_path / "a.parquet")), tiny_tokenizer(), seed=0)
     broken = write(tmp_path / "b.parquet", "no parquet")
-    with pytest.raises(DataError, match="not a sound Parquet file"):
+    with pytest.raises(DataError, match="no Parquet file"):
         load_examples(DataConfig(data=broken), tiny_tokenizer(), seed=0)
 
 
