@@ -236,7 +236,7 @@ def _fit(config: RunConfig, card: str | None) -> int:
     chosen = yaml_file.replace(config, found.best.settings | {"split": "given"})
     outcome = Outcome(trial=confirmed)
     print(render(chosen, card, outcome))
-    print(runners_up(found))
+    print(runners_up(found, dry_ranks(config)))
     print(f"{found.trials} settings tried in {time.perf_counter() - begin:.0f} s. Train with:")
     print(f"  {command(chosen)}")
     _write(chosen, card, outcome)

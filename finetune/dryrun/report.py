@@ -112,12 +112,18 @@ def _by_rank(worst: Trial) -> list[str]:
     return lines
 
 
-def runners_up(found: Found) -> str:
-    """Return the estimated speed of the best settings, and other settings with their estimated speed and memory."""
+def runners_up(found: Found, ranks: int) -> str:
+    """Return the estimated speed of the best settings, and other settings with their estimated speed and memory.
+
+    Args:
+        found: what the search found.
+        ranks: number of cards that the speed is that of, all together.
+    """
     if found.best is None or found.best.tokens_per_second is None:
         return "speed     not estimated: the arithmetic does not know this model. The largest micro-batch comes first"
+    together = f"; that of {ranks} cards together, without the time in which they exchange tensors" if ranks > 1 else ""
     lines = [
-        "estimated, from published figures of the card and one profile of an H200; no kernel was timed:",
+        f"estimated, from published figures of the card and one profile of an H200; no kernel was timed{together}:",
         f"  these     {_speed(found.best)}",
     ]
     return "\n".join([*lines, *(f"  or        {_speed(one)}" for one in found.others)])

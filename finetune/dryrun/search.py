@@ -27,7 +27,7 @@ HOPELESS = 1.15
 """Share of the limit from which on settings are not tried: the arithmetic is off by less (tests hold it to 3%)."""
 
 
-def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], limit_bytes: int) -> Found:
+def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], limit_bytes: int, ranks: int = 1) -> Found:
     """Find the settings that are estimated to train the most tokens a second, of those that fit.
 
     If nothing fits, the search puts the layers' inputs on the host, then halves the rank, down to :data:`LEAST_RANK`,
@@ -39,6 +39,7 @@ def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], lim
         config: the settings that are not searched.
         open_settings: which of micro_batch, seq, checkpointing and rank may be changed.
         limit_bytes: the largest peak on the device that counts as fitting.
+        ranks: number of ranks that share the micro-batches of a step. Each gets one at least.
 
     Returns:
         The best settings, and others that should fit. A trial that follows others over one base may need a little more
@@ -47,7 +48,7 @@ def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], lim
     """
     trials = 0
     for leaner in _leaner(config, open_settings):
-        level = _Level(bench, leaner, open_settings, limit_bytes)
+        level = _Level(bench, leaner, open_settings, limit_bytes, ranks)
         if level.hopeless():
             continue
         chosen = choose(level.offered, level.budget, level.attempt, level.forecast)
@@ -75,21 +76,24 @@ def _leaner(config: RunConfig, open_settings: Sequence[str]) -> Iterator[RunConf
 class _Level:
     """The choices at one rank and one length of the sequence."""
 
-    def __init__(self, bench: Bench, config: RunConfig, open_settings: Sequence[str], limit_bytes: int) -> None:
+    def __init__(
+        self, bench: Bench, config: RunConfig, open_settings: Sequence[str], limit_bytes: int, ranks: int
+    ) -> None:
         self._bench, self._config = bench, config
         self.budget = limit_bytes - bench.context_bytes
         train = config.train
         rows = train.micro_batch * train.accumulation
         sizes = [train.micro_batch]
         if "micro_batch" in open_settings:
-            sizes = [size for size in range(1, rows + 1) if rows % size == 0]
+            sizes = [size for size in range(1, rows // ranks + 1) if rows % size == 0]
         layers = max(1, bench.layers)
         recomputed: Sequence[int] = [layers_recomputed(train.checkpointing, layers)]
         if "checkpointing" in open_settings and not train.offload_activations:
             recomputed = range(layers + 1)
         self.offered = choices(rows, sizes, recomputed, layers)
         speed = speed_of(bench.product, bench.capability, bench.multiprocessors)
-        self.forecast = Forecast.of(config, bench.base.config.to_dict(), speed, capability=bench.capability)
+        shape = bench.base.config.to_dict()
+        self.forecast = Forecast.of(config, shape, speed, capability=bench.capability, ranks=ranks)
         self._extra: dict[Choice, int] = {}
         self._refused: list[Choice] = []
 

@@ -50,13 +50,12 @@ def run_ranks(request: Path, count: int, environment: Mapping[str, str]) -> tupl
             for result, stream, place in zip(results, said, _places(count, environment), strict=True)
         ]
         try:
-            _wait(processes)
+            failed = _first_failure(processes, results)
         finally:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
                 process.wait()
-        failed = next((i for i, found in enumerate(results) if processes[i].returncode or not found.exists()), None)
         if failed is None:
             return results, ""
         said[failed].seek(0)
@@ -78,15 +77,23 @@ def _places(count: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
     return [threads | place for place in launcher.places(count)]
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Wait for all processes, but not forever for those that wait for one that has failed."""
-    failed_at: float | None = None
-    while any(process.poll() is None for process in processes):
-        if failed_at is None and any(process.poll() for process in processes):
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > _GRACE:
-            return
-        time.sleep(0.05)
+def _first_failure(processes: Sequence[subprocess.Popen[bytes]], results: Sequence[Path]) -> int | None:
+    """Wait for all processes, but not forever for those that wait for one that has failed.
+
+    Returns:
+        The rank that failed first: its exit code is not 0, or it left no result. Those that end afterwards may do so
+        because it is gone. None if no rank failed.
+    """
+    running = dict(enumerate(processes))
+    failed: int | None = None
+    failed_at = 0.0
+    while running and (failed is None or time.monotonic() - failed_at < _GRACE):
+        for rank in [rank for rank, process in running.items() if process.poll() is not None]:
+            if failed is None and (running[rank].returncode or not results[rank].exists()):
+                failed, failed_at = rank, time.monotonic()
+            del running[rank]
+        time.sleep(0.01)
+    return failed
 
 
 def read_results(files: Sequence[Path]) -> list[Result | None]:

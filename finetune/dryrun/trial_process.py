@@ -84,7 +84,8 @@ def _answer(request: Request, config: RunConfig, folder: Path) -> Result:
     if request.kind == "search":
         from finetune.dryrun.search import search
 
-        return Result(found=search(bench, config, open_settings=request.open_settings, limit_bytes=request.limit_bytes))
+        opened, limit = request.open_settings, request.limit_bytes
+        return Result(found=search(bench, config, open_settings=opened, limit_bytes=limit, ranks=request.ranks))
     changed = [yaml_file.replace(config, from_plain(change)) for change in request.changes]
     run = bench.run_chosen if request.choose else bench.run
     return Result(trials=tuple(run(variant) for variant in changed))

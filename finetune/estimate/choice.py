@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.config import yaml_file
 from finetune.errors import ConfigError
 from finetune.estimate.arithmetic import element_bytes, estimate
+from finetune.estimate.sharding import bytes_elsewhere
 from finetune.estimate.step_time import step_time
 
 if TYPE_CHECKING:
@@ -112,10 +113,12 @@ class Forecast:
         return found.weights + found.quantization + adapters
 
     def needed(self, choice: Choice) -> int:
-        """Return the estimated peak in allocated bytes."""
+        """Return the estimated peak in allocated bytes, on each rank's card."""
         if choice not in self._bytes:
             config = yaml_file.replace(self._config, choice.settings)
-            self._bytes[choice] = estimate(config, self._shape, capability=self._capability).allocated_bytes
+            found = estimate(config, self._shape, capability=self._capability)
+            elsewhere = bytes_elsewhere(found, config, self._shape, ranks=self._ranks, capability=self._capability)
+            self._bytes[choice] = found.allocated_bytes - elsewhere
         return self._bytes[choice]
 
     def seconds(self, choice: Choice) -> float:

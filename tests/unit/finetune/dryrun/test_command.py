@@ -227,6 +227,29 @@ def test_fit_searches_what_was_left_open_and_prints_the_command_and_the_runners_
     assert "python -m finetune.qlora --model mistral-7b --seq 1024 --micro-batch 8 --accumulation 2 --check" in text
 
 
+def test_fit_for_several_cards_searches_with_all_ranks_and_prints_the_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, int, int | None]] = []
+
+    def answer(request: Request, _card: str | None, *, total_bytes: int | None = None) -> Result:
+        asked.append((request.kind, request.ranks, total_bytes))
+        if request.kind == "search":
+            settings = {"micro_batch": 4, "accumulation": 4, "checkpointing": "none", "rank": 16, "seq": 512}
+            best = Candidate(settings=settings, tokens_per_second=2818, needed=11 * GIB)
+            return Result(found=Found(best=best, trials=1))
+        return Result(trials=(replace(TRIAL, by_rank=(TRIAL, replace(TRIAL, rank=1))),))
+
+    monkeypatch.setattr(command, "in_trial_process", answer)
+    assert main(["--model", "mistral-7b", "--fit", "--gpu", "rtx-4080", "--count", "2", "--shard"]) == 0
+    text = capsys.readouterr().out
+    assert asked == [("search", 2, command.ROOMY_BYTES), ("run", 2, None)]
+    assert "fits 2 x rtx-4080, sharded" in text
+    assert "that of 2 cards together, without the time in which they exchange tensors" in text
+    trains = "torchrun --nproc-per-node 2 -m finetune.qlora --model mistral-7b --shard --micro-batch 4 --accumulation 4"
+    assert trains in text
+
+
 def test_fit_says_where_the_speed_is_not_known(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

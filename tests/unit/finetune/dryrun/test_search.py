@@ -66,9 +66,10 @@ def needs(config: RunConfig, *, fixed: float = 4 * GIB, input_: int = 8192, kept
     return int(fixed) + config.train.micro_batch * config.data.seq * layers + config.adapter.rank * 2**20
 
 
-def found(bench: FakeBench, opened: list[str], **settings: Any) -> Found:
+def found(bench: FakeBench, opened: list[str], *, ranks: int = 1, **settings: Any) -> Found:
     config = yaml_file.replace(RunConfig(), {"model": "mistral-7b", "device": "cuda"} | settings)
-    return search(bench, config, open_settings=opened, limit_bytes=LIMIT)  # type: ignore[arg-type]  # a stand-in
+    one: Any = bench  # a stand-in
+    return search(one, config, open_settings=opened, limit_bytes=LIMIT, ranks=ranks)
 
 
 @pytest.mark.parametrize("family", ["mistral", "a-family-without-arithmetic"])
@@ -137,3 +138,32 @@ def test_what_the_user_set_stays() -> None:
     bench = FakeBench(needs)
     found(bench, ["checkpointing"], micro_batch=2)
     assert {(c.train.micro_batch, c.train.accumulation) for c in bench.tried} == {(2, 16)}
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 16])
+def test_every_rank_gets_a_micro_batch(ranks: int) -> None:
+    result = found(FakeBench(lambda _: 5 * GIB), ["micro_batch", "checkpointing"], ranks=ranks)
+    assert result.best is not None
+    for one in (result.best, *result.others):
+        assert one.settings["accumulation"] >= ranks
+        assert one.settings["micro_batch"] * one.settings["accumulation"] == 16
+
+
+def test_the_speed_is_that_of_all_ranks() -> None:
+    one, two = (found(FakeBench(lambda _: 5 * GIB), [], ranks=ranks).best for ranks in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert two.tokens_per_second == pytest.approx(2 * (one.tokens_per_second or 0), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("llama-2-70b", {"seq": 128}), ("mistral-7b", {"full": True, "precision": "bf16"})],
+)
+def test_what_fits_only_in_parts_is_tried_in_parts(model: str, settings: dict[str, Any]) -> None:
+    """Whole, neither fits the card; over four ranks each does."""
+    for shard, tried in ((False, False), (True, True)):
+        bench = FakeBench(lambda _: 13 * GIB)
+        bench.base.config.to_dict = SHAPES[model].fields
+        best = found(bench, ["micro_batch"], ranks=4, model=model, shard=shard, **settings).best
+        assert (best is not None, bool(bench.tried)) == (tried, tried)

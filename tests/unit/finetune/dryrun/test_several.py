@@ -116,7 +116,29 @@ def test_a_rank_that_fails_is_told_and_the_others_are_not_waited_for(
     files, failure = several.run_ranks(tmp_path / "request.json", 2, several.alone())
     assert not any(file.exists() for file in files)
     assert several.read_results(files) == [None, None]
-    assert "rank " in failure
+    assert failure.startswith("rank 1 ended with exit code 1:\nno room here")
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [("sys.exit('mine')", "1:\nmine"), ("os._exit(0)", "0:"), ("os.kill(os.getpid(), signal.SIGKILL)", "-9:")],
+)
+def test_the_rank_that_failed_first_is_told_and_not_one_that_then_missed_it(
+    program: Path, tmp_path: Path, how: str, told: str
+) -> None:
+    """Rank 0 ends after rank 1, because rank 1 is gone."""
+    mark = tmp_path / "gone"
+    program.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        f"mark = pathlib.Path({str(mark)!r})\n"
+        "if os.environ['RANK'] == '1':\n"
+        f"    mark.touch()\n    {how}\n"
+        "while not mark.exists():\n    time.sleep(0.01)\n"
+        "time.sleep(0.5)\nsys.exit('the other rank is gone')\n"
+    )
+    _, failure = several.run_ranks(tmp_path / "request.json", 2, several.alone())
+    assert failure.startswith(f"rank 1 ended with exit code {told}")
+    assert "gone" not in failure
 
 
 def test_ranks_are_shown_side_by_side_the_largest_first() -> None:

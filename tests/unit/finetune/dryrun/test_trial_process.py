@@ -104,7 +104,7 @@ def test_a_search_gets_what_is_open_and_the_limit(
     monkeypatch.setattr(finetune.dryrun.search, "search", lambda *_, **settings: asked.append(settings) or nothing)
     request = Request(kind="search", open_settings=("seq",), limit_bytes=5, settings={})
     assert answered(tmp_path, request).found == nothing
-    assert asked == [{"open_settings": ("seq",), "limit_bytes": 5}]
+    assert asked == [{"open_settings": ("seq",), "limit_bytes": 5, "ranks": 1}]
 
 
 class Silent:

@@ -1,0 +1,46 @@
+"""What a rank of a sharded step needs by arithmetic, held against what dry cards measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.config import yaml_file
+from finetune.config.settings import RunConfig
+from finetune.dryrun.search import HOPELESS
+from finetune.estimate.arithmetic import estimate, model_fields
+from finetune.estimate.sharding import bytes_elsewhere
+
+MEASURED: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parents[3] / "budgets" / "sharded_steps.json").read_text()
+)
+GIB = 2**30
+
+
+def on_a_card(ranks: int, **settings: Any) -> int:
+    config = yaml_file.replace(RunConfig(), {"shard": True, "device": "cuda"} | settings)
+    shape = model_fields(config.model.model)
+    found = estimate(config, shape)
+    return found.allocated_bytes - bytes_elsewhere(found, config, shape, ranks=ranks)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_quantized_base_is_spread_as_measured(name: str) -> None:
+    row = MEASURED[name]
+    needed = on_a_card(row["ranks"], model=row["shape"], seq=row["seq"], kernels="torch")
+    assert needed == pytest.approx(max(row["step_peak"], row["loading_peak"]), rel=0.03)
+
+
+@pytest.mark.parametrize(("optimizer", "measured"), [("paged-adamw", 8.77), ("adamw", 16.88)])
+def test_all_weights_are_spread_as_measured(optimizer: str, measured: float) -> None:
+    """Mistral-7B on four RTX 4090s; docs/how-to/many-cards.md has the figures and their command."""
+    needed = on_a_card(4, model="mistral-7b", full=True, precision="bf16", optimizer=optimizer)
+    assert 0.98 * measured * GIB < needed < 1.06 * measured * GIB < HOPELESS * measured * GIB
+
+
+def test_nothing_is_elsewhere_without_shards_or_other_ranks() -> None:
+    alone = on_a_card(1, model="mistral-7b")
+    assert alone == on_a_card(2, model="mistral-7b", shard=False) > on_a_card(2, model="mistral-7b")
