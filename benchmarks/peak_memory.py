@@ -1,13 +1,15 @@
 """Peak memory of the same QLoRA step through several recipes, on one dry card, in one run.
 
     python benchmarks/peak_memory.py [--models mistral-7b llama-3.1-8b] [--seq 512 2048 8192] [--gpu a100-80]
-                                     [--fit rtx-4080] [--recipes ours ours-offload]
+                                     [--fit rtx-4080] [--recipes ours ours-on-card]
 
 ``trainer`` is the recipe of artidoro/qlora: transformers' Trainer and peft's prepare_model_for_kbit_training; ``trl``
-is SFTTrainer, ``trl-liger`` the same with liger-kernel; ``ours`` is finetune, ``ours-offload`` finetune with
-``--offload-activations``. Unsloth needs other versions of its neighbours, and an environment of its own: there run
-``--recipes unsloth``. ``floor`` is what no recipe of this kind can do without (see recipes.py). Paged
-optimizer state is in ``floor``, and not in the others' figures: it lives in managed memory.
+is SFTTrainer, ``trl-liger`` the same with liger-kernel; ``ours`` is finetune as it comes on a card that the step fills:
+every layer recomputes, as in the other recipes, and the layers' inputs wait on the host. ``ours-on-card`` is the same
+with ``--no-offload-activations``. (On a card with more room finetune spends that on speed; ``ours-auto`` shows it.)
+Unsloth needs other versions of its neighbours, and an environment of its own: there run ``--recipes unsloth``.
+``floor`` is what no recipe of this kind can do without if the inputs stay on the card (see recipes.py). Paged optimizer
+state is in ``floor``, and not in the others' figures: it lives in managed memory.
 
 What the peers lack: Trainer with prepare_model_for_kbit_training casts embeddings, head and norms to fp32, keeps the
 logits of the whole micro-batch with their fp32 copy and gradient, and adapters and gradients in fp32. SFTTrainer (TRL
@@ -57,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seq", nargs="+", type=int, default=[512, 2048, 8192])
     parser.add_argument("--gpu", default="a100-80")
     parser.add_argument("--fit", metavar="CARD", help="also search the most tokens a step on this card")
-    parser.add_argument("--recipes", nargs="+", default=["trainer", "trl", "trl-liger", "ours", "ours-offload"])
+    parser.add_argument("--recipes", nargs="+", default=["trainer", "trl", "trl-liger", "ours", "ours-on-card"])
     arguments = parser.parse_args()
     room = None
     if arguments.fit:

@@ -166,14 +166,14 @@ def unsloth(base: torch.nn.Module, arguments: argparse.Namespace) -> list[tuple[
 
 
 def ours(
-    base: torch.nn.Module, arguments: argparse.Namespace, *, offload: bool = False, choose: bool = False
+    base: torch.nn.Module, arguments: argparse.Namespace, *, on_card: bool = False, choose: bool = False
 ) -> list[tuple[float, float]]:
-    """finetune's own step.
+    """finetune's own step with its defaults, on a card that is so small that every layer recomputes.
 
-    With ``offload`` the layers' inputs are in host memory; with ``choose`` as many layers keep their activations as
-    there is room for.
+    With ``on_card`` the layers' inputs stay on the card; with ``choose`` as many layers keep their activations as there
+    is room for.
     """
-    model, optimizer, config = adapted(base, arguments, offload=offload)
+    model, optimizer, config = adapted(base, arguments, on_card=on_card)
     from finetune.training.step import train_step
 
     if choose:
@@ -192,7 +192,8 @@ def chosen(model: torch.nn.Module, train: Any, arguments: argparse.Namespace) ->
 
     count = arguments.micro_batch * arguments.accumulation
     rows = FullRows(count=count, tokens=arguments.seq, vocabulary=int(model.config.vocab_size))
-    config, note = chosen_split(model, rows, RunConfig(train=dataclasses.replace(train, split="given")))
+    opened = dataclasses.replace(train, split="given", checkpointing="auto")
+    config, note = chosen_split(model, rows, RunConfig(train=opened))
     print(note, file=sys.stderr)
     return config.train
 
@@ -238,7 +239,7 @@ def layers_bytes(model: torch.nn.Module, arguments: argparse.Namespace) -> int:
 
 
 def adapted(
-    base: torch.nn.Module, arguments: argparse.Namespace, *, offload: bool = False
+    base: torch.nn.Module, arguments: argparse.Namespace, *, on_card: bool = False
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer, object]:
     from finetune.config.settings import AdapterConfig, TrainConfig
     from finetune.model.load import attach_adapter
@@ -248,7 +249,8 @@ def adapted(
         micro_batch=arguments.micro_batch,
         accumulation=arguments.accumulation,
         optimizer="paged-adamw",
-        offload_activations=offload,
+        checkpointing="all",
+        offload_activations=False if on_card else "auto",
     )
     model = attach_adapter(base, AdapterConfig(rank=RANK), seed=0)
     return model, make_optimizer(model.parameters(), config), config
@@ -275,7 +277,7 @@ RECIPES = {
     "trl-liger": (quantized, functools.partial(trl, liger=True)),
     "unsloth": (unsloth_loaded, unsloth),
     "ours": (loaded, ours),
-    "ours-offload": (loaded, functools.partial(ours, offload=True)),
+    "ours-on-card": (loaded, functools.partial(ours, on_card=True)),
     "ours-auto": (loaded, functools.partial(ours, choose=True)),
     "floor": (loaded, floor),
 }

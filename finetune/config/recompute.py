@@ -1,4 +1,4 @@
-"""Reads ``--checkpointing``: how many of the decoder's layers compute their activations again in the backward pass."""
+"""Reads ``--checkpointing`` and ``--offload-activations``: which layers recompute, and where their inputs wait."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from finetune.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune.config.settings import Checkpointing
+    from finetune.config.settings import Checkpointing, OnHost
 
 FLAG, OFF = "--checkpointing", "--no-checkpointing"
+ON_HOST, ON_CARD = "--offload-activations", "--no-offload-activations"
 _WORDS = {"auto": "auto", "all": "all", "none": "none", "true": "all", "false": "none"}
 
 
@@ -30,6 +31,18 @@ def layers_recomputed(setting: Checkpointing, layers: int) -> int:
     return 0 if setting == "none" else layers
 
 
+def inputs_on_host(setting: OnHost, device: str, *, sharded: bool) -> bool:
+    """Return whether the inputs of the layers that recompute wait in host memory.
+
+    Args:
+        setting: True, False, or ``auto``: until a run has chosen, they do on a card.
+        device: the kind of device, or ``auto``, which stands for a card.
+        sharded: whether the layers of the base are spread over several cards. They are gathered over the bus that the
+            copies would take, so ``auto`` leaves the inputs on the card.
+    """
+    return bool(setting) if isinstance(setting, bool) else device != "cpu" and not sharded
+
+
 def spelled(setting: Any) -> Any:
     """Return ``all`` or ``none`` for True or False, and any other value as it is."""
     return ("all" if setting else "none") if isinstance(setting, bool) else setting
@@ -38,7 +51,8 @@ def spelled(setting: Any) -> Any:
 def expanded(flags: Sequence[str]) -> list[str]:
     """Return the flags with a value after each ``--checkpointing``, and without ``--no-checkpointing``.
 
-    ``--checkpointing`` alone means all layers, and ``--no-checkpointing`` none.
+    ``--checkpointing`` alone means all layers, and ``--no-checkpointing`` none. In the same way
+    ``--offload-activations`` alone means True, and ``--no-offload-activations`` False.
 
     Raises:
         ConfigError: the value is neither auto, all, none nor a whole number.
@@ -48,16 +62,15 @@ def expanded(flags: Sequence[str]) -> list[str]:
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
-        if name not in (FLAG, OFF):
-            words.append(word)
-        elif name == OFF:
-            words += [FLAG, "none"]
-        elif equals:
-            words += [FLAG, _checked(value)]
-        elif rest and not rest[0].startswith("--"):
-            words += [FLAG, _checked(rest.pop(0))]
+        if name in (OFF, ON_CARD):
+            words += [FLAG, "none"] if name == OFF else [ON_HOST, "False"]
+        elif name in (FLAG, ON_HOST):
+            if not equals and rest and not rest[0].startswith("--"):
+                equals, value = "=", rest.pop(0)
+            alone = "all" if name == FLAG else "True"
+            words += [name, (_checked(value) if name == FLAG else _checked_place(value)) if equals else alone]
         else:
-            words += [FLAG, "all"]
+            words.append(word)
     return words
 
 
@@ -71,5 +84,19 @@ def _checked(value: str) -> str:
             value=value,
             why="not a choice of layers",
             remedy="use auto, all, none, or the number of layers that are computed again",
+        )
+    )
+
+
+def _checked_place(value: str) -> str:
+    found = {"auto": "auto", "true": "True", "false": "False"}.get(value.lower())
+    if found is not None:
+        return found
+    raise ConfigError(
+        Problem(
+            field="offload_activations",
+            value=value,
+            why="not a choice of where the layers' inputs wait",
+            remedy="use auto, true or false, or the flag alone for true",
         )
     )

@@ -15,6 +15,7 @@ ComputeDtype = Literal["auto", "fp32", "fp16", "bf16"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
 KernelsName = Literal["auto", "liger", "torch"]
 Checkpointing = Literal["auto", "all", "none"] | int
+OnHost = Literal["auto"] | bool
 ScheduleName = Literal["constant", "linear", "cosine"]
 MergeBase = Literal["none", "quantized-base", "full-base"]
 
@@ -152,9 +153,11 @@ class TrainConfig:
     recompute, and the others keep theirs. auto: on a GPU the run lets as many layers keep their activations as there is
     room for; on a CPU all recompute. The result is the same. --checkpointing alone means all, and --no-checkpointing
     none."""
-    offload_activations: bool = False
-    """Keep the inputs of the checkpointed layers in host memory. Needs that all layers recompute. With --checkpointing
-    auto, a run turns it on by itself if nothing else fits, and says so."""
+    offload_activations: OnHost = "auto"
+    """Whether the inputs of the layers that recompute wait in pinned host memory, two at most being on the card. The
+    copies run beside the computation. auto: on a GPU they do, unless that is estimated to cost time and there is room
+    for them on the card; on a CPU and over a sharded base they do not. The result is the same. --offload-activations
+    alone means true, and --no-offload-activations false."""
     loss_chunk: int = 256
     """Tokens whose logits the loss computes at a time."""
     seed: int = 0

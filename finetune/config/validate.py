@@ -122,11 +122,11 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
             why=f"--batch {train.batch} is not a multiple of it",
             remedy="use --micro-batch auto, or a number that divides the batch",
         )
-    if train.offload_activations and spelled(train.checkpointing) not in ("auto", "all"):
+    if train.offload_activations is True and spelled(train.checkpointing) in ("none", 0):
         yield Problem(
             field="offload_activations",
             value=True,
-            why="it moves the inputs of the layers to the host, and with this --checkpointing some or all keep more",
+            why="it moves the inputs of the layers that recompute to the host, and with this --checkpointing none does",
             remedy="use --checkpointing all, or --no-offload-activations",
         )
     if model.device == "cpu" and model.attention == "flash_attention_2":

@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_vram.process_memory import read_fields
 
 _STATUS = Path("/proc/self/status")
+_MACHINE = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 2**60  # without a limit, a control group says "max" or a number near 2**63
 
@@ -40,6 +41,17 @@ def limit_bytes() -> int:
         except (OSError, ValueError):
             continue
     return min(limit for limit in limits if 0 < limit < _UNLIMITED)
+
+
+def available_bytes() -> int:
+    """Return how many bytes can still be allocated without swapping; the limit if the system does not say."""
+    found = [limit_bytes()]
+    with contextlib.suppress(OSError):
+        found += read_fields(_MACHINE, ("MemAvailable",)).values()
+    with contextlib.suppress(OSError, ValueError):
+        limit, held = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        found.append(max(0, limit - held))
+    return min(found)
 
 
 def _status_bytes(name: str) -> int:

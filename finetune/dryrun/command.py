@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from finetune.config import yaml_file
 from finetune.config.cards import dry_ranks
+from finetune.config.recompute import spelled
 from finetune.config.settings import EMBEDDED_MODEL, RunConfig
 from finetune.config.validate import validate
 from finetune.dryrun.card import named_card
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 OPEN = ("micro_batch", "seq", "checkpointing", "rank")
 """The settings that ``--fit`` may change. One that the user has set to another value than its default stays. The rows
-of a step stay in any case, and ``offload_activations`` goes with ``checkpointing``."""
+of a step stay in any case, and ``offload_activations`` is chosen with them if it is ``auto``."""
 MARGIN = 0.03
 """Share of the card that ``--fit`` leaves free, because drivers differ, and a desktop may use the same card."""
 ROOMY_BYTES = 2**40
@@ -92,7 +93,8 @@ def measure(config: RunConfig, card: str | None, *, over_time: bool = False) -> 
 
 def _leaves_open(config: RunConfig) -> bool:
     train = config.train
-    return train.split == "auto" or (train.checkpointing == "auto" and not train.offload_activations)
+    open_place = train.offload_activations == "auto" and spelled(train.checkpointing) not in ("none", 0)
+    return train.split == "auto" or train.checkpointing == "auto" or open_place
 
 
 def trials(

@@ -30,14 +30,14 @@ HOPELESS = 1.15
 def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], limit_bytes: int, ranks: int = 1) -> Found:
     """Find the settings that are estimated to train the most tokens a second, of those that fit.
 
-    If nothing fits, the search puts the layers' inputs on the host, then halves the rank, down to :data:`LEAST_RANK`,
-    and then the sequence, down to :data:`LEAST_SEQ`, as far as these are open. It spares the trials of settings that by
-    the arithmetic cannot fit.
+    If nothing fits, the search halves the rank, down to :data:`LEAST_RANK`, and then the sequence, down to
+    :data:`LEAST_SEQ`, as far as these are open. It spares the trials of settings that by the arithmetic cannot fit.
 
     Args:
         bench: a bench whose base is loaded.
         config: the settings that are not searched.
-        open_settings: which of micro_batch, seq, checkpointing and rank may be changed.
+        open_settings: which of micro_batch, seq, checkpointing and rank may be changed. Where the layers' inputs wait
+            is open if the settings say ``auto``.
         limit_bytes: the largest peak on the device that counts as fitting.
         ranks: number of ranks that share the micro-batches of a step. Each gets one at least.
 
@@ -62,9 +62,6 @@ def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], lim
 def _leaner(config: RunConfig, open_settings: Sequence[str]) -> Iterator[RunConfig]:
     """Yield the settings, and then ones that need less and less."""
     yield config
-    if "checkpointing" in open_settings and not config.train.offload_activations:
-        config = yaml_file.replace(config, {"checkpointing": "all", "offload_activations": True})
-        yield config
     while "rank" in open_settings and not config.adapter.full and config.adapter.rank // 2 >= LEAST_RANK:
         config = yaml_file.replace(config, {"rank": config.adapter.rank // 2})
         yield config
@@ -82,18 +79,18 @@ class _Level:
         self._bench, self._config = bench, config
         self.budget = limit_bytes - bench.context_bytes
         train = config.train
-        rows = train.micro_batch * train.accumulation
         sizes = [train.micro_batch]
         if "micro_batch" in open_settings:
+            rows = train.micro_batch * train.accumulation
             sizes = [size for size in range(1, rows // ranks + 1) if rows % size == 0]
         layers = max(1, bench.layers)
         recomputed: Sequence[int] = [layers_recomputed(train.checkpointing, layers)]
-        if "checkpointing" in open_settings and not train.offload_activations:
+        if "checkpointing" in open_settings:
             recomputed = range(layers + 1)
-        self.offered = choices(rows, sizes, recomputed, layers)
         speed = speed_of(bench.product, bench.capability, bench.multiprocessors)
         shape = bench.base.config.to_dict()
         self.forecast = Forecast.of(config, shape, speed, capability=bench.capability, ranks=ranks)
+        self.offered = choices(config, sizes, recomputed, layers, self.forecast)
         self._extra: dict[Choice, int] = {}
         self._refused: list[Choice] = []
 
@@ -113,8 +110,6 @@ class _Level:
 
     def candidate(self, choice: Choice, extra: int | None = None) -> Candidate:
         settings = choice.settings | {"rank": self._config.adapter.rank, "seq": self._config.data.seq}
-        if self._config.train.offload_activations:
-            settings["offload_activations"] = True
         if self.forecast is None:
             return Candidate(settings=settings)
         tokens = choice.micro_batch * choice.accumulation * self._config.data.seq

@@ -224,6 +224,7 @@ class Bench:
 
     def _clean(self, model: Any, optimizer: Any) -> None:
         """Remove adapter and optimizer from the base, free their memory, and reset the peaks."""
+        from finetune.model import host_inputs
         from pytest_vram.drygpu import driver
 
         if optimizer is not None:
@@ -236,6 +237,7 @@ class Bench:
             parameter.grad = None
         del model, optimizer
         gc.collect()
+        host_inputs.release()
         self._forget_peaks()
         if driver.is_active():
             # bitsandbytes frees managed memory only when the process ends, so the next trial must not count what was

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from finetune.config.recompute import layers_recomputed
+from finetune.config.recompute import inputs_on_host, layers_recomputed
 from finetune.config.settings import QUANTIZED
 from finetune.kernels.available import can_launch, liger_is_installed
 from finetune.model.names import wanted
@@ -42,6 +42,7 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
 
     With checkpointing (https://arxiv.org/abs/1604.06174) a layer keeps only its input. Its backward pass recomputes the
     tensors that it would have kept. The other layers, if there are any, are the last ones and keep their activations.
+    Of inputs that wait on the host, the last one is on the card, and the next one while a layer goes backward.
     """
     tokens = config.train.micro_batch * config.data.seq
     kept = layer_bytes(dims, config, compute, adapter)
@@ -59,10 +60,12 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
     held = (dims.layers - recomputed) * kept + mask
     if not recomputed:
         return held, 0, working
-    inputs = 0 if config.train.offload_activations else recomputed * tokens * dims.hidden * compute
-    if liger_norms(config) and inputs:
-        kept -= tokens * dims.hidden * compute  # the first norm keeps the layer's input, which is there already
-    return inputs + held, kept, working
+    one = tokens * dims.hidden * compute
+    # The first norm of liger-kernel keeps the layer's input, which is there already.
+    shared = one if liger_norms(config) else 0
+    if inputs_on_host(config.train.offload_activations, config.model.device, sharded=config.model.shard):
+        return held + one - shared, kept + (one if recomputed > 1 else 0), working
+    return held + recomputed * one, kept - shared, working
 
 
 def liger_norms(config: RunConfig) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune.config import yaml_file
+from finetune.config.recompute import inputs_on_host
 from finetune.errors import ConfigError
 from finetune.estimate.arithmetic import element_bytes, estimate
 from finetune.estimate.sharding import bytes_elsewhere
@@ -39,16 +40,23 @@ class Choice:
     recomputed: int
     layers: int
     """The layers of the model."""
+    on_host: bool
+    """Whether the inputs of the layers that recompute wait on the host."""
 
     def at_least(self, other: Choice) -> bool:
         """Return whether this choice needs as much memory as the other one, or more."""
-        return self.micro_batch >= other.micro_batch and self.recomputed <= other.recomputed
+        more = self.micro_batch >= other.micro_batch and self.recomputed <= other.recomputed
+        return more and self.on_host <= other.on_host
 
     @property
     def settings(self) -> dict[str, Any]:
         """The choice as settings of a run."""
-        named = {0: "none", self.layers: "all"}.get(self.recomputed, self.recomputed)
-        return {"micro_batch": self.micro_batch, "accumulation": self.accumulation, "checkpointing": named}
+        return {
+            "micro_batch": self.micro_batch,
+            "accumulation": self.accumulation,
+            "checkpointing": {0: "none", self.layers: "all"}.get(self.recomputed, self.recomputed),
+            "offload_activations": self.on_host and self.recomputed > 0,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,22 +138,37 @@ class Forecast:
         return self._seconds[choice]
 
 
-def choices(rows: int, sizes: Sequence[int], recomputed: Sequence[int], layers: int) -> list[list[Choice]]:
+def choices(
+    config: RunConfig, sizes: Sequence[int], recomputed: Sequence[int], layers: int, forecast: Forecast | None
+) -> list[list[Choice]]:
     """Return the choices by micro-batch, the largest first, and within one by recomputed layers, the fewest first.
 
+    If the settings leave it open where the inputs of the recomputed layers wait, that is the host. A micro-batch for
+    which that is estimated to cost time has its choices twice, first with the inputs on the card.
+
     Args:
-        rows: rows of a step.
+        config: the settings: the rows of a step, and where inputs wait.
         sizes: the micro-batches, each of which divides the rows.
         recomputed: the numbers of recomputed layers.
         layers: the layers of the model.
+        forecast: what the arithmetic says; None if it does not know the model.
     """
-    return [
-        [
-            Choice(micro_batch=size, accumulation=rows // size, recomputed=number, layers=layers)
+    train = config.train
+    rows = train.micro_batch * train.accumulation
+    on_host = inputs_on_host(train.offload_activations, "cuda", sharded=config.model.shard)
+
+    def those(size: int, on_host: bool) -> list[Choice]:
+        return [
+            Choice(micro_batch=size, accumulation=rows // size, recomputed=number, layers=layers, on_host=on_host)
             for number in sorted(set(recomputed))
         ]
-        for size in sorted(set(sizes), reverse=True)
-    ]
+
+    found = []
+    for size in sorted(set(sizes), reverse=True):
+        there, here = those(size, on_host), those(size, False)
+        costs = forecast is not None and forecast.seconds(there[-1]) > forecast.seconds(here[-1])
+        found += [here, there] if costs and train.offload_activations == "auto" else [there]
+    return found
 
 
 def choose(
@@ -157,7 +180,7 @@ def choose(
     """Return the fastest choice that fits, as far as :data:`MOST_TRIALS` trials find it, or else the leanest one.
 
     Args:
-        offered: as :func:`choices` returns them.
+        offered: as :func:`choices` returns them. The last of the last list is the leanest.
         budget: bytes that a choice may need, comparable with :attr:`Tried.needed`.
         attempt: tries a choice on the device.
         forecast: what the arithmetic says; None if it does not know the model.
@@ -171,7 +194,7 @@ def choose(
 def affordable(
     offered: Sequence[Sequence[Choice]], budget: int, forecast: Forecast, extra: float = 0.0
 ) -> list[Choice]:
-    """Return for each micro-batch the choice that recomputes least and should fit; none where nothing should.
+    """Return of each list the choice that recomputes least and should fit; none where nothing should.
 
     Args:
         offered: as :func:`choices` returns them.

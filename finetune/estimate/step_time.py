@@ -1,8 +1,9 @@
 """Estimates the time of an optimizer step on a card, from what it computes, moves and launches.
 
-The device and the host work at the same time, so a micro-batch takes as long as the slower of the two. The operations
-of products and the bytes are counted; the speeds are those of :mod:`finetune.estimate.card_speed`, and the kernels of a
-layer were counted on a dry GPU. So an estimate ranks settings, and is no promise of a time.
+The device and the host work at the same time, so a micro-batch takes as long as the slower of the two. Copies of the
+layers' inputs run beside both, and cost time where one of them takes longer than its layer. The operations of products
+and the bytes are counted; the speeds are those of :mod:`finetune.estimate.card_speed`, and the kernels of a layer were
+counted on a dry GPU. So an estimate ranks settings, and is no promise of a time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune.config.recompute import layers_recomputed
+from finetune.config.recompute import inputs_on_host, layers_recomputed
 from finetune.config.settings import QUANTIZED
 from finetune.estimate.activations import liger_gates, targets
 from finetune.estimate.arithmetic import element_bytes, trained_tensors
@@ -34,6 +35,8 @@ _BOTH_WAYS, _AGAIN, _CHUNK = 78, 34, 19
 a step of Llama-3.2-1B with fused kernels."""
 _UNFUSED = 2.5
 """Factor of a layer's kernels with ``--kernels torch``, counted on the same step."""
+_MOVED = 4
+"""Launches for a layer's input that goes to the host and comes back: two copies, and the events around them."""
 _PER_TENSOR = 12  # kernels of an optimizer of bitsandbytes for one tensor
 
 
@@ -47,7 +50,7 @@ class StepTime:
     memory: float
     """Elementwise kernels, and decoding quantized weights: reading and writing memory."""
     bus: float
-    """Copies that the step waits for: the layers' inputs to the host and back."""
+    """What copies of the layers' inputs, to the host and back, take longer than the layers that run beside them."""
     launches: float
     """Time of the host, which launches the kernels while the device works."""
     update: float
@@ -95,14 +98,25 @@ def step_time(
     products, attention = _operations(dims, config, tokens, share)
     peak = speed.single if compute == 4 else speed.half
     per_micro_batch = _bytes(dims, config, tokens, compute, stored, share)
-    inputs = dims.layers * tokens * dims.hidden * compute if config.train.offload_activations else 0
+    on_host = inputs_on_host(config.train.offload_activations, config.model.device, sharded=config.model.shard)
+    moved = max(0, recomputed - 1) if on_host else 0  # the last one's input stays on the card
+    device = (
+        products / (PRODUCTS_SHARE * peak),
+        attention / (ATTENTION_SHARE * peak),
+        per_micro_batch / (MEMORY_SHARE * speed.bandwidth),
+    )
+    launches = LAUNCH_SECONDS * (_kernels(dims, config, tokens, recomputed) + _MOVED * moved)
+    # A layer that recomputes goes forward twice, and backward in about twice the time of that.
+    forward = max(sum(device), launches) / (3 + share) / dims.layers
+    copied = tokens * dims.hidden * compute / BUS_BYTES
+    waits = moved * (max(0.0, copied - forward) + max(0.0, copied - 3 * forward))
     trained = trained_tensors(dims, config)
     return StepTime(
-        products=micro_batches * products / (PRODUCTS_SHARE * peak),
-        attention=micro_batches * attention / (ATTENTION_SHARE * peak),
-        memory=micro_batches * per_micro_batch / (MEMORY_SHARE * speed.bandwidth),
-        bus=micro_batches * 2 * inputs / BUS_BYTES,
-        launches=micro_batches * LAUNCH_SECONDS * _kernels(dims, config, tokens, recomputed),
+        products=micro_batches * device[0],
+        attention=micro_batches * device[1],
+        memory=micro_batches * device[2],
+        bus=micro_batches * waits,
+        launches=micro_batches * launches,
         update=_update_seconds(trained, config, speed),
         tokens=tokens * config.train.accumulation,
     )

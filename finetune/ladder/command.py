@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from finetune.dryrun.messages import Trial
     from pytest_vram.drygpu import Card
 
-_PLAIN = {"optimizer": "adamw", "checkpointing": False, "accumulation": 1}
+_PLAIN = {"optimizer": "adamw", "checkpointing": False, "offload_activations": False, "accumulation": 1}
 _FULL = _PLAIN | {"full": True}
 _NF4 = _PLAIN | {"precision": "nf4", "double_quant": False}
 RUNGS: dict[str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ def _same_base(configs: dict[str, RunConfig]) -> list[list[str]]:
 def _step_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings of a rung that do not change how the base is loaded."""
     settings = yaml_file.flatten(config)
-    return {name: settings[name] for name in ("full", "optimizer", "checkpointing", "accumulation")}
+    return {name: settings[name] for name in ("full", *_PLAIN)}
 
 
 def _rung(name: str, expected: Estimate, trial: Trial, *, fits: bool) -> Rung:

@@ -41,7 +41,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> Hidden:
+def hidden_states(model: nn.Module, batch: Batch) -> Hidden:
     """Run the model, except its head, on a batch that is on the same device.
 
     Padding on the right needs no mask: in a causal model, real tokens never attend to tokens after them, and padding
@@ -52,7 +52,6 @@ def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> H
         batch: token ids [b, t]. In packed rows the positions restart, which keeps the attention of the rows apart.
             Where :func:`finetune.kernels.packed_attention.keep_rows_apart` has found a leaner way than a mask of every
             pair of tokens, that way is taken.
-        offload: keep in host memory what the layers save for the backward pass.
     """
     base = base_model(model)
     arguments: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False, "return_dict": True}
@@ -67,7 +66,6 @@ def hidden_states(model: nn.Module, batch: Batch, *, offload: bool = False) -> H
     positions = batch.position_ids if way == "mask" else None
     with (
         computing(model),
-        _saving_on_host(offload),
         known_to_be_apart(positions),
         told_of_rows(way, batch) as more,
     ):
@@ -140,8 +138,9 @@ def computing(model: nn.Module) -> AbstractContextManager[object]:
 def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
     """Choose whether the backward pass recomputes each layer, or the layer keeps its activations.
 
-    The non-reentrant kind is used, which does not need an output of the embeddings that requires a gradient. With the
-    reentrant kind and a frozen base, the first layers silently get no gradient (transformers#42489).
+    The non-reentrant kind is used. With the reentrant kind and a frozen base, the first layers silently get no gradient
+    (transformers#42489), so transformers lets the output of the embeddings require one. Here nothing needs that
+    gradient: the first layer would compute it in vain, and its input would stay on the card.
 
     Raises:
         ConfigError: the model has no checkpointing.
@@ -164,7 +163,7 @@ def set_checkpointing(model: nn.Module, *, enabled: bool) -> None:
             ) from error
     else:
         getattr(base, f"{kind}_checkpointing_disable")()
-        base.disable_input_require_grads()  # enabling turns this on, and GIT's embeddings do not support it
+    base.disable_input_require_grads()  # enabling turns this on, and GIT's embeddings do not support it
 
 
 def is_checkpointing(base: PreTrainedModel) -> bool:
@@ -175,12 +174,6 @@ def is_checkpointing(base: PreTrainedModel) -> bool:
 def _name_of_checkpointing(base: PreTrainedModel) -> str:
     """Return the word for it in transformers' names: "gradient" before 5.23, which deprecates that word."""
     return "activation" if hasattr(base, "is_activation_checkpointing") else "gradient"
-
-
-def _saving_on_host(offload: bool) -> AbstractContextManager[object]:
-    if not offload:
-        return contextlib.nullcontext()
-    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
 
 
 def _router_loss(base: PreTrainedModel, router_logits: Any, batch: Batch) -> torch.Tensor:

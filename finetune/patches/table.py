@@ -183,6 +183,14 @@ PATCHES = (
     ),
     Patch(
         library="transformers",
+        where="finetune.patches.transformers.checkpointed_through",
+        what="transformers.modeling_layers.GradientCheckpointingLayer:_gradient_checkpointing_func",
+        why="nothing else tells the saved input of a layer that recomputes from what other layers save",
+        may_go_when="gradient_checkpointing_enable takes the function that a layer is checkpointed with",
+        look_again_at=_TRANSFORMERS,
+    ),
+    Patch(
+        library="transformers",
         where="finetune.patches.attention.wrap_attention",
         what="transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS",
         why="its attention functions take a mask of every pair of tokens to keep packed rows apart",

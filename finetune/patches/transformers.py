@@ -14,7 +14,7 @@ from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 from transformers.utils import output_capturing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from torch import nn
@@ -111,6 +111,23 @@ def known_to_be_apart(position_ids: torch.Tensor | None) -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = own
+
+
+@contextlib.contextmanager
+def checkpointed_through(layers: Sequence[nn.Module], around: Callable[[Any], Any]) -> Iterator[None]:
+    """Let layers that recompute call ``around(checkpoint)`` in place of ``checkpoint``, inside the ``with`` block.
+
+    transformers gives each of them the function of checkpointing as an attribute. The patch may go when
+    ``gradient_checkpointing_enable`` takes such a function; look again with 5.26.
+    """
+    before = [layer._gradient_checkpointing_func for layer in layers]
+    for layer, own in zip(layers, before, strict=True):
+        layer._gradient_checkpointing_func = around(own)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer._gradient_checkpointing_func = own
 
 
 @contextlib.contextmanager

@@ -20,10 +20,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from finetune.config.recompute import inputs_on_host
 from finetune.kernels.choice import set_kernels
 from finetune.model.forward import base_model, computing, hidden_states
+from finetune.model.host_inputs import keeping_inputs_on_host
 from finetune.model.loss import OWN_LOSS, LogitRule, chunked_cross_entropy, target_positions
-from finetune.model.parts import empty_passes
+from finetune.model.parts import empty_passes, is_sharded
 from finetune.model.recompute import set_recompute
 from finetune.training import host_gradients, ranks
 
@@ -118,7 +120,9 @@ def micro_batch_loss(
     positions, targets = target_positions(batch.labels)
     device = next(model.parameters()).device
     moved = batch.to(device)
-    hidden = hidden_states(model, moved, offload=config.offload_activations)
+    on_host = inputs_on_host(config.offload_activations, device.type, sharded=is_sharded(model))
+    with keeping_inputs_on_host(model, on_host):
+        hidden = hidden_states(model, moved)
     base = base_model(model)
     flat = hidden.states.flatten(0, 1)
     if len(positions) < len(flat):

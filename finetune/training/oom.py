@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from finetune.config import yaml_file
-from finetune.config.recompute import spelled
+from finetune.config.recompute import inputs_on_host, spelled
 from finetune.disk import host_memory
 from finetune.disk.resume import check_settings
 from finetune.errors import ConfigError, FinetuneError, OutOfMemoryError
@@ -187,8 +187,8 @@ def _alternatives(now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"micro_batch": 1, "accumulation": now["accumulation"] * now["micro_batch"]}
     if spelled(now["checkpointing"]) not in ("auto", "all"):
         yield {"checkpointing": "all"}
-    elif not now["offload_activations"] and now["device"] != "cpu":
-        yield {"offload_activations": True}
+    if not inputs_on_host(now["offload_activations"], now["device"], sharded=now["shard"]) and now["device"] != "cpu":
+        yield {"checkpointing": "all", "offload_activations": True}
     if now["seq"] > 128:
         yield {"seq": now["seq"] // 2}
     if now["loss_chunk"] > 64:

@@ -1,8 +1,9 @@
-"""Chooses on this card how the rows of a step are split into micro-batches, and which layers recompute.
+"""Chooses on this card how the rows of a step are split, which layers recompute, and where their inputs wait.
 
-The gradient of a step does not depend on the two, up to rounding, but its speed does: a card that works on one row at a
+The gradient of a step does not depend on these, up to rounding, but its speed does: a card that works on one row at a
 time waits for the host most of the time, and a layer that recomputes goes forward twice. So a run takes the choice that
-is estimated to be the fastest, of those for which there is room.
+is estimated to be the fastest, of those for which there is room. Of two that are as fast it takes the leaner one: the
+inputs of layers that recompute wait on the host, unless the copies are estimated to take time.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.config import yaml_file
-from finetune.config.recompute import layers_recomputed
+from finetune.config.recompute import layers_recomputed, spelled
 from finetune.data.batches import longest_window
 from finetune.estimate.card_speed import speed_of
 from finetune.estimate.choice import Choice, Forecast, Tried, choices, choose
 from finetune.kernels.fused_adapter import forget
+from finetune.model import host_inputs
 from finetune.model.checks import why_the_split_matters
 from finetune.model.forward import base_model
 from finetune.model.parts import is_sharded
@@ -39,6 +41,9 @@ MARGIN = 0.03
 """Share of the card that has to stay free beside the longest rows, because memory becomes fragmented over time."""
 
 
+_LAYERS = ("checkpointing", "offload_activations")
+
+
 def as_recorded(config: RunConfig, recorded: Mapping[str, Any]) -> RunConfig:
     """Return the settings of a resumed run with the choices that it began with, unless others are asked for.
 
@@ -51,13 +56,14 @@ def as_recorded(config: RunConfig, recorded: Mapping[str, Any]) -> RunConfig:
     same = split["micro_batch"] * split["accumulation"] == config.train.micro_batch * config.train.accumulation
     if config.train.split == "auto" and same:
         kept |= split
-    if config.train.checkpointing == "auto" and not config.train.offload_activations:
-        kept |= {name: recorded[name] for name in ("checkpointing", "offload_activations") if name in recorded}
+    kept |= {name: recorded[name] for name in _LAYERS if name in recorded and getattr(config.train, name) == "auto"}
+    if kept.get("checkpointing") == "none" and config.train.offload_activations is True:
+        del kept["checkpointing"]  # the run that goes on asks for inputs on the host, which only recomputed layers have
     return yaml_file.replace(config, kept)
 
 
 def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunConfig, str | None]:
-    """Choose micro-batches and recomputed layers for this card, as far as the settings leave the choice to the run.
+    """Choose micro-batches, recomputed layers and the place of their inputs, as far as the settings leave them open.
 
     Each micro-batch divides the rows of a step. A choice is tried with the longest rows of the data, beside the
     optimizer's states and :data:`MARGIN`. Several ranks take the same choice, which fits in each of them. Afterwards
@@ -74,8 +80,9 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     now, device = config.train, next(model.parameters()).device
     rows = now.micro_batch * now.accumulation
     split_open = now.split == "auto" and rows > 1
-    layers_open = now.checkpointing == "auto" and not now.offload_activations
-    if device.type != "cuda" or not (split_open or layers_open):
+    layers_open = now.checkpointing == "auto"
+    place_open = now.offload_activations == "auto" and spelled(now.checkpointing) not in ("none", 0)
+    if device.type != "cuda" or not (split_open or layers_open or place_open):
         return config, None
     if is_sharded(model):  # its layers are gathered by all ranks: one without room would leave the others waiting
         why = "over a sharded base neither these nor the recomputed layers are chosen"
@@ -84,23 +91,20 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     sizes = [now.micro_batch] if reason or not split_open else _divisors(rows, processes=len(ranks.gathered(0)))
     layers = max(1, len(layers_of(model)))  # 1: a model that recomputes all layers or none
     recomputed = range(layers + 1) if layers_open else [layers_recomputed(now.checkpointing, layers)]
-    offered = choices(rows, sizes, recomputed, layers)
-    if len(sizes) == 1 and not layers_open:
-        return config, _told_of_split(now.micro_batch, reason)
     forecast = _forecast(model, train, config, device)
-    trials = _Trials(model, train, config, device, forecast)
-    chosen = choose(offered, trials.budget, trials.attempt, forecast)
-    settings = chosen.choice.settings
-    note = _told(chosen.choice, split=len(sizes) > 1, layers=layers_open, fits=chosen.fits)
-    if reason is not None:
-        note += f"; {_told_of_split(now.micro_batch, reason)}"
-    if not chosen.fits and layers_open:
-        settings = settings | {"offload_activations": True}
-        if trials.fits(settings):
-            note += "; the layers' inputs wait in host memory, because nothing else fits (--offload-activations)"
-        else:
-            del settings["offload_activations"]  # the loop tries the leanest choice, and says what to do
-    return yaml_file.replace(config, settings), note
+    offered = choices(config, sizes, recomputed, layers, forecast)
+    told = [] if reason is None else [_told_of_split(now.micro_batch, reason)]
+    if len(offered) == len(offered[0]) == 1:
+        choice = offered[0][0]
+    else:
+        trials = _Trials(model, train, config, device, forecast)
+        chosen = choose(offered, trials.budget, trials.attempt, forecast)
+        choice = chosen.choice
+        if len(sizes) > 1 or layers_open:
+            told.insert(0, _told(choice, split=len(sizes) > 1, layers=layers_open, fits=chosen.fits))
+    if place_open and choice.recomputed > 1:  # the input of the last layer that recomputes stays on the card
+        told.append(_told_of_place(choice))
+    return yaml_file.replace(config, choice.settings), "; ".join(told) or None
 
 
 def _divisors(rows: int, *, processes: int) -> list[int]:
@@ -188,10 +192,14 @@ def _told(choice: Choice, *, split: bool, layers: bool, fits: bool) -> str:
     return f"{', and '.join(told)}: {why}"
 
 
-def _told_of_split(micro_batch: int, reason: str | None) -> str | None:
-    if reason is None:
-        return None
+def _told_of_split(micro_batch: int, reason: str) -> str:
     return f"micro-batches of {micro_batch}: {reason}, so that the split is not changed"
+
+
+def _told_of_place(choice: Choice) -> str:
+    if choice.on_host:
+        return "the inputs of the layers that recompute wait in host memory (--offload-activations)"
+    return "their inputs stay on the card, because copies are estimated to take time (--no-offload-activations)"
 
 
 def _tidy(model: nn.Module) -> None:
@@ -200,5 +208,6 @@ def _tidy(model: nn.Module) -> None:
         parameter.grad = None
     forget(model)
     gc.collect()
+    host_inputs.release()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

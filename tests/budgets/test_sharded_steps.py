@@ -25,7 +25,7 @@ BF16 = 2
 
 def expected(row: dict[str, Any], *, gathered: int) -> int:
     """Bytes at the step's peak, in the backward pass, with ``gathered`` whole layers, without the context."""
-    changes = {"model": row["shape"], "seq": row["seq"], "accumulation": row["micro_batches"]}
+    changes = {"model": row["shape"], "seq": row["seq"], "accumulation": row["micro_batches"], "shard": True}
     config = yaml_file.replace(RunConfig(), changes)
     dims = Dimensions.of(model_fields(row["shape"]))
     stored, compute, adapter = element_bytes(config, (8, 6))

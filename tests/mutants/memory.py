@@ -47,6 +47,8 @@ BUGS: dict[str, Planted] = {
                 "pass",
             ),
             Bug("Choice.at_least", "self.recomputed <= other.recomputed", "True"),
+            Bug("choices", "costs and train.offload_activations == 'auto'", "costs"),
+            Bug("choices", "costs and train.offload_activations == 'auto'", "False"),
             Bug("_Search.by_trials", "high = middle", "low = middle"),
             Bug("choices", "reverse=True", "reverse=False"),
         ],
@@ -62,6 +64,8 @@ BUGS: dict[str, Planted] = {
                 "self.products + self.attention + self.memory",
             ),
             Bug("_kernels", "recomputed * _AGAIN", "_AGAIN"),
+            Bug("step_time", "recomputed - 1", "recomputed"),
+            Bug("step_time", "copied - forward", "copied"),
             Bug("_operations", "1 + 2.5 + share", "0"),
         ],
     ),
@@ -91,6 +95,34 @@ BUGS: dict[str, Planted] = {
             Bug("usable", "setting != 'auto'", "True"),
         ],
     ),
+    "finetune/model/host_inputs": (
+        ["tests/properties/model/test_host_inputs.py"],
+        [
+            Bug("Store.settle", "self._copies.wait(mark)", "pass"),
+            Bug("Store.arrived", "self._copies.wait(mark)", "pass"),
+            Bug("Store._buffer", "len(buffer) >= size", "True"),
+            Bug("Store._buffer", "self._refused = True", "pass"),
+            Bug("Kept.__del__", "self.store.take_back(self.host)", "pass"),
+            Bug("Pass._pack", "self._count == self._layers", "False"),
+            Bug("Pass._unpack", "kept.before is not None", "False"),
+            Bug("_recomputing", "getattr(module, 'gradient_checkpointing', False)", "True"),
+            Bug("_require_unchanged", "tensor._version != version", "False"),
+        ],
+    ),
+    "finetune/model/host_copies": (
+        ["tests/unit/finetune/model/test_host_copies.py", "tests/e2e/drygpu/test_dry_step_work.py"],
+        [
+            Bug("CardCopies.start", "target.copy_(source, non_blocking=True)", "target.copy_(source)"),
+            Bug("CardCopies.free", "torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())", "0"),
+            Bug(
+                "CardCopies.allocate",
+                "torch.cuda.cudart().cudaHostRegister(memory.data_ptr() + begin, pages, 0)",
+                "0",
+            ),
+            Bug("_require", "not is_active()", "True"),
+            Bug("_require", "host_memory.limit_bytes() // 20", "0"),
+        ],
+    ),
     "finetune/config/recompute": (
         ["tests/unit/finetune/config/test_recompute.py"],
         [
@@ -99,6 +131,8 @@ BUGS: dict[str, Planted] = {
             Bug("expanded", "[FLAG, 'none']", "[FLAG, 'all']"),
             Bug("_checked", "found.lstrip('-').isdecimal()", "True"),
             Bug("spelled", "isinstance(setting, bool)", "False"),
+            Bug("inputs_on_host", "device != 'cpu' and (not sharded)", "device != 'cpu'"),
+            Bug("_checked_place", "value.lower()", "value"),
         ],
     ),
     "finetune/estimate/activations": (
@@ -127,6 +161,7 @@ BUGS: dict[str, Planted] = {
             ),
             Bug("peak_resident_bytes", "'VmHWM'", "'VmRSS'"),
             Bug("limit_bytes", "('memory.max', 'memory/memory.limit_in_bytes')", "('memory/memory.limit_in_bytes',)"),
+            Bug("available_bytes", "max(0, limit - held)", "limit"),
             Bug("limit_bytes", "limits.append(address_space)", "pass"),
         ],
     ),
@@ -363,8 +398,8 @@ BUGS: dict[str, Planted] = {
             Bug("_verdict", "rung.needed", "rung.expected"),
             Bug(
                 "_step_settings",
-                "('full', 'optimizer', 'checkpointing', 'accumulation')",
-                "('optimizer', 'checkpointing', 'accumulation')",
+                "('full', *_PLAIN)",
+                "(*_PLAIN,)",
             ),
             Bug(
                 "measure",

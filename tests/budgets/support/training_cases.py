@@ -38,7 +38,7 @@ def cases() -> dict[str, Case]:
             rows[f"{precision} {optimizer}"] = Case(model={"precision": precision}, train={"optimizer": optimizer})
         for name, train in {
             "kept activations": {"checkpointing": False},
-            "offloaded activations": {"offload_activations": True},
+            "inputs on the card": {"offload_activations": False},
         }.items():
             rows[f"{precision} {name}"] = Case(model={"precision": precision}, train=train)
         rows[f"{precision} seq 2048"] = Case(model={"precision": precision}, seq=2048)
@@ -82,6 +82,8 @@ def cases() -> dict[str, Case]:
     for chunk in (64, 256, 4096):
         rows[f"nf4 loss chunk {chunk}"] = Case(train={"loss_chunk": chunk}, seq=2048)
     rows["nf4 packed"] = Case(packed=True)
+    for number in (1, 3):  # of four layers
+        rows[f"nf4 {number} recomputed"] = Case(train={"checkpointing": number}, seq=2048)
     rows["nf4 accumulation 4"] = Case(micro_batches=4)
     rows["nf4 resized embeddings"] = Case(model={"resize_embeddings": True})
     rows["nf4 no clip"] = Case(train={"clip": 0.0})

@@ -48,13 +48,13 @@ def test_what_is_given_is_not_chosen(found: dict[str, Any]) -> None:
     assert found["all given"] == [1, 12, 1, None]
 
 
-def test_inputs_go_to_the_host_only_where_nothing_else_fits(found: dict[str, Any]) -> None:
+def test_inputs_go_to_the_host_where_layers_recompute_and_nothing_else_fits(found: dict[str, Any]) -> None:
     size, recomputed, offload, note = found["tight"]
-    assert (size, recomputed, offload) == (1, "all", True)
-    assert "the layers' inputs wait in host memory, because nothing else fits" in note
+    assert (recomputed, offload) == ("all", True)
+    assert "the inputs of the layers that recompute wait in host memory (--offload-activations)" in note
     size, recomputed, offload, note = found["none"]
-    assert (size, recomputed, offload) == (1, "all", False)
-    assert "host memory" not in note
+    assert (size, recomputed, offload) == (1, "all", True)
+    assert "there is room for nothing larger" in note
 
 
 def test_where_the_split_changes_the_result_it_is_left_alone(found: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytest.importorskip("bitsandbytes")
-ADAPTED = 2 * 2 * 7  # matrices: A and B of seven layers, twice
+LAYERS = 4
+ADAPTED = LAYERS * 2 * 7  # matrices: A and B of seven linear layers
+INPUT = 2 * 256 * 512 * 2  # bytes of a layer's input: two rows of 256 tokens, in bf16
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,22 @@ def test_the_optimizer_is_one_kernel_and_a_table_of_addresses(work: dict[str, An
 
 
 def test_gradients_wait_on_the_host_in_few_copies(work: dict[str, Any]) -> None:
-    one, four = work["one"][2], work["four"][2]
+    one, four = work["one"][2], work["on card"][2]
     moved = four["copies_to_host"] - one["copies_to_host"] + four["copies_to_device"] - one["copies_to_device"]
     assert moved <= 2 * 3 + 4 * 3  # a chunk there and back for each of three micro-batches, and their four inputs
     assert four["synchronizations"] == one["synchronizations"]
+
+
+def test_inputs_cross_the_bus_once_each_way_in_one_copy_each_and_nothing_waits(work: dict[str, Any]) -> None:
+    """All but that of the last layer, in each of four micro-batches, from and to memory that is pinned once."""
+    there, here = work["four"][2], work["on card"][2]
+    moved = 4 * (LAYERS - 1)
+    for way in ("to_host", "to_device"):
+        assert there[f"copies_{way}"] - here[f"copies_{way}"] == moved
+        assert there[f"copied_{way}_bytes"] - here[f"copied_{way}_bytes"] == moved * INPUT
+    assert there["synchronizations"] == here["synchronizations"]
+    assert there["launches"] == here["launches"]
+    assert work["pinned"] == (LAYERS - 1) * INPUT
 
 
 def test_the_control_launches_more_and_comes_to_the_same_copies(work: dict[str, Any]) -> None:

@@ -79,7 +79,8 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
         results["prime"] = chosen(model, accumulation=7, checkpointing="all")
     with room_for(model, 10, checkpointing=1):
         results["given and full"] = chosen(model, micro_batch=8, split="given")
-    for name, room in {"tight": lambda _, config: config.train.offload_activations, "none": lambda *_: False}.items():
+    rooms = {"tight": lambda _, config: config.train.offload_activations is True, "none": lambda *_: False}
+    for name, room in rooms.items():
         with mock.patch.object(split._Trials, "_run", room):
             found, note = chosen_split(model, DATA, RunConfig())
         results[name] = [found.train.micro_batch, found.train.checkpointing, found.train.offload_activations, note]

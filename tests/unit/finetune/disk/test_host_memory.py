@@ -56,3 +56,16 @@ def test_a_ulimit_counts_where_it_is_lower(tmp_path: Path, monkeypatch: pytest.M
     for asked, limit in ((300 * MIB, 300 * MIB), (resource.RLIM_INFINITY, machine)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, asked=asked: (asked, asked))
         assert host_memory.limit_bytes() == limit
+
+
+def test_what_is_available_is_what_the_machine_and_the_control_group_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 < host_memory.available_bytes() < host_memory.limit_bytes()
+    monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("268435456\n")
+    (tmp_path / "memory.current").write_text("67108864\n")
+    assert host_memory.available_bytes() == 192 * MIB
+    (tmp_path / "memory.max").write_text("max\n")
+    monkeypatch.setattr(host_memory, "_MACHINE", tmp_path / "nothing")
+    assert host_memory.available_bytes() == host_memory.limit_bytes()

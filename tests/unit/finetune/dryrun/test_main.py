@@ -102,16 +102,17 @@ def test_a_dry_run_says_what_a_run_on_that_card_chooses(
     assert "  chosen    so\n" in text
     figures = json.loads(file.read_text())
     assert figures["chosen"] == CHOSEN
-    assert figures["command"].endswith("--micro-batch 4 --accumulation 4 --checkpointing 12")
+    assert figures["command"].endswith("--micro-batch 4 --accumulation 4 --checkpointing 12 --no-offload-activations")
 
 
 def test_what_is_given_is_measured_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch, lambda request, _: choosing(request))
-    for flags in (["--micro-batch", "1", "--checkpointing"], ["--micro-batch", "2", "--offload-activations"]):
+    given = ["--micro-batch", "1", "--checkpointing", "--offload-activations"]
+    for flags in (given, ["--micro-batch", "2", "--no-checkpointing"]):
         assert main(["--model", "mistral-7b", *flags, "--dry-run", "--gpu", "rtx-4080"]) == 0
-    assert main(["--model", "mistral-7b", "--micro-batch", "1", "--dry-run", "--gpu", "rtx-4080"]) == 0
-    assert main(["--model", "mistral-7b", "--checkpointing", "--dry-run", "--gpu", "rtx-4080"]) == 0
-    assert [request.choose for request in asked.requests] == [False, False, True, True]
+    for flags in (given[:2], given[2:], given[:2] + given[3:], given[:3]):
+        assert main(["--model", "mistral-7b", *flags, "--dry-run", "--gpu", "rtx-4080"]) == 0
+    assert [request.choose for request in asked.requests] == [False, False, True, True, True, True]
 
 
 def test_what_was_chosen_is_what_a_larger_card_and_the_page_are_asked(

@@ -136,6 +136,7 @@ MEASURED = [
 @pytest.mark.parametrize(("settings", "gib"), MEASURED, ids=lambda value: str(value))
 def test_the_arithmetic_is_within_3_percent_of_what_was_measured(settings: dict[str, Any], gib: float) -> None:
     base = {"model": "llama-3.2-1b", "seq": 1024, "accumulation": 2, "optimizer": "paged-adamw"}
+    base["offload_activations"] = False
     assert of(**base | settings).allocated_bytes / 2**30 == pytest.approx(gib, rel=0.03)
 
 
@@ -177,7 +178,8 @@ def test_names_choose_layers_as_they_do_in_a_run() -> None:
 
 
 def test_accumulation_costs_one_set_of_gradients_however_long() -> None:
-    one, two, many = (of(accumulation=count, optimizer="adamw-8bit") for count in (1, 2, 16))
+    kept = {"optimizer": "adamw-8bit", "offload_activations": False}
+    one, two, many = (of(accumulation=count, **kept) for count in (1, 2, 16))
     assert many.total_bytes == two.total_bytes
     assert two.gradients - one.gradients == two.trainable * 2
 
@@ -224,13 +226,18 @@ def test_no_torch_is_needed() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("seq", "gib"), [(512, 4.256), (2048, 4.872), (8192, 7.620)])
-def test_with_liger_kernel_it_is_within_1_percent_of_what_was_measured(
-    seq: int, gib: float, monkeypatch: pytest.MonkeyPatch
+LIGER = [(512, False, 4.256), (2048, False, 4.872), (8192, False, 7.620)]
+LIGER += [(512, True, 4.212), (2048, True, 4.477), (8192, True, 5.818)]
+
+
+@pytest.mark.parametrize(("seq", "on_host", "gib"), LIGER)
+def test_with_liger_kernel_it_is_near_what_was_measured(
+    seq: int, on_host: bool, gib: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Peak allocated of two steps of two micro-batches on a dry A100-80, liger-kernel 0.8.5 installed."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    found = of(seq=seq, accumulation=2, optimizer="paged-adamw", kernels="auto").allocated_bytes
-    assert found / 2**30 == pytest.approx(gib, rel=0.01)
-    without = of(seq=seq, accumulation=2, optimizer="paged-adamw").allocated_bytes
+    settings = {"seq": seq, "accumulation": 2, "optimizer": "paged-adamw", "offload_activations": on_host}
+    found = of(**settings, kernels="auto").allocated_bytes
+    assert found / 2**30 == pytest.approx(gib, rel=0.015 if on_host else 0.01)
+    without = of(**settings).allocated_bytes
     assert found < without

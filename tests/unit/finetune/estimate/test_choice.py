@@ -18,7 +18,8 @@ GIB = 2**30
 CARD = find_card("rtx-4080")
 SHAPE = SHAPES["mistral-7b"].fields()
 LAYERS, ROWS = 32, 16
-OFFERED = choices(ROWS, [1, 2, 4, 8, 16], range(LAYERS + 1), LAYERS)
+SIZES = [1, 2, 4, 8, 16]
+LAUNCHING: dict[str, Any] = {"seq": 16, "precision": "bf16"}
 
 
 @functools.cache
@@ -28,6 +29,14 @@ def forecast(**settings: Any) -> Forecast:
     found = Forecast.of(config, SHAPE, speed, capability=CARD.capability)
     assert found is not None
     return found
+
+
+def offered(*recomputed: int, known: bool = True, **settings: Any) -> list[list[Choice]]:
+    config = yaml_file.replace(RunConfig(), {"accumulation": ROWS} | settings)
+    return choices(config, SIZES, recomputed or range(LAYERS + 1), LAYERS, forecast(**settings) if known else None)
+
+
+OFFERED = offered()
 
 
 class Card:
@@ -66,7 +75,12 @@ def test_where_everything_fits_one_trial_shows_it_and_nothing_recomputes() -> No
     card = Card(200 * GIB, forecast())
     found = choose(OFFERED, card.budget, card, card.forecast)
     assert (found.choice.micro_batch, found.choice.recomputed, found.trials) == (16, 0, 1)
-    assert found.choice.settings == {"micro_batch": 16, "accumulation": 1, "checkpointing": "none"}
+    assert found.choice.settings == {
+        "micro_batch": 16,
+        "accumulation": 1,
+        "checkpointing": "none",
+        "offload_activations": False,
+    }
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -74,7 +88,12 @@ def test_where_nothing_fits_the_leanest_is_told_not_to(known: bool) -> None:
     card = Card(1 * GIB, forecast())
     found = choose(OFFERED, card.budget, card, card.forecast if known else None)
     assert not found.fits
-    assert found.choice.settings == {"micro_batch": 1, "accumulation": 16, "checkpointing": "all"}
+    assert found.choice.settings == {
+        "micro_batch": 1,
+        "accumulation": 16,
+        "checkpointing": "all",
+        "offload_activations": True,
+    }
 
 
 @pytest.mark.parametrize("gib", [5, 8, 11, 15, 100])
@@ -91,7 +110,7 @@ def test_without_arithmetic_trials_decide_the_micro_batch_first(gib: int) -> Non
 
 def test_a_given_number_of_layers_is_the_only_one_tried() -> None:
     card = Card(8 * GIB, forecast())
-    found = choose(choices(ROWS, [1, 2, 4, 8, 16], [10], LAYERS), card.budget, card, card.forecast)
+    found = choose(offered(10), card.budget, card, card.forecast)
     assert found.choice.recomputed == 10
     assert {one.recomputed for one in card.tried} == {10}
 
@@ -105,3 +124,44 @@ def test_what_is_loaded_is_the_base_and_its_adapter() -> None:
     found = forecast()
     assert 3.6 * GIB < found.loaded() < 4.2 * GIB
     assert forecast(rank=256).loaded() - found.loaded() == 240 * 41_943_040 // 16 * 2
+
+
+def places(lists: list[list[Choice]]) -> list[tuple[int, bool]]:
+    return [(same[0].micro_batch, same[0].on_host) for same in lists]
+
+
+def test_inputs_wait_on_the_host_where_that_costs_nothing_or_is_not_known_to() -> None:
+    """A layer of 7 billion parameters takes longer than the copy of its input, whatever the rows."""
+    assert places(OFFERED) == [(size, True) for size in reversed(SIZES)]
+    assert places(offered(known=False)) == places(OFFERED)
+
+
+def test_where_copies_cost_time_both_places_are_offered_and_the_leanest_comes_last() -> None:
+    """In rows of 16 tokens a micro-batch of one waits for the host that launches."""
+    found = places(offered(**LAUNCHING))
+    assert found[-2:] == [(1, False), (1, True)]
+    leanest = [same[-1:] for same in offered(**LAUNCHING)][-2:]
+    for room in (True, False):
+        tried: list[bool] = []
+
+        def attempt(choice: Choice, room: bool = room, tried: list[bool] = tried) -> Tried:
+            tried.append(choice.on_host)
+            return Tried(fits=room or choice.on_host, needed=GIB)
+
+        chosen = choose(leanest, 200 * GIB, attempt, forecast(**LAUNCHING))
+        assert (chosen.fits, chosen.choice.on_host) == (True, not room)
+        assert tried == [False] + [True] * (not room)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_given_place_is_the_only_one_offered(given: bool) -> None:
+    assert places(offered(**LAUNCHING, offload_activations=given)) == [(size, given) for size in reversed(SIZES)]
+
+
+def test_more_layers_keep_their_activations_where_inputs_wait_on_the_host() -> None:
+    found = []
+    for on_host in (False, True):
+        card = Card(8 * GIB, forecast(seq=4096, offload_activations=on_host))
+        lists = offered(seq=4096, offload_activations=on_host)
+        found.append(choose([lists[-1]], card.budget, card, card.forecast).choice.recomputed)
+    assert found[1] < found[0]

@@ -31,9 +31,10 @@ def test_a_resumed_run_goes_on_as_it_began(
     ("train", "expected"),
     [
         (TrainConfig(), (12, True)),
-        (TrainConfig(checkpointing="all"), ("all", False)),
-        (TrainConfig(checkpointing=8), (8, False)),
-        (TrainConfig(offload_activations=True), ("auto", True)),
+        (TrainConfig(checkpointing="all"), ("all", True)),
+        (TrainConfig(checkpointing=8), (8, True)),
+        (TrainConfig(checkpointing=8, offload_activations=False), (8, False)),
+        (TrainConfig(offload_activations=False), (12, False)),
         (TrainConfig(split="given"), (12, True)),
     ],
 )
@@ -46,3 +47,9 @@ def test_a_resumed_run_recomputes_what_it_recomputed(train: TrainConfig, expecte
 def test_a_cpu_keeps_the_split_of_the_settings() -> None:
     config = RunConfig()
     assert chosen_split(nn.Linear(2, 2), None, config) == (config, None)  # type: ignore[arg-type]  # unread
+
+
+def test_inputs_that_are_asked_onto_the_host_are_not_those_of_layers_that_keep_all() -> None:
+    recorded = {"micro_batch": 1, "accumulation": 16, "checkpointing": "none", "offload_activations": False}
+    found = as_recorded(RunConfig(train=TrainConfig(offload_activations=True)), recorded).train
+    assert (found.checkpointing, found.offload_activations) == ("auto", True)
