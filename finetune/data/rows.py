@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.settings import EMBEDDED_DATA
 from finetune.data.csv_rows import columns_of, read_csv
-from finetune.data.file_kind import first_byte_that_is_not_utf8, require_parquet, require_text, what_it_is
 from finetune.data.docstrings import docstring_fingerprint, docstring_rows
+from finetune.data.file_kind import first_byte_that_is_not_utf8, require_parquet, require_text, what_it_is
 from finetune.data.formats import is_format, shown
 from finetune.errors import DataError
 
