@@ -6,11 +6,11 @@
 
 ``trainer`` is the recipe of artidoro/qlora, ``trl`` TRL's SFTTrainer, ``trl-liger`` the same with liger-kernel,
 ``unsloth`` Unsloth's own loader and checkpoints under SFTTrainer, ``ours`` finetune with every layer recomputed, as the
-others do, and ``ours-auto`` finetune as it comes: with as many layers that keep their activations as the card has room
-for. What is not installed is left out and named. A setting is SHAPE:TOKENS:ROWS:ACCUMULATION. Weights are random;
-losses and gradient norms are shown, for a step that trains nothing is fast. Tokens a second are the median of the timed
-steps; the last step is profiled, for the share of matrix products. The utilisation is of the card's own matrix
-products, measured in the same process.
+others do, and their inputs on the host, and ``ours-auto`` finetune as it comes: with as many layers that keep their
+activations as the card has room for. What is not installed is left out and named. A setting is
+SHAPE:TOKENS:ROWS:ACCUMULATION. Weights are random; losses and gradient norms are shown, for a step that trains nothing
+is fast. Tokens a second are the median of the timed steps; the last step is profiled, for the share of matrix products.
+The utilisation is of the card's own matrix products, measured in the same process.
 """
 
 from __future__ import annotations

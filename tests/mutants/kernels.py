@@ -28,6 +28,34 @@ BUGS: dict[str, Planted] = {
             Bug("as_recorded", "config.train.split == 'auto' and same", "config.train.split == 'auto'"),
         ],
     ),
+    "finetune/model/host_inputs": (
+        ["tests/properties/model/test_host_inputs.py"],
+        [
+            Bug("Store.settle", "self._copies.wait(mark)", "pass"),
+            Bug("Store.arrived", "self._copies.wait(mark)", "pass"),
+            Bug("Store._buffer", "len(buffer) >= size", "True"),
+            Bug("Store._buffer", "self._refused = True", "pass"),
+            Bug("Kept.__del__", "self.store.take_back(self.host)", "pass"),
+            Bug("Pass._pack", "self._count == self._layers", "False"),
+            Bug("Pass._unpack", "kept.before is not None", "False"),
+            Bug("_recomputing", "getattr(module, 'gradient_checkpointing', False)", "True"),
+            Bug("_require_unchanged", "tensor._version != version", "False"),
+        ],
+    ),
+    "finetune/model/host_copies": (
+        ["tests/unit/finetune/model/test_host_copies.py", "tests/e2e/drygpu/test_dry_step_work.py"],
+        [
+            Bug("CardCopies.start", "target.copy_(source, non_blocking=True)", "target.copy_(source)"),
+            Bug("CardCopies.free", "torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())", "0"),
+            Bug(
+                "CardCopies.allocate",
+                "torch.cuda.cudart().cudaHostRegister(memory.data_ptr() + begin, pages, 0)",
+                "0",
+            ),
+            Bug("_require", "not is_active()", "True"),
+            Bug("_require", "host_memory.limit_bytes() // 20", "0"),
+        ],
+    ),
     "finetune/config/split": (
         ["tests/unit/finetune/config/test_split.py"],
         [
