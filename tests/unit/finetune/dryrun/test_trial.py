@@ -121,5 +121,6 @@ def test_sharded_trials_over_one_base_are_alike(config: RunConfig) -> None:
     first, small, again = trials(sharded, [{}, {"rank": 8}, {}], "rtx-4080")
     assert [trial.rank for trial in first.by_rank] == [0, 1]
     assert first.fits
-    assert small.phases["update"] < first.phases["update"]
-    assert again.peak_allocated == first.peak_allocated
+    assert 2 * small.categories["adapters"] == first.categories["adapters"]
+    assert again.phases["update"] == first.phases["update"]
+    assert again.peak_allocated == pytest.approx(first.peak_allocated, abs=2**16)  # a table that the first trial makes
