@@ -31,6 +31,7 @@ NAMES = (
     "torch._C._dispatch_has_kernel",
     "torch._C._dispatch_has_kernel_for_dispatch_key",
     "torch._C._dispatch_keyset_full_after",
+    "torch.distributed.distributed_c10d._update_default_pg",
 )
 """Names that every torch of ``TESTED`` built for CUDA has. A build without CUDA lacks those with ``_cuda_``."""
 
@@ -56,6 +57,26 @@ def when_cuda_starts(action: Callable[[], None]) -> None:
     import torch
 
     torch.cuda._lazy_call(action)
+
+
+def when_group_changes(action: Callable[[], None]) -> None:
+    """Call ``action`` after torch's default process group was made or destroyed: ``_update_default_pg``.
+
+    Nothing is done in a build of torch that has no process groups.
+    """
+    import torch.distributed
+
+    if not torch.distributed.is_available():
+        return
+    from torch.distributed import distributed_c10d
+
+    original = distributed_c10d._update_default_pg
+
+    def update(group: Any) -> None:
+        original(group)
+        action()
+
+    distributed_c10d._update_default_pg = update  # type: ignore[assignment]  # a patch
 
 
 def cuda_is_starting() -> bool:

@@ -81,19 +81,24 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]], results: Sequen
     """Wait for all processes, but not forever for those that wait for one that has failed.
 
     Returns:
-        The rank that failed first: its exit code is not 0, or it left no result. Those that end afterwards may do so
-        because it is gone. None if no rank failed.
+        The first rank whose exit code is not 0: those that end afterwards may do so because it is gone. If there is
+        none, the first rank that left no result. None if no rank failed.
     """
     running = dict(enumerate(processes))
-    failed: int | None = None
-    failed_at = 0.0
-    while running and (failed is None or time.monotonic() - failed_at < _GRACE):
+    broken: list[int] = []
+    silent: list[int] = []
+    failed_at = float("inf")
+    while running and time.monotonic() - failed_at < _GRACE:
         for rank in [rank for rank, process in running.items() if process.poll() is not None]:
-            if failed is None and (running[rank].returncode or not results[rank].exists()):
-                failed, failed_at = rank, time.monotonic()
+            if running[rank].returncode:
+                broken.append(rank)
+            elif not results[rank].exists():
+                silent.append(rank)  # it ended because another rank did, which has not ended yet, or for no reason
             del running[rank]
+        if (broken or silent) and failed_at == float("inf"):
+            failed_at = time.monotonic()
         time.sleep(0.01)
-    return failed
+    return next(iter(broken + silent), None)
 
 
 def read_results(files: Sequence[Path]) -> list[Result | None]:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     from finetune.model.parts import Whole
 
+_READ = ("compress_statistics", "quant_type")
+"""Attributes of a 4-bit weight that peft reads of a layer that it adapts (``dispatch_bnb_4bit``)."""
+
 
 def shard_base(model: nn.Module) -> None:
     """Leave each rank its part of every layer's frozen weights, in place.
@@ -64,12 +67,14 @@ def shard_base(model: nn.Module) -> None:
     for layer in layers:
         waiting = _set_aside(layer, whole)
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
-        for (module, name), local in waiting.items():
+        for (module, name), (local, read_by_peft) in waiting.items():
             shape = getattr(module, name)
             given = DTensor.from_local(
                 local, mesh, [Shard(0)], run_check=False, shape=shape.shape, stride=shape.stride()
             )
-            module.register_parameter(name, nn.Parameter(given, requires_grad=False))
+            parameter = nn.Parameter(given, requires_grad=False)
+            parameter.__dict__.update(read_by_peft)
+            module.register_parameter(name, parameter)
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
     record_as_before(decoder)
     mark_sharded(model)
@@ -92,8 +97,14 @@ def _require_all_in(layers: list[nn.Module], base: nn.Module) -> None:
     )
 
 
-def _set_aside(layer: nn.Module, whole: set[nn.Parameter]) -> dict[tuple[nn.Module, str], torch.Tensor]:
-    """Put parameters of the whole shape, without memory, in the place of a layer's frozen parts; return the parts."""
+def _set_aside(
+    layer: nn.Module, whole: set[nn.Parameter]
+) -> dict[tuple[nn.Module, str], tuple[torch.Tensor, dict[str, Any]]]:
+    """Put parameters of the whole shape, without memory, in the place of a layer's frozen parts.
+
+    Returns:
+        The parts, each with the attributes that peft reads of it when it attaches another adapter.
+    """
     found = {}
     for module in layer.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -101,7 +112,7 @@ def _set_aside(layer: nn.Module, whole: set[nn.Parameter]) -> dict[tuple[nn.Modu
                 continue
             size = getattr(parameter, "whole", None)
             part = parameter.data if size is not None else part_of(parameter.data)
-            found[module, name] = part
+            found[module, name] = part, {key: getattr(parameter, key) for key in _READ if hasattr(parameter, key)}
             empty = torch.empty(parameter.shape if size is None else size, dtype=parameter.dtype, device="meta")
             module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
     return found
@@ -144,7 +155,9 @@ def _open_linear(layer: Any) -> None:
     if state.state2 is not None:
         nested = _frozen(state.state2.absmax, whole.scales_of_scales)
         layer.register_parameter(SCALES_OF_SCALES, nested)
-    layer.weight = _frozen(layer.weight.data, whole.packed)
+    weight = layer.weight
+    layer.weight = _frozen(weight.data, whole.packed)
+    layer.weight.__dict__.update({key: getattr(weight, key) for key in _READ})
 
 
 def _open_experts(experts: Any) -> None:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from dataclasses import dataclass
@@ -61,12 +62,12 @@ class _Ends:
     Attributes:
         late: the ranks that did not end in time.
         stopped: the ranks that were terminated because another one had failed.
-        ran_until: by rank, the last moment at which it was seen running, on the monotonic clock.
+        ended_at: when each rank ended, on the monotonic clock.
     """
 
     late: list[int]
     stopped: list[int]
-    ran_until: dict[int, float]
+    ended_at: dict[int, float]
 
 
 def wanted(item: pytest.Item) -> Ranks | None:
@@ -202,20 +203,33 @@ def _wait(started: list[subprocess.Popen[bytes]], folder: Path, timeout: float) 
     Ranks that still run then are terminated.
     """
     deadline, failed = time.monotonic() + timeout, False
-    ran_until: dict[int, float] = {}
-    while True:
-        now = time.monotonic()
-        running = [rank for rank, process in enumerate(started) if process.poll() is None]
-        if not running:
-            return _Ends(late=[], stopped=[], ran_until=ran_until)
-        ran_until |= dict.fromkeys(running, now)
+    ended_at: dict[int, float] = {}
+    watches = [
+        threading.Thread(target=_note_end, args=(rank, process, ended_at), daemon=True)
+        for rank, process in enumerate(started)
+    ]
+    for watch in watches:
+        watch.start()
+    late: list[int] = []
+    stopped: list[int] = []
+    while running := [rank for rank, process in enumerate(started) if process.poll() is None]:
         if not failed and any(_failed(folder, rank, process) for rank, process in enumerate(started)):
             failed, deadline = True, min(deadline, time.monotonic() + _GRACE)
-        if now > deadline:
+        if time.monotonic() > deadline:
             for rank in running:
                 _end(started[rank])
-            return _Ends(late=[] if failed else running, stopped=running if failed else [], ran_until=ran_until)
+            late, stopped = ([], running) if failed else (running, [])
+            break
         time.sleep(0.02)
+    for watch in watches:
+        watch.join()
+    return _Ends(late=late, stopped=stopped, ended_at=ended_at)
+
+
+def _note_end(rank: int, process: subprocess.Popen[bytes], ended_at: dict[int, float]) -> None:
+    """Note when a rank ends, which must not wait for the next look: others may fail for it a moment later."""
+    process.wait()
+    ended_at[rank] = time.monotonic()
 
 
 def _failed(folder: Path, rank: int, process: subprocess.Popen[bytes]) -> bool:
@@ -250,8 +264,8 @@ def _judge(started: list[subprocess.Popen[bytes]], folder: Path, ranks: Ranks, e
     failed = [rank for rank, result in results.items() if result and result["outcome"] == "failed"]
     broken = [rank for rank, result in results.items() if result is None and rank not in ends.stopped]
     if failed or broken:
-        # A rank that died is told before those that failed because it was gone. A late one ran until the end.
-        times = {rank: ends.ran_until.get(rank, 0.0) for rank in broken}
+        # A rank that died is told before those that failed because it was gone, and after the one for which it died.
+        times = {rank: ends.ended_at[rank] for rank in broken}
         times |= {rank: result["time"] for rank, result in results.items() if result and rank in failed}
         first = min(times, key=lambda rank: times[rank])
         what = f"{states[first]} before its test did"

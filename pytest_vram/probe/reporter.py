@@ -15,11 +15,10 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from functools import cache, partial, wraps
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
-from pytest_vram import torch_private
+from pytest_vram import process_group, torch_private
 from pytest_vram.drygpu.process.variables import PROCESSES_VARIABLE
 from pytest_vram.memory import Measurement
 from pytest_vram.memory.codec import encode
@@ -30,7 +29,6 @@ _RECENT = 0.1  # seconds of tolerance, because a process's start is known to a h
 _SHOWN = 80  # characters of a command line
 _reporters: list[_Reporter] = []
 _owned: dict[str, str | None] = {}
-_rank_before: list[int] = []
 
 
 def now() -> float:
@@ -88,12 +86,16 @@ class _Reporter:
         self._intervals = Intervals(self._probe)
         self._interval = self._intervals.begin()
         self._probe.begin_test(record=True)
-        # This file announces the figures; if the process is killed before it writes them, only this file remains.
-        (folder / f"{self.pid}.began").write_text(json.dumps(encode(self._process(()))))
+        self.announce()
         self._questions = folder / f"{self.pid}.ask"
         if hasattr(os, "mkfifo"):  # Windows has no named pipes of this kind, so nobody can ask this process there
             os.mkfifo(self._questions)
             threading.Thread(target=self._answer, name="vram-answers", daemon=True).start()
+
+    def announce(self) -> None:
+        """Write who this process is. If it is killed before it writes its figures, only this file remains."""
+        if os.getpid() == self.pid:
+            write_figures(self.folder, self._process(()), suffix="began")
 
     def write(self) -> None:
         """Write the figures for the whole life of the process."""
@@ -121,7 +123,7 @@ class _Reporter:
             pid=self.pid,
             name=command(self.pid),
             began=now() if began is None else began,
-            rank=_rank(),
+            rank=process_group.place()[0],
             measurements=measurements,
         )
 
@@ -181,8 +183,20 @@ def begin() -> None:
 @cache
 def _once(_pid: int, folder: str) -> None:
     torch_private.when_cuda_starts(partial(_start, folder))
+    _follow_group()
     atexit.register(_finish)
     multiprocessing.util.register_after_fork(_ANYTHING, _finish_with_multiprocessing)
+
+
+@cache
+def _follow_group() -> None:
+    process_group.when_joined(_announce_again)  # a process may use a card before it knows its rank
+
+
+def _announce_again() -> None:
+    for reporter in _reporters:
+        with contextlib.suppress(OSError):  # as in _start
+            reporter.announce()
 
 
 def _finish_with_multiprocessing(_: object) -> None:
@@ -199,7 +213,6 @@ def follow_forks() -> None:
 def _in_child() -> None:
     _reporters.clear()
     _owned.clear()
-    _rank_before.clear()
     if "torch" in sys.modules:
         begin()
 
@@ -208,40 +221,12 @@ def _start(folder: str) -> None:
     if not _reporters:
         with contextlib.suppress(OSError):  # the test session is over and its folder removed, so nobody reads figures
             _reporters.append(_Reporter(Path(folder)))
-            _remember_rank()
 
 
 def _finish() -> None:
     while _reporters:
         with contextlib.suppress(OSError):
             _reporters.pop().write()
-
-
-def _rank() -> int | None:
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_rank())
-    if _rank_before:
-        return _rank_before[-1]
-    text = os.environ.get("RANK", "")
-    return int(text) if text.isdigit() else None
-
-
-def _remember_rank() -> None:
-    """Keep the rank when the process group is destroyed, because the figures are written later."""
-    distributed = sys.modules.get("torch.distributed")
-    original = getattr(distributed, "destroy_process_group", None)
-    if distributed is None or original is None or hasattr(original, "remembers_rank"):
-        return
-
-    @wraps(original)
-    def destroy_process_group(*args: Any, **kwargs: Any) -> Any:
-        if (rank := _rank()) is not None:
-            _rank_before.append(rank)
-        return original(*args, **kwargs)
-
-    destroy_process_group.remembers_rank = True  # type: ignore[attr-defined]  # a mark on the function
-    distributed.destroy_process_group = destroy_process_group  # type: ignore[attr-defined]  # a patch
 
 
 def used(measurement: Measurement) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_vram import torch_private
+from pytest_vram import process_group, torch_private
 from pytest_vram.drygpu import driver, notes
 from pytest_vram.drygpu.process.variables import EXIT_SUFFIX, RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.drygpu.values import host_reads
@@ -40,8 +40,6 @@ _NCCL_REFUSED = "out of memory: the card has no room for the buffers of NCCL's c
 _running: list[tuple[Any, Any]] = []
 _PEAKS = {"peak_allocated_bytes": "allocated_bytes.all.peak", "peak_reserved_bytes": "reserved_bytes.all.peak"}
 _PLACES = {
-    "rank": "RANK",
-    "world_size": "WORLD_SIZE",
     "local_rank": "LOCAL_RANK",
     "local_world_size": "LOCAL_WORLD_SIZE",
     "restart": "TORCHELASTIC_RESTART_COUNT",
@@ -105,6 +103,11 @@ class ProcessRecorder:
         """Record the time at which a device is first used."""
         if self.record["used_ns"] is None:
             self.record["used_ns"] = time.monotonic_ns()
+            self.save()
+
+    def joined(self) -> None:
+        """Save the rank of a process that has joined a process group."""
+        if not self.written and os.getpid() == self.process and not self._left_out():
             self.save()
 
     def ended(self, code: int) -> None:
@@ -180,6 +183,7 @@ def begin(folder: Path) -> None:
     if os.environ.get(TIMELINE_VARIABLE):
         torch_private.when_cuda_starts(_record_over_time)
     torch_private.when_cuda_starts(recorder.use)
+    process_group.when_joined(recorder.joined)  # a process that is killed leaves what was saved before
     atexit.register(recorder.write)
     os.register_at_fork(after_in_child=recorder.start_again)
     multiprocessing.util.register_after_fork(recorder, ProcessRecorder.end_with_multiprocessing)
@@ -267,11 +271,9 @@ def _listen_for_exit_codes(recorder: ProcessRecorder) -> None:
 
 
 def _group() -> Record:
-    """Return this process's rank and group from the environment that launchers set; None for missing values."""
+    """Return this process's rank and group, and what else launchers set; None for missing values."""
     found: Record = {name: _number(variable) for name, variable in _PLACES.items()}
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        found["rank"], found["world_size"] = distributed.get_rank(), distributed.get_world_size()
+    found["rank"], found["world_size"] = process_group.place()
     found["group"] = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("MASTER_PORT") or ""
     return found
 

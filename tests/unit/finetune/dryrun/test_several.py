@@ -120,13 +120,18 @@ def test_a_rank_that_fails_is_told_and_the_others_are_not_waited_for(
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
-    [("sys.exit('mine')", "1:\nmine"), ("os._exit(0)", "0:"), ("os.kill(os.getpid(), signal.SIGKILL)", "-9:")],
+    ("how", "told", "then"),
+    [
+        ("sys.exit('mine')", "1:\nmine", "sys.exit('the other rank is gone')"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "-9:", "sys.exit('the other rank is gone')"),
+        ("os._exit(0)", "0:", "pathlib.Path(sys.argv[2]).touch()"),
+        ("time.sleep(1); sys.exit('mine')", "1:\nmine", "sys.exit(0)"),
+    ],
 )
 def test_the_rank_that_failed_first_is_told_and_not_one_that_then_missed_it(
-    program: Path, tmp_path: Path, how: str, told: str
+    program: Path, tmp_path: Path, how: str, told: str, then: str
 ) -> None:
-    """Rank 0 ends after rank 1, because rank 1 is gone."""
+    """Rank 0 ends because rank 1 has failed; in the last case before rank 1 has ended, and without a result."""
     mark = tmp_path / "gone"
     program.write_text(
         "import os, pathlib, signal, sys, time\n"
@@ -134,7 +139,7 @@ def test_the_rank_that_failed_first_is_told_and_not_one_that_then_missed_it(
         "if os.environ['RANK'] == '1':\n"
         f"    mark.touch()\n    {how}\n"
         "while not mark.exists():\n    time.sleep(0.01)\n"
-        "time.sleep(0.5)\nsys.exit('the other rank is gone')\n"
+        f"time.sleep(0.5)\n{then}\n"
     )
     _, failure = several.run_ranks(tmp_path / "request.json", 2, several.alone())
     assert failure.startswith(f"rank 1 ended with exit code {told}")

@@ -113,3 +113,14 @@ def test_under_a_paged_optimizer_accumulation_needs_nothing(found: dict[str, Tri
     many, one = found["16 micro-batches, paged"], found["first"]
     assert many.peak_allocated == one.peak_allocated
     assert many.categories == one.categories
+
+
+def test_sharded_trials_over_one_base_are_alike(config: RunConfig) -> None:
+    """A search over several cards attaches one adapter after another to a base that is spread already."""
+    sharded = yaml_file.replace(config, {"shard": True, "count": 2, "dry_run": True, "accumulation": 2})
+    first, small, again = trials(sharded, [{}, {"rank": 8}, {}], "rtx-4080")
+    assert [trial.rank for trial in first.by_rank] == [0, 1]
+    assert first.fits
+    assert 2 * small.categories["adapters"] == first.categories["adapters"]
+    assert again.phases["update"] == first.phases["update"]
+    assert again.peak_allocated == pytest.approx(first.peak_allocated, abs=2**16)  # a table that the first trial makes

@@ -62,6 +62,20 @@ def test_a_failure_is_told_before_ranks_that_die_of_it(monkeypatch: pytest.Monke
     assert text.startswith("rank 0 of 2 failed first, in its call:\nthe loss is negative")
 
 
+def test_a_failure_is_told_before_a_rank_that_dies_of_it_at_the_same_look(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Both happen between two looks at the ranks, of which the first sees neither."""
+    sleep = time.sleep
+    monkeypatch.setattr(rankrun.time, "sleep", lambda _: sleep(2))
+    fails = "{'outcome': 'failed', 'when': 'call', 'text': 'the loss is negative', 'time': time.monotonic()}"
+    second = f"import json, pathlib, time; pathlib.Path('1.json').write_text(json.dumps({fails}))"
+    first = "import os, time\nwhile not os.path.exists('1.json'): time.sleep(0.01)\ntime.sleep(0.2)\nos.abort()"
+    text = told(monkeypatch, tmp_path, first, second)
+    assert text.startswith("rank 1 of 2 failed first, in its call:\nthe loss is negative")
+    assert "rank 0 ended by signal 6" in text
+
+
 def test_a_late_rank_is_told_with_its_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = told(monkeypatch, tmp_path, WAITS, timeout=0.2)
     assert text.startswith("rank 0 of 1 did not end within 0.2 s:")
