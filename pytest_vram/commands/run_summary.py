@@ -73,8 +73,8 @@ class DeviceFigures:
 class RunReport:
     """The result of a dry run.
 
-    ``context_source`` says where the figure of the CUDA context is from; ``idle_context`` is set if it is only that of
-    an idle process, to which a real card adds the kernels that are loaded.
+    ``context_source`` says where the figure of the CUDA context is from. ``idle_context`` is set if it is that of an
+    idle process, to which a real card adds the kernels that are loaded.
     ``devices`` is empty if no process left figures of a GPU. ``signal`` is set if a signal ended the program.
     ``missing_functions`` lists CUDA functions that the program called and the dry GPU lacks. ``notes`` lists the
     assumptions behind the figures. ``absent`` names ranks that a launcher announced and that never imported torch.

@@ -76,6 +76,31 @@ DOT(cublasSdot_v2, 4) DOT(cublasDdot_v2, 8)
 DOT(cublasCdotu_v2, 8) DOT(cublasCdotc_v2, 8) DOT(cublasZdotu_v2, 16) DOT(cublasZdotc_v2, 16)
 // clang-format on
 
+/* ---- copies of matrices by columns, and of vectors, as MAGMA makes them ---- */
+static int copied(int error) { return error == cudaSuccess ? OK : NOT_INITIALIZED; }
+#define COPY(direction, kind)                                                                                          \
+    int cublas##direction##MatrixAsync(int rows, int columns, int width, const void *from, int from_rows, void *to,    \
+                                       int to_rows, cudaStream_t stream) {                                             \
+        return copied(cudaMemcpy2DAsync(to, (size_t)to_rows * width, from, (size_t)from_rows * width,                  \
+                                        (size_t)rows * width, columns, kind, stream));                                 \
+    }                                                                                                                  \
+    int cublas##direction##Matrix(int rows, int columns, int width, const void *from, int from_rows, void *to,         \
+                                  int to_rows) {                                                                       \
+        return copied(cudaMemcpy2D(to, (size_t)to_rows * width, from, (size_t)from_rows * width, (size_t)rows * width, \
+                                   columns, kind));                                                                    \
+    }                                                                                                                  \
+    int cublas##direction##VectorAsync(int count, int width, const void *from, int from_step, void *to, int to_step,   \
+                                       cudaStream_t stream) {                                                          \
+        return copied(cudaMemcpy2DAsync(to, (size_t)to_step * width, from, (size_t)from_step * width, width, count,    \
+                                        kind, stream));                                                                \
+    }                                                                                                                  \
+    int cublas##direction##Vector(int count, int width, const void *from, int from_step, void *to, int to_step) {      \
+        return copied(                                                                                                 \
+            cudaMemcpy2D(to, (size_t)to_step * width, from, (size_t)from_step * width, width, count, kind));           \
+    }
+COPY(Set, cudaMemcpyHostToDevice)
+COPY(Get, cudaMemcpyDeviceToHost)
+
 /* ---- products, solves and updates: their results stay on the device ---- */
 static int product(handle h) {
     if (dry_load_products(dry_current_device()) != cudaSuccess) return ALLOC_FAILED;

@@ -17,6 +17,7 @@ from pytest_vram import torch_private
 from pytest_vram.drygpu import driver
 from pytest_vram.drygpu.process import inductor
 from pytest_vram.drygpu.values import (
+    checks,
     collectives,
     guesses,
     host_reads,
@@ -74,6 +75,7 @@ def install() -> None:
     _library = torch.library.Library("aten", "IMPL")
     for overload in _overloads():
         kernels.put_in_front(_library, overload, functools.partial(_carrying, overload))
+    checks.install(_library)
     sparse.install(_library)
     substitutes.install(_library)
     lagging_streams.install(_library)
@@ -182,8 +184,7 @@ class _Operator:
     def _read_scalar(self, keyset: Any, tensor: torch.Tensor) -> Any:
         entry = known_values.find(tensor)
         announced = host_reads.Announced(operation="item", known=entry is not None, guess=entry.guess if entry else "")
-        if entry is None and tensor.dtype == torch.bool and host_reads.outside_python():
-            # A formula of autograd, such as that of eig or of a complex svd, checks whether it can use a gradient.
+        if entry is None and tensor.dtype == torch.bool and host_reads.is_check():
             announced = host_reads.Announced(operation="item", count=1)
             host_reads.note("item", answered=True, remark=guesses.PASSED)
         with host_reads.reading(announced):

@@ -22,7 +22,8 @@ FINITE = "values taken as finite"
 ALL_TRUE = "unknown mask taken as all true"
 ALL_DISTINCT = "unknown values taken as all distinct"
 IN_ORDER = "unknown values taken as sorted"
-PASSED = "a check inside a backward formula taken as passed"
+PASSED = "a check of values taken as passed"
+SOLVED = "a solver's error code taken as 0, no error"
 SMALLEST = "random numbers taken as the smallest"
 
 NOT_ON_CPU = frozenset({"random_", "randperm", "multinomial", "_amp_foreach_non_finite_check_and_unscale_"})

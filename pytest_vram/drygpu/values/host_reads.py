@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pytest_vram.code_owner import frames, innermost, owner
+from pytest_vram.code_owner import frames, innermost, owner, shown
 from pytest_vram.memory.measurement import HostRead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+_DISTRIBUTIONS = os.path.join("torch", "distributions", "")
 UNKNOWN_NOTE = "computed on the device: read as zero"
 
 
@@ -134,9 +136,14 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
     return True
 
 
-def outside_python() -> bool:
-    """Return whether the stack has no Python code but this package's, as in a formula that an autograd thread runs."""
-    return all(owner(frame.filename) == "own" for frame in frames(sys._getframe(1)))
+def is_check() -> bool:
+    """Return whether the running code reads a boolean only to refuse values that it cannot use.
+
+    Formulas of autograd, such as that of eig or of a complex svd, do so: then no Python code runs but this package's.
+    The constructors of ``torch.distributions`` do so too, and their samplers draw again until all draws are accepted.
+    """
+    caller = next((frame for frame in frames(sys._getframe(1)) if owner(frame.filename) != "own"), None)
+    return caller is None or shown(caller.filename).startswith(_DISTRIBUTIONS)
 
 
 def _where(frame: FrameType | None) -> tuple[str, str]:

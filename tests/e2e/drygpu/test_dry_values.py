@@ -67,6 +67,11 @@ def test_sampled_tokens_are_among_the_words(values: dict[str, Any]) -> None:
         assert 0 <= token < 8
 
 
+def test_what_a_distribution_or_a_solver_checks_passes(values: dict[str, Any]) -> None:
+    assert values["unknown"]["drawn"] == [64, 64]
+    assert values["unknown"]["error code"] == 0
+
+
 def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
     assert values["unknown"]["mask"] == [48, 2]
 
@@ -80,6 +85,9 @@ def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
         ("copy to host", True, "indices taken as spread evenly (a router's experts, sampled tokens)"),
         ("item", True, "indices taken as spread evenly (a router's experts, sampled tokens)"),
         ("nonzero", True, "unknown mask taken as all true"),
+        ("normal", True, "a check of values taken as passed"),
+        ("item", True, "a check of values taken as passed"),
+        ("item", True, "a solver's error code taken as 0, no error"),
     ],
 )
 def test_reads_are_listed_with_their_line_and_label(

@@ -36,6 +36,8 @@ CHECKS: dict[str, Make] = {
     "longest": lambda d: int(MASK.to(d).sum(-1).max()),
     "last token": lambda d: IDS.to(d)[torch.arange(2, device=d), MASK.to(d).sum(-1) - 1],
     "flash unpad": lambda d: torch.nn.functional.pad(MASK.to(d).sum(-1).cumsum(0, dtype=torch.int32), (1, 0)),
+    "coalesce": lambda d: torch.sparse_coo_tensor(PACKED.to(d), torch.ones(8).to(d)).coalesce().indices(),
+    "compressed rows": lambda d: torch.sparse_coo_tensor(IDS.to(d), torch.ones(5).to(d)).to_sparse_csr().crow_indices(),
     "repeat_interleave": lambda d: torch.arange(3, device=d).repeat_interleave(torch.tensor([2, 0, 3]).to(d)),
     "unique": lambda d: IDS.to(d).unique(),
     "unique with counts": lambda d: torch.unique(IDS.to(d), return_inverse=True, return_counts=True),
@@ -176,6 +178,10 @@ def unknown() -> dict[str, Any]:
         "mask": tuple((noise > 0).nonzero().shape),
         "greedy": noise.argmax(-1).tolist(),
         "sampled": noise[-1].softmax(-1).multinomial(1).item(),
+        "drawn": list(
+            torch.distributions.Normal(torch.randn(64, 64, device=GPU), noise.new_empty(64, 64)).sample().shape
+        ),
+        "error code": torch.linalg.cholesky_ex(noise[:, :6]).info.item(),
     }
     # The very bytes of a known tensor, given to another one: its value must not be believed.
     known = torch.full((4,), 7, device=GPU)
