@@ -50,3 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     except BrokenPipeError:
         return 0
+    except OSError as error:  # a folder that is not there, a disk that is full
+        print(f"pytest_vram: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return USAGE_ERROR

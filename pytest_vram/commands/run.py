@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -31,6 +32,7 @@ from pytest_vram.drygpu.process.startup import inherited
 from pytest_vram.drygpu.process.variables import CUDNN_VARIABLE, RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.errors import DryGpuError, VramUsageError
 from pytest_vram.report import files
+from pytest_vram.report.disk import refuse_unwritable, write_atomically
 from pytest_vram.standins.hub import forget_older_names
 from pytest_vram.units import gb_to_bytes
 
@@ -56,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--gpu", required=True, metavar="CARD", help="a card of `python -m pytest_vram cards`")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="number of cards (default 1)")
     parser.add_argument("--alloc-conf", metavar="CONF", help="settings of the allocator, as in PYTORCH_CUDA_ALLOC_CONF")
-    parser.add_argument("--total-gb", type=float, metavar="X", help="device memory in GiB (default: that of the card)")
+    parser.add_argument("--total-gb", type=_gb, metavar="X", help="device memory in GiB (default: that of the card)")
     parser.add_argument(
         "--no-cudnn",
         action="store_true",
@@ -84,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the program in ``args``, print the summary to stderr, and return the program's exit code; 2 on an error."""
     try:
         command = args.command[1:] if args.command[:1] == ["--"] else args.command
+        _refuse_unwritable(args)
         report = run(
             command,
             gpu=args.gpu,
@@ -95,15 +98,33 @@ def main(args: argparse.Namespace) -> int:
             ask_cudnn=not args.no_cudnn,
             stand_ins=run_standins.from_arguments(args),
         )
+        # Printed before files are written: a disk that has filled up meanwhile costs a file, and not the figures.
+        print(render(report), file=sys.stderr)
         if args.json is not None:
-            args.json.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+            write_atomically(args.json, json.dumps(report.as_json(), indent=2) + "\n")
         if args.html is not None:
             files.save(as_report(report, command), args.html)
-    except (DryGpuError, VramUsageError) as error:
+    except (DryGpuError, VramUsageError, OSError) as error:
         print(f"pytest-vram: {error}", file=sys.stderr)
         return 2
-    print(render(report), file=sys.stderr)
     return report.exit_code
+
+
+def _refuse_unwritable(args: argparse.Namespace) -> None:
+    """Find out before the program runs whether what is written after it can be."""
+    for option in ("json", "snapshot", "html"):
+        path: Path | None = getattr(args, option)
+        if path is not None:
+            refuse_unwritable(path, f"--{option}")
+    if args.html is not None and args.html.suffix != ".html":
+        raise VramUsageError(f"--html {args.html}: the name of a page ends in .html")
+
+
+def _gb(text: str) -> float:
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number of GiB above 0, such as 15.7")
+    return number
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -20,7 +21,6 @@ from pytest_vram.standins.data_sets import BUILDERS
 from pytest_vram.standins.model import ModelStandIn, Written, parse_shape
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator, Sequence
 
 SOURCE = "stand-ins"
@@ -83,7 +83,7 @@ class Prepared:
             text = "replaced no data set: the program loads none with the library `datasets`, so its rows are its own"
             return (*self.notes, Note(name="--longest-rows", text=text, source=SOURCE))
         told = "; ".join(f"{line} in each row has {self.words:,} words" for line in lines)
-        text = f"{told}; the program cuts or packs them to its own length"
+        text = f"{told}; the program cuts or packs them to its own length, unless its settings let it drop them"
         if not self.length_is_known:
             text += "; that many words are a guess, because no flag and no file of the command names a length of rows"
         return (*self.notes, Note(name="rows", text=text, source=SOURCE, figures=not self.length_is_known))
@@ -123,10 +123,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number of words, 1 or more, such as 2048")
+    return int(text)
 
 
 def from_arguments(args: argparse.Namespace) -> StandIns:

@@ -11,6 +11,7 @@ from pytest_vram.errors import VramUsageError
 from pytest_vram.plugin.markers import METRICS, limit_bytes
 from pytest_vram.plugin.options import OPTIONS, value
 from pytest_vram.probe.select import Choice, parse_choice
+from pytest_vram.report.disk import refuse_unwritable
 from pytest_vram.report.files import suffix_of
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def read(config: pytest.Config) -> Settings:
             suffix_of(path)
         except VramUsageError as error:
             raise VramUsageError(f"--vram-output={error}") from error
+        refuse_unwritable(path, "--vram-output")
     history = None if values["history"] is None else _path(config, values["history"])
     if history is not None and history.exists() and not history.is_dir():
         raise VramUsageError(f"--vram-history={history}: this is a file; name a folder, which need not exist")

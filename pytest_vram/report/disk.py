@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from errno import EISDIR
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_vram.errors import VramUsageError
@@ -46,7 +48,7 @@ def parsed(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
     except FileNotFoundError as error:
         raise VramUsageError(f"{what} is not there") from error
     except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        raise VramUsageError(f"{what} cannot be read: {error}. Delete the file if it is broken") from error
+        raise VramUsageError(f"{what} cannot be read: {error}. Is it the file that you mean, and whole?") from error
 
 
 def decoded(cls: type[T], data: Any, what: str, *, key: str, version: int, option: str) -> T:
@@ -84,6 +86,26 @@ def write_atomically(path: Path, text: str) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def refuse_unwritable(path: Path, option: str) -> None:
+    """Make the folder of a file that is written at the end, so that a wrong name costs no whole run.
+
+    Args:
+        path: the file, which is not touched.
+        option: what named it, for the message, such as ``--html``.
+
+    Raises:
+        VramUsageError: if no file can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder")
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise VramUsageError(f"{option} {path} cannot be written: {error.strerror}; name another place") from error
 
 
 def repository(folder: Path) -> Path:

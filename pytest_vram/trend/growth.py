@@ -29,10 +29,12 @@ class Growth:
         before: the commit that the peak is compared with: the one with the smallest peak since the last growth. So a
             peak that grows in small steps is noticed too.
         after: the commit at which the peak is larger.
+        passed: how many commits between them were measured, and had no smaller peak.
     """
 
     before: Point
     after: Point
+    passed: int = 0
 
     @property
     def percent(self) -> float:
@@ -193,22 +195,23 @@ def _growths(points: Mapping[int, Point], links: Sequence[set[int]], tolerance: 
 
     A reference is the smallest peak since the last growth, so that a peak that grows in small steps is noticed.
     """
-    references: dict[int, Point] = {}
+    references: dict[int, tuple[Point, int]] = {}
     found = []
     for i, above in enumerate(links):
         inherited = [references[link] for link in above if link in references]
-        before = max(inherited, key=lambda point: point.entry.peak_bytes, default=None)
+        largest = max(inherited, key=lambda reference: reference[0].entry.peak_bytes, default=None)
+        before, passed = largest or (None, 0)
         point = points.get(i)
         if point is None:
             if before is not None:
-                references[i] = before
+                references[i] = before, passed
         elif before is not None and grew(before.entry.peak_bytes, point.entry.peak_bytes, tolerance):
-            found.append(Growth(before=before, after=point))
-            references[i] = point
+            found.append(Growth(before=before, after=point, passed=passed))
+            references[i] = point, 0
         elif before is None or point.entry.peak_bytes <= before.entry.peak_bytes:
-            references[i] = point
+            references[i] = point, 0
         else:
-            references[i] = before
+            references[i] = before, passed + (not point.session.dirty)
     return tuple(found)
 
 

@@ -44,7 +44,8 @@ def growth_text(growth: Growth, between: Callable[[str, str], int | None]) -> li
     """
     after, before = growth.after, growth.before
     first, last = before.session.commit, after.session.commit
-    unmeasured = between(first, last) if first and last else None
+    count = between(first, last) if first and last else None
+    unmeasured = max(0, (count or 0) - growth.passed)
     percent = f"{growth.percent:+.1f}%"
     sizes = f"{format_bytes(before.entry.peak_bytes)} -> {format_bytes(after.entry.peak_bytes)}"
     lines = [f"grew {percent} ({sizes}) at {label(after.session)} {after.session.subject}".rstrip()]

@@ -57,6 +57,13 @@ BUGS: dict[str, Planted] = {
             Bug("_above_zero", "value > 0 and math.isfinite(value)", "value > 0"),
         ],
     ),
+    "finetune/__init__": (
+        ["tests/unit/finetune/test_missing_packages.py"],
+        [
+            Bug("", "sys.argv[:1] == ['-m']", "False"),
+            Bug("", "find_spec(name) is None", "find_spec(name) is not None"),
+        ],
+    ),
     "finetune/errors": (
         ["tests/unit/finetune/test_errors.py"],
         [

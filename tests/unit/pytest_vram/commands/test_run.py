@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_vram import cli
 from pytest_vram.commands import run as command
 
 if TYPE_CHECKING:
@@ -55,3 +56,31 @@ def test_the_program_gets_it(environment_of_its_own: Path, tmp_path: Path, monke
     helper, path = json.loads((tmp_path / "out.json").read_text())
     assert helper == str(environment_of_its_own / "helper")
     assert path == os.pathsep.join([str(environment_of_its_own), os.environ["PATH"]])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--json", "{file}/x.json"], "--json {file}/x.json cannot be written: "),
+        (["--snapshot", "{file}/x.pickle"], "--snapshot {file}/x.pickle cannot be written: "),
+        (["--html", "{file}/x.html"], "--html {file}/x.html cannot be written: "),
+        (["--html", "{folder}/x.txt"], "--html {folder}/x.txt: the name of a page ends in .html"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_program_runs(
+    options: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"file": str(tmp_path / "file"), "folder": str(tmp_path)}
+    program = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    asked = [option.format(**places) for option in options]
+    assert cli.main(["run", "--gpu", "l4", *asked, "--", "-c", program]) == 2
+    assert why.format(**places) in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("number", ["-4", "0", "nan", "inf"])
+def test_a_card_has_some_memory(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--gpu", "l4", f"--total-gb={number}", "--", "x.py"])
+    assert f"'{number}': write a number of GiB above 0" in capsys.readouterr().err

@@ -77,9 +77,10 @@ def test_what_cannot_be(args: list[str], why: str) -> None:
 
 
 @pytest.mark.parametrize("number", ["0", "-3", "many"])
-def test_a_number_of_words_that_cannot_be(number: str) -> None:
+def test_a_number_of_words_that_cannot_be(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parsed("--longest-rows", number)
+        parsed(f"--longest-rows={number}")
+    assert f"'{number}': write a number of words, 1 or more" in capsys.readouterr().err
 
 
 def test_it_is_said_which_rows_were_replaced_and_that_none_were(tmp_path: Path) -> None:

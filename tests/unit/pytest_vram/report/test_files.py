@@ -15,7 +15,7 @@ import pytest_vram
 from pytest_vram import baseline, cli
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Device, Environment, Measurement, Peak, Report, TestRecord, Work
-from pytest_vram.report import files, terminal
+from pytest_vram.report import disk, files, terminal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "golden"))
 import sample
@@ -183,3 +183,28 @@ def test_a_report_is_held_against_a_baseline_or_an_earlier_report(
     assert "2.00 MiB  +1.00 MiB test_0" in terminal.render(held)
     assert cli.main(["report", str(tmp_path / "new.json"), "--baseline", str(tmp_path / "none.json")]) == 2
     assert "none.json is not there" in capsys.readouterr().err
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path, why in (
+        (tmp_path / "file" / "r.json", "--json .*r.json cannot be written: (File exists|Not a directory)"),
+        (tmp_path / "folder", "--json .*folder cannot be written: it is a folder; name another place"),
+    ):
+        with pytest.raises(VramUsageError, match=why):
+            disk.refuse_unwritable(path, "--json")
+    disk.refuse_unwritable(tmp_path / "new" / "r.json", "--json")
+    assert list((tmp_path / "new").iterdir()) == [], "nothing is left there"
+
+
+def test_a_command_that_cannot_write_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files.save(report(1), tmp_path / "r.json")
+    assert cli.main(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "r.json" / "r.md")]) == 2
+    assert capsys.readouterr().err.startswith(f"pytest_vram: {tmp_path / 'r.json'}: ")
+
+
+def test_a_file_that_is_no_report_is_not_called_broken(tmp_path: Path) -> None:
+    (tmp_path / "test_mine.py").write_text("import pytest")
+    with pytest.raises(VramUsageError, match=r"cannot be read: .*Is it the file that you mean"):
+        files.load(tmp_path / "test_mine.py")

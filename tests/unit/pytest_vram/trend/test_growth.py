@@ -144,3 +144,15 @@ def test_a_page_without_a_test_and_one_with_a_single_commit() -> None:
 )
 def test_bars(sizes: list[int], drawn: str) -> None:
     assert text.bars(sizes) == drawn
+
+
+def test_a_commit_that_was_measured_and_did_not_shrink_is_not_called_unmeasured() -> None:
+    """The growth is over the smallest peak since the last one, and "b" lies between, measured."""
+    names = [letter * 40 for letter in "abcd"]
+    sizes = (2**30, 2**30 + 2**20, None, 2**31)
+    sessions = [session(name, t=size) for name, size in zip(names, sizes, strict=True) if size]
+    found = growth.trend(sessions, line(*names), tolerance=2)
+    (grown,) = found.series[0].growths
+    assert (grown.before.session.commit, grown.passed) == (names[0], 1)
+    assert "; 1 commit between them not measured" in text.render(found, width=100, between=lambda a, b: 2)
+    assert "not measured" not in text.render(found, width=100, between=lambda a, b: 1)
