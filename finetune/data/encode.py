@@ -279,6 +279,16 @@ def _ended(text: str, tokenizer: Any) -> str:
     return text + ending
 
 
+def told_of_no_end(tokenizer: Any) -> str | None:
+    """Return a note for a tokenizer that gives texts no end; None if it has an end token or a chat template."""
+    if tokenizer.eos_token or tokenizer.chat_template:
+        return None
+    return (
+        "the tokenizer has no end-of-sequence token and no chat template: the model does not learn where an answer "
+        "ends. Set eos_token in tokenizer_config.json"
+    )
+
+
 def _adds_bos(tokenizer: Any) -> bool:
     """Return whether the tokenizer puts its BOS token before a text. Chat templates write the token themselves."""
     if tokenizer.bos_token is None:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.file_kind import what_it_is
 from finetune.errors import ConfigError, ModelError, Problem
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import AdapterConfig
 
+_PEFT_DEFAULT = 8
+"""The rank and the alpha of peft, where an adapter's configuration leaves them out."""
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -49,6 +52,11 @@ def base_of(name: str) -> str:
             f"model = {name!r}: an adapter without {WEIGHTS_FILE}. Pickled weights are not loaded, they can run code: "
             "load and save the adapter with peft first"
         )
+    if is_adapter(str(base)):
+        raise ModelError(
+            f"model = {name!r}: its base {base} is an adapter too, and an adapter is trained on a model. Merge {base} "
+            f"into its own base with peft, and write the merged model into base_model_name_or_path of {CONFIG_FILE}"
+        )
     return str(base)
 
 
@@ -68,8 +76,8 @@ def settled(name: str, config: AdapterConfig, default: AdapterConfig) -> Adapter
     saved = _read(name)
     targets = saved.get("target_modules") or ()
     own = {
-        "rank": saved["r"],
-        "alpha": float(saved["lora_alpha"]),
+        "rank": _number(name, saved, "r"),
+        "alpha": float(_number(name, saved, "lora_alpha")),
         "rslora": bool(saved.get("use_rslora")),
         "dora": bool(saved.get("use_dora")),
         "targets": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
@@ -107,26 +115,49 @@ def load_adapter(base: nn.Module, folder: str | Path, *, trainable: bool = False
     Raises:
         ModelError: the adapter is not one of this base.
     """
-    from peft import LoraConfig, get_peft_model, load_peft_weights
+    from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig.from_pretrained(str(folder))
+    try:
+        settings = LoraConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"model = {str(folder)!r}: its {CONFIG_FILE} cannot be used: {error}") from error
     settings.inference_mode = not trainable
     if dropout is not None:
         settings.lora_dropout = dropout
-    weights = load_peft_weights(str(folder), device="cpu")
+    weights = _weights(folder)
     with _as_saved(base, weights):
-        model: Any = get_peft_model(base, settings, autocast_adapter_dtype=False)
+        try:
+            model: Any = get_peft_model(base, settings, autocast_adapter_dtype=False)
+        except ValueError as error:  # no layer has the name of a target
+            raise _not_of_this_base(folder, str(error).strip().splitlines()[0].rstrip(".")) from error
         _fill(model, weights, folder)
     return model
 
 
 def restore(model: Any, folder: str | Path) -> None:
     """Copy the saved weights into an adapter from :func:`load_adapter` again, converted to the dtype it has now."""
-    from peft import load_peft_weights
-
-    weights = load_peft_weights(str(folder), device="cpu")
+    weights = _weights(folder)
     with _as_saved(model.get_base_model(), weights):
         _fill(model, weights, folder)
+
+
+def _weights(folder: str | Path) -> Mapping[str, Any]:
+    """Read the matrices of an adapter.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    from peft import load_peft_weights
+    from safetensors import SafetensorError
+
+    try:
+        weights: Mapping[str, Any] = load_peft_weights(str(folder), device="cpu")
+    except (SafetensorError, OSError) as error:
+        told = what_it_is(Path(folder).expanduser() / WEIGHTS_FILE) or error
+        raise ModelError(
+            f"model = {str(folder)!r}: its {WEIGHTS_FILE} is damaged ({told}); download or copy it again"
+        ) from error
+    return weights
 
 
 def _as_saved(base: nn.Module, weights: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
@@ -162,10 +193,19 @@ def _not_of_this_base(folder: str | Path, what: str) -> ModelError:
     )
 
 
+def _number(name: str, saved: Mapping[str, Any], field: str) -> Any:
+    value = saved.get(field, _PEFT_DEFAULT)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ModelError(f"model = {name!r}: {field} in its {CONFIG_FILE} is {value!r}, not a number")
+    return value
+
+
 def _read(name: str) -> dict[str, Any]:
     file = Path(name).expanduser() / CONFIG_FILE
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model = {name!r}: its {CONFIG_FILE} cannot be read: {error}. Name a whole adapter folder"

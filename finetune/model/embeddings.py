@@ -131,8 +131,8 @@ def told_of_unknown_tokens(tables: Tables, tokenizer: Any) -> str | None:
     if count <= 0:
         return None
     return (
-        f"the tokenizer has {count:,} tokens beyond the model's {tables.tokens:,} embedding rows (from "
-        f"{_spelled(tables.tokens, tokenizer)} on); no row holds one of them"
+        f"the tokenizer has {count:,} {'token' if count == 1 else 'tokens'} beyond the model's {tables.tokens:,} "
+        f"embedding rows (from {_spelled(tables.tokens, tokenizer)} on); no row holds one of them"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.config.settings import EMBEDDED_MODEL
+from finetune.data.file_kind import what_it_is
 from finetune.disk import durable
 from finetune.disk.cache import cache_folder
 from finetune.errors import ModelError
@@ -74,10 +75,13 @@ def _convert(file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=dtype)
-    except (ImportError, OSError, ValueError, KeyError, NotImplementedError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of any type: a file that was cut ends wherever the reader is
+        told = what_it_is(file) or f"{type(error).__name__}: {str(error).strip().rstrip('.')}"
         raise ModelError(
-            f"model = {str(file)!r}: transformers cannot read this GGUF file: {error}. Name a folder with "
-            "safetensors instead"
+            f"model = {str(file)!r}: transformers cannot read this GGUF file ({told}). Download it again if it was "
+            "cut, or name a folder with safetensors instead"
         ) from error
     forget_quantization(model)
     model.save_pretrained(folder)

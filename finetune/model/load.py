@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from finetune.config.settings import EMBEDDED_MODEL, QUANTIZED
-from finetune.errors import ConfigError, MissingModelError, ModelError, Problem
+from finetune.errors import ConfigError, FinetuneError, MissingModelError, ModelError, Problem
 from finetune.model import adapters, parts
 from finetune.model.embeddings import new_token_rows, resize_embeddings
 from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE
@@ -19,6 +19,7 @@ from finetune.model.gguf import converted, embedded_file
 from finetune.model.installed import require_bitsandbytes
 from finetune.model.settle import stored_precision
 from finetune.model.targets import choose
+from finetune.model.whole import damage, require_weights
 from finetune.patches.transformers import unwarmed
 from pytest_vram.process_memory import give_back_freed
 
@@ -170,7 +171,14 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
             )
         )
     with parts.kept(wanted=config.shard), unwarmed() if config.shard else contextlib.nullcontext():
-        model: PreTrainedModel = _loading(config, lambda path: AutoModelForCausalLM.from_pretrained(path, **settings))
+        model, found = _loading(
+            config,
+            lambda path: AutoModelForCausalLM.from_pretrained(
+                path, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            ),
+            weights=True,
+        )
+    require_weights(model, found, config.model)
     model.requires_grad_(False)
     if config.resize_embeddings:
         resize_embeddings(model, len(load_tokenizer(config)))
@@ -189,7 +197,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
         _let_go_of_the_file(model)
     if config.precision not in QUANTIZED and settings["dtype"] != compute:
         setattr(model, COMPUTE_DTYPE_ATTRIBUTE, compute)
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, saved: str | None = None) -> nn.Module:
@@ -296,23 +305,40 @@ def _let_go_of_the_file(model: nn.Module) -> None:
     give_back_freed()
 
 
-def _loading(config: ModelConfig, load: Callable[[str], Any]) -> Any:
-    """Call ``load`` with the model's path, and turn its errors into messages that name the setting and the remedy."""
+def _loading(config: ModelConfig, load: Callable[[str], Any], *, weights: bool = False) -> Any:
+    """Call ``load`` with the model's path, and turn its errors into messages that name the setting and the remedy.
+
+    Args:
+        config: names the model.
+        load: is called with the path or hub name.
+        weights: whether ``load`` reads the weights too, so that they may be what is damaged.
+    """
     path = resolve_path(config)
     try:
         return load(path)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        text = str(error)
+    except (FinetuneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any type: a config.json with a wrong value fails wherever the value is used
+        folder = Path(path) if Path(path).is_dir() else None
+        text, base = str(error).strip(), f" (the base of the adapter {config.model})" if path != config.model else ""
         remedy = "name a folder with config.json, tokenizer and *.safetensors, a .gguf file, or a hub name"
         if "trust_remote_code" in text:
             remedy = "models that need their own code to be run are not loaded; name one that transformers knows"
+        elif "for this kind of AutoModel" in text:
+            text = f"a {load_config(config).model_type} model is no causal language model that transformers knows"
+            remedy = "name a model that predicts the next token of a text"
+        elif folder and (found := damage(folder, weights=weights)):
+            raise ModelError(f"model = {path!r}{base}: {found}") from error
+        elif type(error).__name__.startswith("StrictDataclass"):
+            text, remedy = " ".join(text.split()), "mend the value in its config.json"
         elif "safetensors" in text:
             remedy = "pickled weights are not loaded, they can run code; convert the model to safetensors first"
-        gone = isinstance(error, OSError) and not Path(path).is_dir() and "gated" not in text
+        said = text.partition("\n")[0].strip() or "no reason is given"
+        if not isinstance(error, (OSError, ValueError, RuntimeError)):
+            said = f"{type(error).__name__}: {said}"
+        gone = isinstance(error, OSError) and folder is None and "gated" not in text
         raise (MissingModelError if gone else ModelError)(
-            f"model = {config.model!r}: cannot be loaded: {text.strip().splitlines()[0]} - {remedy}"
+            f"model = {path!r}{base}: cannot be loaded: {said} - {remedy}"
         ) from error
 
 

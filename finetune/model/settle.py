@@ -50,6 +50,11 @@ def stored_precision(config: ModelConfig) -> Precision | None:
     stored = _fields(config).get("quantization_config")
     if not stored:
         return None
+    if not isinstance(stored, dict):
+        raise ModelError(
+            f"model = {config.model!r}: the quantization_config in its config.json is {stored!r} and no object; "
+            "download or copy the file again"
+        )
     if stored.get("load_in_8bit"):
         return "int8"
     kind = stored.get("bnb_4bit_quant_type", "fp4")
@@ -68,10 +73,10 @@ def _fields(config: ModelConfig) -> dict[str, Any]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         try:
-            found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}  # loading reports what is wrong with it
-        return found
+        return found if isinstance(found, dict) else {}
     if name == EMBEDDED_MODEL or folder.suffix == ".gguf" or folder.is_absolute() or find_shape(name) is not None:
         return {}
     from transformers import PreTrainedConfig

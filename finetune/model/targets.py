@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _EXCLUDED, _NOT_NAMED, _HEAD = "left out by --exclude", "not named by --targets", "the head"
 _OUTSIDE = "outside the language model, which is all that text runs through"
+_SAVED_WHOLE = re.compile(r"\.(?:original_module$|modules_to_save\.)")
 _CROSS = re.compile(r"\.(?:encoder_attn|encdec_attn|crossattention|cross_attn|cross_attention)\.")
 _MODALITY = re.compile(r"(?:^|_)(?:visual|vision|image|video|audio|speech|multi_?modal)(?:_|$)")
 _UNUSED = "attends to what another model has seen, and text alone has none"
@@ -130,7 +131,9 @@ def _unfit(base: nn.Module) -> dict[str, str]:
     foreign = tuple(f"{inside}{name}." for name in senses)
     reasons = {}
     for path, layer in linear_layers(model):
-        if layer is head:
+        if _SAVED_WHOLE.search(path) is not None:
+            reasons[path] = "trained whole, as modules_to_save of the adapter says"
+        elif layer is head:
             reasons[path] = _HEAD
         elif not path.startswith(inside) or path.startswith(foreign):
             reasons[path] = _OUTSIDE

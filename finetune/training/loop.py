@@ -19,6 +19,7 @@ from finetune.disk.state import random_state, restore_random_state, seed_everyth
 from finetune.errors import RunInterruptedError, TrainingError
 from finetune.model.names import names_of
 from finetune.model.parts import is_sharded
+from finetune.model.whole import not_finite
 from finetune.training import ranks
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import state_bytes
@@ -125,9 +126,13 @@ class _Loop:
             setup.model, own, setup.optimizer, setup.config.train, step=self.step, total_steps=setup.total_steps
         )
         if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
+            broken = not_finite(setup.model) if self.step == 0 else None
+            remedy = "Lower --learning-rate, or use --compute-dtype fp32 or bf16"
+            if broken is not None:  # nothing was updated yet, so the model came like this
+                remedy = f"The model came with values in {broken} that are infinite or no numbers: download it again"
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}. Lower "
-                "--learning-rate, or use --compute-dtype fp32 or bf16; the checkpoints before this step are sound"
+                f"step {self.step + 1}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}. {remedy}; the "
+                "checkpoints before this step are sound"
             )
         self.step += 1
         self.random = random_state()

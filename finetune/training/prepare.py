@@ -10,6 +10,7 @@ import torch
 from finetune import launch
 from finetune.config import yaml_file
 from finetune.data.batches import load_examples, total_steps
+from finetune.data.encode import told_of_no_end
 from finetune.disk import checkpoint, durable
 from finetune.disk.resume import RunFacts, check_settings, compare, fingerprint, package_versions
 from finetune.disk.run_folder import RunFolder
@@ -32,6 +33,7 @@ from finetune.model.parts import wholes
 from finetune.model.recompute import usable
 from finetune.model.settle import settled
 from finetune.model.targets import coverage
+from finetune.model.whole import told_of_unused_weights
 from finetune.training import ranks
 from finetune.training.optim import rounded_away
 from finetune.training.sample import Question, choose_question
@@ -112,7 +114,8 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     question = choose_question(config.output, tokenizer, data.held_out)
     if question is not None:
         check_question(tables, question.input_ids, tokenizer)
-    for note in (told_of_unknown_tokens(tables, tokenizer), padding, told_of_new_rows(base)):
+    of_model = (told_of_unused_weights(base), told_of_unknown_tokens(tables, tokenizer), told_of_new_rows(base))
+    for note in (told_of_no_end(tokenizer), *of_model, padding):
         if note is not None:
             notice(note)
     base_fingerprint = fingerprint(base, wholes(base))

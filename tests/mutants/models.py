@@ -73,8 +73,21 @@ BUGS: dict[str, Planted] = {
             Bug("load_adapter", "not trainable", "True"),
             Bug("_fill", "if lost:", "if False:"),
             Bug("_as_saved", "paths <= layers", "False"),
-            Bug("settled", "'lora_alpha'", "'r'"),
+            Bug("settled", "_number(name, saved, 'lora_alpha')", "_number(name, saved, 'r')"),
             Bug("settled", "if problems:", "if False:"),
+        ],
+    ),
+    "finetune/model/whole": (
+        ["tests/properties/model/test_broken_folders.py"],
+        [
+            Bug("require_weights", "key in parameters", "False"),
+            Bug("_other_shapes", "stored is not None and stored != wanted", "False"),
+            Bug("require_weights", "if unused:", "if False:"),
+            Bug("not_finite", "parameter.requires_grad", "False"),
+            Bug("not_finite", "low.isfinite() & high.isfinite()", "low.isfinite()"),
+            Bug("_damaged_weights", "set(named.values()) - {file.name for file in files}", "()"),
+            Bug("damage", "not isinstance(found, dict)", "False"),
+            Bug("_stored_shape", "type(module.weight).__name__ == 'Int8Params'", "False"),
         ],
     ),
     "finetune/model/settle": (
