@@ -5,7 +5,7 @@ A module of pytest_vram on which finetune rests may have some too.
 
 from __future__ import annotations
 
-from mutants import devices, kernels, memory, models, quantization, rows, saving, settings, training
+from mutants import devices, estimates, kernels, memory, models, quantization, rows, saving, settings, training
 from mutants.anchor import Bug
 
 Planted = tuple[list[str], list[Bug]]
@@ -20,6 +20,7 @@ MUTANTS: dict[str, Planted] = {
     **saving.BUGS,
     **settings.BUGS,
     **memory.BUGS,
+    **estimates.BUGS,
     **devices.BUGS,
 }
 """By the module's path in the repository, without its suffix."""
