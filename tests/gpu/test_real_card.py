@@ -98,6 +98,34 @@ def test_gradients_that_waited_in_host_memory_are_the_same_bits() -> None:
 
 
 @pytest.mark.vram_values
+def test_inputs_that_waited_in_host_memory_are_the_same_bits() -> None:
+    """Copies on a stream of their own, ordered by events alone, over micro-batches of several lengths."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    from finetune.config.settings import TrainConfig
+    from finetune.data.batches import Batch
+    from finetune.training.accumulate import window_gradients
+
+    sizes = {"hidden_size": 1024, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 1024}
+    shape = transformers.LlamaConfig(num_hidden_layers=8, attn_implementation="eager", **sizes)
+    model = transformers.LlamaForCausalLM(shape).to("cuda", torch.bfloat16)
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    window = []
+    for length in (512, 64, 256, 512):
+        ids = torch.randint(1024, (2, length), generator=torch.Generator().manual_seed(length))
+        window.append(Batch(input_ids=ids, labels=ids.clone()))
+    results = []
+    for on_host in (False, True, True):
+        model.zero_grad(set_to_none=True)
+        window_gradients(model, window, TrainConfig(checkpointing="all", offload_activations=on_host))
+        results.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(results[0]) == 8 * 7 * 2
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.vram_values
 @pytest.mark.parametrize(("dtype", "masters"), [("bfloat16", True), ("bfloat16", False), ("float32", False)])
 def test_the_optimizers_kernel_comes_to_the_bits_of_its_readable_form(dtype: str, masters: bool) -> None:
     """States in managed memory, read and written where they are, over three steps."""
