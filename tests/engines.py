@@ -1,7 +1,7 @@
 """Engines for many ranks, tiny, on dry GPUs at 2, 4 and 8 ranks: which get through, and what each rank needs.
 
     python tests/engines.py                       # all of them, into docs/reference/engines.md; a quarter of an hour
-    python tests/engines.py --counts 2 zero1 trl  # these, told on the terminal, and merged into the page
+    python tests/engines.py zero1 trl --counts 2  # these, told on the terminal, and merged into the page
 
 ``--path FOLDER`` is put on PYTHONPATH for the engines that a launcher starts. Lightning and DeepSpeed are not among
 the project's requirements; they can be installed there, without torch:

@@ -1,6 +1,6 @@
 """Give a program a stand-in at whatever revision it asks for: the prepared cache has one revision, ``main``.
 
-This is the only patch of ``huggingface_hub``. It was tried with versions 0.36 to 2.4. It may go when the library finds
+This is the only patch of ``huggingface_hub``. It was tried with versions 1.17 to 2.4. It may go when the library finds
 any revision of a repository in a prepared cache while it is offline.
 """
 
