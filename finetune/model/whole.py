@@ -110,21 +110,28 @@ def require_weights(model: PreTrainedModel, found: Mapping[str, Any], name: str)
 
 
 def _other_shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Yield the quantized weights whose shape is another than that of their layer: name, shape, the layer's shape."""
+    """Yield the weights whose shape is another than that of their layer: name, shape, the layer's shape.
+
+    With a quantized base transformers 5.17 does not compare embeddings and heads either, which stay unquantized.
+    """
     for path, module in model.named_modules():
-        stored, wanted = _stored_shape(module), (getattr(module, "out_features", 0), getattr(module, "in_features", 0))
+        if isinstance(module, nn.Linear):
+            wanted: tuple[int, ...] = (module.out_features, module.in_features)
+        elif isinstance(module, nn.Embedding):
+            wanted = (module.num_embeddings, module.embedding_dim)
+        else:
+            continue
+        stored = _stored_shape(getattr(module, "weight", None))
         if stored is not None and stored != wanted:
             yield f"{path}.weight", stored, wanted
 
 
-def _stored_shape(module: nn.Module) -> tuple[int, ...] | None:
-    """Return the shape of a quantized linear layer's weight, [outputs, inputs]; None for another module."""
-    if not isinstance(module, nn.Linear):
-        return None
-    state = getattr(module.weight, "quant_state", None)
+def _stored_shape(weight: Any) -> tuple[int, ...] | None:
+    """Return the shape of a weight as it was before quantization; None for a kind that is not known here."""
+    state = getattr(weight, "quant_state", None)
     if state is not None:
         return tuple(state.shape)
-    return tuple(module.weight.shape) if type(module.weight).__name__ == "Int8Params" else None
+    return tuple(weight.shape) if type(weight) is nn.Parameter or type(weight).__name__ == "Int8Params" else None
 
 
 def told_of_unused_weights(model: PreTrainedModel) -> str | None:

@@ -87,7 +87,7 @@ BUGS: dict[str, Planted] = {
             Bug("not_finite", "low.isfinite() & high.isfinite()", "low.isfinite()"),
             Bug("_damaged_weights", "set(named.values()) - {file.name for file in files}", "()"),
             Bug("damage", "not isinstance(found, dict)", "False"),
-            Bug("_stored_shape", "type(module.weight).__name__ == 'Int8Params'", "False"),
+            Bug("_stored_shape", "type(weight).__name__ == 'Int8Params'", "False"),
         ],
     ),
     "finetune/model/settle": (
