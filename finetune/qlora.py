@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -20,7 +21,7 @@ from finetune import cli, launch
 from finetune.config import yaml_file
 from finetune.config.split import with_batch
 from finetune.config.validate import validate
-from finetune.errors import ConfigError, ExitCode, FinetuneError, OtherRankError, RunInterruptedError
+from finetune.errors import ConfigError, ExitCode, FinetuneError, OtherRankError, Problem, RunInterruptedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(yaml_file.dump(config) if launch.is_first() else "")
             return ExitCode.OK
         if config.model.shard:
+            _require_sharding()
             _let_segments_grow()
         if config.dry.dry_run or config.dry.fit:
             if not launch.is_first():  # rank 0 measures, prints and writes
@@ -138,6 +140,18 @@ def _settle_libraries() -> None:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+
+
+def _require_sharding() -> None:
+    """Refuse a torch whose ``fully_shard`` cannot leave the adapter whole, before a base is loaded.
+
+    Raises:
+        ConfigError: torch is older than 2.7.
+    """
+    installed = importlib.metadata.version("torch")
+    if tuple(int(number) for number in installed.split(".")[:2]) < (2, 7):
+        why = f"it needs torch 2.7 or newer, and this is torch {installed}"
+        raise ConfigError(Problem(field="shard", value=True, why=why, remedy="update torch, or use --no-shard"))
 
 
 def _let_segments_grow() -> None:

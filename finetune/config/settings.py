@@ -247,7 +247,7 @@ DEMO = RunConfig(
     adapter=AdapterConfig(rank=8, alpha=16.0),
     data=DataConfig(seq=256, eval_fraction=0.01),
     train=TrainConfig(
-        max_steps=16, micro_batch=4, accumulation=2, learning_rate=1e-3, warmup_steps=3, checkpointing="none"
+        max_steps=16, micro_batch=2, accumulation=4, learning_rate=1e-3, warmup_steps=3, checkpointing="none"
     ),
     output=OutputConfig(output=Path("runs/demo"), overwrite=True, save_every=8, eval_every=8, question=DEMO_QUESTION),
 )

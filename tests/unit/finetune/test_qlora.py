@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -160,3 +161,17 @@ def test_a_sharded_run_lets_segments_grow_unless_the_user_has_chosen(
     qlora._let_segments_grow()
     found = {name: os.environ[name] for name in names if name in os.environ}
     assert found == {chosen or names[1]: "backend:native" if chosen else "expandable_segments:True"}
+
+
+@pytest.mark.parametrize("installed", ["2.6.0", "2.6.0+cu124", "2.7.0+cu128", "2.15.0"])
+def test_sharding_asks_for_a_torch_that_can(
+    installed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from finetune.dryrun import command
+
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: installed)
+    monkeypatch.setattr(command, "main", lambda _: ExitCode.OK)
+    done = qlora.main(["--model", "mistral-7b", "--dry-run", "--gpu", "rtx-4080", "--count", "2", "--shard"])
+    can = not installed.startswith("2.6")
+    assert (done == ExitCode.OK) == can
+    assert (f"it needs torch 2.7 or newer, and this is torch {installed}" in capsys.readouterr().err) == (not can)

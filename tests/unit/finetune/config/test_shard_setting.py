@@ -54,7 +54,7 @@ def test_a_dry_run_of_one_process_says_how_many_cards_it_needs_to_know(answer: s
 @pytest.mark.usefixtures("two_ranks")
 def test_under_a_launcher_a_dry_run_has_as_many_cards_as_ranks() -> None:
     assert dry_ranks(cli.parse(["--shard", "--dry-run", "--gpu", "rtx-3090"])) == 2
-    assert dry_ranks(cli.parse(["--dry-run", "--gpu", "rtx-3090", "--count", "4"])) == 4
+    assert dry_ranks(cli.parse(["--dry-run", "--gpu", "rtx-3090", "--count", "4"])) == 4  # the demo has as many parts
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
@@ -115,6 +116,7 @@ def test_under_a_paged_optimizer_accumulation_needs_nothing(found: dict[str, Tri
     assert many.categories == one.categories
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="--shard needs torch 2.7")
 def test_sharded_trials_over_one_base_are_alike(config: RunConfig) -> None:
     """A search over several cards attaches one adapter after another to a base that is spread already."""
     sharded = yaml_file.replace(config, {"shard": True, "count": 2, "dry_run": True, "accumulation": 2})

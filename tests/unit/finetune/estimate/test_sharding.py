@@ -42,5 +42,7 @@ def test_all_weights_are_spread_as_measured(optimizer: str, measured: float) -> 
 
 
 def test_nothing_is_elsewhere_without_shards_or_other_ranks() -> None:
-    alone = on_a_card(1, model="mistral-7b")
-    assert alone == on_a_card(2, model="mistral-7b", shard=False) > on_a_card(2, model="mistral-7b")
+    # By default the inputs wait on the host over an unsharded base only.
+    on_card = {"model": "mistral-7b", "offload_activations": False}
+    alone = on_a_card(1, **on_card)
+    assert alone == on_a_card(2, shard=False, **on_card) > on_a_card(2, **on_card)
