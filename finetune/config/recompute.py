@@ -9,7 +9,7 @@ from finetune.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune.config.settings import Checkpointing, OnHost
+    from finetune.config.settings import Checkpointing, OnHost, TrainConfig
 
 FLAG, OFF = "--checkpointing", "--no-checkpointing"
 ON_HOST, ON_CARD = "--offload-activations", "--no-offload-activations"
@@ -41,6 +41,11 @@ def inputs_on_host(setting: OnHost, device: str, *, sharded: bool) -> bool:
             copies would take, so ``auto`` leaves the inputs on the card.
     """
     return bool(setting) if isinstance(setting, bool) else device != "cpu" and not sharded
+
+
+def place_is_open(train: TrainConfig) -> bool:
+    """Return whether a run on a card chooses where the inputs of the layers that recompute wait: some may recompute."""
+    return train.offload_activations == "auto" and spelled(train.checkpointing) not in ("none", 0)
 
 
 def spelled(setting: Any) -> Any:

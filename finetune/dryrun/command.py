@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from finetune.config import yaml_file
 from finetune.config.cards import dry_ranks
-from finetune.config.recompute import spelled
+from finetune.config.recompute import place_is_open
 from finetune.config.settings import EMBEDDED_MODEL, RunConfig
 from finetune.config.validate import validate
 from finetune.dryrun.card import named_card
@@ -93,8 +93,7 @@ def measure(config: RunConfig, card: str | None, *, over_time: bool = False) -> 
 
 def _leaves_open(config: RunConfig) -> bool:
     train = config.train
-    open_place = train.offload_activations == "auto" and spelled(train.checkpointing) not in ("none", 0)
-    return train.split == "auto" or train.checkpointing == "auto" or open_place
+    return train.split == "auto" or train.checkpointing == "auto" or place_is_open(train)
 
 
 def trials(

@@ -11,7 +11,7 @@ from finetune.config import yaml_file
 from finetune.config.recompute import layers_recomputed
 from finetune.dryrun.messages import Candidate, Found
 from finetune.estimate.card_speed import speed_of
-from finetune.estimate.choice import Choice, Forecast, Tried, affordable, choices, choose
+from finetune.estimate.choice import Choice, Forecast, Tried, affordable, choices, choose, micro_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -81,8 +81,7 @@ class _Level:
         train = config.train
         sizes = [train.micro_batch]
         if "micro_batch" in open_settings:
-            rows = train.micro_batch * train.accumulation
-            sizes = [size for size in range(1, rows // ranks + 1) if rows % size == 0]
+            sizes = micro_batches(train.micro_batch * train.accumulation, processes=ranks)
         layers = max(1, bench.layers)
         recomputed: Sequence[int] = [layers_recomputed(train.checkpointing, layers)]
         if "checkpointing" in open_settings:

@@ -138,6 +138,12 @@ class Forecast:
         return self._seconds[choice]
 
 
+def micro_batches(rows: int, *, processes: int) -> list[int]:
+    """Return the micro-batches that divide the rows of a step and leave one for each process; 1 if there are fewer."""
+    found = [size for size in range(1, rows + 1) if rows % size == 0 and rows // size >= processes]
+    return found or [1]
+
+
 def choices(
     config: RunConfig, sizes: Sequence[int], recomputed: Sequence[int], layers: int, forecast: Forecast | None
 ) -> list[list[Choice]]:

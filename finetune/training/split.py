@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.config import yaml_file
-from finetune.config.recompute import layers_recomputed, spelled
+from finetune.config.recompute import layers_recomputed, place_is_open
 from finetune.data.batches import longest_window
 from finetune.estimate.card_speed import speed_of
-from finetune.estimate.choice import Choice, Forecast, Tried, choices, choose
+from finetune.estimate.choice import Choice, Forecast, Tried, choices, choose, micro_batches
 from finetune.kernels.fused_adapter import forget
 from finetune.model import host_inputs
 from finetune.model.checks import why_the_split_matters
@@ -81,14 +81,14 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     rows = now.micro_batch * now.accumulation
     split_open = now.split == "auto" and rows > 1
     layers_open = now.checkpointing == "auto"
-    place_open = now.offload_activations == "auto" and spelled(now.checkpointing) not in ("none", 0)
+    place_open = place_is_open(now)
     if device.type != "cuda" or not (split_open or layers_open or place_open):
         return config, None
     if is_sharded(model):  # its layers are gathered by all ranks: one without room would leave the others waiting
         why = "over a sharded base neither these nor the recomputed layers are chosen"
         return config, f"micro-batches of {now.micro_batch}, as set: {why} (--micro-batch, --checkpointing)"
     reason = why_the_split_matters(model) if split_open else None
-    sizes = [now.micro_batch] if reason or not split_open else _divisors(rows, processes=len(ranks.gathered(0)))
+    sizes = [now.micro_batch] if reason or not split_open else micro_batches(rows, processes=len(ranks.gathered(0)))
     layers = max(1, len(layers_of(model)))  # 1: a model that recomputes all layers or none
     recomputed = range(layers + 1) if layers_open else [layers_recomputed(now.checkpointing, layers)]
     forecast = _forecast(model, train, config, device)
@@ -105,12 +105,6 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     if place_open and choice.recomputed > 1:  # the input of the last layer that recomputes stays on the card
         told.append(_told_of_place(choice))
     return yaml_file.replace(config, choice.settings), "; ".join(told) or None
-
-
-def _divisors(rows: int, *, processes: int) -> list[int]:
-    """Return the micro-batches that divide the rows of a step and leave one for each process."""
-    found = [size for size in range(1, rows + 1) if rows % size == 0 and rows // size >= processes]
-    return found or [1]
 
 
 def _forecast(model: nn.Module, train: Rows, config: RunConfig, device: torch.device) -> Forecast | None:

@@ -40,6 +40,7 @@ BUGS: dict[str, Planted] = {
     "finetune/estimate/choice": (
         ["tests/unit/finetune/estimate/test_choice.py"],
         [
+            Bug("micro_batches", "rows % size == 0", "True"),
             Bug("_Search.by_forecast", "fastest in self._tried", "False"),
             Bug(
                 "_Search.by_forecast",
@@ -166,7 +167,11 @@ BUGS: dict[str, Planted] = {
         [
             Bug("_Level.attempt", "trial.fits and needed <= self.budget", "trial.fits"),
             Bug("_Level.attempt", "self._refused.append(choice)", "pass"),
-            Bug("_Level.__init__", "rows % size == 0", "True"),
+            Bug(
+                "_Level.__init__",
+                "micro_batches(train.micro_batch * train.accumulation, processes=ranks)",
+                "micro_batches(train.micro_batch * train.accumulation, processes=1)",
+            ),
             Bug("_leaner", "config.adapter.rank // 2 >= LEAST_RANK", "config.adapter.rank // 2 > LEAST_RANK"),
             Bug("_leaner", "config.data.seq // 2 >= LEAST_SEQ", "config.data.seq >= LEAST_SEQ * 8"),
             Bug("search", "level.hopeless()", "False"),

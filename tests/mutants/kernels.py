@@ -21,7 +21,6 @@ BUGS: dict[str, Planted] = {
                 "range(layers + 1)",
             ),
             Bug("chosen_split", "choice.recomputed > 1", "True"),
-            Bug("_divisors", "rows % size == 0", "True"),
             Bug("_tidy", "parameter.grad = None", "pass"),
             Bug("as_recorded", "config.train.split == 'auto' and same", "same"),
             Bug("as_recorded", "getattr(config.train, name) == 'auto'", "True"),

@@ -10,7 +10,7 @@ import pytest
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.estimate.card_speed import speed_of
-from finetune.estimate.choice import MOST_TRIALS, Choice, Forecast, Tried, choices, choose
+from finetune.estimate.choice import MOST_TRIALS, Choice, Forecast, Tried, choices, choose, micro_batches
 from finetune.model.shapes import SHAPES
 from pytest_vram.drygpu import find_card
 
@@ -165,3 +165,9 @@ def test_more_layers_keep_their_activations_where_inputs_wait_on_the_host() -> N
         lists = offered(seq=4096, offload_activations=on_host)
         found.append(choose([lists[-1]], card.budget, card, card.forecast).choice.recomputed)
     assert found[1] < found[0]
+
+
+def test_micro_batches_divide_the_rows_and_leave_one_for_each_process() -> None:
+    assert micro_batches(12, processes=1) == [1, 2, 3, 4, 6, 12]
+    assert micro_batches(12, processes=4) == [1, 2, 3]
+    assert micro_batches(2, processes=4) == [1]
