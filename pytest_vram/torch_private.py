@@ -185,6 +185,19 @@ def has_kernel(label: str, key: str | None = None) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(label, key))
 
 
+def operators_with_kernel(namespace: str, key: str) -> list[tuple[str, str]]:
+    """Return the name and the overload's name ("" for the default) of every operator that has a kernel for ``key``.
+
+    The list is ``torch._C._dispatch_get_registrations_for_dispatch_key``.
+    """
+    import torch
+
+    begin = f"{namespace}::"
+    labels = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+    names = sorted(label.removeprefix(begin) for label in labels if label.startswith(begin))
+    return [(name, overload) for name, _, overload in (label.partition(".") for label in names)]
+
+
 def keys_after(key: Any) -> Any:
     """Return all keys that the dispatcher tries after one: ``torch._C._dispatch_keyset_full_after``."""
     import torch

@@ -29,34 +29,48 @@ from pytest_vram.drygpu.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from torch._ops import OpOverload
 
 # fmt: off
 CARRIED = (
-    "abs", "add", "all", "aminmax", "any", "arange", "argmax", "argmin", "bincount", "bitwise_and",
-    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bucketize", "cat",
-    "ceil", "clamp", "clamp_max", "clamp_min", "copy_", "count_nonzero", "cummax", "cummin", "cumprod", "cumsum",
-    "div", "eq", "equal", "eye", "fill_", "flip", "floor", "floor_divide", "fmod", "gather", "ge", "gt", "histc",
-    "index",
-    "index_add", "index_copy", "index_fill", "_index_put_impl_", "index_select", "isin", "isinf", "isnan",
-    "isneginf", "isposinf", "le", "linspace", "log2", "logical_and", "logical_not", "logical_or", "logical_xor",
-    "lt", "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum",
-    "median", "min", "minimum", "mode", "mul", "multinomial", "nan_to_num", "ne", "neg", "nonzero", "pow", "prod",
-    "put_", "random_", "randperm", "range", "reciprocal", "remainder", "repeat_interleave", "resize", "roll", "round",
-    "rsub",
-    "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk",
-    "trace", "tril", "tril_indices", "triu", "triu_indices", "trunc", "_unique2", "unique_consecutive",
-    "unfold_backward", "unique_dim", "where", "xlogy", "zero_", "_local_scalar_dense",
-    "_amp_foreach_non_finite_check_and_unscale_", "_convert_indices_from_coo_to_csr",
-    "_convert_indices_from_csr_to_coo",
+    "abs", "add", "all", "aminmax", "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_", "any",
+    "arange", "argmax", "argmin", "bincount", "bitwise_and", "bitwise_left_shift", "bitwise_not", "bitwise_or",
+    "bitwise_right_shift", "bitwise_xor", "bucketize", "cat", "ceil", "clamp", "clamp_max", "clamp_min",
+    "_convert_indices_from_coo_to_csr", "_convert_indices_from_csr_to_coo", "copy_", "count_nonzero", "cummax",
+    "cummin", "cumprod", "cumsum", "div", "eq", "equal", "eye", "fill_", "flip", "floor", "floor_divide", "fmod",
+    "gather", "gcd", "ge", "gt", "histc", "index", "index_add", "index_copy", "index_fill", "_index_put_impl_",
+    "index_select", "isin", "isinf", "isnan", "isneginf", "isposinf", "kthvalue", "lcm", "le",
+    "linspace", "_local_scalar_dense", "log2", "logical_and", "logical_not", "logical_or", "logical_xor", "lt",
+    "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum",
+    "median", "min", "minimum", "mode", "mul", "multinomial", "nan_to_num", "nanmedian", "ne", "neg", "nonzero",
+    "pow", "prod", "put_", "random_", "randperm", "range", "reciprocal", "reflection_pad1d", "reflection_pad2d",
+    "reflection_pad3d", "remainder", "repeat_interleave", "resize", "roll", "round", "rsub", "scatter",
+    "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk", "trace",
+    "tril", "tril_indices", "triu", "triu_indices", "trunc", "unfold_backward", "_unique", "_unique2",
+    "unique_consecutive", "unique_dim", "unique_dim_consecutive", "where", "xlogy", "zero_",
 )
+FILLED_FIRST = frozenset({
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "addbmm", "baddbmm", "_conv_depthwise2d", "conv_depthwise3d",
+    "index_reduce", "linalg_matrix_exp", "linalg_solve_triangular", "lu_unpack",
+    "max_pool2d_with_indices_backward", "max_pool3d_with_indices", "max_unpool2d", "max_unpool3d",
+    "multi_margin_loss", "multilabel_margin_loss_forward", "nll_loss2d_forward", "_slow_conv2d_forward",
+    "slow_conv_dilated2d", "slow_conv_dilated3d", "std_mean", "triangular_solve", "var_mean",
+})
 # fmt: on
+"""Operators that are not carried, and whose own code fills or copies into their results before a kernel writes them.
 
+The list was found by comparing every operator in PyTorch's own database of operators with the CPU.
+"""
 
 _WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "random_", "randperm"}
-_SIZED_BY_DATA = {"nonzero", "_unique2", "unique_consecutive", "unique_dim"}
+_SIZED_BY_DATA = {"nonzero", "_unique", "_unique2", "unique_consecutive", "unique_dim", "unique_dim_consecutive"}
+_LONGEST_ROW_OF_ONE_KERNEL = 2048
+"""``mode`` reads nothing back for rows of at most this length (TensorModeKernel.cu of torch 2.6 to 2.15)."""
+
+_LEAVES_VALUES = {"record_stream", "set_"}
+"""Operators whose schemas say that they write to a tensor, and that change none of its elements."""
 
 _NUMBER_ON_DEVICE = frozenset({"aten::pow.Tensor_Tensor_out"})
 """Operators that torch's own code calls with a number in device memory, which the dispatcher cannot pass to Python."""
@@ -79,6 +93,8 @@ def install() -> None:
     sparse.install(_library)
     substitutes.install(_library)
     lagging_streams.install(_library)
+    for overload in _overwriting():
+        kernels.put_in_front(_library, overload, functools.partial(_carrying, overload))
     if torch.distributed.is_available():
         _collectives = torch.library.Library("c10d", "IMPL")
         collectives.install(_collectives)
@@ -89,9 +105,29 @@ def _carrying(overload: OpOverload, call: Callable[..., Any]) -> Callable[..., A
     return _Operator(overload, call).kernel()
 
 
+def _overwriting() -> Iterator[OpOverload]:
+    """Yield all other overloads that write to a tensor of the caller: in place, to ``out``, or to lists of tensors."""
+    for name, overload_name in torch_private.operators_with_kernel("aten", "CUDA"):
+        if _is_in(name, CARRIED) or _is_in(name, FILLED_FIRST) or name in _LEAVES_VALUES:
+            continue
+        overload = getattr(getattr(torch.ops.aten, name, None), overload_name or "default", None)
+        if overload is not None and _written(overload._schema):
+            yield overload
+
+
+def _is_in(name: str, operators: Collection[str]) -> bool:
+    """Return whether an operator, or the one whose in-place form it is, is in a list."""
+    return name in operators or name.removesuffix("_") in operators
+
+
+def _written(schema: Any) -> list[int]:
+    """Return the positions of the arguments that an operator writes to."""
+    return [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+
+
 def _overloads() -> Iterator[OpOverload]:
     """Yield the overloads of ``CARRIED`` and of their in-place forms that have a CUDA kernel of their own."""
-    for base in CARRIED:
+    for base in (*CARRIED, *FILLED_FIRST):
         for name in (base, f"{base}_"):
             packet = getattr(torch.ops.aten, name, None)
             for overload_name in packet.overloads() if packet is not None else ():
@@ -113,7 +149,7 @@ class _Operator:
         self.name = schema.name.removeprefix("aten::")
         arguments = schema.arguments
         self.numbers = kernels.Numbers(overload)
-        writes = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
+        writes = _written(schema)
         self.mutates = bool(writes)
         self.written_keys = tuple(arguments[i].name for i in writes if arguments[i].kwarg_only)
         self.written = tuple(i for i in writes if not arguments[i].kwarg_only)
@@ -122,6 +158,8 @@ class _Operator:
 
     def kernel(self) -> Callable[..., Any]:
         """Return the function to register with the dispatcher."""
+        if not (_is_in(self.name, CARRIED) or self.name.startswith("_foreach_")):
+            return self._overwrite if self.mutates else self._fill_first
         if self.name == "_local_scalar_dense":
             return self._read_scalar
         if self.name == "copy_":
@@ -132,6 +170,8 @@ class _Operator:
             return self._resize
         if self.name in _SIZED_BY_DATA:
             return self._run_sized
+        if self.name == "mode":
+            return self._search
         if self.mutates:
             return self._run_mutating
         return self._run
@@ -169,9 +209,10 @@ class _Operator:
         else:
             answer = None
         if answer is not None:
-            count = _length(answer)
+            first = answer[0] if isinstance(answer, tuple | list) else answer
+            count = int(first.shape[guesses.counted_dimension(self.name, args, kwargs) or 0])
         else:
-            count, guess = guesses.size(self.name, args)
+            count, guess = guesses.size(self.name, args, kwargs)
         with host_reads.reading(host_reads.Announced(operation=self.name, count=count, whole=True)):
             result = self.call(keyset, *args, **kwargs)
         host_reads.note(self.name, answered=True, remark=guess)
@@ -181,6 +222,38 @@ class _Operator:
             self.guess((result,), args, kwargs)
         return result
 
+    def _overwrite(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run an operator whose values are not carried. What it has written to is not known any more."""
+        args = self.numbers.as_tensors(args)
+        result = self.call(keyset, *args, **kwargs)
+        for output in self._outputs(args, kwargs):
+            known_values.forget(output)
+        return result
+
+    def _fill_first(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run an operator that fills its results before it computes them. What they were filled with is not known."""
+        result = self.call(keyset, *self.numbers.as_tensors(args), **kwargs)
+        for part in result if isinstance(result, tuple | list) else (result,):
+            known_values.forget(part)
+        return result
+
+    def _search(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run ``mode``, which sorts a long row, counts equal values, and fails unless it finds the answer in the row.
+
+        Each read returns an odd number, because "found" is the lowest bit of what is read, and one as large as the row:
+        if all values differ, the counts take the most memory.
+        """
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+        length = args[0].shape[dim] if args[0].dim() else 1
+        with host_reads.reading(host_reads.Announced(operation=self.name, count=length | 1, whole=True)):
+            result = self._run(keyset, *args, **kwargs)
+        if not known_values.vouch(args)[0]:
+            for part in result:
+                known_values.forget(part)  # the position was taken from what the reads returned
+            if length > _LONGEST_ROW_OF_ONE_KERNEL:
+                host_reads.note(self.name, answered=True, remark=guesses.ALL_DISTINCT)
+        return result
+
     def _read_scalar(self, keyset: Any, tensor: torch.Tensor) -> Any:
         entry = known_values.find(tensor)
         announced = host_reads.Announced(operation="item", known=entry is not None, guess=entry.guess if entry else "")
@@ -188,7 +261,8 @@ class _Operator:
             announced = host_reads.Announced(operation="item", count=1)
             host_reads.note("item", answered=True, remark=guesses.PASSED)
         with host_reads.reading(announced):
-            return self.call(keyset, tensor)
+            answer = self.call(keyset, tensor)
+        return answer if entry is None else known_values.on_cpu(tensor).item()
 
     def _compare(self, keyset: Any, left: torch.Tensor, right: torch.Tensor) -> Any:
         known, guess = known_values.vouch((left, right))
@@ -235,13 +309,17 @@ class _Operator:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _on_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the operator's result on the CPU, or None if the CPU has no such kernel or must not run it."""
+        """Return the operator's result on the CPU, or None if the CPU has no such kernel or must not run it.
+
+        The result is () if the operator returns nothing, as those do that write to lists of tensors.
+        """
         if self.name in guesses.NOT_ON_CPU:
             return None
         try:
-            return self.overload(*_to_cpu(args), **_to_cpu(kwargs))
+            answer = self.overload(*_to_cpu(args), **_to_cpu(kwargs))
         except (RuntimeError, IndexError):  # the CPU kernel does not take the type, or a GPU would assert on an index
             return None
+        return () if answer is None else answer
 
     def _outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []
@@ -258,8 +336,12 @@ class _Operator:
         answer = self._on_cpu(args, kwargs) if known else None
         if answer is not None:
             _store(result, answer, guess)
-        elif self.guess is not None:
-            self.guess(result if isinstance(result, tuple | list) else (result,), args, kwargs)
+            return
+        outputs = result if isinstance(result, tuple | list) else (result,)
+        for output in outputs:
+            known_values.forget(output)  # torch's own kernel may have filled it first
+        if self.guess is not None:
+            self.guess(outputs, args, kwargs)
 
 
 def _to_cpu(value: Any) -> Any:
@@ -283,8 +365,3 @@ def _store(result: Any, answer: Any, guess: str) -> None:
     elif isinstance(result, tuple | list):
         for part, part_answer in zip(result, answer, strict=True):
             _store(part, part_answer, guess)
-
-
-def _length(answer: Any) -> int:
-    first = answer[0] if isinstance(answer, tuple | list) else answer
-    return int(first.shape[0])

@@ -31,9 +31,18 @@ NOT_ON_CPU = frozenset({"random_", "randperm", "multinomial", "_amp_foreach_non_
 kernel."""
 
 
-def size(name: str, args: Sequence[Any]) -> tuple[int, str]:
+def size(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, str]:
     """Return the largest size that a result can have if it depends on unknown data, and the assumption's label."""
-    return args[0].numel(), ALL_TRUE if name == "nonzero" else ALL_DISTINCT
+    dim = counted_dimension(name, args, kwargs)
+    count = args[0].numel() if dim is None else args[0].shape[dim]
+    return count, ALL_TRUE if name == "nonzero" else ALL_DISTINCT
+
+
+def counted_dimension(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+    """Return the dimension along which an operator compares slices; None if it looks at single elements."""
+    if name.startswith("unique_dim"):
+        return int(args[1])
+    return _dimension(args, kwargs, 3, None) if name == "unique_consecutive" else None
 
 
 def _set(tensor: torch.Tensor, values: torch.Tensor, guess: str) -> None:

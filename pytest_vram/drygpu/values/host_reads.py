@@ -122,7 +122,7 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
         from pytest_vram.drygpu.values import known_values
 
         entry = known_values.find_address(address)
-        known = entry is not None and marked
+        known = entry is not None and marked and entry.knows(address, size)
         announced = Announced(operation="copy to host", known=known, guess=entry.guess if entry is not None else "")
     if announced.count is not None:
         ctypes.memset(destination, 0, size)

@@ -41,18 +41,21 @@ class Known:
     Attributes:
         base: address of the storage's first byte.
         size: size of the storage in bytes.
-        whole: whether every byte is known; otherwise the stub library tells which bytes are.
+        whole: whether every byte is known.
+        part: which bytes are known, a 1 for each, if some are and some may not be; None if the storage is larger than
+            ``WHOLE_NUMBERS_LIMIT``. Then the marks of the stub library tell, which are less exact.
         guess: the assumption that the values rest on; ``""`` if they are the program's own.
         expected: values that another rank sends, fetched before anybody reads the tensor: see :func:`expect`.
     """
 
-    __slots__ = ("base", "expected", "guess", "size", "weak", "whole")
+    __slots__ = ("base", "expected", "guess", "part", "size", "weak", "whole")
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
         self.weak = storage._weak_ref()
         self.base = storage.data_ptr()
         self.size = storage.nbytes()
         self.whole = False
+        self.part: bytearray | None = None
         self.guess = ""
         self.expected: list[Callable[[], None]] = []
 
@@ -63,6 +66,11 @@ class Known:
         """Return whether the storage still exists, with the same memory."""
         storage: Any = torch.UntypedStorage._new_with_weak_ptr(self.weak)
         return storage is not None and storage.data_ptr() == self.base
+
+    def knows(self, address: int, size: int) -> bool:
+        """Return whether the bytes from ``address`` on are known, as far as the storage has a list of them."""
+        begin = address - self.base
+        return self.part is None or self.part.count(1, begin, begin + size) == min(size, self.size - begin)
 
 
 _known: dict[int, Known] = {}
@@ -128,17 +136,38 @@ def _put(entry: Known, address: int, size: int, fetch: Callable[[], tuple[bytes 
     driver.mark_known(address, size)
     ctypes.memmove(address, data, size)
     if size == entry.size:
-        entry.whole, entry.guess = True, guess
-    else:
-        entry.guess = entry.guess or guess
+        entry.whole, entry.part, entry.guess = True, None, guess
+        return
+    entry.guess = entry.guess or guess
+    part = _part(entry)
+    if part is not None:
+        part[address - entry.base : address - entry.base + size] = b"\1" * size
 
 
 def find(tensor: torch.Tensor) -> Known | None:
     """Return the entry of a tensor on a dry GPU if every element is known, and ``None`` otherwise."""
     entry = _entry(tensor)
-    if entry is None or entry.whole or driver.is_known(*_extent(tensor)):
+    if entry is None or entry.whole:
         return entry
-    return None
+    if entry.part is None:
+        return entry if driver.is_known(*_extent(tensor)) else None
+    return entry if _bytes_of(tensor, entry.part).all() else None
+
+
+def _part(entry: Known) -> bytearray | None:
+    """Return which bytes of a storage are known, to be changed; None if it is too large for a list."""
+    if entry.part is None and entry.size <= WHOLE_NUMBERS_LIMIT:
+        entry.part = bytearray(b"\1" * entry.size if entry.whole else entry.size)
+    return entry.part
+
+
+def _bytes_of(tensor: torch.Tensor, part: bytearray) -> torch.Tensor:
+    """Return the bytes of ``part`` that belong to the elements of ``tensor``: its shape, and one more dimension."""
+    width = tensor.element_size()
+    strides = [stride * width for stride in tensor.stride()]
+    return torch.frombuffer(part, dtype=torch.uint8).as_strided(
+        (*tensor.shape, width), (*strides, 1), int(tensor.storage_offset()) * width
+    )
 
 
 def find_address(address: int) -> Known | None:
@@ -169,11 +198,14 @@ def learn(tensor: torch.Tensor, guess: str = "") -> None:
         _known[entry.base] = entry
         if (address, size) != (entry.base, entry.size):
             _unmark_around(entry, address, size)
-    if (address, size) == (entry.base, entry.size):
-        entry.whole, entry.guess = True, guess
-    else:
-        entry.guess = entry.guess or guess
     driver.mark_known(address, size)
+    if (address, tensor.numel() * tensor.element_size()) == (entry.base, entry.size) and size == entry.size:
+        entry.whole, entry.part, entry.guess = True, None, guess
+        return
+    entry.guess = entry.guess or guess
+    part = None if entry.whole else _part(entry)
+    if part is not None:
+        _bytes_of(tensor, part).fill_(1)
 
 
 def _unmark_around(entry: Known, address: int, size: int) -> None:
@@ -186,9 +218,17 @@ def _unmark_around(entry: Known, address: int, size: int) -> None:
 def forget(tensor: torch.Tensor) -> None:
     """Mark the elements of ``tensor`` as unknown, because a kernel wrote to them."""
     entry = _entry(tensor)
-    if entry is not None and tensor.numel():
-        entry.whole = False
-        driver.mark_known(*_extent(tensor), known=False)
+    if entry is None or tensor.numel() == 0:
+        return
+    address, size = _extent(tensor)
+    part = None if (address, size) == (entry.base, entry.size) else _part(entry)
+    entry.whole = False
+    if part is None:
+        entry.part = None
+        driver.mark_known(address, size, known=False)
+    else:  # the stub's marks are too coarse for a part of a storage, and its unknown bytes must be zeros
+        _bytes_of(tensor, part).zero_()
+        on_cpu(tensor).zero_()
 
 
 def prune() -> None:

@@ -87,17 +87,24 @@ def _own_code_for_one_matrix(
     overload: OpOverload, substitute: Callable[..., Any], call: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return a kernel that runs torch's own code for one matrix, and ``substitute`` for a batch."""
-    codes = [i for i, returned in enumerate(overload._schema.returns) if returned.name == "info"]
 
     def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         if any(isinstance(value, torch.Tensor) and value.dim() > 2 for value in args):
             return substitute(*args, **kwargs)
         result = call(keyset, *args, **kwargs)
-        for i in codes:
-            known_values.learn(result[i], guesses.SOLVED)  # the stub of cuSOLVER has set it to 0
+        _know_error_codes_only(overload, result)
         return result
 
     return kernel
+
+
+def _know_error_codes_only(overload: OpOverload, result: Any) -> None:
+    """Take a solver's error codes as 0, and forget its other results: torch copies the matrix into one of them."""
+    results = result if isinstance(result, tuple) else (result,)
+    for returned, part in zip(overload._schema.returns, results, strict=True):
+        known_values.forget(part)
+        if returned.name == "info":
+            known_values.learn(part, guesses.SOLVED)
 
 
 def _find_no_error(infos: torch.Tensor, api_name: str, *, is_matrix: bool) -> None:
@@ -128,7 +135,9 @@ def _allocate(overload: OpOverload, label: str) -> Callable[..., Any]:
         device = next(value.device for value in args if isinstance(value, torch.Tensor))
         shapes = shapes_of(*tree_map(_without_memory, args), **tree_map(_without_memory, kwargs))
         if not given:
-            return tree_map(lambda shape: _result(shape, device), shapes)
+            result = tree_map(lambda shape: _result(shape, device), shapes)
+            _know_error_codes_only(overload, result)
+            return result
         for out, shape in zip(given, tree_flatten(shapes)[0], strict=True):
             _resize(out, shape)
         return given[0] if len(given) == 1 else tuple(given)

@@ -72,8 +72,14 @@ def test_what_a_distribution_or_a_solver_checks_passes(values: dict[str, Any]) -
     assert values["unknown"]["error code"] == 0
 
 
+@pytest.mark.parametrize("name", ["exp_", "bernoulli_", "normal_", "addcmul_", "out", "a list", "an optimizer"])
+def test_what_a_kernel_writes_over_is_no_longer_known(values: dict[str, Any], name: str) -> None:
+    assert values["unknown"][f"after {name}"]
+
+
 def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
     assert values["unknown"]["mask"] == [48, 2]
+    assert values["unknown"]["columns"] == [6, 8]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pytest_vram.drygpu.values import host_reads
+from pytest_vram.drygpu.values import host_reads, known_values
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
@@ -42,6 +42,10 @@ CHECKS: dict[str, Make] = {
     "unique": lambda d: IDS.to(d).unique(),
     "unique with counts": lambda d: torch.unique(IDS.to(d), return_inverse=True, return_counts=True),
     "unique_consecutive": lambda d: torch.unique_consecutive(IDS.to(d)[0], return_counts=True),
+    "unique_consecutive along a dimension": lambda d: torch.unique_consecutive(IDS.to(d), dim=1, return_counts=True),
+    "unique along a dimension": lambda d: torch.unique(IDS.to(d), dim=1),
+    "mode": lambda d: torch.mode(IDS.to(d)),
+    "mode of many": lambda d: torch.mode((torch.arange(5000) % 7).to(d))[0],
     "bincount": lambda d: torch.bincount(IDS.to(d)[0], minlength=4),
     "histc": lambda d: torch.histc(IDS.to(d)[0].float(), bins=4, min=0, max=3),
     "one_hot": lambda d: torch.nn.functional.one_hot(IDS.to(d), 12).sum((0, 1)),
@@ -62,12 +66,18 @@ CHECKS: dict[str, Make] = {
     "searchsorted": lambda d: torch.searchsorted(torch.tensor([0, 3, 7]).to(d), torch.arange(8, device=d), right=True),
     "equal": lambda d: torch.equal(IDS.to(d), IDS.to(d).clone()),
     "isin": lambda d: torch.isin(IDS.to(d), torch.tensor([3, 9]).to(d)),
+    "isin of many": lambda d: torch.isin(IDS.to(d), torch.arange(3, 90).to(d)),
     "cumulative": lambda d: MASK.to(d).long().cumsum(-1).masked_fill(MASK.to(d) == 0, 1) - 1,
     "tril": lambda d: torch.ones(4, 4, dtype=torch.bool, device=d).tril(),
     "full": lambda d: torch.full((3,), 7, device=d),
     "floats": lambda d: torch.tensor([0.5, 1.5]).to(d).sum().item(),
     "float of a count": lambda d: (MASK.to(d).sum().float() / 2).item(),
     "in place": lambda d: IDS.clone().to(d).add_(1).mul_(2).remainder_(7),
+    "a list in place": lambda d: _added_to_a_list(d),
+    "scale of a gradient scaler": lambda d: _grown_scale(d),
+    "kthvalue": lambda d: IDS.to(d).kthvalue(2)[0],
+    "nanmedian": lambda d: IDS.to(d).nanmedian(),
+    "greatest divisor in place": lambda d: IDS.to(d).clone().gcd_(torch.tensor(6).to(d)),
     "written through a slice": lambda d: torch.zeros(2, 8, dtype=torch.long, device=d)[:, 2:7].copy_(IDS.to(d)).sum(),
     "read through a slice": lambda d: IDS.to(d)[:, ::2].tolist(),
     "transposed": lambda d: IDS.to(d).t().cpu(),
@@ -106,9 +116,41 @@ DTYPES = (
 )
 
 
+WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "exp_": lambda x: x.exp_(),
+    "bernoulli_": lambda x: x.bernoulli_(),
+    "normal_": lambda x: x.normal_(),
+    "addcmul_": lambda x: x.addcmul_(x, x),
+    "out": lambda x: torch.tanh(torch.ones_like(x), out=x),
+    "a list": lambda x: torch._foreach_lerp_([x, torch.randn(1, device=GPU)], [x, x[:1]], 0.5),
+    "an optimizer": lambda x: torch.optim.AdamW([_with_gradient(x)], fused=True).step(),
+}
+"""Writes over known values whose results are not computed."""
+
+
+def _with_gradient(x: torch.Tensor) -> torch.Tensor:
+    x.requires_grad_().grad = torch.randn_like(x)
+    return x
+
+
 def _inference(device: torch.device) -> Any:
     with torch.inference_mode():
         return IDS.clone().to(device).add_(1).sum().item()
+
+
+def _added_to_a_list(device: torch.device) -> Any:
+    counts = [torch.tensor([0.0, 2.0]).to(device), torch.tensor([3.0]).to(device)]
+    torch._foreach_add_(counts, 1)
+    return [count.tolist() for count in counts]
+
+
+def _grown_scale(device: torch.device) -> Any:
+    """The scale after a step without infinite gradients, when it grows after every step."""
+    scale, tracker, found = (
+        torch.full((1,), n, dtype=t).to(device) for n, t in ((8.0, None), (0, torch.int32), (0, None))
+    )
+    torch._amp_update_scale_(scale, tracker, found.float(), 2.0, 0.5, 1)
+    return [scale.item(), tracker.item()]
 
 
 def plain(value: Any) -> Any:
@@ -181,8 +223,14 @@ def unknown() -> dict[str, Any]:
         "drawn": list(
             torch.distributions.Normal(torch.randn(64, 64, device=GPU), noise.new_empty(64, 64)).sample().shape
         ),
+        "columns": list(noise.unique(dim=1).shape),
         "error code": torch.linalg.cholesky_ex(noise[:, :6]).info.item(),
     }
+    # What a kernel has written over is not the program's own any more, though it was.
+    for name, write in WRITES.items():
+        values = torch.tensor([0.25, 0.5, 0.75]).to(GPU)
+        write(values)
+        answers[f"after {name}"] = known_values.find(values) is None
     # The very bytes of a known tensor, given to another one: its value must not be believed.
     known = torch.full((4,), 7, device=GPU)
     address = known.data_ptr()
