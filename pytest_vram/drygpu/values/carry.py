@@ -4,6 +4,9 @@ The operators listed in ``CARRIED`` get a Python kernel in front of their CUDA k
 makes every allocation that a real card would see; then, if all inputs are known and the result is small, the same
 operator runs on CPU views of the same memory, which allocates nothing on the device. Operators that are not listed
 (matrix products, attention, normalizations, ...) are left as they are, and their results are unknown.
+
+So that nothing counts as known that a kernel has written, every other operator that writes to a tensor of the caller
+gets a kernel that forgets what was known of it, and so do those in ``FILLED_FIRST``.
 """
 
 from __future__ import annotations
