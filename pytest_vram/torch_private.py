@@ -29,6 +29,7 @@ NAMES = (
     "torch._C.DispatchKey.CUDA",
     "torch._C.DispatchKey.BackendSelect",
     "torch._C._dispatch_has_kernel",
+    "torch._C._dispatch_get_registrations_for_dispatch_key",
     "torch._C._dispatch_has_kernel_for_dispatch_key",
     "torch._C._dispatch_keyset_full_after",
     "torch.distributed.distributed_c10d._update_default_pg",

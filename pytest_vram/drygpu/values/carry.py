@@ -58,7 +58,7 @@ FILLED_FIRST = frozenset({
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "addbmm", "baddbmm", "_conv_depthwise2d", "conv_depthwise3d",
     "index_reduce", "linalg_matrix_exp", "linalg_solve_triangular", "lu_unpack",
     "max_pool2d_with_indices_backward", "max_pool3d_with_indices", "max_unpool2d", "max_unpool3d",
-    "multi_margin_loss", "multilabel_margin_loss_forward", "nll_loss2d_forward", "_slow_conv2d_forward",
+    "multi_margin_loss", "multilabel_margin_loss_forward", "nll_loss2d_forward", "_pdist_forward", "_slow_conv2d_forward",
     "slow_conv_dilated2d", "slow_conv_dilated3d", "std_mean", "triangular_solve", "var_mean",
 })
 # fmt: on
