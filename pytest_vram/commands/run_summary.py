@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned
 from pytest_vram.drygpu.cards import context_source
 from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
-from pytest_vram.memory.note import Note
+from pytest_vram.memory.note import Note, merged
 from pytest_vram.memory.work import Work
 from pytest_vram.report.likely import on_device
 
@@ -153,7 +153,9 @@ class RunReport:
 
         The assumptions do not change the context, so it is the same in both bounds.
         """
-        return on_device(device.peak_device_bytes, device.context_bytes, self.notes)
+        # Each of several processes that run at once may be off by as much.
+        notes = [replace(note, size_bytes=note.size_bytes * device.at_once) for note in self.notes]
+        return on_device(device.peak_device_bytes, device.context_bytes, notes)
 
     @property
     def likely(self) -> bool:
@@ -292,7 +294,7 @@ def combine(
             for (where, what, answered, note), times in sorted(reads.items(), key=lambda item: (item[0][2], -item[1]))
         ),
         missing_functions=tuple(missing),
-        notes=tuple(notes),
+        notes=merged(notes),
         exit_code=code if code >= 0 else 128 - code,
         signal=-code if code < 0 else None,
         seconds=seconds,
