@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, replace
 
 import pytest
 
+from finetune.config.settings import RunConfig
 from finetune.dryrun.assumptions import lines
 from finetune.dryrun.messages import Recording, Trial
-from finetune.dryrun.report import Outcome, as_json, as_report
+from finetune.dryrun.report import Outcome, as_json, as_report, render
+from pytest_vram.drygpu.cards import IDLE_CONTEXT, context_source, find_card
 from pytest_vram.memory import Exceeded, Holder, HostRead, Note, Peak, Phase, Series, Timeline, Within
 from pytest_vram.memory.spread import LIBRARY
 
@@ -71,6 +72,15 @@ def test_the_figures_of_a_run_that_does_not_fit_are_what_it_would_need_of_the_ca
     assert found["peak_device_bytes"] == 20 * GIB
     assert found["total_bytes"] == 16 * GIB
     assert found["out_of_memory"] == "CUDA out of memory."
+
+
+def test_only_a_context_that_was_not_measured_is_called_approximate() -> None:
+    assert f"  context   {IDLE_CONTEXT}" in render(RunConfig(), "rtx-4080", FITS).splitlines()
+    for card in ("h200", None):  # the second is the card of this machine, whose context is read
+        assert IDLE_CONTEXT not in render(RunConfig(), card, FITS)
+    found = json.loads(as_json("python -m finetune.qlora", "rtx-4080", FITS))
+    assert found["context_source"] == context_source(find_card("rtx-4080"))
+    assert json.loads(as_json("python -m finetune.qlora", None, FITS))["context_source"] is None
 
 
 def test_a_report_holds_the_run_against_the_card() -> None:

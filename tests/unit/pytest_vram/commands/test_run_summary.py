@@ -10,8 +10,8 @@ import pytest
 from pytest_vram.commands.run_page import as_report
 from pytest_vram.commands.run_processes import RunProcess
 from pytest_vram.commands.run_summary import RunReport, combine
-from pytest_vram.commands.run_text import IDLE_CONTEXT, render
-from pytest_vram.drygpu.cards import context_source, find_card
+from pytest_vram.commands.run_text import render
+from pytest_vram.drygpu.cards import IDLE_CONTEXT, context_source, find_card
 from pytest_vram.memory.spread import MEASURED
 from pytest_vram.report import files
 from pytest_vram.units import GIB, MIB

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from pytest_vram.memory import Budget, Device, Environment, Measurement, Note, Peak, Report, Spread, TestRecord, Within
 from pytest_vram.report import html, likely, markdown, terminal
 from pytest_vram.report.html.data import page_data
