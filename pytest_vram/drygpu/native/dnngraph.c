@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { /* cudnnBackendDescriptorType_t */ ENGINE = 2, ENGINEHEUR = 4, EXECUTION_PLAN = 5, TENSOR = 18 };
+enum { /* cudnnBackendDescriptorType_t */ ENGINE = 2, ENGINEHEUR = 4, EXECUTION_PLAN = 5, TENSOR = 17 };
 enum { /* cudnnBackendAttributeName_t */
        ENGINEHEUR_RESULTS = 202,
        ENGINEHEUR_DEVICEPROP = 204,
