@@ -16,7 +16,7 @@ def collect() -> tuple[Note, ...]:
     """Return the assumptions that this process's dry GPUs have made; none on a GPU that computes."""
     from pytest_vram.drygpu import driver, notes
 
-    return tuple(notes.collect()) if driver.is_active() else ()
+    return notes.so_far() if driver.is_active() else ()
 
 
 def spread(trial: Trial) -> Spread | None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from finetune.config import yaml_file
 from finetune.config.cards import dry_ranks
 from finetune.dryrun import assumptions
+from finetune.dryrun.card import named_card
 from pytest_vram.commands.run_page import held_against_card
+from pytest_vram.drygpu.cards import context_caveat, context_source
 from pytest_vram.memory import Device, Measurement, Peak, Report
 from pytest_vram.report import files
 from pytest_vram.report.environment import environment
@@ -90,6 +92,8 @@ def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
     lines.append("  by phase  " + ", ".join(f"{phase} {gib(size)}" for phase, size in whole.phases.items()))
     if trial.note:
         lines.append(f"  chosen    {trial.note}")
+    if card is not None and (caveat := context_caveat(named_card(card))):
+        lines.append(f"  context   {caveat}")
     lines += _by_rank(whole)
     lines += [f"  {line}" for line in assumptions.lines(whole)]
     kind = "dry GPU: PyTorch's own allocator, no kernel ran" if trial.dry else "measured on the GPU"
@@ -158,6 +162,7 @@ def as_json(command: str, card: str | None, outcome: Outcome) -> str:
         "fits": outcome.fits,
         "total_bytes": outcome.trial.total,
         **_figures(whole),
+        "context_source": None if card is None else context_source(named_card(card)),
         "out_of_memory": outcome.trial.message or None,
         "notes": [dataclasses.asdict(note) for note in whole.notes],
         "peak_device_spread": None if (bounds := assumptions.spread(whole)) is None else dataclasses.asdict(bounds),

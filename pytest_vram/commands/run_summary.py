@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned
-from pytest_vram.drygpu.cards import context_source
+from pytest_vram.drygpu.cards import context_caveat, context_source
 from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
-from pytest_vram.memory.note import Note
+from pytest_vram.memory.note import Note, merged
 from pytest_vram.memory.work import Work
 from pytest_vram.report.likely import on_device
 
@@ -73,8 +73,8 @@ class DeviceFigures:
 class RunReport:
     """The result of a dry run.
 
-    ``context_source`` says where the figure of the CUDA context is from. ``idle_context`` is set if it is that of an
-    idle process, to which a real card adds the kernels that are loaded.
+    ``context_source`` says where the figure of the CUDA context is from. ``context_caveat`` says how far
+    it can be trusted, and is empty if it was measured.
     ``devices`` is empty if no process left figures of a GPU. ``signal`` is set if a signal ended the program.
     ``missing_functions`` lists CUDA functions that the program called and the dry GPU lacks. ``notes`` lists the
     assumptions behind the figures. ``absent`` names ranks that a launcher announced and that never imported torch.
@@ -83,7 +83,7 @@ class RunReport:
     gpu: str
     product: str
     context_source: str
-    idle_context: bool
+    context_caveat: str
     count: int
     alloc_conf: str | None
     devices: tuple[DeviceFigures, ...]
@@ -153,7 +153,9 @@ class RunReport:
 
         The assumptions do not change the context, so it is the same in both bounds.
         """
-        return on_device(device.peak_device_bytes, device.context_bytes, self.notes)
+        # Each of several processes that run at once may be off by as much.
+        notes = [replace(note, size_bytes=note.size_bytes * device.at_once) for note in self.notes]
+        return on_device(device.peak_device_bytes, device.context_bytes, notes)
 
     @property
     def likely(self) -> bool:
@@ -281,7 +283,7 @@ def combine(
         gpu=card.name,
         product=card.product,
         context_source=context_source(card),
-        idle_context=card.growth is None,
+        context_caveat=context_caveat(card),
         count=count,
         alloc_conf=conf,
         devices=tuple(_figures(index, by_card[index], total_bytes or card.total_bytes) for index in sorted(by_card)),
@@ -292,7 +294,7 @@ def combine(
             for (where, what, answered, note), times in sorted(reads.items(), key=lambda item: (item[0][2], -item[1]))
         ),
         missing_functions=tuple(missing),
-        notes=tuple(notes),
+        notes=merged(notes),
         exit_code=code if code >= 0 else 128 - code,
         signal=-code if code < 0 else None,
         seconds=seconds,

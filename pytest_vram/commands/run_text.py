@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from pytest_vram.memory.measurement import HostRead
     from pytest_vram.memory.work import Work
 
-IDLE_CONTEXT = (
-    "approximate, and that of an idle process: loaded kernels add to it, in a QLoRA step on an H200 some 350 MiB"
-)
 _MOST_READS = _MOST_PROCESSES = 12
 _COMMAND = 48  # characters of a process's command line
 
@@ -68,8 +65,8 @@ def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
     ]
     if (spread := report.spread(device)) is not None:
         lines.append(f"{'between':<18} {format_bytes(spread.low)} and {format_bytes(spread.high)}, {spread.basis}")
-    if report.idle_context:
-        lines.append(f"{'context':<18} {IDLE_CONTEXT}")
+    if report.context_caveat:
+        lines.append(f"{'context':<18} {report.context_caveat}")
     if device.managed_bytes:
         lines.append(f"{'managed (paged)':<18} {format_bytes(device.managed_bytes)}, not counted above")
     if device.num_alloc_retries:

@@ -57,6 +57,9 @@ _ARCHITECTURES = {
     ),
 }
 
+IDLE_CONTEXT = (
+    "approximate, and that of an idle process: loaded kernels add to it, in a QLoRA step on an H200 some 350 MiB"
+)
 CONTEXT_SOURCE = (
     "100 MiB + 2.9 MiB per multiprocessor: the line through two idle PyTorch processes in public out-of-memory reports,"
     " 414 MiB on an A100 (108 multiprocessors) and 470.64 MiB on an RTX 4090 (128;"
@@ -324,3 +327,8 @@ def find_card(name: str) -> Card:
 def context_source(card: Card) -> str:
     """Say where the figure of a card's context is from."""
     return CONTEXT_SOURCE if card.growth is None else MEASURED_CONTEXT_SOURCE
+
+
+def context_caveat(card: Card) -> str:
+    """Say how far a card's context can be trusted, wherever it is shown; empty if it was measured on such a card."""
+    return IDLE_CONTEXT if card.growth is None else ""

@@ -152,15 +152,21 @@ def missing_functions() -> tuple[str, ...]:
 
 def notes() -> tuple[str, ...]:
     """Return the assumptions of the stub libraries that this program's figures rest on, as ``name: text``."""
-    return tuple(note_counts())
+    return tuple(dict.fromkeys(text for text, _ in note_counts()))
 
 
-def note_counts() -> dict[str, int]:
-    """Return the assumptions of :func:`notes`, in the order of first occurrence, and how often each was made."""
-    function, count = _library().pytest_vram_dry_note, ctypes.c_uint64()
-    found: dict[str, int] = {}
-    while (text := function(ctypes.c_int(len(found)), ctypes.byref(count))) is not None:
-        found[text.decode()] = count.value
+def note_counts() -> dict[tuple[str, int], int]:
+    """Return how often each assumption of :func:`notes` was made, in the order of first occurrence.
+
+    A key has the text and the size in bytes of what the assumption was about, 0 if it has none. Sizes within a
+    sixteenth of each other share a key.
+    """
+    function, count, size = _library().pytest_vram_dry_note, ctypes.c_uint64(), ctypes.c_uint64()
+    found: dict[tuple[str, int], int] = {}
+    index = 0
+    while (text := function(ctypes.c_int(index), ctypes.byref(count), ctypes.byref(size))) is not None:
+        found[text.decode(), size.value] = count.value
+        index += 1
     return found
 
 

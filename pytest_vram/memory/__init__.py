@@ -5,7 +5,7 @@ from pytest_vram.memory.device import Device, Environment, Kind
 from pytest_vram.memory.host_peak import HostPeak
 from pytest_vram.memory.layout import Layout, Run, Segment
 from pytest_vram.memory.measurement import FixtureShare, Holder, HostRead, Measurement, Phase
-from pytest_vram.memory.note import Note, note_lines
+from pytest_vram.memory.note import Note, merged, note_lines, without_size
 from pytest_vram.memory.peak import Peak
 from pytest_vram.memory.process import Process
 from pytest_vram.memory.process_peak import ProcessPeak
@@ -47,6 +47,8 @@ __all__ = [
     "Verdict",
     "Within",
     "Work",
+    "merged",
     "note_lines",
     "spread_of",
+    "without_size",
 ]

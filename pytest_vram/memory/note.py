@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,12 +19,30 @@ class Note:
         source: the part that makes the assumption: ``driver`` (a stub library of the dry GPU), ``operators`` (an
             operator whose library the dry GPU lacks), ``recorder`` (the plugin's recording of allocations).
         figures: whether the peaks rest on it; false if only details do, such as which line of code held the peak.
+        size_bytes: what the assumption is about, where it has a size: the largest workspace, or the blocks that streams
+            share. The bounds of a figure follow from it.
     """
 
     name: str
     text: str
     source: str
     figures: bool = True
+    size_bytes: int = 0
+
+
+def merged(notes: Iterable[Note]) -> tuple[Note, ...]:
+    """Return each assumption once, with its largest size, in the order of first occurrence."""
+    found: dict[Note, Note] = {}
+    for note in notes:
+        key = without_size(note)
+        if key not in found or found[key].size_bytes < note.size_bytes:
+            found[key] = note
+    return tuple(found.values())
+
+
+def without_size(note: Note) -> Note:
+    """Return the assumption itself, which tests make about sizes of their own."""
+    return replace(note, size_bytes=0)
 
 
 def note_lines(notes: Iterable[Note]) -> list[str]:

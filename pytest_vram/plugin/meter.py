@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_vram.errors import VramBudgetExceeded
-from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase
+from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, merged
 from pytest_vram.plugin.failure import budget_message
 from pytest_vram.plugin.figures import PhasePeak
 from pytest_vram.plugin.ranks import held, unknown
@@ -217,7 +217,7 @@ class Meter:
     def _noted(self) -> tuple[Note, ...]:
         """Return every assumption since the test began; they are kept here because each example resets the probe's."""
         self._notes.update(dict.fromkeys(self.probe.notes()))
-        return tuple(self._notes)
+        return merged(self._notes)
 
     def processes(self, since: float | None = None) -> tuple[Process, ...]:
         """Return the child processes that used a GPU and count for the test.

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_vram.memory import note_lines
+from pytest_vram.memory import note_lines, without_size
 from pytest_vram.report import likely
 from pytest_vram.report.host_memory import details, markdown_lines
 from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
@@ -54,7 +54,7 @@ def render(report: Report) -> str:
 
 def _notes(table: list[Row]) -> list[str]:
     """Render the assumptions, and the tests that ran out of memory. Passed tests are included."""
-    tests = Counter(note for row in table for note in row.notes)
+    tests = Counter(without_size(note) for row in table for note in row.notes)
     lines = [
         f"- {escape(f'{note.name}: {note.text}')} ({count} test{'s' * (count > 1)})" for note, count in tests.items()
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_vram.memory import Exceeded, Unmeasured, Within
+from pytest_vram.memory import Exceeded, Unmeasured, Within, merged
 from pytest_vram.memory.process import cards_of, imbalance
 from pytest_vram.memory.report import grew
 from pytest_vram.units import format_bytes
@@ -195,7 +195,7 @@ def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
     allocated = _fullest(test, "allocated")
     now = allocated.size_bytes if allocated else None
     layout = measurement.timeline.layout if measurement and measurement.timeline else None
-    notes = tuple(dict.fromkeys(note for m in test.measurements for note in m.notes))
+    notes = merged(note for m in test.measurements for note in m.notes)
     ooms = sum(m.ooms for m in test.measurements)
     return Row(
         nodeid=test.nodeid,

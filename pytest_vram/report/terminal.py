@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_vram.memory import without_size
 from pytest_vram.report import likely
 from pytest_vram.report.host_memory import terminal_lines
 from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
@@ -161,7 +162,7 @@ def _notes(table: list[Row], top: int) -> list[str]:
     tests: dict[Note, list[str]] = {}
     for row in table:
         for note in row.notes:
-            tests.setdefault(note, []).append(row.nodeid)
+            tests.setdefault(without_size(note), []).append(row.nodeid)
     if not tests:
         return []
     lines = ["notes on these figures:"]

@@ -33,7 +33,7 @@ from pytest_vram.units import GIB, MIB
 
 DRY = Device(kind="dry", index=0, name="NVIDIA GeForce RTX 4080", total_bytes=16 * GIB, capability=(8, 9))
 PLANS = Note(name="cuDNN | plans", text="their workspace is not known <b>", source="driver")
-FP32 = Note(name="cuDNN weight gradients in fp32", text="their workspace is estimated", source="driver")
+FP32 = Note(name="cuDNN convolutions", text="their plans are guesses", source="driver", size_bytes=200 * MIB)
 LOST = Note(name="memory history", text="the program stopped it", source="recorder", figures=False)
 CPU = Device(kind="host", index=0, name="CPU", total_bytes=24 * GIB)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -15,12 +16,11 @@ def main() -> None:
     import layers  # noqa: F401 - registers its cases
     from marks import CASES, Marks
 
-    from pytest_vram.drygpu import driver
+    from pytest_vram.drygpu import notes
 
     marks = Marks()
     CASES[name].run(marks)
-    notes = driver.notes() if driver.is_active() else ()
-    out.write_text(json.dumps({**marks.as_json(), "notes": notes}))
+    out.write_text(json.dumps({**marks.as_json(), "notes": [asdict(note) for note in notes.so_far()]}))
 
 
 if __name__ == "__main__":

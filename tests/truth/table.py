@@ -21,6 +21,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+from pytest_vram.memory import Note, note_lines, spread_of  # noqa: E402 - its folder is put on the path above
+from pytest_vram.memory.codec import decode  # noqa: E402 - likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,9 @@ class Beside:
     reserved: tuple[int, int]
     allocations: tuple[int, int]
     exact_marks: tuple[int, int]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
+    outside: tuple[str, ...]
+    """Measured peaks that do not lie between the bounds of the dry ones, each as ``PHASE KEY``."""
 
     @property
     def allocated_off(self) -> float:
@@ -91,7 +97,7 @@ def run_dry(case: str, card: str, conf: str, *, timeout: float = 1200) -> dict[s
     """Run one case on a dry card, in a process of its own.
 
     Returns:
-        What program.py wrote, and the ``notes`` of the run.
+        What program.py wrote.
 
     Raises:
         RuntimeError: the program failed; the message ends with what it said last.
@@ -130,6 +136,8 @@ def beside(case: str, measured: dict[str, Any], dry: dict[str, Any]) -> Beside:
     if phases[0] != phases[1]:
         raise ValueError(f"{case}: measured phases {phases[0]}, dry phases {phases[1]}")
 
+    notes = tuple(decode(Note, note) for note in dry.get("notes", ()))
+
     def peaks(key: str) -> tuple[int, int]:
         return max(m[key] for m, _ in pairs), max(d[key] for _, d in pairs)
 
@@ -139,8 +147,25 @@ def beside(case: str, measured: dict[str, Any], dry: dict[str, Any]) -> Beside:
         reserved=peaks("peak_reserved"),
         allocations=peaks("allocations"),
         exact_marks=(len(pairs), sum(m == d for m, d in pairs)),
-        notes=tuple(dry.get("notes", ())),
+        notes=notes,
+        outside=tuple(
+            f"{m['phase']} {key}"
+            for m, d in pairs
+            for key in ("peak_allocated", "peak_reserved")
+            if (spread := spread_of(d[key], notes, allocated=key == "peak_allocated")) is not None
+            and not spread.low <= m[key] <= spread.high
+        ),
     )
+
+
+def bounds_lines(row: Beside) -> list[str]:
+    """The bounds of the highest dry peaks, and the measured peaks that lie outside of theirs."""
+    found = [
+        f"{what} between {spread.low} and {spread.high} ({100 * (spread.high - spread.low) / dry:.1f}% apart)"
+        for what, (_, dry) in (("allocated", row.allocated), ("reserved", row.reserved))
+        if (spread := spread_of(dry, row.notes, allocated=what == "allocated")) is not None
+    ]
+    return found + [f"OUTSIDE of the bounds: {peak}" for peak in row.outside]
 
 
 def context_lines(measured: dict[str, int], dry: dict[str, int]) -> list[str]:
@@ -199,8 +224,8 @@ def main() -> int:
             f"{row.exact_marks[1]:>4} of {row.exact_marks[0]}",
             flush=True,
         )
-        for note in row.notes:
-            print(f"  note: {note}", flush=True)
+        for line in (*note_lines(row.notes), *bounds_lines(row)):
+            print(f"  note: {line}", flush=True)
         if arguments.phases:
             print("\n".join(phase_lines(truth.cases[name], dry)), flush=True)
         if truth.cases[name]["context"]:
@@ -212,7 +237,6 @@ def main() -> int:
 
 def registry() -> dict[str, Any]:
     """The cases by name. Importing them imports torch."""
-    sys.path[:0] = [str(HERE), str(ROOT)]
     import language  # noqa: F401 - registers its cases
     import layers  # noqa: F401 - registers its cases
     from marks import CASES

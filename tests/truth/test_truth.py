@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -44,11 +45,17 @@ def test_beside_tells_by_how_much_the_highest_peak_is_off() -> None:
         return {"phase": phase, "peak_allocated": allocated, "peak_reserved": reserved, "allocations": count}
 
     measured = {"marks": [mark("a", 100, 200, 1), mark("b", 80, 400, 2)]}
-    dry = {"marks": [mark("a", 100, 200, 1), mark("b", 110, 300, 2)], "notes": ["guessed"]}
+    note = table.Note(name="cudaMallocAsync", text="a guess", source="driver")
+    dry = {"marks": [mark("a", 100, 200, 1), mark("b", 110, 300, 2)], "notes": [dataclasses.asdict(note)]}
     row = table.beside("x", measured, dry)
     assert (row.allocated, row.allocated_off) == ((100, 110), pytest.approx(10))
     assert (row.reserved, row.reserved_off) == ((400, 300), pytest.approx(-25))
-    assert (row.allocations, row.exact_marks, row.notes) == ((2, 2), (2, 1), ("guessed",))
+    assert (row.allocations, row.exact_marks, row.notes) == ((2, 2), (2, 1), (note,))
+    assert row.outside == ("b peak_reserved",)
+    assert table.bounds_lines(row) == [
+        "reserved between 294 and 306 (4.0% apart)",
+        "OUTSIDE of the bounds: b peak_reserved",
+    ]
     with pytest.raises(ValueError, match="phases"):
         table.beside("x", measured, {"marks": dry["marks"][:1]})
 
@@ -72,5 +79,6 @@ def test_a_case_needs_what_was_measured(name: str) -> None:
     allocated, reserved = KNOWN.get(name, EXPECTED)
     assert abs(row.allocated_off) <= allocated, json.dumps(dry)
     assert abs(row.reserved_off) <= reserved, json.dumps(dry)
+    assert not row.outside, json.dumps(dry)
     for moment, value in measured["context"].items():
         assert dry["context"][moment] == pytest.approx(value, rel=0.05), moment

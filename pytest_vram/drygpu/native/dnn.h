@@ -15,6 +15,13 @@ int dry_dnn_is_real(void);                   /* whether the installed cuDNN answ
 void *dry_dnn_function(const char *name);    /* a function of the installed cuDNN, or NULL */
 const void *dry_dnn_device_properties(void); /* the card, as a finalized descriptor of the installed cuDNN */
 
+/* ---- dnnconv.c ---- */
+int dry_dnn_takes(void *plan);            /* whether a card would take this plan, which has just been made */
+void dry_dnn_drop(const void *plan);      /* the plan is about to be destroyed */
+void dry_dnn_executed(const void *plan);  /* tells it, if it is one of a convolution */
+void dry_dnn_timed(void);                 /* the plan that was run last was run to time it */
+void dry_dnn_settle(void);                /* tells the workspace of the plan that was run last */
+
 /* ---- dnngraph.c ---- */
 uint64_t dry_dnn_executions(void); /* how many execution plans were run so far */
 

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { /* cudnnBackendDescriptorType_t */ ENGINE = 2, ENGINEHEUR = 4, EXECUTION_PLAN = 5 };
+enum { /* cudnnBackendDescriptorType_t */ ENGINE = 2, ENGINEHEUR = 4, EXECUTION_PLAN = 5, TENSOR = 17 };
 enum { /* cudnnBackendAttributeName_t */
        ENGINEHEUR_RESULTS = 202,
        ENGINEHEUR_DEVICEPROP = 204,
@@ -28,6 +28,9 @@ enum { /* cudnnBackendAttributeName_t */
        PLAN_DEVICEPROP = 407,
        GRAPH_HANDLE = 800,
        GRAPH_ENGINE_COUNT = 802,
+       TENSOR_DATA_TYPE = 901,
+       TENSOR_DIMENSIONS = 902,
+       TENSOR_IS_VIRTUAL = 907,
        ENGINE_DEVICEPROP = 1307,
 };
 enum { /* cudnnBackendAttributeType_t */ TYPE_CHAR = 24, TYPE_BACKEND_DESCRIPTOR = 15 };
@@ -73,76 +76,7 @@ static int create_real(int type, void **made) {
     return real.set(*made, attribute, TYPE_BACKEND_DESCRIPTOR, 1, &properties);
 }
 
-/* ---- convolutions: what a card takes is not always what cuDNN names first, so their plans are told apart ---- */
-static struct {
-    const void **plans;
-    size_t count, room;
-} convolutions; /* the plans that exist */
-
-static size_t place_of(const void *d) {
-    size_t i = 0;
-    while (i < convolutions.count && convolutions.plans[i] != d) i++;
-    return i;
-}
-
-static void keep_convolution(const void *d) {
-    dry_lock();
-    if (convolutions.count == convolutions.room) {
-        size_t room = 2 * convolutions.room + 64;
-        const void **more = realloc(convolutions.plans, room * sizeof *more);
-        if (more != NULL) convolutions.plans = more, convolutions.room = room;
-    }
-    if (convolutions.count < convolutions.room) convolutions.plans[convolutions.count++] = d;
-    dry_unlock();
-}
-
-static void drop_convolution(const void *d) {
-    dry_lock();
-    size_t i = place_of(d);
-    if (i < convolutions.count) convolutions.plans[i] = convolutions.plans[--convolutions.count];
-    dry_unlock();
-}
-
-static void note_convolution(const void *d) {
-    dry_lock();
-    int found = place_of(d) < convolutions.count;
-    dry_unlock();
-    if (found)
-        dry_note("cuDNN convolutions: their plans and workspaces are those that cuDNN names without a device; on a card "
-                 "fp32 networks took others, and no other type was measured");
-}
-
-/* On an H200 the weight gradients of fp32 convolutions were not computed by the engines that the heuristic names first:
- * the number and size of the allocations are those of the next ones (cuDNN 9.19, three networks). Why is not known, so
- * this is told. */
-static int is_passed_over(const char *text) {
-    static const char filter[] = "\"finalizeMode\":\"CONV_BWD_FILTER\"", id[] = "\"engineId\":",
-                      key[] = "\"dataType\":", value[] = "\"CUDNN_DATA_FLOAT\"";
-    const char *type = strstr(text, key), *engine = strstr(text, id);
-    int number = engine ? atoi(engine + strlen(id)) : 0;
-    int found = dry_the_card()->major == 9 && strstr(text, filter) != NULL && (number == 67 || number == 68) &&
-                type != NULL && strncmp(type + strlen(key), value, strlen(value)) == 0;
-    if (found)
-        dry_note("cuDNN weight gradients in fp32: their plans are chosen as one card of compute capability 9.0 was seen "
-                 "to choose, not as cuDNN's heuristic ranks them");
-    return found;
-}
-
-/* Looks at a plan that has just been made; returns whether a card would take it. */
-static int is_taken(void *d) {
-    enum { ROOM = 1 << 17 };
-    char *text = calloc(1, ROOM);
-    int64_t written;
-    int taken = 1;
-    if (text != NULL && real.get(d, PLAN_JSON, TYPE_CHAR, ROOM - 1, &written, text) == DNN_OK &&
-        strstr(text, "\"finalizeMode\":\"CONV_") != NULL) {
-        taken = !is_passed_over(text);
-        if (taken) keep_convolution(d);
-    }
-    free(text);
-    return taken;
-}
-
+/* ---- plans that are being made ---- */
 static __thread void *plan; /* of this thread, the one being made */
 
 static int set_real(void *d, int name, int type, int64_t count, const void *elements) {
@@ -154,7 +88,7 @@ static int set_real(void *d, int name, int type, int64_t count, const void *elem
 static int finalize_real(void *d) {
     int status = real.finalize(d), is_plan = d == plan;
     if (is_plan) plan = NULL;
-    return status == DNN_OK && is_plan && !is_taken(d) ? DNN_NOT_SUPPORTED : status;
+    return status == DNN_OK && is_plan && !dry_dnn_takes(d) ? DNN_NOT_SUPPORTED : status;
 }
 
 /* ---- the stand-in ---- */
@@ -168,7 +102,14 @@ typedef struct attribute {
 typedef struct {
     int type;
     attribute *attributes;
+    uint64_t bytes; /* of a plan: those of the tensors of its operation */
 } descriptor;
+
+/* Of this thread: the bytes of the tensors described since the last plan was made, and whether a plan has had them. */
+static __thread struct {
+    uint64_t bytes;
+    int is_had;
+} tensors;
 
 static size_t width(int type) {
     static const unsigned char widths[] = {8, 4, 1, 8, 4, 8, 8, 4, 4, 4,  4, 4, 4, 4, 4, 8, 4,
@@ -186,7 +127,7 @@ int cudnnBackendCreateDescriptor(int type, descriptor **made) {
 
 int cudnnBackendDestroyDescriptor(descriptor *d) {
     if (d == NULL) return DNN_OK;
-    if (asks_installed()) return drop_convolution(d), real.destroy(d);
+    if (asks_installed()) return dry_dnn_drop(d), real.destroy(d);
     while (d->attributes != NULL) {
         attribute *first = d->attributes;
         d->attributes = first->next;
@@ -221,8 +162,32 @@ static int answer(int64_t value, size_t bytes, int64_t room, int64_t *count, voi
     return DNN_OK;
 }
 
-static void note_plan(void) {
-    dry_note("cuDNN execution plans: their workspace is not known and counted as 0 bytes");
+static void note_plan(const descriptor *d) {
+    dry_note_of("cuDNN execution plans: their workspace is not known and counted as 0 bytes", d->bytes);
+}
+
+static uint64_t bytes_of(descriptor *tensor) {
+    static const unsigned char widths[] = {4, 8, 2, 1, 4, 4, 1, 4, 32, 2, 8, 1, 1, 1}; /* by cudnnDataType_t */
+    attribute *dimensions = find(tensor, TENSOR_DIMENSIONS), *type = find(tensor, TENSOR_DATA_TYPE),
+              *is_virtual = find(tensor, TENSOR_IS_VIRTUAL);
+    if (dimensions == NULL || type == NULL || (is_virtual != NULL && *is_virtual->data)) return 0;
+    int32_t number;
+    memcpy(&number, type->data, sizeof number);
+    uint64_t bytes = number >= 0 && number < (int)sizeof widths ? widths[number] : 4;
+    for (int64_t i = 0; i < dimensions->count; i++) {
+        int64_t length;
+        memcpy(&length, dimensions->data + i * (int64_t)sizeof length, sizeof length);
+        bytes *= (uint64_t)length;
+    }
+    return bytes;
+}
+
+static int finalize(descriptor *d) {
+    if (d->type == EXECUTION_PLAN) d->bytes = tensors.bytes, tensors.is_had = 1;
+    if (d->type != TENSOR) return DNN_OK;
+    if (tensors.is_had) tensors.bytes = 0, tensors.is_had = 0;
+    tensors.bytes += bytes_of(d);
+    return DNN_OK;
 }
 
 int cudnnBackendGetAttribute(descriptor *d, int name, int type, int64_t room, int64_t *count, void *elements) {
@@ -234,7 +199,7 @@ int cudnnBackendGetAttribute(descriptor *d, int name, int type, int64_t room, in
         if (count) *count = 1;
         return DNN_OK;
     case PLAN_WORKSPACE_SIZE:
-        note_plan();
+        note_plan(d);
         return answer(0, 8, room, count, elements);
     case ENGINECFG_WORKSPACE_SIZE: return answer(0, 8, room, count, elements);
     case ENGINECFG_SHARED_MEMORY_USED: return answer(0, width(type), room, count, elements);
@@ -259,15 +224,15 @@ int cudnnBackendGetAttribute(descriptor *d, int name, int type, int64_t room, in
 int cudnnBackendInitialize(descriptor *d) { return asks_installed() ? real.initialize(d) : DNN_OK; }
 int cudnnBackendFinalize(descriptor *d) {
     if (d == NULL) return DNN_BAD_PARAM;
-    return asks_installed() ? finalize_real(d) : DNN_OK;
+    return asks_installed() ? finalize_real(d) : finalize(d);
 }
 int cudnnBackendExecute(dnn_handle h, descriptor *executed, descriptor *variants) {
     (void)variants;
     /* PyTorch keeps plans: a later test may execute one of an earlier test. */
     if (asks_installed())
-        note_convolution(executed);
+        dry_dnn_executed(executed);
     else
-        note_plan();
+        note_plan(executed);
     __atomic_add_fetch(&executions, 1, __ATOMIC_RELAXED);
     dry_is_capturing(h ? h->stream : NULL);
     if (dry_load_plans(dry_current_device()) != 0) return DNN_ALLOCATION_FAILED;

@@ -158,6 +158,7 @@ const char *dry_error_name(int error);
 const char *dry_error_text(int error);
 int dry_not_implemented(const char *name, int status);
 const char *dry_not_implemented_text(const char *name);
-int dry_note(const char *text); /* counts an assumption; a literal "name: text" */
+int dry_note(const char *text);                    /* counts an assumption; a literal "name: text" */
+int dry_note_of(const char *text, uint64_t bytes); /* the same, about a block of so many bytes */
 
 #endif

@@ -2,6 +2,7 @@
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
+#include "dnn.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -105,27 +106,37 @@ const char *dry_not_implemented_text(const char *name) {
 const char *pytest_vram_dry_missing(int index) { return index >= 0 && index < reported_count ? reported[index] : NULL; }
 
 /* ---- assumptions behind the figures, which drygpu/driver.py reads ---- */
-#define NOTES 32
+#define NOTES 1024
 static struct {
     const char *text;
-    uint64_t count;
+    uint64_t count, bytes; /* the most that one of them was about */
 } notes[NOTES];
 static int note_count;
 
+/* Sizes that differ by less than a sixteenth share an entry, so that a program of many shapes needs few. */
+static unsigned class_of(uint64_t bytes) {
+    if (bytes < 16) return (unsigned)bytes;
+    unsigned exponent = 63 - (unsigned)__builtin_clzll(bytes);
+    return exponent * 16 + (unsigned)(bytes >> (exponent - 4) & 15);
+}
+
 /* Counts an assumption each time that it is made, so that each test's own assumptions are known. Keeps a text that is
  * new, and returns 1 for it. */
-int dry_note(const char *text) {
+int dry_note_of(const char *text, uint64_t bytes) {
     dry_lock();
     int i = 0, is_new;
-    while (i < note_count && strcmp(notes[i].text, text) != 0) i++;
+    while (i < note_count && (class_of(notes[i].bytes) != class_of(bytes) || strcmp(notes[i].text, text) != 0)) i++;
     is_new = i == note_count && i < NOTES;
     if (i < NOTES) {
         if (is_new) notes[note_count++].text = text;
         notes[i].count++;
+        if (bytes > notes[i].bytes) notes[i].bytes = bytes;
     }
     dry_unlock();
     return is_new;
 }
+
+int dry_note(const char *text) { return dry_note_of(text, 0); }
 
 /* Of Python code, which lets go of its own text. */
 void pytest_vram_dry_add_note(const char *text) {
@@ -133,11 +144,12 @@ void pytest_vram_dry_add_note(const char *text) {
     if (kept != NULL && !dry_note(kept)) free(kept);
 }
 
-/* Returns note number `index`, with its count in `*count`; NULL after the last one. */
-const char *pytest_vram_dry_note(int index, uint64_t *count) {
+/* Returns note number `index`, with its count and its size; NULL after the last one. */
+const char *pytest_vram_dry_note(int index, uint64_t *count, uint64_t *bytes) {
+    if (index == 0) dry_dnn_settle();
     dry_lock();
     const char *text = index >= 0 && index < note_count ? notes[index].text : NULL;
-    if (text && count) *count = notes[index].count;
+    if (text) *count = notes[index].count, *bytes = notes[index].bytes;
     dry_unlock();
     return text;
 }

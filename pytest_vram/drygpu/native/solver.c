@@ -33,8 +33,12 @@ static slot of_eigenvalues(slot n) { return 4 * n * n + 256 * n; }
 static slot of_jacobi(slot m, slot n) { return larger(m, n) * smaller(m, n) + smaller(m, n) * (smaller(m, n) + 70); }
 static slot of_blocks(slot n) { return BLOCK * n; }
 
-static int tell(slot where, slot elements) {
-    dry_note("cuSOLVER: workspaces are worked out from few measured sizes, not told by the library");
+static void note(slot bytes) {
+    dry_note_of("cuSOLVER: workspaces are worked out from few measured sizes, not told by the library", bytes);
+}
+
+static int tell(slot where, slot elements, slot width) {
+    note(elements * width);
     *(int *)where = elements < 0x7fffffff ? (int)elements : 0x7fffffff;
     return OK;
 }
@@ -42,8 +46,7 @@ static int tell(slot where, slot elements) {
 /* cudaDataType: R_32F, R_64F, C_32F, C_64F */
 static int tell_bytes(slot device, slot host, slot elements, slot type) {
     slot width = type == 5 ? 16 : type == 1 || type == 4 ? 8 : 4;
-    int unused;
-    tell((slot)&unused, elements);
+    note(elements * width);
     *(size_t *)device = (size_t)(elements * width);
     *(size_t *)host = 0;
     return OK;
@@ -68,11 +71,15 @@ int cusolverDnXsyevjSetSortEig(void) { return OK; }
     FUNCTION(cusolverDnS##real, last, result)                                                                          \
     FUNCTION(cusolverDnD##real, last, result)                                                                          \
     FUNCTION(cusolverDnC##complex, last, result) FUNCTION(cusolverDnZ##complex, last, result)
-#define SIZE(real, complex, where, elements) NAMED(real, complex, where, tell(a[where], elements))
+#define SIZES(real, complex, last, where, elements)                                                                    \
+    FUNCTION(cusolverDnS##real, last, tell(a[where], elements, 4))                                                     \
+    FUNCTION(cusolverDnD##real, last, tell(a[where], elements, 8))                                                     \
+    FUNCTION(cusolverDnC##complex, last, tell(a[where], elements, 8))                                                  \
+    FUNCTION(cusolverDnZ##complex, last, tell(a[where], elements, 16))
+#define SIZE(real, complex, where, elements) SIZES(real, complex, where, where, elements)
 #define SOLVE(real, complex, info) NAMED(real, complex, info, done(handle, a[info], 1))
 /* Solvers of a batch, which torch also uses for one small matrix. */
-#define SIZE_BATCH(real, complex, where, batch, elements)                                                              \
-    NAMED(real, complex, batch, tell(a[where], INT(batch) * (elements)))
+#define SIZE_BATCH(real, complex, where, batch, elements) SIZES(real, complex, batch, where, INT(batch) * (elements))
 #define SOLVE_BATCH(real, complex, info, batch) NAMED(real, complex, batch, done(handle, a[info], INT(batch)))
 #define BLAS_BATCH(name, info, batch, count)                                                                           \
     FUNCTION(cublasS##name, batch, done(handle, a[info], count))                                                               \

@@ -187,8 +187,7 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
         ((start->flags | end->flags) & cudaEventDisableTiming))
         return dry_fail(cudaErrorInvalidResourceHandle);
     double kernels = (double)end->launches - (double)start->launches, plans = (double)end->plans - (double)start->plans;
-    if (kernels == 0 && plans == 1)
-        dry_note("cuDNN plans were timed (cudnn.benchmark): the first that its heuristic names is taken");
+    if (kernels == 0 && plans == 1) dry_dnn_timed();
     *milliseconds = (float)(MILLISECONDS_AT_LEAST + MILLISECONDS_EACH * (kernels + plans));
     return cudaSuccess;
 }

@@ -160,7 +160,7 @@ class ProcessRecorder:
             ended_ns=time.monotonic_ns(),
             host_reads=[asdict(read) for read in host_reads.collect()],
             missing_functions=driver.missing_functions(),
-            notes=[asdict(note) for note in (*notes.collect(), *_of_recording())],
+            notes=[asdict(note) for note in (*notes.so_far(), *_of_recording())],
             out_of_memory=self.message,
             versions=_versions(),
         )

@@ -66,7 +66,7 @@ def _watched(call: Callable[..., Any]) -> Callable[..., Any]:
             lag = _lags.setdefault(device, Lag())
             lag.add(tensor.untyped_storage().nbytes(), launches=work.launches, waits=work.synchronizations)
             most = max(found.most for found in _lags.values())
-        notes.assume(shared_blocks.NAME, shared_blocks.text(most), latest=True)
+        notes.assume(shared_blocks.NAME, shared_blocks.text(most), size=most, latest=True)
         return call(keyset, tensor, stream)
 
     return kernel

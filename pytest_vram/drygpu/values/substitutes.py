@@ -1,7 +1,8 @@
 """Replace operators whose libraries a dry GPU lacks: the decompositions of cuSOLVER and the transforms of cuFFT.
 
 A substitute allocates the results that the operator's shape function describes. It does not allocate the library's
-workspace, because only the library knows its size. Each call adds a note (see :mod:`pytest_vram.drygpu.notes`).
+workspace, because only the library knows its size. Each call adds a note (see :mod:`pytest_vram.drygpu.notes`) with the
+size of its largest tensor, from which the bounds of a figure follow.
 
 Most decompositions of one matrix need no substitute: torch's own code runs, makes its copies, and asks the stub of
 cuSOLVER (``native/solver.c``) for the workspace.
@@ -130,10 +131,10 @@ def _allocate(overload: OpOverload, label: str) -> Callable[..., Any]:
     shapes_of = _SHAPES.get(packet.__name__, packet.default)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        notes.assume(label, NOT_COUNTED)
         given = [kwargs.pop(name) for name in written]
         device = next(value.device for value in args if isinstance(value, torch.Tensor))
         shapes = shapes_of(*tree_map(_without_memory, args), **tree_map(_without_memory, kwargs))
+        notes.assume(label, NOT_COUNTED, size=_largest((args, shapes)))
         if not given:
             result = tree_map(lambda shape: _result(shape, device), shapes)
             _know_error_codes_only(overload, result)
@@ -143,6 +144,12 @@ def _allocate(overload: OpOverload, label: str) -> Callable[..., Any]:
         return given[0] if len(given) == 1 else tuple(given)
 
     return kernel
+
+
+def _largest(tensors: Any) -> int:
+    """Return the bytes of the largest tensor among arguments and results."""
+    found = (value for value in tree_flatten(tensors)[0] if isinstance(value, torch.Tensor))
+    return max(tensor.numel() * tensor.element_size() for tensor in found)
 
 
 def _without_memory(value: Any) -> Any:

@@ -6,6 +6,7 @@ import html
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_vram.memory import without_size
 from pytest_vram.report.html.segments import segment_rows
 from pytest_vram.report.likely import spread
 from pytest_vram.report.rows import refusals_text, uneven_text
@@ -67,7 +68,7 @@ def _processes(report: Report) -> str:
 
 def _noted(table: list[Row]) -> str:
     """Render the assumptions behind the figures, and the tests that ran out of memory."""
-    tests = Counter(note for row in table for note in row.notes)
+    tests = Counter(without_size(note) for row in table for note in row.notes)
     body = [[note.name, note.text, f"{count:,}"] for note, count in tests.items()]
     body += [["the card was full", f"{row.nodeid}: {refusals_text(row)}", "1"] for row in table if row.ooms]
     return _side("What the figures rest on", [("name", ""), ("", "l"), ("tests", "n")], body, opened=True)

@@ -17,6 +17,7 @@ from pytest_vram.drygpu.process.startup import inherited
 from pytest_vram.drygpu.process.variables import CUDNN_VARIABLE
 from pytest_vram.drygpu.stub.toolkit import find_toolkit
 from pytest_vram.memory import shared_blocks
+from pytest_vram.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +43,16 @@ nn.functional.ctc_loss(scores, labels, lengths, lengths // 3, reduction="sum").b
 torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
 torch.distributed.all_reduce(torch.ones(4, device="cuda"))
 torch.distributed.destroy_process_group()
+torch.backends.cudnn.benchmark = True
+conv(image[:1])
 """
 
 # With it: recurrent layers, their dropout, and plans of convolutions that a card would time. Spatial transformers take
-# no workspace, so nothing is assumed of them.
+# no workspace, so nothing is assumed of them. The large tensor must not widen the bounds of a small convolution.
 ASKS_CUDNN = """
 import torch
 from torch import nn
+kept = torch.empty(64 << 30, dtype=torch.uint8, device="cuda")
 torch.backends.cudnn.benchmark = True
 image = torch.ones(8, 64, 56, 56, device="cuda", requires_grad=True)
 nn.Conv2d(64, 64, 3, padding=1).cuda()(image).sum().backward()
@@ -63,7 +67,7 @@ def names_in_native() -> set[str]:
     """Names of the assumptions that the stub libraries can make, out of their sources."""
     found: set[str] = set()
     for path in NATIVE.glob("*.c"):
-        found.update(re.findall(r'dry_note\(\s*"([^":]+): ', path.read_text()))
+        found.update(re.findall(r'dry_note(?:_of)?\(\s*"([^":]+): ', path.read_text()))
     return found
 
 
@@ -86,6 +90,8 @@ def test_run_shows_each_assumption_and_calls_nothing_exact(run_command: Callable
             assert note["name"] in summary
             assert note["text"] in summary
         shown |= {note["name"] for note in found["notes"]}
+    spread = found["devices"][0]["peak_device_spread"]
+    assert 0 < spread["high"] - spread["low"] < 128 * MIB, "neither the figure nor the plans that were timed count"
     assert shown == names_in_native() | {"cuSOLVER (linalg_qr)", "cuFFT (_fft_r2c)", shared_blocks.NAME}
     assert len(shown) >= 6
 
@@ -184,6 +190,13 @@ PLANS = "cuDNN execution plans"
 )
 def test_each_test_has_the_assumptions_that_it_made_itself(tests: dict[str, Any], test: str, names: set[str]) -> None:
     assert notes_of(tests[test]) == names
+
+
+def test_a_plan_without_an_answer_is_as_large_as_its_tensors(tests: dict[str, Any]) -> None:
+    image, weight, result = 2 * 64 * 32 * 32, 64 * 64 * 3 * 3, 2 * 64 * 30 * 30
+    for name in ("test_convolution", "test_convolution_again"):
+        (note,) = (note for measurement in tests[name]["measurements"] for note in measurement["notes"])
+        assert note["size_bytes"] == 4 * (image + weight + result)
 
 
 def test_failures_say_what_they_rest_on(session: tuple[str, Path], tests: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ for name, call in {
     work[name] = (added.launches, added.synchronizations, added.copied_to_host_bytes)
 found["work"] = work
 found["reads"] = [read.location for read in host_reads.since(earlier)]
-found["notes"] = [note.name for note in notes.collect()]
+found["notes"] = [note.name for note in notes.so_far()]
 print(json.dumps(found))
 """
 

@@ -147,7 +147,7 @@ def decompositions_and_transforms() -> Any:
     solved = torch.linalg.solve(x, x).sum() + torch.linalg.det(x).sum() + torch.linalg.eigvalsh(x @ x.mT).sum()
     waves = torch.fft.irfft(torch.fft.rfft(x)).sum() + torch.fft.fft(x).abs().sum()
     (singular + solved + waves).backward()
-    return {"gradient": list(x.grad.shape), "noted": [note.name for note in notes.collect()]}  # type: ignore[union-attr]  # a gradient is there after backward
+    return {"gradient": list(x.grad.shape), "noted": [note.name for note in notes.so_far()]}  # type: ignore[union-attr]  # a gradient is there after backward
 
 
 @check

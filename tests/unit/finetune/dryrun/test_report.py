@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, replace
 
 import pytest
 
+from finetune.config.settings import RunConfig
 from finetune.dryrun.assumptions import lines
 from finetune.dryrun.messages import Recording, Trial
-from finetune.dryrun.report import Outcome, as_json, as_report
+from finetune.dryrun.report import Outcome, as_json, as_report, render
+from pytest_vram.drygpu.cards import IDLE_CONTEXT, context_source, find_card
 from pytest_vram.memory import Exceeded, Holder, HostRead, Note, Peak, Phase, Series, Timeline, Within
-from pytest_vram.memory.spread import MEASURED
+from pytest_vram.memory.spread import LIBRARY
 
 GIB = 2**30
 RECORDING = Recording(
@@ -73,6 +74,15 @@ def test_the_figures_of_a_run_that_does_not_fit_are_what_it_would_need_of_the_ca
     assert found["out_of_memory"] == "CUDA out of memory."
 
 
+def test_only_a_context_that_was_not_measured_is_called_approximate() -> None:
+    assert f"  context   {IDLE_CONTEXT}" in render(RunConfig(), "rtx-4080", FITS).splitlines()
+    for card in ("h200", None):  # the second is the card of this machine, whose context is read
+        assert IDLE_CONTEXT not in render(RunConfig(), card, FITS)
+    found = json.loads(as_json("python -m finetune.qlora", "rtx-4080", FITS))
+    assert found["context_source"] == context_source(find_card("rtx-4080"))
+    assert json.loads(as_json("python -m finetune.qlora", None, FITS))["context_source"] is None
+
+
 def test_a_report_holds_the_run_against_the_card() -> None:
     (test,) = as_report("python -m finetune.qlora", FITS).tests
     assert test.nodeid == "python -m finetune.qlora"
@@ -107,17 +117,18 @@ def test_a_card_that_was_measured_is_told_from_a_dry_one(dry: bool, kind: str) -
 
 def test_what_a_trial_rests_on_is_listed_once_and_its_bounds_follow() -> None:
     router = replace(READ, note="indices taken as spread evenly; 8 of them")
-    note = Note(name="cuFFT (_fft_r2c)", text="its scratch memory is unknown", source="operators")
+    text = "its scratch memory is unknown"
+    note = Note(name="cuFFT (_fft_r2c)", text=text, source="operators", size_bytes=GIB // 2)
     trial = replace(TRIAL, host_reads=(router, router), notes=(note,), context=GIB, peak_device=7 * GIB)
     assert lines(trial) == [
         "rests on  indices taken as spread evenly",
         "rests on  cuFFT (_fft_r2c): its scratch memory is unknown",
-        f"likely    on the card between 7.00 GiB and 7.90 GiB, {MEASURED}",
+        f"likely    on the card between 7.00 GiB and 8.00 GiB, {LIBRARY}",
     ]
     assert "only likely" in lines(replace(trial, total=int(7.5 * GIB)))[-1]
     found = json.loads(as_json("train", "rtx-4080", Outcome(trial=trial)))
     assert found["notes"] == [asdict(note)]
-    assert found["peak_device_spread"]["high"] == math.ceil(7.9 * GIB)
+    assert found["peak_device_spread"]["high"] == 8 * GIB
     (measured,) = as_report("train", Outcome(trial=trial)).tests[0].measurements
     assert measured.notes == (note,)
 

@@ -2,56 +2,77 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pytest_vram.memory import Note, Spread, shared_blocks, spread_of
-from pytest_vram.memory.spread import MEASURED, SHARED
-from pytest_vram.units import GIB
+from pytest_vram.memory.spread import LIBRARY, MEASURED, SHARED, WORKSPACE
+from pytest_vram.units import GIB, MIB
 
 
-def note(name: str, *, figures: bool = True) -> Note:
-    return Note(name=name, text="a guess", source="driver", figures=figures)
+def note(name: str, size: int = 0, *, figures: bool = True) -> Note:
+    return Note(name=name, text="a guess", source="driver", figures=figures, size_bytes=size)
 
 
 def test_a_figure_that_rests_on_nothing_or_on_what_was_never_measured_has_no_bounds() -> None:
     assert spread_of(GIB, ()) is None
-    assert spread_of(GIB, [note("NCCL"), note("memory history")]) is None
+    assert spread_of(GIB, [note("NCCL"), note("memory history"), note("cuFFTs", GIB)]) is None
     assert spread_of(GIB, [note("cudaMallocAsync", figures=False)]) is None
+    assert spread_of(GIB, [note("cuDNN convolutions")]) is None, "no workspace is no guess"
 
 
 def test_bounds_are_those_of_the_metric() -> None:
-    found = spread_of(100, [note("cudaMallocAsync")])
-    assert found == Spread(low=98, expected=100, high=102)
+    assert spread_of(100, [note("cudaMallocAsync")]) == Spread(low=98, expected=100, high=102)
     assert spread_of(100, [note("cudaMallocAsync")], allocated=True) is None
-    assert spread_of(1000, [note("cuDNN weight gradients in fp32")], allocated=True) == Spread(
-        low=1000, expected=1000, high=1003
+
+
+def test_a_workspace_changes_a_figure_by_a_share_of_itself_and_may_take_a_segment_of_its_own() -> None:
+    convolution = [note("cuDNN convolutions", 100 * MIB)]
+    assert spread_of(GIB, convolution, allocated=True) == Spread(
+        low=GIB - 9 * MIB, expected=GIB, high=GIB + 9 * MIB, basis=WORKSPACE
     )
+    assert spread_of(GIB, convolution) == Spread(low=GIB - 9 * MIB, expected=GIB, high=GIB + (9 + 110) * MIB)
 
 
-def test_what_two_assumptions_may_change_is_multiplied_and_one_of_a_kind_counts_once() -> None:
-    found = spread_of(1000, [note("cuFFT (_fft_r2c)"), note("cuFFT (_fft_c2r)"), note("cudaMallocAsync")])
-    assert found == Spread(low=980, expected=1000, high=1173)
-    assert spread_of(1000, [note("cuFFTs")]) is None
+@pytest.mark.parametrize(("size", "segment"), [(MIB // 2, 2 * MIB), (2 * MIB, 20 * MIB), (200 * MIB, 218 * MIB)])
+def test_bounds_do_not_grow_with_the_figure(size: int, segment: int) -> None:
+    """A patch embedding beside a transformer: however large the figure is, the workspace decides."""
+    for figure in (GIB, 64 * GIB):
+        found = spread_of(figure, [note("cuDNN convolutions", size)])
+        assert found is not None
+        assert found.high - found.expected - (found.expected - found.low) == segment
+
+
+def test_of_a_kind_the_largest_counts_and_kinds_are_added() -> None:
+    small, large = note("cuFFT (_fft_r2c)", 10), note("cuFFT (_fft_c2r)", 30)
+    assert spread_of(1000, [small, large]) == Spread(low=1000, expected=1000, high=1060)
+    assert spread_of(1000, [small, large, note("cudaMallocAsync")]) == Spread(low=980, expected=1000, high=1080)
+    both = [note("cuDNN convolutions", 100), note("cuDNN weight gradients in fp32"), note("cuDNN convolutions", 50)]
+    assert spread_of(10_000, both, allocated=True) == Spread(low=9_991, expected=10_000, high=10_009)
 
 
 def test_blocks_that_streams_share_add_their_bytes_to_the_upper_bound_of_reserved_memory() -> None:
-    shared = Note(name=shared_blocks.NAME, text=shared_blocks.text(64), source="operators")
+    shared = note(shared_blocks.NAME, 64)
     assert spread_of(1000, [shared]) == Spread(low=1000, expected=1000, high=1064)
     assert spread_of(1000, [shared], allocated=True) is None
     assert spread_of(100, [shared, note("cudaMallocAsync")]) == Spread(low=98, expected=100, high=166)
 
 
 def test_bounds_say_what_they_are_taken_from() -> None:
-    shared = Note(name=shared_blocks.NAME, text=shared_blocks.text(64), source="operators")
-    found = [
-        spread_of(1000, notes) for notes in ([note("cudaMallocAsync")], [shared], [shared, note("cudaMallocAsync")])
+    shared, pool, transform = note(shared_blocks.NAME, 64), note("cudaMallocAsync"), note("cuFFT (_fft_r2c)", 8)
+    found = [spread_of(1000, notes) for notes in ([pool], [shared], [shared, pool], [transform])]
+    assert [spread.basis if spread else None for spread in found] == [
+        MEASURED,
+        SHARED,
+        f"{MEASURED}, and {SHARED}",
+        LIBRARY,
     ]
-    assert [spread.basis if spread else None for spread in found] == [MEASURED, SHARED, f"{MEASURED}, and {SHARED}"]
     assert found[1] is not None
     assert found[1].shifted(8).basis == SHARED
 
 
-def test_convolutions_and_their_weight_gradients_count_once() -> None:
-    both = [note("cuDNN convolutions"), note("cuDNN weight gradients in fp32")]
-    assert spread_of(100, both) == spread_of(100, both[:1]) == Spread(low=100, expected=100, high=116)
+def test_no_bound_is_below_zero() -> None:
+    found = spread_of(5, [note("cuSOLVER", 64)], allocated=True)
+    assert found == Spread(low=0, expected=5, high=69)
 
 
 def test_a_limit_straddles_when_a_card_may_be_on_either_side_of_it() -> None:
