@@ -29,6 +29,7 @@ NAMES = (
     "torch._C.DispatchKey.CUDA",
     "torch._C.DispatchKey.BackendSelect",
     "torch._C._dispatch_has_kernel",
+    "torch._C._dispatch_get_registrations_for_dispatch_key",
     "torch._C._dispatch_has_kernel_for_dispatch_key",
     "torch._C._dispatch_keyset_full_after",
     "torch.distributed.distributed_c10d._update_default_pg",
@@ -171,6 +172,13 @@ def dispatch_key(name: str) -> Any:
     import torch
 
     return getattr(torch._C.DispatchKey, name)
+
+
+def kernels_of(key: str) -> tuple[str, ...]:
+    """Return the labels of the operators that have a kernel for a key of the dispatcher."""
+    import torch
+
+    return tuple(torch._C._dispatch_get_registrations_for_dispatch_key(key))
 
 
 def has_kernel(label: str, key: str | None = None) -> bool:

@@ -35,31 +35,42 @@ if TYPE_CHECKING:
 
 # fmt: off
 CARRIED = (
-    "abs", "add", "all", "aminmax", "any", "arange", "argmax", "argmin", "bincount", "bitwise_and",
-    "bitwise_left_shift", "bitwise_not", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bucketize", "cat",
-    "ceil", "clamp", "clamp_max", "clamp_min", "copy_", "count_nonzero", "cummax", "cummin", "cumprod", "cumsum",
-    "div", "eq", "equal", "eye", "fill_", "flip", "floor", "floor_divide", "fmod", "gather", "ge", "gt", "histc",
-    "index",
-    "index_add", "index_copy", "index_fill", "_index_put_impl_", "index_select", "isin", "isinf", "isnan",
-    "isneginf", "isposinf", "le", "linspace", "log2", "logical_and", "logical_not", "logical_or", "logical_xor",
-    "lt", "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum",
-    "median", "min", "minimum", "mode", "mul", "multinomial", "nan_to_num", "ne", "neg", "nonzero", "pow", "prod",
-    "put_", "random_", "randperm", "range", "reciprocal", "remainder", "repeat_interleave", "resize", "roll", "round",
-    "rsub",
-    "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk",
-    "trace", "tril", "tril_indices", "triu", "triu_indices", "trunc", "_unique2", "unique_consecutive",
-    "unfold_backward", "unique_dim", "where", "xlogy", "zero_", "_local_scalar_dense",
-    "_amp_foreach_non_finite_check_and_unscale_", "_convert_indices_from_coo_to_csr",
+    "abs", "add", "addcdiv", "addcmul", "all", "amax", "amin", "aminmax", "any", "arange", "argmax", "argmin", "atan",
+    "atan2", "bernoulli_", "bincount", "bitwise_and", "bitwise_left_shift", "bitwise_not", "bitwise_or",
+    "bitwise_right_shift", "bitwise_xor", "bucketize", "cat", "ceil", "clamp", "clamp_max", "clamp_min", "copy_",
+    "cos", "count_nonzero", "cummax", "cummin", "cumprod", "cumsum", "div", "dot", "eq", "equal", "erf", "exp",
+    "exp2", "expm1", "exponential_", "eye", "fill_", "flip", "floor", "floor_divide", "fmod", "frac", "gather", "gcd",
+    "ge", "geometric_", "gt", "heaviside", "histc", "hypot", "index", "index_add", "index_copy", "index_fill",
+    "_index_put_impl_", "index_select", "isin", "isinf", "isnan", "isneginf", "isposinf", "kthvalue", "lcm", "le",
+    "lerp", "linalg_vector_norm", "linspace", "log", "log10", "log1p", "log2", "log_normal_", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "logspace", "lt", "masked_fill", "masked_fill_", "masked_scatter",
+    "masked_scatter_", "masked_select", "max", "maximum", "mean", "median", "min", "minimum", "mode", "mul",
+    "multinomial", "nan_to_num", "nanmedian", "nansum", "ne", "neg", "nonzero", "nonzero_static", "normal_", "pow",
+    "prod", "put_", "random_", "randperm", "range", "reciprocal", "remainder", "repeat_interleave", "resize", "roll",
+    "round", "rsqrt", "rsub", "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sigmoid", "sign",
+    "sin", "sort", "sqrt", "std", "sub", "sum", "take", "tan", "tanh", "topk", "trace", "tril", "tril_indices", "triu",
+    "triu_indices", "trunc", "uniform_", "_unique2", "unique_consecutive", "unfold_backward", "unique_dim", "var",
+    "where", "xlogy", "zero_", "_local_scalar_dense",
+    "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_", "_convert_indices_from_coo_to_csr",
     "_convert_indices_from_csr_to_coo",
+    "_foreach_add", "_foreach_copy", "_foreach_div", "_foreach_mul", "_foreach_sub", "_foreach_zero",
 )
 # fmt: on
 
 
-_WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "random_", "randperm"}
+_WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "randperm", *guesses.DRAWS}
 _SIZED_BY_DATA = {"nonzero", "_unique2", "unique_consecutive", "unique_dim"}
 
 _NUMBER_ON_DEVICE = frozenset({"aten::pow.Tensor_Tensor_out"})
 """Operators that torch's own code calls with a number in device memory, which the dispatcher cannot pass to Python."""
+
+_CHANGES_NO_ELEMENT = frozenset(
+    {
+        *("aten::record_stream", "aten::set_", "aten::set_.source_Tensor"),
+        *("aten::set_.source_Storage", "aten::set_.source_Storage_storage_offset"),
+    }
+)
+"""Operators whose schema says that they write to a tensor, but which leave the elements as they are."""
 
 _library: torch.library.Library | None = None
 _collectives: torch.library.Library | None = None
@@ -75,6 +86,8 @@ def install() -> None:
     _library = torch.library.Library("aten", "IMPL")
     for overload in _overloads():
         kernels.put_in_front(_library, overload, functools.partial(_carrying, overload))
+    for overload in _other_writers():
+        kernels.put_in_front(_library, overload, functools.partial(_forgetting, overload))
     checks.install(_library)
     sparse.install(_library)
     substitutes.install(_library)
@@ -87,6 +100,11 @@ def install() -> None:
 def _carrying(overload: OpOverload, call: Callable[..., Any]) -> Callable[..., Any]:
     """Return the kernel that runs ``call``, which is torch's own kernel, and then carries the values."""
     return _Operator(overload, call).kernel()
+
+
+def _forgetting(overload: OpOverload, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the kernel that runs ``call``, and then takes the values of what it wrote as unknown."""
+    return _Operator(overload, call).overwrite
 
 
 def _overloads() -> Iterator[OpOverload]:
@@ -102,6 +120,19 @@ def _overloads() -> Iterator[OpOverload]:
                     continue
                 if torch_private.has_kernel(label, "CUDA") or label == "aten::copy_":
                     yield getattr(packet, overload_name)
+
+
+def _other_writers() -> Iterator[OpOverload]:
+    """Yield the other operators with a CUDA kernel that write to a tensor of their caller."""
+    replaced = {name for names in substitutes.OPERATORS.values() for name in names}
+    treated = {name.removesuffix("_") for name in (*CARRIED, *replaced)}
+    for label in torch_private.kernels_of("CUDA"):
+        name, _, overload_name = label.removeprefix("aten::").partition(".")
+        if not label.startswith("aten::") or name.removesuffix("_") in treated or label in _CHANGES_NO_ELEMENT:
+            continue
+        overload = getattr(getattr(torch.ops.aten, name, None), overload_name or "default", None)
+        if overload is not None and any(a.alias_info and a.alias_info.is_write for a in overload._schema.arguments):
+            yield overload
 
 
 class _Operator:
@@ -137,6 +168,14 @@ class _Operator:
         return self._run
 
     # -- kinds of operators ------------------------------------------------------------------------------------------
+
+    def overwrite(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the operator; the values of what it wrote are not known from now on."""
+        args = self.numbers.as_tensors(args)
+        result = self.call(keyset, *args, **kwargs)
+        for output in self._outputs(args, kwargs):
+            known_values.forget(output)
+        return result
 
     def _run(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         args = self.numbers.as_tensors(args)
@@ -235,13 +274,17 @@ class _Operator:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _on_cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the operator's result on the CPU, or None if the CPU has no such kernel or must not run it."""
+        """Return the operator's result on the CPU, or None if the CPU has no such kernel or must not run it.
+
+        The result of an operator that returns nothing is an empty tuple.
+        """
         if self.name in guesses.NOT_ON_CPU:
             return None
         try:
-            return self.overload(*_to_cpu(args), **_to_cpu(kwargs))
+            answer = self.overload(*_to_cpu(args), **_to_cpu(kwargs))
         except (RuntimeError, IndexError):  # the CPU kernel does not take the type, or a GPU would assert on an index
             return None
+        return () if answer is None else answer
 
     def _outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
         found: list[torch.Tensor] = []

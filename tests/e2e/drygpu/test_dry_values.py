@@ -76,6 +76,22 @@ def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
     assert values["unknown"]["mask"] == [48, 2]
 
 
+def test_questions_about_one_unknown_mask_get_answers_that_agree(values: dict[str, Any]) -> None:
+    assert values["unknown"]["counted"] == [48, [8] * 6, 48, 0]
+
+
+def test_random_numbers_have_their_distribution_and_are_drawn_again(values: dict[str, Any]) -> None:
+    drawn = values["unknown"]["drawn again"]
+    assert drawn["same"]
+    assert drawn["another"]
+    assert drawn["classes"] == 10
+    assert 70 < drawn["kept"] < 100
+
+
+def test_what_an_operator_overwrote_is_no_longer_known(values: dict[str, Any]) -> None:
+    assert values["unknown"]["overwritten"] == [[0.0] * 4] * 3
+
+
 @pytest.mark.parametrize(
     ("operation", "answered", "note"),
     [
@@ -87,6 +103,8 @@ def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
         ("nonzero", True, "unknown mask taken as all true"),
         ("normal", True, "a check of values taken as passed"),
         ("item", True, "a check of values taken as passed"),
+        ("item", True, "unknown mask taken as all true"),
+        ("copy to host", True, "random numbers taken as drawn on the CPU, from the same distribution"),
         ("item", True, "a solver's error code taken as 0, no error"),
     ],
 )
