@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_vram.drygpu.values import known_values
+from pytest_vram.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ DRAWN = "random numbers taken as drawn on the CPU, from the same distribution"
 
 DRAWS = frozenset({"bernoulli_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"})
 """Operators that fill a tensor with random numbers."""
+
+DRAWN_LIMIT = MIB
+"""The largest tensor of numbers between 0 and 1 that is drawn, in bytes: a mask over the tokens of a batch."""
 
 NOT_ON_CPU = DRAWS | {"randperm", "multinomial", "_amp_foreach_non_finite_check_and_unscale_"}
 """These are not computed on the CPU: the last one has no CPU kernel, and the others would advance the CPU's random
@@ -109,16 +113,24 @@ def _draw(name: str) -> Callable[[Sequence[Any], Sequence[Any], dict[str, Any]],
 
     def handle(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         for drawn in outputs:
-            if not (known_values.is_carried(drawn) and known_values.vouch(args[1:])[0]):
+            if not (_is_drawn(name, drawn, args[1:]) and known_values.vouch(args[1:])[0]):
                 continue
             parameters = [known_values.on_cpu(a) if isinstance(a, torch.Tensor) else a for a in args[1:]]
             source = torch.Generator().manual_seed(_position(kwargs.get("generator"), drawn.device))
             values = torch.empty(drawn.shape, dtype=drawn.dtype)
             with contextlib.suppress(RuntimeError):  # the CPU has no such kernel for the type
-                getattr(values, name)(*parameters, generator=source)
-                _set(drawn, values, DRAWN)
+                known_values.on_cpu(drawn).copy_(getattr(values, name)(*parameters, generator=source))
+                known_values.learn(drawn, DRAWN)
 
     return handle
+
+
+def _is_drawn(name: str, tensor: torch.Tensor, parameters: Sequence[Any]) -> bool:
+    """Return whether random numbers are drawn: more of those that masks are made of, ``torch.rand`` and Bernoulli."""
+    for_masks = name == "bernoulli_" or (name == "uniform_" and tuple(parameters) in ((), (0.0,), (0.0, 1.0)))
+    if for_masks and tensor.numel() * tensor.element_size() <= DRAWN_LIMIT:
+        return True
+    return known_values.is_carried(tensor)
 
 
 def _position(generator: torch.Generator | None, device: torch.device) -> int:

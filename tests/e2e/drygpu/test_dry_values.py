@@ -86,6 +86,8 @@ def test_random_numbers_have_their_distribution_and_are_drawn_again(values: dict
     assert drawn["another"]
     assert drawn["classes"] == 10
     assert 70 < drawn["kept"] < 100
+    counted, selected = drawn["mask"]
+    assert 4500 < counted == selected < 5100
 
 
 def test_what_an_operator_overwrote_is_no_longer_known(values: dict[str, Any]) -> None:

@@ -227,11 +227,13 @@ def unknown() -> dict[str, Any]:
 
 def _drawn_again() -> dict[str, Any]:
     """Random numbers that are read: their distribution, and those drawn from a generator that was put back."""
+    kept = torch.rand(64, 100, device=GPU) < 0.75
     state = torch.cuda.get_rng_state()
     first = torch.rand(3, device=GPU).tolist()
     after = torch.rand(3, device=GPU).tolist()
     torch.cuda.set_rng_state(state)
     return {
+        "mask": [int(kept.sum()), len(torch.zeros(64, 100, device=GPU)[kept])],
         "same": torch.rand(3, device=GPU).tolist() == first,
         "another": after != first,
         "classes": torch.nn.functional.one_hot(torch.randint(0, 10, (1000,), device=GPU)).shape[-1],
