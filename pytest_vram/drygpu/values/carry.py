@@ -38,28 +38,32 @@ if TYPE_CHECKING:
 
 # fmt: off
 CARRIED = (
-    "abs", "add", "all", "aminmax", "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_", "any",
-    "arange", "argmax", "argmin", "bincount", "bitwise_and", "bitwise_left_shift", "bitwise_not", "bitwise_or",
+    "abs", "add", "addcdiv", "addcmul", "all", "amax", "amin", "aminmax",
+    "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_", "any", "arange", "argmax", "argmin",
+    "atan", "atan2", "bernoulli_", "bincount", "bitwise_and", "bitwise_left_shift", "bitwise_not", "bitwise_or",
     "bitwise_right_shift", "bitwise_xor", "bucketize", "cat", "ceil", "clamp", "clamp_max", "clamp_min",
-    "_convert_indices_from_coo_to_csr", "_convert_indices_from_csr_to_coo", "copy_", "count_nonzero", "cummax",
-    "cummin", "cumprod", "cumsum", "div", "eq", "equal", "eye", "fill_", "flip", "floor", "floor_divide", "fmod",
-    "gather", "gcd", "ge", "gt", "histc", "index", "index_add", "index_copy", "index_fill", "_index_put_impl_",
-    "index_select", "isin", "isinf", "isnan", "isneginf", "isposinf", "kthvalue", "lcm", "le",
-    "linspace", "_local_scalar_dense", "log2", "logical_and", "logical_not", "logical_or", "logical_xor", "lt",
-    "masked_fill", "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum",
-    "median", "min", "minimum", "mode", "mul", "multinomial", "nan_to_num", "nanmedian", "ne", "neg", "nonzero",
-    "pow", "prod", "put_", "random_", "randperm", "range", "reciprocal", "reflection_pad1d", "reflection_pad2d",
-    "reflection_pad3d", "remainder", "repeat_interleave", "resize", "roll", "round", "rsub", "scatter",
-    "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sign", "sort", "sub", "sum", "take", "topk", "trace",
-    "tril", "tril_indices", "triu", "triu_indices", "trunc", "unfold_backward", "_unique", "_unique2",
-    "unique_consecutive", "unique_dim", "unique_dim_consecutive", "where", "xlogy", "zero_",
+    "_convert_indices_from_coo_to_csr", "_convert_indices_from_csr_to_coo", "copy_", "cos", "count_nonzero",
+    "cummax", "cummin", "cumprod", "cumsum", "div", "dot", "eq", "equal", "erf", "exp", "exp2", "expm1",
+    "exponential_", "eye", "fill_", "flip", "floor", "floor_divide", "fmod", "frac", "gather", "gcd", "ge",
+    "geometric_", "gt", "heaviside", "histc", "hypot", "index", "index_add", "index_copy", "index_fill",
+    "_index_put_impl_", "index_select", "isin", "isinf", "isnan", "isneginf", "isposinf", "kthvalue", "lcm", "le",
+    "lerp", "linalg_vector_norm", "linspace", "_local_scalar_dense", "log", "log10", "log1p", "log2",
+    "log_normal_", "logical_and", "logical_not", "logical_or", "logical_xor", "logspace", "lt", "masked_fill",
+    "masked_fill_", "masked_scatter", "masked_scatter_", "masked_select", "max", "maximum", "mean", "median",
+    "min", "minimum", "mode", "mul", "multinomial", "nan_to_num", "nanmedian", "nansum", "ne", "neg", "nonzero",
+    "nonzero_static", "normal_", "pow", "prod", "put_", "random_", "randperm", "range", "reciprocal",
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "remainder", "repeat_interleave", "resize", "roll",
+    "round", "rsqrt", "rsub", "scatter", "scatter_add", "scatter_reduce", "searchsorted", "sgn", "sigmoid", "sign",
+    "sin", "sort", "sqrt", "std", "sub", "sum", "take", "tan", "tanh", "topk", "trace", "tril", "tril_indices",
+    "triu", "triu_indices", "trunc", "unfold_backward", "uniform_", "_unique", "_unique2", "unique_consecutive",
+    "unique_dim", "unique_dim_consecutive", "var", "where", "xlogy", "zero_",
 )
 FILLED_FIRST = frozenset({
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "addbmm", "baddbmm", "_conv_depthwise2d", "conv_depthwise3d",
     "index_reduce", "linalg_matrix_exp", "linalg_solve_triangular", "lu_unpack",
     "max_pool2d_with_indices_backward", "max_pool3d_with_indices", "max_unpool2d", "max_unpool3d",
-    "multi_margin_loss", "multilabel_margin_loss_forward", "nll_loss2d_forward", "_pdist_forward", "_slow_conv2d_forward",
-    "slow_conv_dilated2d", "slow_conv_dilated3d", "std_mean", "triangular_solve", "var_mean",
+    "multi_margin_loss", "multilabel_margin_loss_forward", "nll_loss2d_forward", "_pdist_forward",
+    "_slow_conv2d_forward", "slow_conv_dilated2d", "slow_conv_dilated3d", "std_mean", "triangular_solve", "var_mean",
 })
 # fmt: on
 """Operators that are not carried, and whose own code fills or copies into their results before a kernel writes them.
@@ -67,7 +71,7 @@ FILLED_FIRST = frozenset({
 The list was found by comparing every operator in PyTorch's own database of operators with the CPU.
 """
 
-_WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "random_", "randperm"}
+_WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "randperm", *guesses.DRAWS}
 _SIZED_BY_DATA = {"nonzero", "_unique", "_unique2", "unique_consecutive", "unique_dim", "unique_dim_consecutive"}
 _LONGEST_ROW_OF_ONE_KERNEL = 2048
 """``mode`` reads nothing back for rows of at most this length (TensorModeKernel.cu of torch 2.6 to 2.15)."""

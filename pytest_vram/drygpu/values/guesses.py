@@ -6,12 +6,15 @@ shows the label. An assumption never changes what the operator itself allocates;
 
 from __future__ import annotations
 
+import contextlib
 import math
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_vram.drygpu.values import known_values
+from pytest_vram.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,11 +27,17 @@ ALL_DISTINCT = "unknown values taken as all distinct"
 IN_ORDER = "unknown values taken as sorted"
 PASSED = "a check of values taken as passed"
 SOLVED = "a solver's error code taken as 0, no error"
-SMALLEST = "random numbers taken as the smallest"
+DRAWN = "random numbers taken as drawn on the CPU, from the same distribution"
 
-NOT_ON_CPU = frozenset({"random_", "randperm", "multinomial", "_amp_foreach_non_finite_check_and_unscale_"})
-"""These are not computed on the CPU: the first three would advance the CPU's random generator, the last has no CPU
-kernel."""
+DRAWS = frozenset({"bernoulli_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"})
+"""Operators that fill a tensor with random numbers."""
+
+DRAWN_LIMIT = MIB
+"""The largest tensor of numbers between 0 and 1 that is drawn, in bytes: a mask over the tokens of a batch."""
+
+NOT_ON_CPU = DRAWS | {"randperm", "multinomial", "_amp_foreach_non_finite_check_and_unscale_"}
+"""These are not computed on the CPU: the last one has no CPU kernel, and the others would advance the CPU's random
+generator."""
 
 
 def size(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, str]:
@@ -104,11 +113,42 @@ def _drawn(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) 
         _round_robin(indices, args[0].shape[-1], -1)
 
 
-def _smallest(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Handle random_(low, high): take the smallest allowed number."""
-    low = args[1] if len(args) > 2 and isinstance(args[1], int) else 0
-    for drawn in _integers(outputs):
-        _set(drawn, torch.full((), low, dtype=drawn.dtype), SMALLEST)
+def _draw(name: str) -> Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], None]:
+    """Return the handler of an operator that fills a tensor with random numbers: it draws them on the CPU.
+
+    Where the device's generator stands decides what is drawn. A program that puts the generator back, as activation
+    checkpointing does, draws the same numbers again, and so takes the same branches again.
+    """
+
+    def handle(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        for drawn in outputs:
+            if not (_is_drawn(name, drawn, args[1:]) and known_values.vouch(args[1:])[0]):
+                continue
+            parameters = [known_values.on_cpu(a) if isinstance(a, torch.Tensor) else a for a in args[1:]]
+            source = torch.Generator().manual_seed(_position(kwargs.get("generator"), drawn.device))
+            values = torch.empty(drawn.shape, dtype=drawn.dtype, device="cpu")
+            with contextlib.suppress(RuntimeError):  # the CPU has no such kernel for the type
+                known_values.on_cpu(drawn).copy_(getattr(values, name)(*parameters, generator=source))
+                known_values.learn(drawn, DRAWN)
+
+    return handle
+
+
+def _is_drawn(name: str, tensor: torch.Tensor, parameters: Sequence[Any]) -> bool:
+    """Return whether random numbers are drawn: more of those that masks are made of, ``torch.rand`` and Bernoulli."""
+    for_masks = name == "bernoulli_" or (name == "uniform_" and tuple(parameters) in ((), (0.0,), (0.0, 1.0)))
+    if for_masks and tensor.numel() * tensor.element_size() <= DRAWN_LIMIT:
+        return True
+    return known_values.is_carried(tensor)
+
+
+def _position(generator: torch.Generator | None, device: torch.device) -> int:
+    """Return a number for the seed and the offset of a generator: the program's, or that of the device."""
+    try:
+        state = torch.cuda.get_rng_state(device) if generator is None else generator.get_state()
+    except RuntimeError:  # a generator does not tell while a graph is captured
+        return 0
+    return zlib.crc32(bytes(state.tolist()))
 
 
 def _permutation(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -152,14 +192,30 @@ def _nothing_infinite(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[
 def _every_element(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Handle nonzero of an unknown mask: return the coordinates of all elements."""
     (coordinates,) = outputs
+    _take_as_true(args[0])
     if known_values.is_carried(coordinates) and coordinates.numel():
         _set(coordinates, torch.ones(args[0].shape, dtype=torch.bool).nonzero(), ALL_TRUE)
+
+
+def _all_counted(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Handle the number of true elements of an unknown mask: it is the number that :func:`_every_element` finds."""
+    (count,) = outputs
+    if args[0].dtype == torch.bool and count.dtype in known_values.WHOLE_NUMBERS and count.numel():
+        _take_as_true(args[0])
+        _set(count, torch.full((), args[0].numel() // count.numel(), dtype=count.dtype), ALL_TRUE)
+
+
+def _take_as_true(mask: torch.Tensor) -> None:
+    """Remember the guess for later questions about the same mask, so that they get answers that agree."""
+    if mask.dtype == torch.bool:
+        _set(mask, torch.ones((), dtype=torch.bool), ALL_TRUE)
 
 
 HANDLERS: dict[str, Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], None]] = {
     "_amp_foreach_non_finite_check_and_unscale_": _nothing_infinite,
     "argmax": _extreme,
     "argmin": _extreme,
+    "count_nonzero": _all_counted,
     "eq": _equal,
     "isinf": _false,
     "isnan": _false,
@@ -168,8 +224,9 @@ HANDLERS: dict[str, Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], Non
     "multinomial": _drawn,
     "ne": _unequal,
     "nonzero": _every_element,
-    "random_": _smallest,
     "randperm": _permutation,
     "sort": _sorted,
+    "sum": _all_counted,
     "topk": _top,
+    **{name: _draw(name) for name in DRAWS},
 }

@@ -26,7 +26,7 @@ INDICES = torch.tensor([[0, 1, 1, 5], [2, 0, 0, 3]])
 COO = torch.sparse_coo_tensor(INDICES, torch.ones(4), (64, 48), device="cuda")
 CSR = COO.coalesce().to_sparse_csr()
 SQUARE = torch.sparse_coo_tensor(INDICES, torch.ones(4), (64, 64), device="cuda").coalesce().to_sparse_csr()
-UNKNOWN = torch.sparse_coo_tensor((torch.rand(2, 7, device="cuda") * 9).long(), dense(7), (64, 48))
+UNKNOWN = torch.sparse_coo_tensor((dense(2, 7) @ dense(7, 7)).sigmoid().mul(9).long(), dense(7), (64, 48))
 BLOCKS = SQUARE.to_dense().to_sparse_bsr((16, 16))
 TWO_IN_FOUR = torch.tensor([0, 0, 1, 1], dtype=torch.half, device="cuda").tile((128, 32))
 

@@ -16,6 +16,9 @@ MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
 PACKED = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0]])
 IDS = torch.tensor([[5, 3, 3, 9, 1], [7, 7, 2, 2, 8]])
 
+FEW = torch.tensor([1.0, 4.0, 9.0])
+ELEMENTARY = (torch.exp, torch.log, torch.sqrt, torch.rsqrt, torch.sigmoid, torch.tanh, torch.sin, torch.erf)
+
 Make = Callable[[torch.device], Any]
 CHECKS: dict[str, Make] = {
     "all ones": lambda d: bool((torch.ones(2, 7, dtype=torch.long).to(d) == 1).all()),
@@ -60,6 +63,8 @@ CHECKS: dict[str, Make] = {
     "max along a dimension": lambda d: IDS.to(d).max(0)[0],
     "cat": lambda d: torch.cat([IDS.to(d), MASK.to(d)], 1),
     "stack": lambda d: torch.stack([IDS.to(d), MASK.to(d)]),
+    "stack along the last dimension": lambda d: torch.stack([IDS.to(d)[0], IDS.to(d)[1]], 1),
+    "combinations": lambda d: torch.combinations(IDS.to(d)[0]),
     "gather": lambda d: IDS.to(d).gather(1, MASK.to(d)),
     "scatter": lambda d: torch.zeros(2, 9, dtype=torch.long, device=d).scatter_(1, MASK.to(d), 1),
     "index_select": lambda d: IDS.to(d).index_select(1, torch.tensor([0, 4]).to(d)),
@@ -72,6 +77,12 @@ CHECKS: dict[str, Make] = {
     "full": lambda d: torch.full((3,), 7, device=d),
     "floats": lambda d: torch.tensor([0.5, 1.5]).to(d).sum().item(),
     "float of a count": lambda d: (MASK.to(d).sum().float() / 2).item(),
+    "statistics": lambda d: [f(FEW.to(d)).item() for f in (torch.mean, torch.std, torch.var, torch.norm, torch.amax)],
+    "quantile": lambda d: torch.quantile(FEW.to(d), 0.5),
+    "elementary functions": lambda d: [round(f(FEW.to(d)).sum().item(), 4) for f in ELEMENTARY],
+    "moved towards another in place": lambda d: FEW.to(d).clone().lerp_(FEW.to(d) * 2, 0.5),
+    "many at once": lambda d: _many(d),
+    "written to an argument": lambda d: torch.sqrt(FEW.to(d), out=torch.zeros(3, device=d)),
     "in place": lambda d: IDS.clone().to(d).add_(1).mul_(2).remainder_(7),
     "a list in place": lambda d: _added_to_a_list(d),
     "scale of a gradient scaler": lambda d: _grown_scale(d),
@@ -117,11 +128,8 @@ DTYPES = (
 
 
 WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
-    "exp_": lambda x: x.exp_(),
-    "bernoulli_": lambda x: x.bernoulli_(),
-    "normal_": lambda x: x.normal_(),
-    "addcmul_": lambda x: x.addcmul_(x, x),
-    "out": lambda x: torch.tanh(torch.ones_like(x), out=x),
+    "erfinv_": lambda x: x.erfinv_(),
+    "out": lambda x: torch.special.i0(torch.ones_like(x), out=x),
     "a list": lambda x: torch._foreach_lerp_([x, torch.randn(1, device=GPU)], [x, x[:1]], 0.5),
     "an optimizer": lambda x: torch.optim.AdamW([_with_gradient(x)], fused=True).step(),
 }
@@ -151,6 +159,13 @@ def _grown_scale(device: torch.device) -> Any:
     )
     torch._amp_update_scale_(scale, tracker, found.float(), 2.0, 0.5, 1)
     return [scale.item(), tracker.item()]
+
+
+def _many(device: torch.device) -> Any:
+    tensors = [FEW.to(device) * 3, FEW.to(device) + 1]
+    torch._foreach_mul_(tensors, 2.0)
+    torch._foreach_add_(tensors, 1.0)
+    return tensors
 
 
 def plain(value: Any) -> Any:
@@ -210,7 +225,7 @@ def random_programs(count: int) -> list[str]:
 
 def unknown() -> dict[str, Any]:
     """What is read of values that the device would have computed, and how it is labelled."""
-    noise = torch.randn(6, 8, device=GPU)
+    noise = torch.randn(6, 8, device=GPU) @ torch.randn(8, 8, device=GPU)
     host_reads.reset()
     answers: dict[str, Any] = {
         "loss": (noise @ noise.t()).sum().item(),
@@ -231,6 +246,9 @@ def unknown() -> dict[str, Any]:
         values = torch.tensor([0.25, 0.5, 0.75]).to(GPU)
         write(values)
         answers[f"after {name}"] = known_values.find(values) is None
+    mask = noise > 0
+    answers["counted"] = [mask.sum().item(), mask.sum(-1).tolist(), noise[mask].shape[0], noise[~mask].shape[0]]
+    answers["drawn again"] = _drawn_again()
     # The very bytes of a known tensor, given to another one: its value must not be believed.
     known = torch.full((4,), 7, device=GPU)
     address = known.data_ptr()
@@ -243,6 +261,22 @@ def unknown() -> dict[str, Any]:
         for read in host_reads.collect()
     ]
     return answers
+
+
+def _drawn_again() -> dict[str, Any]:
+    """Random numbers that are read: their distribution, and those drawn from a generator that was put back."""
+    kept = torch.rand(64, 100, device=GPU) < 0.75
+    state = torch.cuda.get_rng_state()
+    first = torch.rand(3, device=GPU).tolist()
+    after = torch.rand(3, device=GPU).tolist()
+    torch.cuda.set_rng_state(state)
+    return {
+        "mask": [int(kept.sum()), len(torch.zeros(64, 100, device=GPU)[kept])],
+        "same": torch.rand(3, device=GPU).tolist() == first,
+        "another": after != first,
+        "classes": torch.nn.functional.one_hot(torch.randint(0, 10, (1000,), device=GPU)).shape[-1],
+        "kept": sum(int(torch.bernoulli(torch.tensor(0.9, device=GPU)).item()) for _ in range(100)),
+    }
 
 
 def main() -> None:
