@@ -130,7 +130,7 @@ DTYPES = (
 WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
     "erfinv_": lambda x: x.erfinv_(),
     "out": lambda x: torch.special.i0(torch.ones_like(x), out=x),
-    "a list": lambda x: torch._foreach_lerp_([x, torch.randn(1, device=GPU)], [x, x[:1]], 0.5),
+    "a list": lambda x: torch._foreach_lerp_([x], [torch.ones(3, 3, device=GPU) @ x], 0.5),
     "an optimizer": lambda x: torch.optim.AdamW([_with_gradient(x)], fused=True).step(),
 }
 """Writes over known values whose results are not computed."""
