@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from finetune.dryrun.messages import Result, Trial
-from pytest_vram import launcher
+from pytest_vram import launcher, process_end
 from pytest_vram.memory.codec import decode
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def run_ranks(request: Path, count: int, environment: Mapping[str, str]) -> tupl
         The result files by rank, of which those of ranks that failed are missing; and what such a rank has printed.
     """
     results = [request.with_name(f"result-{rank}.json") for rank in range(count)]
+    kills = process_end.memory_kills()
     with ExitStack() as stack:
         said = [stack.enter_context(request.with_name(f"said-{rank}.txt").open("w+")) for rank in range(count)]
         processes = [
@@ -60,8 +61,9 @@ def run_ranks(request: Path, count: int, environment: Mapping[str, str]) -> tupl
             return results, ""
         said[failed].seek(0)
         text = "\n".join(said[failed].read().strip().splitlines()[-12:])
-        where = f"rank {failed} " if count > 1 else ""
-        return results, f"{where}ended with exit code {processes[failed].returncode}:\n{text}"
+        where = f"rank {failed}" if count > 1 else "its process"
+        end = process_end.how(processes[failed].returncode, out_of_memory=process_end.killed_since(kills))
+        return results, f"{where} {end}:\n{text or 'it printed nothing'}"
 
 
 def alone() -> dict[str, str]:

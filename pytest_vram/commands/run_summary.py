@@ -124,6 +124,11 @@ class RunReport:
         return tuple(found)
 
     @property
+    def lost_a_rank(self) -> bool:
+        """Whether a rank did not run to its end, or never began, which a launcher may pass over."""
+        return bool(self.absent) or any(p.rank is not None and p.fault for p in concerned(self.processes))
+
+    @property
     def _refused(self) -> bool:
         """Whether an out-of-memory error was not caught, or occurred in a process that failed."""
         failed = bool(self.exit_code) or any(process.fault for process in self.processes if process.refusals)
