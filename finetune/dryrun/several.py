@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _GRACE = 60.0  # seconds that the other ranks may take to end when one of them has failed
+_GRACE_KILLED = 2.0  # the same when a signal ended it: the others wait for it, and know nothing of it
 
 
 def run_ranks(request: Path, count: int, environment: Mapping[str, str]) -> tuple[list[Path], str]:
@@ -89,16 +90,17 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]], results: Sequen
     running = dict(enumerate(processes))
     broken: list[int] = []
     silent: list[int] = []
-    failed_at = float("inf")
-    while running and time.monotonic() - failed_at < _GRACE:
+    end = float("inf")
+    while running and time.monotonic() < end:
         for rank in [rank for rank, process in running.items() if process.poll() is not None]:
-            if running[rank].returncode:
+            code = running[rank].returncode
+            if code:
                 broken.append(rank)
+                end = min(end, time.monotonic() + (_GRACE_KILLED if code < 0 else _GRACE))
             elif not results[rank].exists():
                 silent.append(rank)  # it ended because another rank did, which has not ended yet, or for no reason
+                end = min(end, time.monotonic() + _GRACE)
             del running[rank]
-        if (broken or silent) and failed_at == float("inf"):
-            failed_at = time.monotonic()
         time.sleep(0.01)
     return next(iter(broken + silent), None)
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from pytest_vram import process_end
 from pytest_vram.commands import run_standins
 from pytest_vram.commands.run_page import as_report
-from pytest_vram.commands.run_processes import read
+from pytest_vram.commands.run_processes import killed_early, read
 from pytest_vram.commands.run_summary import RunReport, combine
 from pytest_vram.commands.run_text import render
 from pytest_vram.drygpu.cards import find_card
@@ -196,6 +196,7 @@ def run(
             Path(folder, f"{process.pid}{SIGNAL_SUFFIX}").write_text(f"{-code} {ended}\n")
         out_of_memory = process_end.killed_since(kills)
         processes, records = read(Path(folder), began, out_of_memory=out_of_memory)
+        early = killed_early(Path(folder), processes, out_of_memory=out_of_memory)
         notes = prepared.notes_of(Path(folder))
     return combine(
         processes,
@@ -207,6 +208,7 @@ def run(
         seconds=(ended - began) / 1e9,
         conf=alloc_conf,
         stand_ins=notes,
+        killed_early=early,
     )
 
 

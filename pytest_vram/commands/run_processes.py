@@ -132,11 +132,25 @@ def _exit_of(path: Path) -> Record:
 
 def _signal_of(folder: Path, pid: int, record: Record, *, out_of_memory: bool | None) -> Record:
     """Return how a signal ended the process, as far as the process that waited for it wrote that."""
+    found = _signal(folder / f"{pid}{SIGNAL_SUFFIX}")
+    if found is None or found[1] < record["started_ns"]:
+        return {}
+    return {"killed": process_end.how(-found[0], out_of_memory=out_of_memory), "ended_ns": found[1]}
+
+
+def _signal(path: Path) -> tuple[int, int] | None:
     with contextlib.suppress(FileNotFoundError, ValueError):
-        number, moment = map(int, (folder / f"{pid}{SIGNAL_SUFFIX}").read_text().split())
-        if moment >= record["started_ns"]:
-            return {"killed": process_end.how(-number, out_of_memory=out_of_memory), "ended_ns": moment}
-    return {}
+        number, moment = map(int, path.read_text().split())
+        return number, moment
+    return None
+
+
+def killed_early(folder: Path, processes: Sequence[RunProcess], *, out_of_memory: bool | None) -> tuple[str, ...]:
+    """Return texts that name the processes that a signal ended before they had imported torch, the first one first."""
+    known = {process.pid for process in processes}
+    paths = {int(path.stem): path for path in folder.glob(f"[0-9]*{SIGNAL_SUFFIX}")}
+    found = sorted((s[1], pid, s[0]) for pid, path in paths.items() if pid not in known and (s := _signal(path)))
+    return tuple(f"process {pid} {process_end.how(-number, out_of_memory=out_of_memory)}" for _, pid, number in found)
 
 
 def _process(record: Record, began_ns: int, *, replaced: bool) -> RunProcess:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned, read
+from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned, killed_early, read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +109,11 @@ def test_the_signal_is_told_that_the_process_which_waited_saw(tmp_path: Path) ->
     left(tmp_path, 2_000_002, started_ns=9 * SECOND)
     for pid, number in ((2_000_001, 9), (2_000_002, 15)):
         (tmp_path / f"{pid}.signal").write_text(f"{number} {8 * SECOND}\n")
-    killed, later = read(tmp_path, SECOND, out_of_memory=True)[0]
+    (tmp_path / "2000003.signal").write_text(f"11 {2 * SECOND}\n")
+    processes = read(tmp_path, SECOND, out_of_memory=True)[0]
+    killed, later = processes
+    (early,) = killed_early(tmp_path, processes, out_of_memory=True)
+    assert early.startswith("process 2000003 was killed by signal 11 (SIGSEGV), "), "it left no record"
     assert killed.fault.startswith("ended without leaving its figures: it was killed by signal 9 (SIGKILL), because")
     assert "memory ran out" in killed.fault
     assert killed.ended_seconds == 7.0
