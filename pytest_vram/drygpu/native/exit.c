@@ -92,6 +92,6 @@ pid_t waitpid(pid_t which, int *status, int options) {
     int own = 0;
     pid_t child = wait4(which, &own, options, NULL);
     if (child > 0 && WIFSIGNALED(own)) write_signal(child, WTERMSIG(own));
-    if (status != NULL && child >= 0) *status = own;
+    if (status != NULL && child > 0) *status = own;
     return child;
 }

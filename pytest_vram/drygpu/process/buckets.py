@@ -100,6 +100,7 @@ def _watch_hooks() -> None:
         _builtin = True
         return in_c(*arguments)
 
+    torch_private.when_group_changes(_held.clear)  # what a group holds goes with it
     torch.distributed._register_comm_hook = _register_comm_hook  # type: ignore[assignment]  # a patch
     torch.distributed._register_builtin_comm_hook = _register_builtin_comm_hook  # type: ignore[assignment]  # a patch
 
