@@ -81,8 +81,8 @@ def install() -> None:
 
 
 def _watch_hooks() -> None:
-    in_python: Any = torch.distributed._register_comm_hook
-    in_c: Any = torch.distributed._register_builtin_comm_hook
+    module: Any = torch.distributed
+    in_python, in_c = module._register_comm_hook, module._register_builtin_comm_hook
 
     def _register_comm_hook(reducer: Any, state: Any, hook: Callable[..., Any]) -> Any:
         @functools.wraps(hook)
@@ -101,8 +101,7 @@ def _watch_hooks() -> None:
         return in_c(*arguments)
 
     torch_private.when_group_changes(_held.clear)  # what a group holds goes with it
-    torch.distributed._register_comm_hook = _register_comm_hook  # type: ignore[assignment]  # a patch
-    torch.distributed._register_builtin_comm_hook = _register_builtin_comm_hook  # type: ignore[assignment]  # a patch
+    module._register_comm_hook, module._register_builtin_comm_hook = _register_comm_hook, _register_builtin_comm_hook
 
 
 def reduced(group: Any, tensors: Iterable[torch.Tensor]) -> None:
