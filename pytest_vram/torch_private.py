@@ -161,10 +161,15 @@ def plain_tensors() -> AbstractContextManager[Any]:
 
 
 def in_backward_pass() -> bool:
-    """Whether autograd runs in this thread: ``torch._C._current_graph_task_id``."""
+    """Whether autograd runs in this thread."""
+    return backward_pass() != -1
+
+
+def backward_pass() -> int:
+    """Return the number of the backward pass that runs in this thread; -1 if none does: ``_current_graph_task_id``."""
     import torch
 
-    return bool(torch._C._current_graph_task_id() != -1)
+    return int(torch._C._current_graph_task_id())
 
 
 def dispatch_key(name: str) -> Any:

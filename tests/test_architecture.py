@@ -23,6 +23,7 @@ LAYERS = {
     "pytest_vram.torch_private": 1,
     "pytest_vram.code_owner": 1,
     "pytest_vram.process_memory": 1,
+    "pytest_vram.process_end": 1,
     "pytest_vram.process_group": 1,
     "pytest_vram.launcher": 1,
     "pytest_vram.shapes": 1,

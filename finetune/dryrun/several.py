@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from finetune.dryrun.messages import Result, Trial
-from pytest_vram import launcher
+from pytest_vram import launcher, process_end
 from pytest_vram.memory.codec import decode
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _GRACE = 60.0  # seconds that the other ranks may take to end when one of them has failed
+_GRACE_KILLED = 2.0  # the same when a signal ended it: the others wait for it, and know nothing of it
 
 
 def run_ranks(request: Path, count: int, environment: Mapping[str, str]) -> tuple[list[Path], str]:
@@ -38,6 +39,7 @@ def run_ranks(request: Path, count: int, environment: Mapping[str, str]) -> tupl
         The result files by rank, of which those of ranks that failed are missing; and what such a rank has printed.
     """
     results = [request.with_name(f"result-{rank}.json") for rank in range(count)]
+    kills = process_end.memory_kills()
     with ExitStack() as stack:
         said = [stack.enter_context(request.with_name(f"said-{rank}.txt").open("w+")) for rank in range(count)]
         processes = [
@@ -60,8 +62,9 @@ def run_ranks(request: Path, count: int, environment: Mapping[str, str]) -> tupl
             return results, ""
         said[failed].seek(0)
         text = "\n".join(said[failed].read().strip().splitlines()[-12:])
-        where = f"rank {failed} " if count > 1 else ""
-        return results, f"{where}ended with exit code {processes[failed].returncode}:\n{text}"
+        where = f"rank {failed}" if count > 1 else "its process"
+        end = process_end.how(processes[failed].returncode, out_of_memory=process_end.killed_since(kills))
+        return results, f"{where} {end}:\n{text or 'it printed nothing'}"
 
 
 def alone() -> dict[str, str]:
@@ -87,16 +90,17 @@ def _first_failure(processes: Sequence[subprocess.Popen[bytes]], results: Sequen
     running = dict(enumerate(processes))
     broken: list[int] = []
     silent: list[int] = []
-    failed_at = float("inf")
-    while running and time.monotonic() - failed_at < _GRACE:
+    end = float("inf")
+    while running and time.monotonic() < end:
         for rank in [rank for rank, process in running.items() if process.poll() is not None]:
-            if running[rank].returncode:
+            code = running[rank].returncode
+            if code:
                 broken.append(rank)
+                end = min(end, time.monotonic() + (_GRACE_KILLED if code < 0 else _GRACE))
             elif not results[rank].exists():
                 silent.append(rank)  # it ended because another rank did, which has not ended yet, or for no reason
+                end = min(end, time.monotonic() + _GRACE)
             del running[rank]
-        if (broken or silent) and failed_at == float("inf"):
-            failed_at = time.monotonic()
         time.sleep(0.01)
     return next(iter(broken + silent), None)
 

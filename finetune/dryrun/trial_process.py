@@ -18,7 +18,15 @@ from finetune.dryrun.messages import Refusal, Request, Result, Settings
 from finetune.dryrun.rank_bench import RankBench
 from finetune.dryrun.trial import Bench
 from finetune.dryrun.trial_data import check_rows
-from finetune.errors import ConfigError, DataError, ExitCode, FinetuneError, MissingModelError, OtherRankError
+from finetune.errors import (
+    ConfigError,
+    DataError,
+    ExitCode,
+    FinetuneError,
+    MissingModelError,
+    OtherRankError,
+    RankLostError,
+)
 from finetune.model.settle import settled
 from finetune.training import ranks
 from pytest_vram.memory.codec import decode, encode
@@ -37,6 +45,9 @@ def main(request_file: Path, result_file: Path) -> None:
                     raise _EndAllRanks
         except (_EndAllRanks, OtherRankError):  # the result of the rank that was first says why
             return
+        except RankLostError as error:  # the command that started the ranks says how that one ended
+            print(error, file=sys.stderr)
+            sys.exit(ExitCode.RANK_LOST)
         except FinetuneError as error:
             result_file.write_text(json.dumps(encode(Result(refusal=refusal(error)))))
 

@@ -21,15 +21,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_vram import process_end
 from pytest_vram.commands import run_standins
 from pytest_vram.commands.run_page import as_report
-from pytest_vram.commands.run_processes import read
+from pytest_vram.commands.run_processes import killed_early, read
 from pytest_vram.commands.run_summary import RunReport, combine
 from pytest_vram.commands.run_text import render
 from pytest_vram.drygpu.cards import find_card
 from pytest_vram.drygpu.process.activate import environment
 from pytest_vram.drygpu.process.startup import inherited
-from pytest_vram.drygpu.process.variables import CUDNN_VARIABLE, RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
+from pytest_vram.drygpu.process.variables import (
+    CUDNN_VARIABLE,
+    RECORD_VARIABLE,
+    SIGNAL_SUFFIX,
+    SNAPSHOT_VARIABLE,
+    TIMELINE_VARIABLE,
+)
 from pytest_vram.errors import DryGpuError, VramUsageError
 from pytest_vram.report import files
 from pytest_vram.report.disk import refuse_unwritable, write_atomically
@@ -83,7 +90,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the program in ``args``, print the summary to stderr, and return the program's exit code; 2 on an error."""
+    """Run the program in ``args``, and print the summary to stderr.
+
+    Returns:
+        The program's exit code; 1 if that is 0 and one of the program's ranks failed; 2 if the run could not be made.
+    """
     try:
         command = args.command[1:] if args.command[:1] == ["--"] else args.command
         _refuse_unwritable(args)
@@ -107,7 +118,7 @@ def main(args: argparse.Namespace) -> int:
     except (DryGpuError, VramUsageError, OSError) as error:
         print(f"pytest-vram: {error}", file=sys.stderr)
         return 2
-    return report.exit_code
+    return report.exit_code or int(report.lost_a_rank)
 
 
 def _refuse_unwritable(args: argparse.Namespace) -> None:
@@ -173,15 +184,19 @@ def run(
         if "HF_HUB_CACHE" in prepared.variables:
             forget_older_names(variables)
         variables[RECORD_VARIABLE] = folder
-        began = time.monotonic_ns()
+        began, kills = time.monotonic_ns(), process_end.memory_kills()
         try:
             process = subprocess.Popen(program, env=variables)
         except OSError as error:
             raise VramUsageError(f"{program[0]} cannot be started: {error.strerror}") from error
         with _signals_go_to(process):
             code = process.wait()
-        seconds = (time.monotonic_ns() - began) / 1e9
-        processes, records = read(Path(folder), began)
+        ended = time.monotonic_ns()
+        if code < 0:
+            Path(folder, f"{process.pid}{SIGNAL_SUFFIX}").write_text(f"{-code} {ended}\n")
+        out_of_memory = process_end.killed_since(kills)
+        processes, records = read(Path(folder), began, out_of_memory=out_of_memory)
+        early = killed_early(Path(folder), processes, out_of_memory=out_of_memory)
         notes = prepared.notes_of(Path(folder))
     return combine(
         processes,
@@ -190,9 +205,10 @@ def run(
         count=count,
         total_bytes=total_bytes,
         code=code,
-        seconds=seconds,
+        seconds=(ended - began) / 1e9,
         conf=alloc_conf,
         stand_ins=notes,
+        killed_early=early,
     )
 
 

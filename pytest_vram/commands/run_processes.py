@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_vram.drygpu.process.variables import EXIT_SUFFIX
+from pytest_vram import process_end
+from pytest_vram.drygpu.process.variables import EXIT_SUFFIX, SIGNAL_SUFFIX
 from pytest_vram.probe import reporter
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ class RunProcess:
     """One process that imported torch in a dry run. Times are seconds since the run began.
 
     Attributes:
-        pid: its process id.
+        pid, parent: the numbers of the process and of the one that started it.
         argv: its command line without the interpreter.
         rank: its rank in a group of processes; ``None`` if it is in no group.
         local_rank: its rank on this machine, as launchers set it.
         used_seconds: when it first used a card; ``None`` if it never did.
         ended_seconds: when it ended; ``None`` if that is unknown, as after SIGKILL.
         exit_code: its exit code; ``None`` if that is unknown.
+        killed: what is known of the signal that ended it, as the rest of a sentence; ``""`` if none is known.
         raised: the error that ended it, or the out-of-memory error that ended one of its threads; ``""`` without one.
         out_of_memory: the message of an out-of-memory error that was not caught; ``""`` without one.
         devices: the figures of each card; ``None`` if the process left none.
@@ -48,6 +50,7 @@ class RunProcess:
     """
 
     pid: int
+    parent: int = 0
     argv: tuple[str, ...] = ()
     rank: int | None = None
     local_rank: int | None = None
@@ -58,6 +61,7 @@ class RunProcess:
     used_seconds: float | None = None
     ended_seconds: float | None = None
     exit_code: int | None = None
+    killed: str = ""
     raised: str = ""
     out_of_memory: str = ""
     devices: tuple[Record, ...] | None = None
@@ -81,10 +85,12 @@ class RunProcess:
             return f"ended with exit code {self.exit_code}" + (f" ({self.raised})" if self.raised else "")
         if self.raised:
             return f"raised {self.raised}"
-        if self.running:
+        if self.running and not self.killed:
             return "still ran when the program had ended, and has left no figures yet"
         if self.devices is None and not self.replaced:
-            return "ended without leaving its figures: it was killed, or called os._exit"
+            return f"ended without leaving its figures: it {self.killed or 'was killed, or called os._exit'}"
+        if self.killed:
+            return self.killed
         return ""
 
     @property
@@ -93,12 +99,13 @@ class RunProcess:
         return self.fault or ("went on as another program" if self.replaced else "exit code 0")
 
 
-def read(folder: Path, began_ns: int) -> tuple[list[RunProcess], list[Record]]:
+def read(folder: Path, began_ns: int, *, out_of_memory: bool | None = None) -> tuple[list[RunProcess], list[Record]]:
     """Read what the processes of a run left in ``folder``.
 
     Args:
         folder: the folder of the run.
         began_ns: time of the monotonic clock when the run began.
+        out_of_memory: whether the kernel killed a process meanwhile because host memory ran out; ``None`` if unknown.
 
     Returns:
         The processes in the order in which they started, and the raw records of those that left figures.
@@ -106,6 +113,8 @@ def read(folder: Path, began_ns: int) -> tuple[list[RunProcess], list[Record]]:
     records = [json.loads(path.read_text()) | _exit_of(path) for path in folder.glob("[0-9]*.json")]
     records.sort(key=lambda record: record["started_ns"])
     last = {record["pid"]: index for index, record in enumerate(records)}
+    for pid, index in last.items():
+        records[index] |= _signal_of(folder, pid, records[index], out_of_memory=out_of_memory)
     processes = [
         _process(record, began_ns, replaced=record["ended_ns"] is None and last[record["pid"]] > index)
         for index, record in enumerate(records)
@@ -121,6 +130,29 @@ def _exit_of(path: Path) -> Record:
     return {}
 
 
+def _signal_of(folder: Path, pid: int, record: Record, *, out_of_memory: bool | None) -> Record:
+    """Return how a signal ended the process, as far as the process that waited for it wrote that."""
+    found = _signal(folder / f"{pid}{SIGNAL_SUFFIX}")
+    if found is None or found[1] < record["started_ns"]:
+        return {}
+    return {"killed": process_end.how(-found[0], out_of_memory=out_of_memory), "ended_ns": found[1]}
+
+
+def _signal(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        number, moment = map(int, path.read_text().split())
+        return number, moment
+    return None
+
+
+def killed_early(folder: Path, processes: Sequence[RunProcess], *, out_of_memory: bool | None) -> tuple[str, ...]:
+    """Return texts that name the processes that a signal ended before they had imported torch, the first one first."""
+    known = {process.pid for process in processes}
+    paths = {int(path.stem): path for path in folder.glob(f"[0-9]*{SIGNAL_SUFFIX}")}
+    found = sorted((s[1], pid, s[0]) for pid, path in paths.items() if pid not in known and (s := _signal(path)))
+    return tuple(f"process {pid} {process_end.how(-number, out_of_memory=out_of_memory)}" for _, pid, number in found)
+
+
 def _process(record: Record, began_ns: int, *, replaced: bool) -> RunProcess:
     def seconds(name: str) -> float | None:
         moment = record[name]
@@ -129,6 +161,7 @@ def _process(record: Record, began_ns: int, *, replaced: bool) -> RunProcess:
     devices = record["devices"]
     return RunProcess(
         pid=record["pid"],
+        parent=record["parent"],
         argv=tuple(record["argv"]),
         rank=record["rank"],
         local_rank=record["local_rank"],
@@ -139,6 +172,7 @@ def _process(record: Record, began_ns: int, *, replaced: bool) -> RunProcess:
         used_seconds=seconds("used_ns"),
         ended_seconds=seconds("ended_ns"),
         exit_code=record["exit_code"],
+        killed=record.get("killed", ""),
         raised=record["raised"],
         out_of_memory=record.get("out_of_memory", ""),
         devices=None if devices is None else tuple(devices),
@@ -157,14 +191,19 @@ def concerned(processes: Sequence[RunProcess]) -> list[RunProcess]:
     """Return the processes that determine what the run needed: those that used a card, and the ranks of groups.
 
     If several processes have the same rank in their environment, the first is the rank, and the others are its helpers,
-    such as workers of a data loader. In a group that was restarted, only the processes of the last start count.
+    such as workers of a data loader. A rank's child with the same rank in another group is its helper too, such as the
+    process in which torch writes a checkpoint. If a group was restarted, only the processes of its last start count.
     """
     latest: dict[str, int] = {}
     for process in processes:
         latest[process.group] = max(latest.get(process.group, 0), process.restart or 0)
+    by_pid = {process.pid: process for process in processes}
     ranks: dict[tuple[str, int], RunProcess] = {}
     for process in processes:
-        if process.rank is not None and (process.restart or 0) == latest[process.group] and not process.replaced:
+        parent = by_pid.get(process.parent)
+        helps = parent is not None and parent.rank == process.rank
+        there = (process.restart or 0) == latest[process.group] and not process.replaced
+        if process.rank is not None and there and not helps:
             ranks.setdefault((process.group, process.rank), process)
     chosen = {id(process) for process in ranks.values()}
     return [

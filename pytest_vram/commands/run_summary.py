@@ -77,7 +77,8 @@ class RunReport:
     it can be trusted, and is empty if it was measured.
     ``devices`` is empty if no process left figures of a GPU. ``signal`` is set if a signal ended the program.
     ``missing_functions`` lists CUDA functions that the program called and the dry GPU lacks. ``notes`` lists the
-    assumptions behind the figures. ``absent`` names ranks that a launcher announced and that never imported torch.
+    assumptions behind the figures. ``absent`` names ranks that a launcher announced and that never imported torch, and
+    ``killed_early`` processes that a signal ended before that.
     """
 
     gpu: str
@@ -89,6 +90,7 @@ class RunReport:
     devices: tuple[DeviceFigures, ...]
     processes: tuple[RunProcess, ...] = ()
     absent: tuple[str, ...] = ()
+    killed_early: tuple[str, ...] = ()
     host_reads: tuple[HostRead, ...]
     missing_functions: tuple[str, ...]
     notes: tuple[Note, ...]
@@ -120,8 +122,13 @@ class RunReport:
         found = [f"{process.name} {process.fault}" for process in concerned(self.processes) if process.fault]
         found += self.absent
         if not found and self.exit_code:
-            found.append(f"the program ended with {self.ended}")
+            found += [*self.killed_early, f"the program ended with {self.ended}"]
         return tuple(found)
+
+    @property
+    def lost_a_rank(self) -> bool:
+        """Whether a rank did not run to its end, or never began, which a launcher may pass over."""
+        return bool(self.absent) or any(p.rank is not None and p.fault for p in concerned(self.processes))
 
     @property
     def _refused(self) -> bool:
@@ -139,7 +146,8 @@ class RunReport:
         """
         if self._refused or not all(device.has_room for device in self.devices):
             return "does not fit"
-        if not self.devices and not any(p.used_seconds is not None or p.rank is not None for p in self.processes):
+        ranks = any(p.used_seconds is not None or p.rank is not None for p in self.processes)
+        if not self.devices and not ranks and not (self.exit_code and self.killed_early):
             return "no GPU used"
         return "unknown" if self.faults else "fits"
 
@@ -253,6 +261,7 @@ def combine(
     seconds: float,
     conf: str | None,
     stand_ins: Sequence[Note] = (),
+    killed_early: Sequence[str] = (),
 ) -> RunReport:
     """Combine the processes of a run.
 
@@ -266,6 +275,7 @@ def combine(
         seconds: duration of the run.
         conf: settings of the allocator.
         stand_ins: notes about what replaced the program's models and data.
+        killed_early: the processes that a signal ended before they had imported torch.
     """
     by_card: dict[int, list[tuple[RunProcess, Record]]] = defaultdict(list)
     for process in processes:
@@ -289,6 +299,7 @@ def combine(
         devices=tuple(_figures(index, by_card[index], total_bytes or card.total_bytes) for index in sorted(by_card)),
         processes=tuple(processes),
         absent=tuple(absent(processes)),
+        killed_early=tuple(killed_early),
         host_reads=tuple(
             HostRead(location=where, operation=what, answered=answered, note=note, count=times)
             for (where, what, answered, note), times in sorted(reads.items(), key=lambda item: (item[0][2], -item[1]))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_vram import process_end
 from pytest_vram.drygpu.process.activate import CARD_VARIABLE, LEAST_VARIABLE, count_of, with_count
 from pytest_vram.errors import VramRankFailed, VramUsageError
 from pytest_vram.launcher import places
@@ -63,11 +64,13 @@ class _Ends:
         late: the ranks that did not end in time.
         stopped: the ranks that were terminated because another one had failed.
         ended_at: when each rank ended, on the monotonic clock.
+        out_of_memory: whether the kernel killed a process meanwhile because host memory ran out; None if unknown.
     """
 
     late: list[int]
     stopped: list[int]
     ended_at: dict[int, float]
+    out_of_memory: bool | None
 
 
 def wanted(item: pytest.Item) -> Ranks | None:
@@ -203,6 +206,7 @@ def _wait(started: list[subprocess.Popen[bytes]], folder: Path, timeout: float) 
     Ranks that still run then are terminated.
     """
     deadline, failed = time.monotonic() + timeout, False
+    kills = process_end.memory_kills()
     ended_at: dict[int, float] = {}
     watches = [
         threading.Thread(target=_note_end, args=(rank, process, ended_at), daemon=True)
@@ -223,7 +227,8 @@ def _wait(started: list[subprocess.Popen[bytes]], folder: Path, timeout: float) 
         time.sleep(0.02)
     for watch in watches:
         watch.join()
-    return _Ends(late=late, stopped=stopped, ended_at=ended_at)
+    out_of_memory = process_end.killed_since(kills)
+    return _Ends(late=late, stopped=stopped, ended_at=ended_at, out_of_memory=out_of_memory)
 
 
 def _note_end(rank: int, process: subprocess.Popen[bytes], ended_at: dict[int, float]) -> None:
@@ -258,7 +263,7 @@ def _result(folder: Path, rank: int) -> dict[str, Any] | None:
 def _judge(started: list[subprocess.Popen[bytes]], folder: Path, ranks: Ranks, ends: _Ends) -> None:
     __tracebackhide__ = True
     results = {rank: _result(folder, rank) for rank in range(ranks.count)}
-    states = {rank: _state(result, started[rank].returncode) for rank, result in results.items()}
+    states = {rank: _state(result, started[rank].returncode, ends) for rank, result in results.items()}
     states |= dict.fromkeys(ends.late, "did not end in time")
     states |= {rank: "was ended because of it" for rank in ends.stopped if results[rank] is None}
     failed = [rank for rank, result in results.items() if result and result["outcome"] == "failed"]
@@ -287,10 +292,8 @@ def _judge(started: list[subprocess.Popen[bytes]], folder: Path, ranks: Ranks, e
         raise pytest.skip.Exception(f"rank {rank} of {ranks.count}: {result['text']}", _use_item_location=True)
 
 
-def _state(result: dict[str, Any] | None, code: int | None) -> str:
-    if result is not None:
-        return str(result["outcome"])
-    return f"ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+def _state(result: dict[str, Any] | None, code: int, ends: _Ends) -> str:
+    return process_end.how(code, out_of_memory=ends.out_of_memory) if result is None else str(result["outcome"])
 
 
 def _tail(folder: Path, rank: int) -> str:

@@ -1,4 +1,4 @@
-/* Prevents an abort at the end of a process, and records the exit code.
+/* Prevents an abort at the end of a process, and records the exit code, or the signal that ended a child.
  *
  * Python before 3.14 ends a thread that asks for the interpreter lock while the interpreter shuts down, by
  * pthread_exit. In PyTorch's autograd threads this unwinds noexcept frames, so the C++ runtime calls std::terminate,
@@ -10,10 +10,13 @@
 #include "dry.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -67,4 +70,28 @@ int pytest_vram_dry_write_exit(const char *path) {
     strcpy(exit_path, path);
     exit_owner = getpid();
     return on_exit(write_exit, NULL) == 0;
+}
+
+/* ---- the signal that ended a child, which the child cannot write: whoever waits for it does, as torchrun does for its
+ * ranks. A shell may call waitpid in a signal handler, so nothing here allocates. ---- */
+static void write_signal(pid_t child, int number) {
+    const char *folder = getenv("PYTEST_VRAM_RECORD");
+    char path[4096], line[64];
+    struct timespec now;
+    if (folder == NULL || *folder == 0) return;
+    if (snprintf(path, sizeof path, "%s/%d.signal", folder, (int)child) >= (int)sizeof path) return;
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (file < 0) return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int size = snprintf(line, sizeof line, "%d %lld\n", number, (long long)now.tv_sec * 1000000000 + now.tv_nsec);
+    if (write(file, line, (size_t)size) != size) unlink(path);
+    close(file);
+}
+
+pid_t waitpid(pid_t which, int *status, int options) {
+    int own = 0;
+    pid_t child = wait4(which, &own, options, NULL);
+    if (child > 0 && WIFSIGNALED(own)) write_signal(child, WTERMSIG(own));
+    if (status != NULL && child > 0) *status = own;
+    return child;
 }

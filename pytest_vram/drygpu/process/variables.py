@@ -15,6 +15,10 @@ TIMELINE_VARIABLE = "PYTEST_VRAM_TIMELINE"
 EXIT_SUFFIX = ".exit"
 """The suffix of the file next to a process's record, into which the stub library writes the exit code."""
 
+SIGNAL_SUFFIX = ".signal"
+"""The suffix of the file, named after a process, into which the process that waits for it writes the signal that ended
+it; ``native/exit.c`` does that."""
+
 PROCESSES_VARIABLE = "PYTEST_VRAM_PROCESSES"
 """The folder into which each process below a measured test writes its figures; ``native/live.c`` reads it too."""
 

@@ -150,7 +150,11 @@ def objects(rank: int, count: int) -> dict[str, Any]:
         dist.broadcast_object_list(shared, src=0)
         dcp.save(model.state_dict(), checkpoint_id=f"{shared[0]}/dcp")
         dcp.load(model.state_dict(), checkpoint_id=f"{shared[0]}/dcp")
-        found["saved"] = sorted(p.name for p in Path(shared[0], "dcp").iterdir())[:1]
+        gloo = dist.new_group(backend="gloo")
+        later = dcp.async_save(model.state_dict(), checkpoint_id=f"{shared[0]}/later", process_group=gloo)
+        dist.all_reduce(one(rank))  # while a thread writes the checkpoint
+        later.result()
+        found["saved"] = [sorted(p.name for p in Path(shared[0], name).iterdir())[:1] for name in ("dcp", "later")]
         dist.barrier()
     return found
 
@@ -183,14 +187,20 @@ def split(rank: int, count: int) -> dict[str, Any]:
 
 def ddp(rank: int, count: int) -> dict[str, Any]:
     """Peaks of four steps, with the program now quick and now slow: 16 MiB of weights."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
     found: dict[str, Any] = {}
     nn.Linear(8, 8, bias=False).cuda()(torch.ones(8, 8, device="cuda")).sum().backward()  # cuBLAS's workspaces
-    for view in (False, True):
-        for pause in (0.0, 0.25):
+    for how in ("buckets", "views", "hook", "hook in C++"):
+        for pause in (0.0, 0.2):
             model = nn.Sequential(*[nn.Linear(1024, 1024, bias=False) for _ in range(4)]).cuda()
             wrapped = nn.parallel.DistributedDataParallel(
-                model, device_ids=[rank], gradient_as_bucket_view=view, bucket_cap_mb=5
+                model, device_ids=[rank], gradient_as_bucket_view=how != "buckets", bucket_cap_mb=5
             )
+            if how == "hook":
+                wrapped.register_comm_hook(None, fp16_compress_hook)
+            elif how == "hook in C++":
+                wrapped._register_builtin_comm_hook(dist.BuiltinCommHookType.FP16_COMPRESS)
             optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, foreach=False)
             held = torch.cuda.memory_allocated()
             peaks = []
@@ -202,7 +212,7 @@ def ddp(rank: int, count: int) -> dict[str, Any]:
                 optimizer.zero_grad()
                 time.sleep(pause)
                 peaks.append((torch.cuda.max_memory_allocated() - held) / 2**20)
-            found[f"view {view}, {pause} s"] = peaks
+            found[f"{how}, {pause} s"] = peaks
             del model, wrapped, optimizer
             gc.collect()
             dist.barrier()

@@ -106,26 +106,39 @@ def test_each_rank_is_told_its_place_and_a_single_process_none(program: Path, tm
         assert [place["RANK"] for place in found] == ([str(rank) for rank in range(count)] if sizes else [None])
 
 
+@pytest.mark.parametrize(
+    ("how", "grace", "told"),
+    [
+        ("sys.exit('no room here')", "_GRACE", "ended with exit code 1:\nno room here"),
+        (
+            "os.kill(os.getpid(), 11)",
+            "_GRACE_KILLED",
+            "was killed by signal 11 (SIGSEGV), because native code crashed:\n",
+        ),
+    ],
+)
 def test_a_rank_that_fails_is_told_and_the_others_are_not_waited_for(
-    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, grace: str, told: str
 ) -> None:
-    monkeypatch.setattr(several, "_GRACE", 0.1)
-    program.write_text(
-        "import os, sys, time\ntime.sleep(3600 if os.environ['RANK'] == '0' else 0)\nsys.exit('no room here')\n"
-    )
+    monkeypatch.setattr(several, grace, 0.1)
+    program.write_text(f"import os, sys, time\nif os.environ['RANK'] == '0': time.sleep(50)\n{how}\n")
     files, failure = several.run_ranks(tmp_path / "request.json", 2, several.alone())
     assert not any(file.exists() for file in files)
     assert several.read_results(files) == [None, None]
-    assert failure.startswith("rank 1 ended with exit code 1:\nno room here")
+    assert failure.startswith(f"rank 1 {told}")
 
 
 @pytest.mark.parametrize(
     ("how", "told", "then"),
     [
-        ("sys.exit('mine')", "1:\nmine", "sys.exit('the other rank is gone')"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "-9:", "sys.exit('the other rank is gone')"),
-        ("os._exit(0)", "0:", "pathlib.Path(sys.argv[2]).touch()"),
-        ("time.sleep(1); sys.exit('mine')", "1:\nmine", "sys.exit(0)"),
+        ("sys.exit('mine')", "ended with exit code 1:\nmine", "sys.exit('the other rank is gone')"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "was killed by signal 9 (SIGKILL), ",
+            "sys.exit('the other rank is gone')",
+        ),
+        ("os._exit(0)", "ended with exit code 0:\nit printed nothing", "pathlib.Path(sys.argv[2]).touch()"),
+        ("time.sleep(1); sys.exit('mine')", "ended with exit code 1:\nmine", "sys.exit(0)"),
     ],
 )
 def test_the_rank_that_failed_first_is_told_and_not_one_that_then_missed_it(
@@ -142,7 +155,7 @@ def test_the_rank_that_failed_first_is_told_and_not_one_that_then_missed_it(
         f"time.sleep(0.5)\n{then}\n"
     )
     _, failure = several.run_ranks(tmp_path / "request.json", 2, several.alone())
-    assert failure.startswith(f"rank 1 ended with exit code {told}")
+    assert failure.startswith(f"rank 1 {told}")
     assert "gone" not in failure
 
 

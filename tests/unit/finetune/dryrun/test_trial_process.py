@@ -12,7 +12,7 @@ import pytest
 from finetune.dryrun import trial_process
 from finetune.dryrun.messages import Found, Refusal, Request, Result, Trial
 from finetune.dryrun.recording import TrialRecorder
-from finetune.errors import ConfigError, DataError, MissingModelError, Problem
+from finetune.errors import ConfigError, DataError, MissingModelError, Problem, RankLostError
 from pytest_vram.memory.codec import decode, encode
 
 if TYPE_CHECKING:
@@ -149,3 +149,19 @@ def test_what_cannot_be_used_is_written_as_an_answer(
     missing = trial_process.refusal(MissingModelError("no such folder"))
     assert missing == Refusal(kind="missing", message="no such folder")
     assert trial_process.refusal(DataError("rows.jsonl:2")) == Refusal(kind="data", message="rows.jsonl:2")
+
+
+def test_a_rank_whose_neighbour_is_gone_leaves_no_result_and_says_so(
+    bench: type[FakeBench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command that started the ranks says how the neighbour ended, which this process cannot know."""
+
+    def run(self: FakeBench, config: RunConfig) -> Trial:
+        raise RankLostError("rank 1 is gone")
+
+    monkeypatch.setattr(bench, "run", run)
+    with pytest.raises(SystemExit) as ended:
+        answered(tmp_path, Request(kind="run", changes=({},), settings={"model": "mistral-7b"}))
+    assert ended.value.code == 6
+    assert not (tmp_path / "result.json").exists()
+    assert "rank 1 is gone" in capfd.readouterr().err

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned, read
+from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned, killed_early, read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +53,14 @@ def test_helpers_of_a_rank_do_not_stand_for_it() -> None:
     assert [p.pid for p in concerned([rank(0), rank(1), worker, with_card])] == [100, 101, 901]
 
 
+def test_the_process_in_which_a_rank_writes_a_checkpoint_is_its_helper() -> None:
+    """torch gives it a group of its own with the same rank, and ends it by a signal."""
+    writers = [rank(i, pid=900 + i, parent=100 + i, group="h", devices=None, killed="was killed") for i in (0, 1)]
+    assert [p.pid for p in concerned([rank(0), rank(1), *writers])] == [100, 101]
+    first_starts_the_second = [rank(0), rank(1, parent=100, devices=None)]
+    assert [p.pid for p in concerned(first_starts_the_second)] == [100, 101]
+
+
 def test_a_group_counts_from_its_last_start() -> None:
     before = [rank(i, restart=0, exit_code=1, pid=50 + i) for i in (0, 1)]
     assert [p.pid for p in concerned([*before, rank(0, restart=1), rank(1, restart=1)])] == [100, 101]
@@ -69,7 +77,14 @@ def test_ranks_that_never_came_are_named() -> None:
 
 def left(folder: Path, pid: int, **more: Any) -> None:
     places = dict.fromkeys(("rank", "local_rank", "local_world_size", "world_size", "restart"))
-    record = {"pid": pid, "argv": ["a.py"], "started_ns": 5 * SECOND, "used_ns": 6 * SECOND, "ended_ns": None}
+    record = {
+        "pid": pid,
+        "parent": 1,
+        "argv": ["a.py"],
+        "started_ns": 5 * SECOND,
+        "used_ns": 6 * SECOND,
+        "ended_ns": None,
+    }
     record |= {"exit_code": None, "raised": "", "devices": None, "group": ""} | places | more
     (folder / f"{pid}-{record['started_ns']}.json").write_text(json.dumps(record))
 
@@ -87,6 +102,22 @@ def test_records_are_read_with_the_exit_codes_beside_them(tmp_path: Path) -> Non
     assert killed.fault == "ended without leaving its figures: it was killed, or called os._exit"
     assert running.fault.startswith("still ran when the program had ended")
     assert [record["pid"] for record in records] == [2_000_001]
+
+
+def test_the_signal_is_told_that_the_process_which_waited_saw(tmp_path: Path) -> None:
+    left(tmp_path, 2_000_001)
+    left(tmp_path, 2_000_002, started_ns=9 * SECOND)
+    for pid, number in ((2_000_001, 9), (2_000_002, 15)):
+        (tmp_path / f"{pid}.signal").write_text(f"{number} {8 * SECOND}\n")
+    (tmp_path / "2000003.signal").write_text(f"11 {2 * SECOND}\n")
+    processes = read(tmp_path, SECOND, out_of_memory=True)[0]
+    killed, later = processes
+    (early,) = killed_early(tmp_path, processes, out_of_memory=True)
+    assert early.startswith("process 2000003 was killed by signal 11 (SIGSEGV), "), "it left no record"
+    assert killed.fault.startswith("ended without leaving its figures: it was killed by signal 9 (SIGKILL), because")
+    assert "memory ran out" in killed.fault
+    assert killed.ended_seconds == 7.0
+    assert later.killed == "", "an earlier process had that number"
 
 
 def test_a_process_whose_number_another_one_has_now_does_not_run(tmp_path: Path) -> None:

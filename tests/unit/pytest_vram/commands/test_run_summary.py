@@ -216,6 +216,15 @@ def test_signals_become_the_shells_exit_codes_and_a_cut_short_program_does_not_f
     assert f"UNKNOWN whether it fits: the program ended with {ended}" in render(found)
 
 
+def test_a_program_whose_processes_are_killed_before_they_use_a_gpu_says_so() -> None:
+    early = ["process 7 was killed by signal 9 (SIGKILL)"]
+    usual: dict[str, Any] = {"card": CARD, "count": 1, "total_bytes": None, "seconds": 1, "conf": None}
+    found = combine([], [], **usual, code=1, killed_early=early)
+    assert (found.outcome, found.fits) == ("unknown", None)
+    assert f"UNKNOWN whether it fits: {early[0]}; the program ended with exit code 1" in render(found)
+    assert combine([], [], **usual, code=0, killed_early=early).outcome == "no GPU used", "it did without them"
+
+
 RANKS = [process(rank, pid=100 + rank, rank=rank, local_rank=rank, local_world_size=2, group="g") for rank in (0, 1)]
 
 
@@ -236,7 +245,8 @@ def test_a_job_with_a_failed_rank_never_fits(second: dict[str, Any], said: str) 
     from dataclasses import replace
 
     found = report(RANKS[0], replace(RANKS[1], **second))
-    assert (found.fits, found.outcome, found.exact) == (None, "unknown", False)
+    assert (found.fits, found.outcome, found.exact, found.lost_a_rank) == (None, "unknown", False, True)
+    assert not report(*RANKS).lost_a_rank
     assert f"UNKNOWN whether it fits: rank 1 (PID 101) {said}" in render(found)
     assert any(f"rank 1 (PID 101) {said}" in fault for fault in found.as_json()["faults"])
     (test,) = as_report(found, ["train.py"]).tests

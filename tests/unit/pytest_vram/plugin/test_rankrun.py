@@ -51,7 +51,8 @@ def test_a_killed_rank_is_told_before_one_that_fails_for_it(monkeypatch: pytest.
     result = {"outcome": "failed", "when": "call", "text": "connection reset", "time": time.monotonic() + 60}
     fails = f"import pathlib; pathlib.Path('0.json').write_text({json.dumps(result)!r})"
     text = told(monkeypatch, tmp_path, fails, IS_KILLED)
-    assert text.startswith("rank 1 of 2 ended by signal 9 before its test did:")
+    assert text.startswith("rank 1 of 2 was killed by signal 9 (SIGKILL), ")
+    assert "before its test did:" in text
     assert "rank 0 failed" in text
 
 
@@ -73,7 +74,7 @@ def test_a_failure_is_told_before_a_rank_that_dies_of_it_at_the_same_look(
     first = "import os, time\nwhile not os.path.exists('1.json'): time.sleep(0.01)\ntime.sleep(0.2)\nos.abort()"
     text = told(monkeypatch, tmp_path, first, second)
     assert text.startswith("rank 1 of 2 failed first, in its call:\nthe loss is negative")
-    assert "rank 0 ended by signal 6" in text
+    assert "rank 0 was killed by signal 6 (SIGABRT), because native code gave up" in text
 
 
 def test_a_late_rank_is_told_with_its_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
