@@ -53,7 +53,7 @@ class _Place:
         parent, layer = self._parent(), self._layer()
         if parent is None or len(parent._modules) != self._children or parent._modules.get(self._name) is not layer:
             return None
-        return layer  # type: ignore[return-value]  # `_search` found it by its class
+        return layer
 
 
 _places: weakref.WeakKeyDictionary[nn.Module, list[_Place]] = weakref.WeakKeyDictionary()

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from finetune.config.settings import TrainConfig
     from finetune.data.batches import Batch
 
+_WIDTHS = 16
+"""On a card rows are padded to a multiple of so many tokens, so that no step has to compile kernels for its sizes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowStats:
@@ -127,13 +130,15 @@ def micro_batch_loss(
 
     Without a target the loss is a 0 that is connected to all layers, so that the backward pass runs through them too.
     """
-    positions, targets = target_positions(batch.labels)
     device = next(model.parameters()).device
+    base = base_model(model)
+    if device.type == "cuda":
+        batch = batch.widened(_WIDTHS, getattr(base.config.get_text_config(), "max_position_embeddings", None))
+    positions, targets = target_positions(batch.labels)
     moved = batch.to(device)
     on_host = inputs_on_host(config.offload_activations, device.type, sharded=is_sharded(model))
     with keeping_inputs_on_host(model, on_host):
         hidden = hidden_states(model, moved)
-    base = base_model(model)
     flat = hidden.states.flatten(0, 1)
     if len(positions) < len(flat):
         flat = flat.index_select(0, positions.to(device, non_blocking=True))
