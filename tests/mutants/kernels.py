@@ -128,7 +128,8 @@ BUGS: dict[str, Planted] = {
             Bug("PagedAdamW.__init__", "keep_masters(self)", "pass"),
             Bug("PagedAdamW.step", "[p for p in group['params'] if not _is_ours(p)]", "group['params']"),
             Bug("PagedAdamW.step", "group['params'] = parameters", "pass"),
-            Bug("PagedAdamW._update", "group['weight_decay']", "0.0"),
+            Bug("PagedAdamW._numbers", "group['weight_decay']", "0.0"),
+            Bug("PagedAdamW.compile_kernel", "[stand_in] * count", "[stand_in]"),
         ],
     ),
     "finetune/kernels/available": (
