@@ -1,4 +1,4 @@
-"""Speed and memory of the same QLoRA step through six recipes on one card, or its memory and counts on a dry one.
+"""Speed and memory of the same QLoRA step through seven recipes on one card, or its memory and counts on a dry one.
 
     python benchmarks/gpu_speed.py                                   # on the card that is there
     python benchmarks/gpu_speed.py --dry h200                        # without one: peak memory, kernels, copies, waits
@@ -6,11 +6,15 @@
 
 ``trainer`` is the recipe of artidoro/qlora, ``trl`` TRL's SFTTrainer, ``trl-liger`` the same with liger-kernel,
 ``unsloth`` Unsloth's own loader and checkpoints under SFTTrainer, ``ours`` finetune with every layer recomputed, as the
-others do, and their inputs on the host, and ``ours-auto`` finetune as it comes: with as many layers that keep their
-activations as the card has room for. What is not installed is left out and named. A setting is
-SHAPE:TOKENS:ROWS:ACCUMULATION. Weights are random; losses and gradient norms are shown, for a step that trains nothing
-is fast. Tokens a second are the median of the timed steps; the last step is profiled, for the share of matrix products.
-The utilisation is of the card's own matrix products, measured in the same process.
+others do, and their inputs on the host, which is the leanest; ``ours-auto`` finetune as it comes with ``--micro-batch
+ROWS --accumulation ACCUMULATION``: with as many layers that keep their activations as the card has room for; and
+``ours-batch`` finetune as it comes with ``--batch``: it chooses the micro-batches of the same rows too. What is not
+installed is left out and named. A setting is SHAPE:TOKENS:ROWS:ACCUMULATION.
+
+The first two columns are the peak of PyTorch's allocator, allocated and reserved. Weights are random, and made on the
+card. Losses and gradient norms are shown, because a step that trains nothing is fast. Tokens a second are the median of
+the timed steps. The last step is profiled, for the share of matrix products. The utilisation is of the card's own
+matrix products, measured in the same process.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 NEEDS = {"trainer": (), "trl": ("trl",), "trl-liger": ("trl", "liger_kernel"), "unsloth": ("unsloth",)}
-NEEDS |= {"ours": (), "ours-auto": ()}
+NEEDS |= {"ours": (), "ours-auto": (), "ours-batch": ()}
 SETTINGS = ("llama-3.1-8b:2048:4:1", "mistral-7b:512:1:8")
 STEPS = 7  # two to warm up, four that are timed, one that is profiled
 GIB = 2**30
@@ -108,6 +112,9 @@ def main() -> int:
             lacking = missing(recipe)
             if lacking:
                 print(f"  {recipe:<10} left out: {', '.join(lacking)} is not installed", flush=True)
+                continue
+            if recipe == "ours-batch" and setting.endswith(":1") and "ours-auto" in arguments.recipes:
+                print(f"  {recipe:<10} left out: without accumulation there is nothing to split", flush=True)
                 continue
             found = one(recipe, setting, arguments)
             results.append({"setting": setting, **found})

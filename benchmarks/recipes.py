@@ -166,33 +166,40 @@ def unsloth(base: torch.nn.Module, arguments: argparse.Namespace) -> list[tuple[
 
 
 def ours(
-    base: torch.nn.Module, arguments: argparse.Namespace, *, on_card: bool = False, choose: bool = False
+    base: torch.nn.Module,
+    arguments: argparse.Namespace,
+    *,
+    on_card: bool = False,
+    choose: bool = False,
+    split: bool = False,
 ) -> list[tuple[float, float]]:
     """finetune's own step with its defaults, on a card that is so small that every layer recomputes.
 
     With ``on_card`` the layers' inputs stay on the card; with ``choose`` as many layers keep their activations as there
-    is room for.
+    is room for; with ``split`` too, the rows of a step are split anew, into as few micro-batches as there is room for.
     """
     model, optimizer, config = adapted(base, arguments, on_card=on_card)
     from finetune.training.step import train_step
 
     if choose:
-        config = chosen(model, config, arguments)
+        config = chosen(model, config, arguments, split=split)
+        split_as = {"micro_batch": config.micro_batch, "accumulation": config.accumulation}
+        arguments = argparse.Namespace(**vars(arguments) | split_as)
     window = batches(arguments, int(model.config.vocab_size))
     steps = range(arguments.steps)
     done = [train_step(model, window, optimizer, config, step=step, total_steps=arguments.steps) for step in steps]
     return [(stats.loss, stats.grad_norm) for stats in done]
 
 
-def chosen(model: torch.nn.Module, train: Any, arguments: argparse.Namespace) -> Any:
-    """The settings with the number of layers that a run would let recompute on this card."""
+def chosen(model: torch.nn.Module, train: Any, arguments: argparse.Namespace, *, split: bool) -> Any:
+    """The settings with the number of layers that a run would let recompute on this card, and its split on request."""
     from finetune.config.settings import RunConfig
     from finetune.dryrun.full_rows import FullRows
     from finetune.training.split import chosen_split
 
     count = arguments.micro_batch * arguments.accumulation
     rows = FullRows(count=count, tokens=arguments.seq, vocabulary=int(model.config.vocab_size))
-    opened = dataclasses.replace(train, split="given", checkpointing="auto")
+    opened = dataclasses.replace(train, split="auto" if split else "given", checkpointing="auto")
     config, note = chosen_split(model, rows, RunConfig(train=opened))
     print(note, file=sys.stderr)
     return config.train
@@ -279,6 +286,7 @@ RECIPES = {
     "ours": (loaded, ours),
     "ours-on-card": (loaded, functools.partial(ours, on_card=True)),
     "ours-auto": (loaded, functools.partial(ours, choose=True)),
+    "ours-batch": (loaded, functools.partial(ours, choose=True, split=True)),
     "floor": (loaded, floor),
 }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from finetune.data.encode import IGNORED
 from finetune.data.packing import Sequences, lengths_of_rows, pack
@@ -80,6 +81,29 @@ class Batch:
     def targets(self) -> int:
         """Number of tokens that the loss is taken on, after the shift by one position."""
         return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def widened(self, multiple: int, most: int | None) -> Batch:
+        """Return the batch with padding up to the next multiple of tokens.
+
+        Triton compiles a kernel anew for a size that is a multiple of 16 if it knows it for other sizes only, and the
+        other way round. A batch in which rows are packed, or padded on the left, stays as it is.
+
+        Args:
+            multiple: of tokens.
+            most: the most tokens that a row may have; None for no limit. A batch that would be wider stays as it is.
+        """
+        width = self.input_ids.shape[1]
+        more = -width % multiple
+        if not more or not self.padded_right or self.position_ids is not None or (most and width + more > most):
+            return self
+        mask = torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
+        again = self.input_ids[:, -1:].expand(-1, more)  # an id that the model surely has
+        return Batch(
+            input_ids=torch.cat([self.input_ids, again], dim=1),
+            labels=F.pad(self.labels, (0, more), value=IGNORED),
+            attention_mask=F.pad(mask, (0, more)),
+            padded_right=True,
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to another device. A copy from pinned memory is asynchronous."""

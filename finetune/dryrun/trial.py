@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MOST_MICRO_BATCHES = 2
 """How many micro-batches of a window are run. A test shows that further ones add nothing to the peak."""
+PACKED_ROWS = 2
+"""How many rows share a sequence with --packing. More rows differ by the rounding of the allocator alone."""
 
 
 class Bench:
@@ -52,6 +54,7 @@ class Bench:
         self.torch, self.recorder = torch, recorder
         self.begin = time.perf_counter()
         self.phases: dict[str, int] = {}
+        self.packed, self._apart = 1, False
         self.managed_before = 0
         shape = model_config(config.model.model)
         shape.dtype = "bfloat16"
@@ -102,6 +105,8 @@ class Bench:
             model, optimizer = self._prepare(config)
             if choose:
                 config, note = self._choose(config, model)
+            if config.data.packing:
+                self.packed = self._fuller(config, model, optimizer)
             for step in range(steps):
                 if attributed and step == steps - 1:
                     categories = self._recorded_step(config, model, optimizer)
@@ -119,6 +124,18 @@ class Bench:
         self._clean(model, optimizer)
         return result
 
+    def _fuller(self, config: RunConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Return how many rows share a sequence in the step that takes the most memory, after a step with each.
+
+        Where rows attend one after the other, several rows leave more tensors than one that fills its sequence, but
+        each needs a smaller mask.
+        """
+        peaks = {}
+        for rows in (1, PACKED_ROWS):
+            self.packed = rows
+            peaks[rows] = self._step(config, model, optimizer)
+        return max(peaks, key=lambda rows: (peaks[rows], rows))
+
     def _choose(self, config: RunConfig, model: nn.Module) -> tuple[RunConfig, str]:
         from finetune.model.recompute import usable
         from finetune.training.split import chosen_split
@@ -130,6 +147,8 @@ class Bench:
         return config, "; ".join(text for text in (told, note) if text)
 
     def _prepare(self, config: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
+        from finetune.kernels.choice import set_kernels
+        from finetune.kernels.packed_attention import keep_rows_apart
         from finetune.model.load import attach_adapter
         from finetune.training.sharded import optimizer_of, spread
 
@@ -137,6 +156,12 @@ class Bench:
             model = attach_adapter(self.base, config.adapter, seed=config.train.seed)
             spread(model, config)
             optimizer = optimizer_of(model, config.train)
+        self.packed = PACKED_ROWS if config.data.packing else 1
+        if config.data.packing and not self._apart:  # attention is wrapped once on each base
+            self._apart = True
+            set_kernels(model, config.train.kernels)
+            keep_rows_apart(model)
+            self._forget_peaks()
         if self.recorder is not None:
             self.recorder.meet(model)
         return model, optimizer
@@ -181,7 +206,10 @@ class Bench:
     def _rows(self, config: RunConfig) -> FullRows:
         seq = config.data.seq if self.positions is None else min(config.data.seq, self.positions)
         return FullRows(
-            count=config.train.micro_batch * config.train.accumulation, tokens=seq, vocabulary=self.vocabulary
+            count=config.train.micro_batch * config.train.accumulation,
+            tokens=seq,
+            vocabulary=self.vocabulary,
+            packed=self.packed,
         )
 
     def _phase(self, name: str) -> _Phase:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from finetune.config.settings import RunConfig
     from finetune.estimate.card_speed import CardSpeed
 
-_BOTH_WAYS, _AGAIN, _CHUNK = 78, 34, 19
+_BOTH_WAYS, _AGAIN, _CHUNK = 78, 31, 19
 """Kernels of a layer forward and backward, of its recomputation, and of one chunk of the loss; counted on a dry GPU in
 a step of Llama-3.2-1B with fused kernels."""
 _UNFUSED = 2.5

@@ -5,6 +5,10 @@ the input, multiplies by the scale and computes the sum, and each of these resul
 one autograd function runs all layers of a group (q, k and v; gate and up). It computes x A once for the group, and adds
 each adapter's output in the epilogue of its last product. For the backward pass it saves x, once for all layers, and
 x A, whose width is the rank. A 4-bit weight is decoded once in each direction, and is freed when its product is done.
+
+A decoder layer that recomputes its activations stops as soon as everything is there that its backward pass needs. The
+last product of the layer is needed by nobody then. So a layer that runs by itself saves x and x A before its product
+begins (:class:`_Kept`), and that product does not run again: in a Llama it has a quarter of the layer's weights.
 """
 
 from __future__ import annotations
@@ -130,16 +134,39 @@ def _obstacle(layer: Any) -> str | None:
     return None
 
 
+class _Member:
+    """A LoRA layer of a group, with the modules that each call reads. Finding them through the layer takes longer."""
+
+    __slots__ = ("_first", "base", "down", "layer", "name", "plain", "up")
+
+    def __init__(self, layer: Any) -> None:
+        (self.name,) = layer.lora_A
+        self.layer, self.plain = layer, layer.forward
+        self.base, self._first = layer.get_base_layer(), layer.base_layer
+        self.down, self.up = layer.lora_A[self.name], layer.lora_B[self.name]
+
+    def is_ready(self, dtype: torch.dtype) -> bool:
+        """Return whether the layer is in the state in which it was fused, and computes in ``dtype``."""
+        layer = self.layer
+        if layer.disable_adapters or layer.merged or list(layer.active_adapters) != [self.name]:
+            return False
+        parts = layer._modules
+        downs, ups = parts["lora_A"]._modules, parts["lora_B"]._modules
+        same = (
+            downs.get(self.name) is self.down and ups.get(self.name) is self.up and parts["base_layer"] is self._first
+        )
+        return same and len(downs) == 1 and self.down.weight.dtype == dtype
+
+
 class _Group:
     """Layers that read the same input. The call of the first one computes the outputs of all."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        self.layers = list(layers)
-        self.plain = [layer.forward for layer in layers]
+        self.members = [_Member(layer) for layer in layers]
         self.source: Tensor | None = None
         self.waiting: dict[int, Tensor] = {}
-        self.apart = len(self.layers) == 1
-        for index, layer in enumerate(self.layers):
+        self.apart = len(self.members) == 1
+        for index, layer in enumerate(layers):
             setattr(layer, _FUSED, self)
             layer.forward = functools.partial(self.call, index)
 
@@ -150,8 +177,10 @@ class _Group:
 
     def call(self, index: int, x: Tensor, *more: Any, **named: Any) -> Tensor:
         """Return the output of layer ``index`` for ``x`` [..., in]."""
-        if more or named or not all(_ready(layer, x) for layer in self.layers):
-            plain: Callable[..., Tensor] = self.plain[index]
+        first = index == 0 and not self.apart
+        wanted = self.members if first else [self.members[index]]
+        if more or named or not _runs_fused(x) or not all(member.is_ready(x.dtype) for member in wanted):
+            plain: Callable[..., Tensor] = self.members[index].plain
             return plain(x, *more, **named)
         if index in self.waiting:
             found = self.waiting.pop(index)
@@ -162,10 +191,9 @@ class _Group:
                 return found
             self.apart = True  # this layer reads another input than the first
             self.waiting.clear()
-        if self.apart or index != 0:
-            return _run([self.layers[index]], x)[0]
-        outputs = _run(self.layers, x)
-        self.source, self.waiting = x, dict(enumerate(outputs[1:], start=1))
+        outputs = _run(wanted, x)
+        if first:
+            self.source, self.waiting = x, dict(enumerate(outputs[1:], start=1))
         return outputs[0]
 
 
@@ -183,23 +211,24 @@ def _bitsandbytes_is_installed() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _ready(layer: Any, x: Tensor) -> bool:
-    """Return whether the layer is in the state in which it was fused, and ``x`` has the dtype that it computes in."""
-    if layer.disable_adapters or layer.merged or len(layer.lora_A) != 1 or torch.is_autocast_enabled(x.device.type):
-        return False
-    (name,) = layer.lora_A
-    if list(layer.active_adapters) != [name] or x.dtype != layer.lora_A[name].weight.dtype:
+def _runs_fused(x: Tensor) -> bool:
+    if torch.is_autocast_enabled(x.device.type):
         return False
     # For a single token, bitsandbytes has a kernel that does not write the decoded weight to memory.
     return torch.is_grad_enabled() or x.numel() > x.shape[-1]
 
 
-def _run(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
-    names = [next(iter(layer.lora_A)) for layer in layers]
-    matrices = [layer.lora_A[name].weight for layer, name in zip(layers, names, strict=True)]
-    matrices += [layer.lora_B[name].weight for layer, name in zip(layers, names, strict=True)]
-    scales = [float(layer.scaling[name]) for layer, name in zip(layers, names, strict=True)]
-    outputs: tuple[Tensor, ...] = _FusedLora.apply(x, [layer.get_base_layer() for layer in layers], scales, *matrices)
+def _run(members: Sequence[_Member], x: Tensor) -> tuple[Tensor, ...]:
+    matrices = [member.down.weight for member in members] + [member.up.weight for member in members]
+    bases = [member.base for member in members]
+    scales = [float(member.layer.scaling[member.name]) for member in members]
+    with torch.no_grad():
+        inner = x.reshape(-1, x.shape[-1]) @ _stacked(matrices[: len(members)]).t()
+    kept = None
+    if len(members) == 1 and torch.is_grad_enabled():
+        x = _Kept.apply(x, inner)
+        kept = x.grad_fn  # None if x needs no gradient
+    outputs: tuple[Tensor, ...] = _FusedLora.apply(x, inner, kept, bases, scales, *matrices)
     return outputs
 
 
@@ -207,41 +236,73 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     """Return the base's weight [out, in], decoded if it is quantized."""
     if not _is_four_bit(base):
         return base.weight  # type: ignore[no-any-return]  # `base` is Any
-    packed = base.weight
+    with torch._C.DisableTorchFunctionSubclass():  # or each look at the weight would run a method of bitsandbytes
+        state, packed = base.weight.quant_state, base.weight.data
     if kernel_runs_on(packed.device):
         from finetune.kernels.nf4 import can_decode, decode
 
-        if can_decode(packed.quant_state):
-            return decode(packed.data, packed.quant_state, dtype)
+        if can_decode(state):
+            return decode(packed, state, dtype)
     from bitsandbytes.functional import dequantize_4bit
 
-    weight: Tensor = dequantize_4bit(packed.data.view(-1, 1), packed.quant_state).to(dtype)
+    weight: Tensor = dequantize_4bit(packed.view(-1, 1), state).to(dtype)
     return weight
+
+
+class _Kept(torch.autograd.Function):
+    """Returns x, and saves x and x A for the backward pass of :class:`_FusedLora`, which takes its result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inner: Tensor) -> Tensor:
+        ctx.save_for_backward(x, inner)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class _FusedLora(torch.autograd.Function):
     """Computes ``y_i = W_i x + bias_i + s_i B_i A_i x`` for the layers i of a group. W and bias are frozen."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bases: list[Any], scales: list[float], *matrices: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, inner: Tensor, kept: Any, bases: list[Any], scales: list[float], *matrices: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Compute the outputs [..., out] of all layers.
+
+        Args:
+            ctx: of autograd.
+            x: [..., in]
+            inner: [tokens, sum of the ranks], x A of all layers, side by side.
+            kept: the node of :class:`_Kept` that has saved x and ``inner``; None to save them here.
+            bases: the base layers.
+            scales: of each adapter.
+            matrices: A [rank, in] of each layer, and then B [out, rank] of each layer.
+        """
         count = len(bases)
         downs, ups = matrices[:count], matrices[count:]
         flat = x.reshape(-1, x.shape[-1])
-        inner = flat @ _stacked(downs).t()
         outputs = []
         for base, up, part, scale in zip(bases, ups, inner.split([a.shape[0] for a in downs], 1), scales, strict=True):
             bias = None if base.bias is None else base.bias.to(x.dtype)
             y = F.linear(flat, _weight(base, x.dtype), bias)
             outputs.append(y.addmm_(part, up.t(), alpha=scale).view(*x.shape[:-1], -1))
-        ctx.bases, ctx.scales = bases, scales
-        ctx.save_for_backward(x, inner, *matrices)
+        ctx.bases, ctx.scales, ctx.kept = bases, scales, kept
+        # The matrices are parameters. Autograd would call two functions of checkpointing for each that it saves.
+        ctx.matrices, ctx.versions = matrices, [matrix._version for matrix in matrices]
+        if kept is None:
+            ctx.save_for_backward(x, inner)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        x, inner, *matrices = ctx.saved_tensors
+        x, inner = (ctx if ctx.kept is None else ctx.kept).saved_tensors
+        matrices = ctx.matrices
+        if [matrix._version for matrix in matrices] != ctx.versions:
+            raise RuntimeError("a matrix of an adapter was changed in place between a forward and a backward pass")
         count = len(ctx.bases)
         downs, ups = matrices[:count], matrices[count:]
         flat = x.reshape(-1, x.shape[-1])
@@ -269,8 +330,8 @@ class _FusedLora(torch.autograd.Function):
             stacked = _stacked(downs)
             grad_x = grad_inner @ stacked if grad_x is None else grad_x.addmm_(grad_inner, stacked)
             grad_x = grad_x.view(x.shape)
-        wanted = zip((*grad_downs, *grad_ups), ctx.needs_input_grad[3:], strict=True)
-        return grad_x, None, None, *(grad if needed else None for grad, needed in wanted)
+        wanted = zip((*grad_downs, *grad_ups), ctx.needs_input_grad[5:], strict=True)
+        return grad_x, None, None, None, None, *(grad if needed else None for grad, needed in wanted)
 
 
 def _stacked(downs: Sequence[Tensor]) -> Tensor:

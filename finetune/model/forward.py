@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 COMPUTE_DTYPE_ATTRIBUTE = "finetune_compute_dtype"
 """Attribute of a model that computes in another dtype than its weights are stored in. It then runs under autocast."""
+
+_heads_apart: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+"""Of each decoder that was searched, the head that is not in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +94,20 @@ def decoder_of(base: PreTrainedModel) -> nn.Module | None:
     head (ModernBERT's decoder), and for some a part that is followed by more layers before the head (BERT).
     """
     decoder, head = base.get_decoder(), base.get_output_embeddings()
-    between = not any(child is head for child in base.children())
-    if decoder is None or between or any(module is head for module in decoder.modules()):
+    if decoder is None or not any(child is head for child in base.children()) or _has(decoder, head):
         return None
     found: nn.Module = decoder
+    return found
+
+
+def _has(decoder: nn.Module, head: nn.Module | None) -> bool:
+    """Whether ``head`` is a part of ``decoder``. A model has thousands of modules, so they are searched once only."""
+    known = _heads_apart.get(decoder)
+    if head is not None and known is not None and known() is head:
+        return False
+    found = any(module is head for module in decoder.modules())
+    if not found and head is not None:
+        _heads_apart[decoder] = weakref.ref(head)
     return found
 
 

@@ -7,6 +7,7 @@ activations would exist again for its own backward pass, though no longer beside
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -17,21 +18,58 @@ from finetune.model.checks import check_checkpointing
 from finetune.model.forward import base_model, decoder_of, set_checkpointing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from finetune.config.settings import Checkpointing
 
 
 def layers_of(model: nn.Module) -> list[GradientCheckpointingLayer]:
-    """Return the layers that can recompute one by one, in order; none if the model recomputes all of them or none."""
+    """Return the layers that can recompute one by one, in order; none if the model recomputes all of them or none.
+
+    A model has thousands of modules, and every micro-batch asks. So the modules are searched once, and again when a
+    layer was replaced, added or removed.
+    """
     base = base_model(model)
-    found: list[GradientCheckpointingLayer] = []
-    inside: tuple[str, ...] = ()
-    for name, module in (decoder_of(base) or base).named_modules():
-        if isinstance(module, GradientCheckpointingLayer) and not name.startswith(inside):
-            inside += (f"{name}.",)
-            found.append(module)
-    return found
+    root = decoder_of(base) or base
+    places = _places.get(root)
+    layers = [] if places is None else [place.layer() for place in places]
+    if not layers or None in layers:
+        _places[root] = list(_search(root, set()))
+        layers = [place.layer() for place in _places[root]]
+    return [layer for layer in layers if layer is not None]
+
+
+class _Place:
+    """Where a layer was found. Nothing here keeps a model alive."""
+
+    def __init__(self, parent: nn.Module, name: str) -> None:
+        self._parent, self._name, self._children = weakref.ref(parent), name, len(parent._modules)
+        self._layer = weakref.ref(parent._modules[name])
+
+    def layer(self) -> GradientCheckpointingLayer | None:
+        """Return the layer; None if it is no longer there, or no longer one of as many."""
+        parent, layer = self._parent(), self._layer()
+        if parent is None or len(parent._modules) != self._children or parent._modules.get(self._name) is not layer:
+            return None
+        return layer
+
+
+_places: weakref.WeakKeyDictionary[nn.Module, list[_Place]] = weakref.WeakKeyDictionary()
+"""Of each decoder that was searched, where its layers are."""
+
+
+def _search(module: nn.Module, seen: set[nn.Module]) -> Iterator[_Place]:
+    """Yield the places of the layers below ``module``, in order, each layer once and none that is inside another."""
+    for name, child in module.named_children():
+        if child in seen:
+            continue
+        seen.add(child)
+        if isinstance(child, GradientCheckpointingLayer):
+            yield _Place(module, name)
+        else:
+            yield from _search(child, seen)
 
 
 def set_recompute(model: nn.Module, setting: Checkpointing) -> None:

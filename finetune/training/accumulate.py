@@ -35,19 +35,32 @@ if TYPE_CHECKING:
     from finetune.config.settings import TrainConfig
     from finetune.data.batches import Batch
 
+_WIDTHS = 16
+"""On a card rows are padded to a multiple of so many tokens, so that no step has to compile kernels for its sizes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowStats:
     """The figures of one window, over all processes."""
 
-    loss: float
-    """Mean cross-entropy of the targets, in nats; 0 if there are no targets."""
+    mean_loss: torch.Tensor
+    """Mean cross-entropy of the targets, in nats; 0 if there are no targets. A scalar on the model's device."""
     targets: int
     """Number of tokens that the loss was taken on, N."""
     tokens: int
     """Number of tokens that went through the model, without padding."""
-    router_loss: float | None = None
-    """Mean over the micro-batches of the router's weighted loss; None if it is off."""
+    mean_router_loss: torch.Tensor | None = None
+    """Mean over the micro-batches of the router's weighted loss, as a scalar; None if it is off."""
+
+    @property
+    def loss(self) -> float:
+        """``mean_loss``, for which the host waits until the device has done all its work so far."""
+        return float(self.mean_loss)
+
+    @property
+    def router_loss(self) -> float | None:
+        """``mean_router_loss``, for which the host waits in the same way."""
+        return None if self.mean_router_loss is None else float(self.mean_router_loss)
 
 
 def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainConfig) -> WindowStats:
@@ -73,7 +86,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
         [sum(b.targets for b in window), sum(b.tokens for b in window), len(window)], device
     )
     if targets == 0:
-        return WindowStats(loss=0.0, targets=0, tokens=tokens)
+        return WindowStats(mean_loss=torch.zeros(()), targets=0, tokens=tokens)
     # In fp16, gradients scaled by 1 / N may underflow. So the backward pass computes the gradient of the sum, and the
     # division by N follows.
     scaled = _runs_in_fp16(model)
@@ -103,10 +116,10 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / targets)
         loss_sum /= targets
     return WindowStats(
-        loss=float(loss_sum),
+        mean_loss=loss_sum,
         targets=targets,
         tokens=tokens,
-        router_loss=None if router_loss is None else float(router_loss) / shares,
+        mean_router_loss=None if router_loss is None else router_loss / shares,
     )
 
 
@@ -117,13 +130,15 @@ def micro_batch_loss(
 
     Without a target the loss is a 0 that is connected to all layers, so that the backward pass runs through them too.
     """
-    positions, targets = target_positions(batch.labels)
     device = next(model.parameters()).device
+    base = base_model(model)
+    if device.type == "cuda":
+        batch = batch.widened(_WIDTHS, getattr(base.config.get_text_config(), "max_position_embeddings", None))
+    positions, targets = target_positions(batch.labels)
     moved = batch.to(device)
     on_host = inputs_on_host(config.offload_activations, device.type, sharded=is_sharded(model))
     with keeping_inputs_on_host(model, on_host):
         hidden = hidden_states(model, moved)
-    base = base_model(model)
     flat = hidden.states.flatten(0, 1)
     if len(positions) < len(flat):
         flat = flat.index_select(0, positions.to(device, non_blocking=True))

@@ -22,7 +22,7 @@ from finetune.model.parts import is_sharded
 from finetune.model.whole import not_finite
 from finetune.training import ranks
 from finetune.training.accumulate import window_gradients
-from finetune.training.optim import state_bytes
+from finetune.training.optim import compile_kernels, state_bytes
 from finetune.training.sample import answer
 from finetune.training.sharded import trained, trained_here, whole_state
 from finetune.training.step import EvalStats, StepStats, evaluate, train_step
@@ -163,6 +163,9 @@ class _Loop:
         """Run the longest batch once and discard it, so that a run that does not fit fails now and not in hour three.
 
         Its gradients also show whether the adapter learns at all. Weights and random generators do not change.
+
+        On a card the first window runs as well, and the optimizer's kernel: its sizes are those of most steps, for
+        which kernels are then compiled before the first step.
         """
         setup = self.setup
         with self._undisturbed(), _ballast(setup):
@@ -170,6 +173,11 @@ class _Loop:
             stats = window_gradients(setup.model, window, setup.config.train)
             require_gradients(setup.model, loss=stats.loss)
             setup.model.zero_grad(set_to_none=True)
+            if next(setup.model.parameters()).device.type == "cuda":
+                compile_kernels(setup.optimizer)
+                usual = next(windows(setup.data.train, setup.config.train, start_step=self.step))
+                window_gradients(setup.model, ranks.share(usual), setup.config.train)
+                setup.model.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:

@@ -144,6 +144,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def compile_kernels(optimizer: torch.optim.Optimizer) -> None:
+    """Compile the kernels of an optimizer that has some of its own, which otherwise happens in the first step."""
+    compiled = getattr(optimizer, "compile_kernel", None)
+    if compiled is not None:
+        compiled()
+
+
 def optimizer_step(optimizer: torch.optim.Optimizer) -> None:
     """Apply the gradients. bitsandbytes' warning that a CPU does not page is silenced, because ``--help`` says so."""
     with warnings.catch_warnings():

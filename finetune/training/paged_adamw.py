@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+_SMALL = 16
+"""Elements of the tensors with which the kernel is compiled: as the sizes of most parameters, a multiple of 16."""
+
 
 class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]  # bitsandbytes has no annotations
     """AdamW (https://arxiv.org/abs/1711.05101) whose states the driver moves to the host when the card is full.
@@ -38,7 +41,7 @@ class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]  # bitsandbyt
             paged_from: the states of parameters with this many elements or more are paged.
         """
         super().__init__(parameters, **settings)
-        self.kernel, self.paged_from = kernel, paged_from
+        self.kernel, self.paged_from, self._masters = kernel, paged_from, masters
         if masters:
             keep_masters(self)
 
@@ -70,6 +73,30 @@ class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]  # bitsandbyt
                 group["params"] = parameters
         return loss
 
+    @torch.no_grad()
+    def compile_kernel(self) -> None:
+        """Compile the kernel for the parameters that are on a card, before the first step. No value changes."""
+        for group in self.param_groups:
+            kinds: dict[tuple[torch.device, torch.dtype], int] = {}
+            for parameter in group["params"]:
+                if self.kernel and parameter.numel() and _is_ours(parameter) and kernel_runs_on(parameter.device):
+                    kind = (parameter.device, parameter.dtype)
+                    kinds[kind] = kinds.get(kind, 0) + 1
+            for (device, dtype), count in kinds.items():
+                weight = torch.zeros(_SMALL, dtype=dtype, device=device)
+                moment = torch.zeros(_SMALL, device=device)
+                masters = self._masters and dtype == torch.bfloat16
+                dropped = torch.zeros(_SMALL, dtype=torch.int16, device=device) if masters else None
+                stand_in = Updated(
+                    weight=weight, gradient=torch.zeros_like(weight), first=moment, second=moment, dropped=dropped
+                )
+                update([stand_in] * count, self._numbers(group, 1), kernel=True)
+
+    def _numbers(self, group: dict[str, Any], step: int) -> Coefficients:
+        return Coefficients.of(
+            lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"], step=step
+        )
+
     def _update(self, group: dict[str, Any], number: int) -> None:
         due: dict[tuple[int, torch.device], list[Updated]] = {}
         for index, parameter in enumerate(group["params"]):
@@ -89,14 +116,7 @@ class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]  # bitsandbyt
             )
             due.setdefault((state["step"], parameter.device), []).append(found)
         for (step, device), parameters in due.items():
-            numbers = Coefficients.of(
-                lr=group["lr"],
-                betas=group["betas"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                step=step,
-            )
-            update(parameters, numbers, kernel=self.kernel and kernel_runs_on(device))
+            update(parameters, self._numbers(group, step), kernel=self.kernel and kernel_runs_on(device))
 
 
 def _is_ours(parameter: nn.Parameter) -> bool:

@@ -79,30 +79,35 @@ def train_step(
     begin = time.perf_counter()
     rate = learning_rate(step, total_steps, config)
     set_learning_rate(optimizer, rate)
-    model.zero_grad(set_to_none=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    _drop_gradients(trained)
     stats = window_gradients(model, window, config)
-    norm = 0.0
+    norm: torch.Tensor | float = 0.0
     if stats.targets:
-        parameters = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
-        norm = clip_gradients(parameters, config.clip)
+        norm = clip_gradients([p for p in trained if p.grad is not None], config.clip)
         optimizer_step(optimizer)
-        model.zero_grad(set_to_none=True)
+        _drop_gradients(trained)
     return StepStats(
-        loss=stats.loss,
+        loss=stats.loss,  # the first wait for the device; until here it always has work
         targets=stats.targets,
         tokens=stats.tokens,
-        grad_norm=norm,
+        grad_norm=float(norm),
         learning_rate=rate,
         seconds=time.perf_counter() - begin,
         router_loss=stats.router_loss,
     )
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], clip: float) -> float:
+def _drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], clip: float) -> torch.Tensor | float:
     """Scale the gradients so that their global L2 norm is at most ``clip``. With 0, only measure the norm.
 
     Returns:
-        The norm before clipping.
+        The norm before clipping, as a scalar on the device of the gradients, or as a number if they are in parts.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if any(isinstance(gradient, DTensor) for gradient in gradients):
@@ -110,7 +115,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], clip: float) -> float:
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-    return float(norm)
+    return norm
 
 
 @torch.no_grad()

@@ -94,6 +94,8 @@ BUGS: dict[str, Planted] = {
         [
             Bug("FullRows.batch", "len(sequences)", "1"),
             Bug("FullRows.sequence_lengths", "self.count", "1"),
+            Bug("FullRows.batch", "labels.masked_fill(positions == 0, IGNORED)", "labels"),
+            Bug("FullRows.batch", "1 < self.packed <= self.tokens", "False"),
         ],
     ),
     "finetune/config/recompute": (

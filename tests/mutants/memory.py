@@ -13,7 +13,12 @@ BUGS: dict[str, Planted] = {
     "finetune/model/recompute": (
         ["tests/unit/finetune/model/test_recompute.py"],
         [
-            Bug("layers_of", "not name.startswith(inside)", "True"),
+            Bug("layers_of", "not layers or None in layers", "not layers"),
+            Bug(
+                "_search",
+                "yield _Place(module, name)",
+                "(yield _Place(module, name), (yield from _search(child, seen)))",
+            ),
             Bug("set_recompute", "setting > len(layers)", "False"),
             Bug("set_recompute", "layer.gradient_checkpointing = number < count", "pass"),
             Bug("usable", "set_checkpointing(model, enabled=False)", "pass"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from adapted_models import adapted, base_of, gradients, nonzero_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_rows, padded, relative_l2, save_tiny
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from finetune.config.settings import AdapterConfig, TrainConfig
+from finetune.kernels import fused_adapter
 from finetune.kernels.fused_adapter import fuse
 from finetune.model.load import attach_adapter
 from finetune.training.accumulate import window_gradients
@@ -101,6 +105,51 @@ def test_a_group_saves_its_input_once_and_multiplies_by_a_once(folder: Path) -> 
     matrices = {p.data_ptr() for p in attention.parameters() if p.requires_grad}
     others = [t for t in kept if t.data_ptr() not in matrices and t.data_ptr() != x.data_ptr()]
     assert [tuple(t.shape) for t in others] == [(14, 3 * 4)]  # x A of three layers of rank 4
+
+
+def test_a_layer_that_recomputes_does_not_compute_its_last_product_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each weight is decoded forward, again, and backward; the last one of a layer forward and backward."""
+    model = nonzero_adapter(adapted(folder))
+    fuse(model)
+    decoded: Counter[int] = Counter()
+    own = fused_adapter._weight
+    monkeypatch.setattr(fused_adapter, "_weight", lambda base, dtype: (decoded.update([id(base)]), own(base, dtype))[1])
+    gradients(model, checkpointing=True)
+    paths = [f"self_attn.{name}" if name[0] in "qkvo" else f"mlp.{name}" for name in LINEAR]
+    found = [decoded[id(layer(model, path, LAYERS - 1).get_base_layer())] for path in paths]
+    passes = found[-1] // 2
+    assert passes
+    assert found == [3 * passes] * 6 + [2 * passes]
+
+
+def test_a_layer_that_goes_on_after_its_last_product_computes_it_again(folder: Path) -> None:
+    """As in Gemma 2, where a norm follows: the norm needs the product's values."""
+    plain, fused = (layer(nonzero_adapter(adapted(folder)), "mlp.down_proj") for _ in range(2))
+    fuse(fused)
+    x = torch.randn(2, 5, plain.in_features)
+    found = []
+    for down in (plain, fused):
+        leaf = x.clone().requires_grad_()
+        checkpoint(
+            lambda y, of: F.rms_norm(of(y.square()), (of.out_features,)), leaf, down, use_reentrant=False
+        ).sum().backward()
+        found.append([leaf.grad, down.lora_A["default"].weight.grad, down.lora_B["default"].weight.grad])
+    for exact, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, exact, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["q_proj", "o_proj"])
+def test_a_matrix_that_changes_before_the_backward_pass_is_noticed(folder: Path, name: str) -> None:
+    attention = layer(nonzero_adapter(adapted(folder)), "self_attn")
+    fuse(attention)
+    projection = getattr(attention, name)
+    out = projection(torch.randn(2, 5, projection.in_features, requires_grad=True))
+    with torch.no_grad():
+        projection.lora_B["default"].weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match="was changed in place"):
+        out.sum().backward()
 
 
 def test_layers_that_read_other_inputs_after_all_run_by_themselves(folder: Path) -> None:

@@ -187,3 +187,30 @@ def test_who_wraps_bitsandbytes_steps_still_hears_of_each(monkeypatch: pytest.Mo
     assert heard == [1]
     assert torch.allclose(parameter, torch.tensor(1 - 2e-4))  # once, and not once by each
     assert optimizer.param_groups[0]["params"] == [parameter]
+
+
+def test_the_kernel_is_compiled_beforehand_for_what_the_first_step_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many parameters of the same kinds, and without changing a weight or making a state."""
+    parameters = [
+        torch.nn.Parameter(torch.ones(4, 16, dtype=dtype)) for dtype in (torch.bfloat16,) * 3 + (torch.float32,)
+    ]
+    frozen = torch.nn.Parameter(torch.ones(4), requires_grad=False)
+    optimizer = make_optimizer([*parameters, frozen], TrainConfig())
+    kinds: list[list[tuple[object, ...]]] = []
+
+    def update(those: list[Updated], numbers: Coefficients, *, kernel: bool) -> None:
+        assert kernel
+        kinds[-1] += [(of.weight.dtype, of.dropped is None, of.weight.numel() % 16, numbers.shrink) for of in those]
+        adamw.update(those, numbers, kernel=kernel)
+
+    monkeypatch.setattr("finetune.training.paged_adamw.update", update)
+    kinds.append([])
+    optimizer.compile_kernel()  # type: ignore[attr-defined]  # PagedAdamW has it
+    assert not optimizer.state
+    assert all(bool((parameter == 1).all()) for parameter in parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    kinds.append([])
+    optimizer_step(optimizer)
+    assert sorted(kinds[0], key=str) == sorted(kinds[1], key=str)
+    assert len(kinds[0]) == 4

@@ -14,3 +14,11 @@ def test_a_window_of_full_rows() -> None:
     assert int(window[0].input_ids.max()) == 99
     assert window[0].targets == 3 * 39  # every token but the first of a row
     assert rows.sequence_lengths().tolist() == [40] * 6
+
+
+def test_packed_rows_share_a_sequence() -> None:
+    batch = FullRows(count=6, tokens=41, vocabulary=100, packed=2).batch([0, 1, 2])
+    assert batch.row_lengths == (21, 20) * 3
+    assert batch.input_ids.shape == (3, 41)
+    assert batch.targets == 3 * (20 + 19)
+    assert FullRows(count=1, tokens=1, vocabulary=100, packed=2).batch([0]).row_lengths is None

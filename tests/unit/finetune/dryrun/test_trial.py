@@ -51,6 +51,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return yaml_file.replace(RunConfig(), SETTINGS | {"model": str(folder)})
 
 
+def test_packing_is_measured_with_rows_that_share_a_sequence(config: RunConfig) -> None:
+    """They need no less than one row that fills it, which is tried as well, and not much more."""
+    packed = {"seq": 1024, "packing": True}
+    alone, shared = trials(config, [packed | {"packing": False}, packed], "rtx-4080")
+    assert alone.fits
+    assert shared.fits
+    assert alone.peak_allocated <= shared.peak_allocated <= 1.1 * alone.peak_allocated
+
+
 @pytest.fixture(scope="module")
 def found(config: RunConfig) -> dict[str, Trial]:
     return dict(zip(CHANGES, trials(config, list(CHANGES.values()), "rtx-4080"), strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune.config import yaml_file
-from finetune.config.settings import RunConfig
+from finetune.config.settings import DEMO, RunConfig
 from finetune.estimate.card_speed import speed_of
 from finetune.estimate.choice import MOST_TRIALS, Choice, Forecast, Tried, choices, choose, micro_batches
 from finetune.model.shapes import SHAPES
@@ -171,3 +171,20 @@ def test_micro_batches_divide_the_rows_and_leave_one_for_each_process() -> None:
     assert micro_batches(12, processes=1) == [1, 2, 3, 4, 6, 12]
     assert micro_batches(12, processes=4) == [1, 2, 3]
     assert micro_batches(2, processes=4) == [1]
+
+
+@pytest.mark.parametrize("card", ["h200", "h100-80", "rtx-4080", "t4"])
+def test_a_card_computes_the_rows_of_a_step_of_the_demo_at_once(card: str) -> None:
+    """The demo splits its eight rows for two cores. On a card each micro-batch would wait for its launches."""
+    there = find_card(card)
+    speed = speed_of(there.product, there.capability, there.multiprocessors)
+    config = yaml_file.replace(DEMO, {"device": "cuda"})
+    found = Forecast.of(config, SHAPES["smollm2-135m"].fields(), speed, capability=there.capability)
+    assert found is not None
+    rows = DEMO.train.micro_batch * DEMO.train.accumulation
+    assert DEMO.train.split == "auto"
+    assert DEMO.train.accumulation > 1
+    of_sizes = choices(config, micro_batches(rows, processes=1), [0], 30, found)
+    budget = there.total_bytes - there.context_bytes
+    chosen = choose(of_sizes, budget, Card(budget, found), found).choice
+    assert (chosen.micro_batch, chosen.accumulation) == (rows, 1)

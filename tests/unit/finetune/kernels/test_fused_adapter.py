@@ -65,4 +65,4 @@ def test_what_a_trial_without_room_left_in_a_group_is_freed(monkeypatch: pytest.
     split._tidy(model)
     assert [reference() for reference in left] == [None, None]
     again = torch.ones(3, 8)
-    assert torch.equal(model.base_model.model.k_proj(again), group.plain[1](again))
+    assert torch.equal(model.base_model.model.k_proj(again), group.members[1].plain(again))

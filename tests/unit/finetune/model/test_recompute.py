@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune.errors import ConfigError
+from finetune.model import recompute
 from finetune.model.recompute import layers_of, set_recompute, usable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -65,6 +68,29 @@ def test_a_layer_inside_a_layer_is_none_of_its_own() -> None:
 
     model = Model()
     assert layers_of(model) == list(model.layers)
+    assert len(layers_of(Model())) == 2  # of this one, and not of the first
+    for change in (
+        lambda: model.layers.append(Layer(nn.Identity())),
+        lambda: model.layers.__setitem__(1, Layer(nn.Identity())),
+        lambda: model.layers.__delitem__(0),
+        lambda: setattr(model, "layers", nn.ModuleList([Layer(nn.Identity())])),
+    ):
+        change()
+        assert layers_of(model) == list(model.layers)
+
+
+def test_the_modules_are_searched_once_and_keep_no_model_alive(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = layers_of(llama)
+    with monkeypatch.context() as without:
+        without.setattr(recompute, "_search", None)
+        without.setattr(nn.Module, "modules", None)
+        assert layers_of(llama) == layers
+    model = model_of("llama", vocab_size=8, num_hidden_layers=1, hidden_size=32, intermediate_size=8)
+    assert len(layers_of(model)) == 1
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_more_layers_than_there_are_is_refused_with_the_number(llama: Any) -> None:
