@@ -70,7 +70,12 @@ def cut(file: Path) -> None:
 
 def test_a_models_own_code_is_refused_without_a_question(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
+
+    def answer(text: str = "") -> str:
+        asked.append(text)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
     changed(folder, model_type="of_their_own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"})
     (folder / "own.py").write_text("raise SystemExit('the code ran')")
     config = ModelConfig(model=str(folder), precision="bf16", device="cpu")
