@@ -70,7 +70,7 @@ def choose(model: nn.Module, config: AdapterConfig) -> Coverage:
         for name in names:
             matched = [path for path in paths if matches(name, path)]
             if not matched:
-                raise _unknown(field, name, [path for path in paths if path not in reasons] or paths)
+                raise _unknown(field, name, [path for path in paths if reasons.get(path) is None] or paths)
             why = {reasons.get(path) for path in matched}
             if field == "targets" and None not in why:
                 raise ConfigError(

@@ -82,7 +82,7 @@ def call(arguments: Any) -> dict[str, Any]:
     return {"id": "1", "type": "function", "function": {"name": "mul", "arguments": arguments}}
 
 
-def coded(fields: Any, template: str = PLAIN, **changes: Any) -> tuple[Any, list[str], str]:
+def coded(fields: Any, template: Any = PLAIN, **changes: Any) -> tuple[Any, list[str], str]:
     """The encoded row, each stretch that is learned, and the whole text."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
@@ -132,9 +132,6 @@ def test_two_answers_in_a_row_are_both_learned() -> None:
     assert coded({"messages": [user("a"), assistant("b"), assistant("c")]})[1] == [f"b{END}", f"c{END}"]
 
 
-# Whatever a template or a tokenizer raises.
-
-
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -151,15 +148,14 @@ def test_whatever_a_template_raises_is_a_bad_row(template: str, said: str) -> No
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("template", ["\n{% for m in messages %}{{ m.content }", "\n{{ messages | no_such_filter }}"])
+@pytest.mark.parametrize("template", ["\n{% for m in messages %}{{ m.c }", "\n{{ messages | no_such_filter }}"])
 def test_a_template_that_is_none_is_no_fault_of_the_row(template: str) -> None:
     with pytest.raises(ModelError, match=r"chat template is broken in line 2: .*Mend chat_template\.jinja"):
         coded({"messages": [user("a"), assistant("b")]}, template)
 
 
 def test_several_templates_without_a_default_are_no_fault_of_the_row() -> None:
-    several: Any = {"rag": PLAIN, "tool_use": TOOLS_TEMPLATE}
-    row = {"messages": [user("a"), assistant("b")]}
+    row, several = {"messages": [user("a"), assistant("b")]}, {"rag": PLAIN, "tool_use": TOOLS_TEMPLATE}
     with pytest.raises(ModelError, match=r"several chat templates \(rag, tool_use\), and none is named default"):
         coded(row, several)
     assert coded(row | {"tools": [TOOL]}, several)[1] == [f"b{END}"]
