@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from finetune import launch
 from finetune.config.cards import count_problems
 from finetune.config.recompute import spelled
-from finetune.config.settings import QUANTIZED
+from finetune.config.settings import QUANTIZED, AdapterConfig
 from finetune.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
             why="--full trains the model's own weights, so there is no adapter to merge",
             remedy="use --merge none; the run writes the whole trained model anyway",
         )
-    for name in ("rslora", "dora"):
-        if adapter.full and getattr(adapter, name):
-            yield Problem(
-                field=name, value=True, why="--full trains no adapter", remedy=f"drop --{name}, or use --no-full"
-            )
+    for name in ("rslora", "dora", "targets", "exclude"):
+        asked = getattr(adapter, name)
+        if adapter.full and asked != getattr(AdapterConfig(), name):
+            why = f"--full trains {'no adapter' if asked is True else 'every weight of every layer'}"
+            yield Problem(field=name, value=asked, why=why, remedy=f"drop --{name}, or use --no-full")
     if adapter.init == "orthogonal" and adapter.rank % 2:
         yield Problem(
             field="rank",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.messages import arguments_of, blamed_on_the_row, for_template, is_withheld, with_written_arguments
 from finetune.data.rows import BadRowError
+from finetune.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,9 +102,11 @@ def conversation_parts(
 
     Raises:
         BadRowError: the template refuses the conversation, or renders an answer differently when messages follow it.
+        ModelError: the tokenizer's chat template is broken, or it has several and none is the one for this row.
     """
     if not tokenizer.chat_template:
         raise BadRowError("messages need a chat template, and the tokenizer has none; use prompt + completion rows")
+    _require_one_template(tokenizer.chat_template, tools=bool(conversation.tools))
     render = _Renderer(tokenizer=tokenizer, tools=conversation.tools, settings=conversation.settings)
     messages = _with_arguments_as_taken(conversation.messages, render)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -257,6 +260,19 @@ def _without_own_end(
                     raise BadRowError(f"message {turn + 1}, an answer, is empty but for its end {end}")
                 return [*messages[:turn], messages[turn] | {"content": shorter}, *messages[turn + 1 :]]
     return None
+
+
+def _require_one_template(template: Any, *, tools: bool) -> None:
+    """Refuse several named templates of which transformers would choose none: it takes "tool_use" for rows with tools.
+
+    Raises:
+        ModelError: there is no "default" among them.
+    """
+    if isinstance(template, dict) and "default" not in template and not (tools and "tool_use" in template):
+        raise ModelError(
+            f"the tokenizer has several chat templates ({', '.join(template)}), and none is named default. Save the "
+            "one to train with as chat_template.jinja in the model's folder, and remove the others"
+        )
 
 
 def _left_out(messages: list[dict[str, Any]], learned: Sequence[int], whole: str, render: _Renderer) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.formats import kind, shown
 from finetune.data.rows import BadRowError
+from finetune.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,8 +41,14 @@ _TEMPLATE_ARGUMENTS = ("add_generation_prompt", "conversation", "messages", "ret
 def blamed_on_the_row(what: str) -> Iterator[None]:
     """Turn any error that a template or a tokenizer raises for a row into a `BadRowError` that begins with ``what``.
 
+    A template that Jinja cannot compile fails for every row, and that is no fault of the row.
+
     A panic in the Rust code of tokenizers is not an ``Exception`` in Python, so it is recognised by the name of its
     class. A ``MemoryError`` and a signal such as Ctrl-C are not caused by the row, and are not caught.
+
+    Raises:
+        BadRowError: the row cannot be rendered or tokenized.
+        ModelError: the chat template is not one.
     """
     try:
         yield
@@ -51,6 +58,11 @@ def blamed_on_the_row(what: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         said = str(error).strip().splitlines() or [""]
+        if "TemplateSyntaxError" in (parent.__name__ for parent in type(error).__mro__):  # jinja2's
+            raise ModelError(
+                f"the model's chat template is broken in line {getattr(error, 'lineno', '?')}: {said[0].rstrip('.')}. "
+                "Mend chat_template.jinja in the model's folder, or chat_template in its tokenizer_config.json"
+            ) from None
         kind = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
         raise BadRowError(f"{what}: {kind}{said[0]}") from None
 

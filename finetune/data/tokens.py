@@ -202,7 +202,10 @@ def _nothing_left(counts: Counts) -> str:
         reasons.append(f"{counts.bad:,} cannot be used (the first is {counts.listed[0]})")
     if counts.without_target:
         verb = "has" if counts.without_target == 1 else "have"
-        reasons.append(f"{counts.without_target:,} {verb} nothing to learn within --seq tokens")
+        reasons.append(
+            f"{counts.without_target:,} {verb} nothing to learn within --seq tokens (raise --seq if an answer begins "
+            "behind it)"
+        )
     return f"of {counts.rows:,} {'row' if counts.rows == 1 else 'rows'}, {' and '.join(reasons)}"
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _PEFT_DEFAULT = 8
 """The rank and the alpha of peft, where an adapter's configuration leaves them out."""
+_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
+"""The kinds of adapters that are tokens before the text. peft cannot merge them into the weights of a base."""
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -37,10 +39,13 @@ def base_of(name: str) -> str:
     """
     settings = _read(name)
     if settings.get("peft_type") != "LORA":
-        raise ModelError(
-            f"model = {name!r}: an adapter of kind {settings.get('peft_type')}, and only LORA can be trained here. "
-            "Merge it into its base with peft, and name the merged model"
+        kind = settings.get("peft_type")
+        remedy = (
+            "It cannot be merged: name its base as --model, and begin a new adapter"
+            if kind in _PROMPTS
+            else "Merge it into its base with peft, and name the merged model"
         )
+        raise ModelError(f"model = {name!r}: an adapter of kind {kind}, and only LORA can be trained here. {remedy}")
     base = settings.get("base_model_name_or_path")
     if not base:
         raise ModelError(

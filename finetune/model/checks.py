@@ -160,7 +160,7 @@ def _check_logits(model: nn.Module) -> None:
         theirs = base(input_ids=ids, use_cache=False).logits
         head = base.get_output_embeddings()
         ours = LogitRule.of(base.config).apply(head(states.to(next(head.parameters()).dtype)))
-    if _differ(ours, theirs, _LOGITS):
+    if ours.shape != theirs.shape or _differ(ours, theirs, _LOGITS):
         raise ModelError(
             f"the logits of this {base.config.model_type} model are not its head's output, scaled and capped as known "
             "fields of its config say: the loss would be another than the model's own. It cannot be trained here"

@@ -19,7 +19,7 @@ from finetune.model.gguf import converted, embedded_file
 from finetune.model.installed import require_bitsandbytes
 from finetune.model.settle import stored_precision
 from finetune.model.targets import choose
-from finetune.model.whole import damage, require_weights
+from finetune.model.whole import damage, require_quantized, require_weights
 from finetune.patches.transformers import unwarmed
 from pytest_vram.process_memory import give_back_freed
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import AdapterConfig, ModelConfig
 
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""Without it, transformers asks at the terminal whether to run a model's own code."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -76,7 +78,14 @@ def resolve_path(config: ModelConfig) -> str:
         ModelError: a path does not exist, or the embedded model's wheel is not installed.
     """
     if adapters.is_adapter(config.model):
-        return resolve_path(dataclasses.replace(config, model=adapters.base_of(config.model)))
+        base = adapters.base_of(config.model)
+        try:
+            return resolve_path(dataclasses.replace(config, model=base))
+        except MissingModelError as error:
+            raise ModelError(
+                f"model = {config.model!r}: the base {base!r} that its {adapters.CONFIG_FILE} names is not here "
+                f"({error}). Write where the base is into its base_model_name_or_path"
+            ) from None
     if config.model == EMBEDDED_MODEL:
         return str(converted(embedded_file()))
     path = Path(config.model).expanduser()
@@ -90,7 +99,8 @@ def resolve_path(config: ModelConfig) -> str:
         return str(path)
     if path.exists() or config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
         raise MissingModelError(
-            f"model = {config.model!r}: no such folder. A model is a folder, a .gguf file or a hub name"
+            f"model = {config.model!r}: {'a file' if path.exists() else 'no such folder'}. A model is a folder, a "
+            ".gguf file or a hub name"
         )
     return config.model
 
@@ -106,7 +116,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     own = Path(config.model).expanduser()
     beside = adapters.is_adapter(config.model) and (own / "tokenizer_config.json").is_file()
     tokenizer: PreTrainedTokenizerBase = _loading(
-        config, lambda path: AutoTokenizer.from_pretrained(str(own) if beside else path)
+        config, lambda path: AutoTokenizer.from_pretrained(str(own) if beside else path, **_NO_CODE)
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -117,7 +127,7 @@ def load_config(config: ModelConfig) -> PretrainedConfig:
     """Load the model's configuration, without its weights."""
     from transformers import AutoConfig
 
-    found: PretrainedConfig = _loading(config, lambda path: AutoConfig.from_pretrained(path))
+    found: PretrainedConfig = _loading(config, lambda path: AutoConfig.from_pretrained(path, **_NO_CODE))
     return found
 
 
@@ -142,7 +152,7 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     compute = resolve_dtype(config, device)
     # Weights that are spread over ranks as they are go to the card one layer at a time, when they are sharded.
     where = "cpu" if config.shard and config.precision not in QUANTIZED else str(device)
-    settings: dict[str, Any] = {"device_map": {"": where}, "use_safetensors": True, "trust_remote_code": False}
+    settings: dict[str, Any] = {"device_map": {"": where}, "use_safetensors": True, **_NO_CODE}
     if config.attention != "auto":
         settings["attn_implementation"] = config.attention
     settings["dtype"] = DTYPES.get(config.precision, compute)
@@ -179,6 +189,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
             weights=True,
         )
     require_weights(model, found, config.model)
+    if stored is not None:
+        require_quantized(model, config.model, stored)
     model.requires_grad_(False)
     if config.resize_embeddings:
         resize_embeddings(model, len(load_tokenizer(config)))

@@ -29,13 +29,16 @@ OWN_LOSS = "finetune_chunked_loss"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitRule:
-    """How a model changes its logits after the head: ``softcap * tanh(scale * x / softcap)``."""
+    """How a model changes its logits after the head: ``softcap * tanh(scale * x / softcap)``, of its first words."""
 
     scale: float = 1.0
     """The factor (Cohere's ``logit_scale``, Falcon-H1's ``lm_head_multiplier``, the inverse of Granite's
-    ``logits_scaling``)."""
+    ``logits_scaling`` and of Inkling's ``logits_mup_width_multiplier``)."""
     softcap: float | None = None
     """The bound (Gemma 2's ``final_logit_softcapping``, RecurrentGemma's ``logits_soft_cap``); None for no bound."""
+    words: int | None = None
+    """Number of words that have a logit, where the head has more rows (Inkling's ``unpadded_vocab_size``); None for
+    as many as the head has rows."""
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> LogitRule:
@@ -43,11 +46,14 @@ class LogitRule:
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        # Inkling divides the input of its head. The head has no bias, so that dividing the logits is the same.
+        scale /= float(getattr(config, "logits_mup_width_multiplier", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
-        return cls(scale=scale, softcap=softcap)
+        return cls(scale=scale, softcap=softcap, words=getattr(config, "unpadded_vocab_size", None))
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the model's logits in a new tensor."""
+        """Return the model's logits [..., words], given the head's output [..., rows]."""
+        logits = logits[..., : self.words]
         if self.scale != 1.0:
             logits = logits * self.scale
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
@@ -210,6 +216,8 @@ def _loss_and_grad(
         logits.div_(rule.softcap).tanh_()
         slope = logits.square().neg_().add_(1.0)
         logits.mul_(rule.softcap)
+    if rule.words is not None:
+        logits[:, rule.words :] = -torch.inf  # a probability of 0, and so no gradient
     logits.sub_(logits.amax(dim=-1, keepdim=True))
     at_target = logits[rows, targets]
     total = logits.exp_().sum(dim=-1)

@@ -26,10 +26,16 @@ def matches(name: str, path: str) -> bool:
     """
     if re.fullmatch(r"[\w.\-]+", name):
         return f".{name}." in f".{path}."
+    return why_no_expression(name) is None and re.fullmatch(name, path) is not None
+
+
+def why_no_expression(name: str) -> str | None:
+    """Return why a name with characters that no path has is not a regular expression; None if it is one."""
     try:
-        return re.fullmatch(name, path) is not None
-    except re.error:
-        return False
+        re.compile(name)
+    except re.error as error:
+        return str(error)
+    return None
 
 
 def names_of(without: Iterable[str], others: Iterable[str]) -> list[str]:

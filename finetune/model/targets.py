@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from finetune.errors import ConfigError, Problem
 from finetune.model.forward import base_model, decoder_of
 from finetune.model.layers import experts_of, has_adapter, linear_layers, why_not_plain
-from finetune.model.names import ALL_LINEAR, matches
+from finetune.model.names import ALL_LINEAR, matches, why_no_expression
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -70,7 +70,7 @@ def choose(model: nn.Module, config: AdapterConfig) -> Coverage:
         for name in names:
             matched = [path for path in paths if matches(name, path)]
             if not matched:
-                raise _unknown(field, name, paths)
+                raise _unknown(field, name, [path for path in paths if reasons.get(path) is None] or paths)
             why = {reasons.get(path) for path in matched}
             if field == "targets" and None not in why:
                 raise ConfigError(
@@ -163,14 +163,19 @@ def _in_order(paths: list[str], reasons: Mapping[str, str]) -> dict[str, str]:
 
 
 def _unknown(field: str, name: str, paths: list[str]) -> ConfigError:
+    """Return the error for a name that no layer has; ``paths`` are the layers that can have an adapter."""
     short = sorted({part for path in paths for part in path.split(".") if not part.isdigit()})
     last = sorted({path.rpartition(".")[2] for path in paths} - {str(n) for n in range(len(paths))})
-    near = difflib.get_close_matches(name, short, n=3)
+    near = difflib.get_close_matches(name.lower(), sorted({part.lower() for part in short}), n=3)
+    meant = [part for word in near for part in short if part.lower() == word]
+    why = "the model has no linear layer of that name" + (f"; did you mean {', '.join(meant)}?" if meant else "")
+    if wrong := why_no_expression(name):
+        why = f"no regular expression: {wrong}"
     return ConfigError(
         Problem(
             field=field,
             value=name,
-            why="the model has no linear layer of that name" + (f"; did you mean {', '.join(near)}?" if near else ""),
+            why=why,
             remedy=f"use {'all-linear, or ' if field == 'targets' else ''}one of {', '.join(last)}",
         )
     )

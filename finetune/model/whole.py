@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from finetune.data.file_kind import what_it_is
@@ -107,6 +108,29 @@ def require_weights(model: PreTrainedModel, found: Mapping[str, Any], name: str)
         )
     if unused:
         setattr(model, UNUSED_ATTRIBUTE, tuple(unused))
+
+
+def require_quantized(model: nn.Module, name: str, stored: str) -> None:
+    """Refuse a model whose ``config.json`` says that bitsandbytes quantized it, and whose files hold plain weights.
+
+    Args:
+        model: the loaded model.
+        name: the value of ``--model``.
+        stored: the precision that its ``config.json`` says.
+
+    Raises:
+        ModelError: a layer that would be quantized is not.
+    """
+    for path, module in model.named_modules():
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            weight: Any = module.weight
+            sound = weight.dtype == torch.int8 if stored == "int8" else getattr(weight, "quant_state", None) is not None
+            if not sound:
+                raise ModelError(
+                    f"model = {name!r}: its config.json says that its weights are stored in {stored}, and its files "
+                    f"hold the weight of {path} as it was before. Remove quantization_config from config.json; "
+                    f"--precision {stored} then quantizes the model while it is loaded"
+                )
 
 
 def _other_shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:

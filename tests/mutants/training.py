@@ -39,6 +39,7 @@ BUGS: dict[str, Planted] = {
         [
             Bug("target_positions", "labels[:, 1:]", "labels[:, :-1]"),
             Bug("_loss_and_grad", "grad[rows, targets] -= 1.0", "pass"),
+            Bug("_loss_and_grad", "logits[:, rule.words:] = -torch.inf", "pass"),
             Bug("_loss_and_grad", "grad.mul_(unit * rule.scale)", "pass"),
             Bug("_ChunkedCrossEntropy.forward", "grad_weight += grad.T @ part", "grad_weight = grad.T @ part"),
             Bug("_ChunkedCrossEntropy.forward", "torch.stack(losses).sum", "torch.stack(losses).mean"),

@@ -13,6 +13,7 @@ from tiny_tokenizers import CHAT_TEMPLATE, END, tiny_tokenizer
 from finetune.config.settings import DataConfig
 from finetune.data.encode import IGNORED, encode
 from finetune.data.rows import BadRowError, Row
+from finetune.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +82,7 @@ def call(arguments: Any) -> dict[str, Any]:
     return {"id": "1", "type": "function", "function": {"name": "mul", "arguments": arguments}}
 
 
-def coded(fields: Any, template: str = PLAIN, **changes: Any) -> tuple[Any, list[str], str]:
+def coded(fields: Any, template: Any = PLAIN, **changes: Any) -> tuple[Any, list[str], str]:
     """The encoded row, each stretch that is learned, and the whole text."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
@@ -131,16 +132,12 @@ def test_two_answers_in_a_row_are_both_learned() -> None:
     assert coded({"messages": [user("a"), assistant("b"), assistant("c")]})[1] == [f"b{END}", f"c{END}"]
 
 
-# Whatever a template or a tokenizer raises.
-
-
 @pytest.mark.parametrize(
     ("template", "said"),
     [
         ("{{ messages[0].nothing.at_all }}", "UndefinedError"),
         ("{{ 1 + messages[0].content }}", "TypeError"),
         ("{{ messages[9].content | items }}", "the chat template refuses it"),
-        ("{% for m in messages %}{{ m.content }", "TemplateSyntaxError"),
         ("{{ 1 // 0 }}", "ZeroDivisionError"),
         ("{{ messages.append }}{{ messages.append(1) }}", "SecurityError"),
     ],
@@ -149,6 +146,19 @@ def test_whatever_a_template_raises_is_a_bad_row(template: str, said: str) -> No
     with pytest.raises(BadRowError, match=rf"the chat template refuses it: .*|{said}") as caught:
         coded({"messages": [user("a"), assistant("b")]}, template)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("template", ["\n{% for m in messages %}{{ m.c }", "\n{{ messages | no_such_filter }}"])
+def test_a_template_that_is_none_is_no_fault_of_the_row(template: str) -> None:
+    with pytest.raises(ModelError, match=r"chat template is broken in line 2: .*Mend chat_template\.jinja"):
+        coded({"messages": [user("a"), assistant("b")]}, template)
+
+
+def test_several_templates_without_a_default_are_no_fault_of_the_row() -> None:
+    row, several = {"messages": [user("a"), assistant("b")]}, {"rag": PLAIN, "tool_use": TOOLS_TEMPLATE}
+    with pytest.raises(ModelError, match=r"several chat templates \(rag, tool_use\), and none is named default"):
+        coded(row, several)
+    assert coded(row | {"tools": [TOOL]}, several)[1] == [f"b{END}"]
 
 
 class PanicException(BaseException):

@@ -127,7 +127,7 @@ def test_columns_that_no_prompt_holds_are_named_once_with_their_rows(tmp_path: P
     [
         ("", {}, "no row to train on; it holds no rows"),
         ("{}\n{}\n", {"skip_bad_rows": True}, "of 2 rows, 2 cannot be used (the first is "),
-        (GOOD, {"seq": 4}, "of 1 row, 1 has nothing to learn within --seq tokens"),
+        (GOOD, {"seq": 4}, "of 1 row, 1 has nothing to learn within --seq tokens (raise --seq"),
         (f"{{}}\n{GOOD}", {"seq": 4, "skip_bad_rows": True}, "1 cannot be used"),
     ],
 )

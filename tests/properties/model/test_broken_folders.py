@@ -68,6 +68,42 @@ def cut(file: Path) -> None:
     file.write_bytes(whole[: len(whole) // 2])
 
 
+def test_a_models_own_code_is_refused_without_a_question(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def answer(text: str = "") -> str:
+        asked.append(text)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    changed(folder, model_type="of_their_own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"})
+    (folder / "own.py").write_text("raise SystemExit('the code ran')")
+    config = ModelConfig(model=str(folder), precision="bf16", device="cpu")
+    load_tokenizer(config)  # which needs no code
+    for loading in (load_config, load_base):
+        with pytest.raises(ModelError, match="need their own code"):
+            loading(config)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("said", "stored"),
+    [({"load_in_8bit": True}, "int8"), ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "nf4")],
+)
+def test_plain_weights_that_config_json_calls_quantized_are_refused(
+    folder: Path, said: dict[str, Any], stored: str
+) -> None:
+    changed(folder, quantization_config={"quant_method": "bitsandbytes", **said})
+    with pytest.raises(ModelError, match=rf"stored in {stored}, and its files hold.*Remove quantization_config"):
+        load(folder, "nf4")
+
+
+def test_a_file_of_a_model_is_told_from_a_folder_that_is_not_there(folder: Path) -> None:
+    for name, said in (("model.safetensors", "a file. A model is a folder"), ("gone", "no such folder. A model is")):
+        with pytest.raises(ModelError, match=said):
+            load_config(ModelConfig(model=str(folder / name)))
+
+
 def sharded(folder: Path) -> Path:
     """The same weights in several files; the first of them."""
     from transformers import AutoModelForCausalLM

@@ -205,6 +205,8 @@ def test_names_are_layers_parts_of_paths_or_patterns(settings: dict[str, Any], k
         ({"exclude": ("q_prj",)}, r"exclude = 'q_prj'.*did you mean q_proj"),
         ({"exclude": ("layers",)}, r"exclude = .*no linear layer is left.*leave fewer"),
         ({"targets": ("lm_head",)}, r"targets = 'lm_head'.*the head"),
+        ({"targets": ("Q_PROJ",)}, r"did you mean q_proj, .*\?; use all-linear, or one of (?!.*lm_head).*v_proj"),
+        ({"targets": ("q_proj|(",)}, r"targets = 'q_proj\|\('.*no regular expression: .*position"),
     ],
 )
 def test_a_name_that_means_nothing_is_told(settings: dict[str, Any], said: str) -> None:

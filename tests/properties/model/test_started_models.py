@@ -73,8 +73,12 @@ def test_what_the_adapter_is_not_is_refused(base: Path, tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"base_model_name_or_path": None}, "names no base"),
-        ({"peft_type": "IA3"}, "of kind IA3, and only LORA"),
-        ({"base_model_name_or_path": "/nowhere/base"}, "no such folder"),
+        ({"peft_type": "IA3"}, "of kind IA3, and only LORA.*Merge it into its base"),
+        ({"peft_type": "PREFIX_TUNING"}, "of kind PREFIX_TUNING, and only LORA.*cannot be merged: name its base"),
+        (
+            {"base_model_name_or_path": "/nowhere/base"},
+            "adapter': the base '/nowhere/base' that its adapter_config.json names is not here .*no such folder",
+        ),
     ],
 )
 def test_an_adapter_that_cannot_go_on_says_why(base: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:

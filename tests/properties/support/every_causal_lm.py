@@ -35,6 +35,8 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions"), 128),
     **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "kv_channels"), 16),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "mamba_head_dim", "global_head_dim"), 16),
+    "linear_head_dim": 64,
+    "linear_num_heads": 2,
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "o_lora_rank", "gated_norm_rank"), 64),
     **dict.fromkeys(("ssm_state_size", "state_size", "mamba_d_state", "d_state"), 16),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "unpadded_vocab_size"), WORDS),

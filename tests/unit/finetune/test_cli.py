@@ -167,6 +167,8 @@ def test_value_out_of_range_is_refused_by_name(argv: list[str]) -> None:
     [
         (["--full", "--precision", "bf16", "--merge", "full-base"], "merge"),
         (["--full", "--precision", "bf16", "--dora"], "dora"),
+        (["--full", "--precision", "bf16", "--targets", "q_proj"], "targets"),
+        (["--full", "--precision", "bf16", "--exclude", "mlp"], "exclude"),
         (["--rank", "3", "--init", "orthogonal"], "rank"),
         (["--precision", "bf16", "--merge", "quantized-base"], "merge"),
         (["--offload-activations", "--no-checkpointing"], "offload_activations"),

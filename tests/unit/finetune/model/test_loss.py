@@ -27,6 +27,19 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+INKLING = SIZES | {
+    "logits_mup_width_multiplier": 3.0,
+    "unpadded_vocab_size": 91,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "d_rel": 4,
+    "rel_extent": 16,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": SIZES,
     "mistral": SIZES,
@@ -38,6 +51,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gemma2": SIZES | {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
     "cohere": SIZES | {"logit_scale": 0.25},
     "granite": SIZES | {"logits_scaling": 3.0},
+    "inkling_text": INKLING,  # divides the input of the head, and has rows of the head that are no words
 }
 
 
@@ -61,13 +75,13 @@ def test_loss_and_gradient_are_those_of_transformers(kind: str) -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(scale=0.5), LogitRule(softcap=3.0, scale=2.0)])
+@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(scale=0.5), LogitRule(softcap=3.0, scale=2.0, words=29)])
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_any_chunk_gives_one_loss_and_one_gradient(rule: LogitRule, chunk: int) -> None:
     torch.manual_seed(1)
     head = nn.Linear(8, 31).double()
     hidden = torch.randn(7, 8, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(0, 31, (7,))
+    targets = torch.randint(0, 29, (7,))
     expected = F.cross_entropy(rule.apply(head(hidden)), targets, reduction="sum") / 7
     wanted = torch.autograd.grad(expected, [hidden, head.weight, head.bias])
     loss = chunked_cross_entropy(hidden, head, targets, unit=1 / 7, chunk=chunk, rule=rule)
@@ -116,6 +130,7 @@ def test_a_target_belongs_to_the_position_before_it() -> None:
         ({"logits_scaling": 8.0}, LogitRule(scale=0.125)),
         ({"lm_head_multiplier": 0.02}, LogitRule(scale=0.02)),  # Falcon-H1
         ({"final_logit_softcapping": 30.0}, LogitRule(softcap=30.0)),
+        ({"logits_mup_width_multiplier": 4.0, "unpadded_vocab_size": 90}, LogitRule(scale=0.25, words=90)),  # Inkling
         ({"logit_scale": None, "final_logit_softcapping": None}, LogitRule()),
     ],
 )
