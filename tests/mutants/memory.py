@@ -59,8 +59,8 @@ BUGS: dict[str, Planted] = {
             Bug("largest_savings", "-s.saved_bytes", "s.saved_bytes"),
             Bug(
                 "Holdings.bytes_by_holder",
-                "'trained weights' if parameter.requires_grad else 'base weights'",
-                "'base weights' if parameter.requires_grad else 'trained weights'",
+                "'trained weights' if parameter.requires_grad else base",
+                "base if parameter.requires_grad else 'trained weights'",
             ),
             Bug(
                 "_stored",
