@@ -140,7 +140,7 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
 
 def _sharded(config: RunConfig) -> Iterator[Problem]:
     if config.model.offload_base and (not config.model.shard or config.adapter.full):
-        why = "it keeps the parts of a quantized base that is sharded on the host, and this run has none"
+        why = "it keeps the ranks' parts of a quantized base on the host, and this run has no such parts"
         remedy = "add --shard and leave --full out, or use --no-offload-base"
         yield Problem(field="offload_base", value=True, why=why, remedy=remedy)
     if not config.model.shard:

@@ -18,12 +18,16 @@ class HostParts:
     """Copies of tensors in host memory, which is taken in large pieces.
 
     A piece is given back when no copy in it is left. ``pinned`` is False without a card.
+
+    Attributes:
+        refused: the error of the first copy for which there was no room. Later copies raise it again.
     """
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
         self._piece = torch.empty(0, dtype=torch.uint8)
         self._used = 0
+        self.refused: ConfigError | None = None
 
     def copy(self, values: torch.Tensor) -> torch.Tensor:
         """Return a contiguous copy of ``values`` in host memory, with the same shape and dtype.
@@ -40,12 +44,15 @@ class HostParts:
         return found.copy_(values)
 
     def _taken(self, size: int) -> torch.Tensor:
+        if self.refused is not None:
+            raise self.refused
         try:
             require_room(size)
             return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
         except RuntimeError as error:
             why = f"{size / MIB:,.0f} MiB of host memory cannot be pinned for a part of the base: {error}"
-            raise no_room(why) from error
+            self.refused = no_room(why)
+            raise self.refused from error
 
 
 def no_room(why: str) -> ConfigError:

@@ -51,6 +51,9 @@ def kept(*, wanted: bool = True, on_host: bool = False) -> Iterator[None]:
 
     With ``on_host`` the parts are in host memory, which is pinned if there is a card. Weights are read one after
     another: transformers' threads would put several whole ones on the card at a time.
+
+    Raises:
+        ConfigError: the host has no room for a part.
     """
     global _wanted, _host
     if not wanted:
@@ -59,7 +62,7 @@ def kept(*, wanted: bool = True, on_host: bool = False) -> Iterator[None]:
     before = os.environ.get(_WITHOUT_THREADS)
     os.environ[_WITHOUT_THREADS] = "1"
     _wanted = True
-    _host = HostParts(pinned=torch.cuda.is_available()) if on_host else None
+    _host = host = HostParts(pinned=torch.cuda.is_available()) if on_host else None
     try:
         yield
     finally:
@@ -68,6 +71,8 @@ def kept(*, wanted: bool = True, on_host: bool = False) -> Iterator[None]:
             del os.environ[_WITHOUT_THREADS]
         else:
             os.environ[_WITHOUT_THREADS] = before
+        if host is not None and host.refused is not None:
+            raise host.refused  # transformers goes on after an error and reports all of them at the end, without remedy
 
 
 def part_of(values: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,15 @@ BUGS: dict[str, Planted] = {
             Bug("give_back_freed", "ctypes.CDLL(None).malloc_trim(0)", "ctypes.CDLL(None).malloc_trim"),
         ],
     ),
+    "finetune/training/host_base": (
+        ["tests/unit/finetune/training/test_host_base.py"],
+        [
+            Bug("require_host_memory", "part * launch.local_size()", "part"),
+            Bug("require_host_memory", "ranks=launch.size()", "ranks=1"),
+            Bug("require_host_memory", "round(LEFT_FREE * host_memory.limit_bytes())", "0"),
+            Bug("require_host_memory", "not config.model.offload_base", "False"),
+        ],
+    ),
     "finetune/training/oom": (
         ["tests/unit/finetune/training/test_oom.py"],
         [

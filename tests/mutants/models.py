@@ -115,7 +115,9 @@ BUGS: dict[str, Planted] = {
         [
             Bug("HostParts.copy", "self._used += room", "pass"),
             Bug("HostParts.copy", "max(PIECE, room)", "PIECE"),
+            Bug("HostParts.copy", "found.copy_(values)", "found"),
             Bug("HostParts._taken", "require_room(size)", "pass"),
+            Bug("HostParts._taken", "raise self.refused from error", "raise error"),
         ],
     ),
     "finetune/model/shard": (
