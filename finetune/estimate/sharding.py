@@ -1,7 +1,8 @@
 """Computes what the card of a rank of ``--shard`` does not hold of a step's peak: other cards or the host hold it.
 
 A rank gathers a layer while it runs, and the next one beside it, so that two layers are whole at the peak. With
-``--offload-base`` the rank's own part of a layer is beside it on the card while the layer is gathered.
+``--offload-base`` its own parts of the base are on the host; the copy of a layer's part from which that layer is gathered
+is not counted.
 """
 
 from __future__ import annotations
