@@ -25,6 +25,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", rank())) if size() > 1 else 0
 
 
+def local_size() -> int:
+    """Return the number of ranks on this machine; all of them if the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size())) if size() > 1 else 1
+
+
 def is_first() -> bool:
     """Return whether this is rank 0, which prints and writes. This is also true for a run of one process."""
     return rank() == 0

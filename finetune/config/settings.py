@@ -52,6 +52,9 @@ class ModelConfig:
     """Under torchrun: spread the layers of the base over the ranks, so that each card holds a part of them. A layer is
     gathered while it runs. Needs --precision nf4 or fp4, or --full, with which gradients and optimizer states are
     spread as well."""
+    offload_base: bool = False
+    """With --shard over a quantized base: each rank keeps its part in pinned host memory, and copies a layer's part to
+    its card while that layer is gathered. The result is the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,6 +139,10 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
 
 
 def _sharded(config: RunConfig) -> Iterator[Problem]:
+    if config.model.offload_base and (not config.model.shard or config.adapter.full):
+        why = "it keeps the ranks' parts of a quantized base on the host, and this run has no such parts"
+        remedy = "add --shard and leave --full out, or use --no-offload-base"
+        yield Problem(field="offload_base", value=True, why=why, remedy=remedy)
     if not config.model.shard:
         return
     model, adapter, output, dry = config.model, config.adapter, config.output, config.dry

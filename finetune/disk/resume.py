@@ -31,6 +31,7 @@ FREE = _FINGERPRINTED | {
     "batch",
     "checkpointing",
     "offload_activations",
+    "offload_base",
     "split",
     "threads",
 }

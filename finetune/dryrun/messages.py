@@ -73,6 +73,8 @@ class Trial:
     """Paged optimizer state. It moves to the host when the card is full, and is not part of ``peak_device``."""
     seconds: float
     """How long the trial took."""
+    pinned: int = 0
+    """Pinned host memory, the parts of an offloaded base among it; 0 on a real card, where it is not counted."""
     device: str = ""
     """The driver's name for the card."""
     dry: bool = False

@@ -89,6 +89,10 @@ def render(config: RunConfig, card: str | None, outcome: Outcome) -> str:
         lines += [f"    {size_name:<22}{gib(size)}" for size_name, size in whole.categories.items()]
     if whole.managed:
         lines.append(f"    {'paged optimizer state':<22}{gib(whole.managed)} in managed memory, beside the card's")
+    if config.model.offload_base and whole.pinned:
+        lines.append(
+            f"    {'base on the host':<22}{gib(whole.pinned)} of pinned memory in each rank, other buffers included"
+        )
     lines.append("  by phase  " + ", ".join(f"{phase} {gib(size)}" for phase, size in whole.phases.items()))
     if trial.note:
         lines.append(f"  chosen    {trial.note}")
@@ -180,6 +184,7 @@ def _figures(trial: Trial) -> dict[str, object]:
         "peak_reserved_bytes": trial.peak_reserved,
         "context_bytes": trial.context,
         "managed_bytes": trial.managed,
+        "pinned_bytes": trial.pinned,
         "categories": trial.categories,
         "phases": trial.phases,
     }

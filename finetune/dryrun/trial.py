@@ -231,6 +231,7 @@ class Bench:
             context=context,
             total=total,
             managed=managed - self.managed_before,
+            pinned=driver.stats(self.torch.cuda.current_device()).host_peak_bytes if driver.is_active() else 0,
             seconds=round(time.perf_counter() - self.begin, 2),
             device=self.torch.cuda.get_device_name(),
             dry=driver.is_active(),

@@ -52,7 +52,7 @@ class CardCopies:
         Raises:
             RuntimeError: there is not so much, or it cannot be pinned.
         """
-        _require(size)
+        require_room(size)
         pages = -(-size // _PAGE) * _PAGE
         memory = torch.empty(pages + _PAGE, dtype=torch.uint8)
         begin = -memory.data_ptr() % _PAGE
@@ -104,7 +104,7 @@ def copies_of(device: torch.device) -> Copies:
     return CardCopies(device) if device.type == "cuda" else PlainCopies()
 
 
-def _require(size: int) -> None:
+def require_room(size: int) -> None:
     """Refuse to pin memory that the machine needs: pinned memory is never swapped out.
 
     A dry GPU stands for another machine, and nothing is written to what is pinned there, so it may have any size.

@@ -139,7 +139,8 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     kernel reads are never quantized. A folder that bitsandbytes has quantized already is loaded as it is.
 
     With ``config.shard`` each rank keeps its part of every quantized weight, and weights that are not quantized stay on
-    the CPU. :func:`finetune.training.sharded.spread` has to be called before the model runs.
+    the CPU. With ``config.offload_base`` the parts are in host memory. :func:`finetune.training.sharded.spread` has to
+    be called before the model runs.
 
     Raises:
         ConfigError: precision and compute dtype do not go together, there is no GPU where one is asked for, or a folder
@@ -180,7 +181,10 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
                 remedy=f"use --compute-dtype auto or {config.precision}, or --precision fp32",
             )
         )
-    with parts.kept(wanted=config.shard), unwarmed() if config.shard else contextlib.nullcontext():
+    with (
+        parts.kept(wanted=config.shard, on_host=config.offload_base),
+        unwarmed() if config.shard else contextlib.nullcontext(),
+    ):
         model, found = _loading(
             config,
             lambda path: AutoModelForCausalLM.from_pretrained(
@@ -248,7 +252,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, 
         trainable_token_indices=new_token_rows(model),
         task_type="CAUSAL_LM",
     )
-    dtype = adapter_dtype(model, config)
+    dtype, device = adapter_dtype(model, config), model.get_input_embeddings().weight.device
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
@@ -260,8 +264,8 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, 
         if config.init == "orthogonal":
             _start_orthogonal(adapted, config.rank)
     for parameter in adapted.parameters():
-        if parameter.requires_grad and parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
+        if parameter.requires_grad and (parameter.dtype, parameter.device) != (dtype, device):
+            parameter.data = parameter.data.to(device, dtype)  # peft puts it where the layer's weight is
     if config.dora:
         make_precise(adapted)
         if not again:

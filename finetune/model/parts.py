@@ -15,11 +15,13 @@ from finetune.data.batches import Batch
 from finetune.data.encode import IGNORED
 from finetune.disk.resume import SAMPLE
 from finetune.model.forward import base_model
+from finetune.model.host_parts import HostParts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _wanted = False
+_host: HostParts | None = None
 _SHARDED = "finetune_sharded"
 _WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
@@ -44,33 +46,41 @@ def wanted() -> bool:
 
 
 @contextlib.contextmanager
-def kept(*, wanted: bool = True) -> Iterator[None]:
+def kept(*, wanted: bool = True, on_host: bool = False) -> Iterator[None]:
     """Keep this rank's part of every weight that is quantized inside the block. Without ``wanted``, do nothing.
 
-    Weights are read one after another: transformers' threads would put several whole ones on the card at a time.
+    With ``on_host`` the parts are in host memory, which is pinned if there is a card. Weights are read one after
+    another: transformers' threads would put several whole ones on the card at a time.
+
+    Raises:
+        ConfigError: the host has no room for a part.
     """
-    global _wanted
+    global _wanted, _host
     if not wanted:
         yield
         return
     before = os.environ.get(_WITHOUT_THREADS)
     os.environ[_WITHOUT_THREADS] = "1"
     _wanted = True
+    _host = host = HostParts(pinned=torch.cuda.is_available()) if on_host else None
     try:
         yield
     finally:
-        _wanted = False
+        _wanted, _host = False, None
         if before is None:
             del os.environ[_WITHOUT_THREADS]
         else:
             os.environ[_WITHOUT_THREADS] = before
+        if host is not None and host.refused is not None:
+            raise host.refused  # transformers goes on after an error and reports all of them at the end, without remedy
 
 
 def part_of(values: torch.Tensor) -> torch.Tensor:
     """Return a copy of this rank's part of ``values``, as FSDP2 cuts it along the first dimension."""
     chunks = torch.chunk(values, dist.get_world_size(), dim=0)
     rank = dist.get_rank()
-    return chunks[rank].clone() if rank < len(chunks) else values[:0].clone()
+    part = chunks[rank] if rank < len(chunks) else values[:0]
+    return part.clone() if _host is None else _host.copy(part)
 
 
 def keep_of_linear(weight: Any) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from finetune.errors import ConfigError, Problem
@@ -31,6 +31,7 @@ from finetune.patches.transformers import record_as_before
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
+    from torch.distributed.device_mesh import DeviceMesh
 
     from finetune.model.parts import Whole
 
@@ -38,13 +39,15 @@ _READ = ("compress_statistics", "quant_type")
 """Attributes of a 4-bit weight that peft reads of a layer that it adapts (``dispatch_bnb_4bit``)."""
 
 
-def shard_base(model: nn.Module) -> None:
+def shard_base(model: nn.Module, *, on_host: bool = False) -> None:
     """Leave each rank its part of every layer's frozen weights, in place.
 
     Embeddings, head and the adapter stay whole.
 
     Args:
         model: with its adapter, the same in every rank, on this rank's device. Its base was loaded in parts.
+        on_host: keep the parts in host memory, where they were loaded. A layer's part is copied to the device whenever
+            the layer is gathered.
 
     Raises:
         ConfigError: the model has quantized weights outside its decoder's layers, or layers that share weights.
@@ -63,21 +66,33 @@ def shard_base(model: nn.Module) -> None:
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     inside = {id(p) for layer in layers for p in layer.parameters()}
+    policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if on_host else OffloadPolicy()
     whole = {p for p in decoder.parameters() if p.requires_grad or id(p) not in inside or p.dim() == 0}
     for layer in layers:
         waiting = _set_aside(layer, whole)
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole, offload_policy=policy)
         for (module, name), (local, read_by_peft) in waiting.items():
             shape = getattr(module, name)
-            given = DTensor.from_local(
-                local, mesh, [Shard(0)], run_check=False, shape=shape.shape, stride=shape.stride()
-            )
+            given = _on_host(shape, local) if on_host else _on_device(shape, local, mesh)
             parameter = nn.Parameter(given, requires_grad=False)
             parameter.__dict__.update(read_by_peft)
             module.register_parameter(name, parameter)
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
     record_as_before(decoder)
     mark_sharded(model)
+
+
+def _on_device(shape: DTensor, local: torch.Tensor, mesh: DeviceMesh) -> DTensor:
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape.shape, stride=shape.stride())
+
+
+def _on_host(shape: Any, local: torch.Tensor) -> DTensor:
+    """Return a part in host memory as FSDP2 expects it. ``DTensor.from_local`` would copy it to the mesh's device."""
+    given: Any = torch.empty_like(shape, device="cpu")
+    with torch.no_grad():
+        given.to_local().set_(local.cpu())
+    found: DTensor = given
+    return found
 
 
 def _require_all_in(layers: list[nn.Module], base: nn.Module) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import RunConfig
 
+_WAITING = "parts of the base on the host"
 _HOST_WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "Cannot allocate memory", "(os error 12)")
 
 
@@ -41,11 +42,13 @@ class Holdings:
     def bytes_by_holder(self) -> dict[str, int]:
         """Return the bytes that are held, by what holds them, without allocating anything on the device.
 
-        Weights of bitsandbytes include their scales and code books.
+        Weights of bitsandbytes include their scales and code books. Parts of a base that wait on the host are apart.
         """
-        held = {"base weights": 0, "trained weights": 0, "gradients": 0, "optimizer states": 0}
+        held = {"base weights": 0, _WAITING: 0, "trained weights": 0, "gradients": 0, "optimizer states": 0}
+        frozen = _WAITING if self.config is not None and self.config.model.offload_base else "base weights"
         for parameter in self.model.parameters() if self.model is not None else ():
-            held["trained weights" if parameter.requires_grad else "base weights"] += _stored(parameter)
+            base = frozen if isinstance(parameter, DTensor) else "base weights"
+            held["trained weights" if parameter.requires_grad else base] += _stored(parameter)
             if parameter.grad is not None:
                 held["gradients"] += parameter.grad.nbytes
         for state in self.optimizer.state.values() if self.optimizer is not None else ():
@@ -92,6 +95,8 @@ def _explain(error: BaseException, config: RunConfig, holdings: Holdings) -> Out
     else:
         budget, held, where = host_memory.limit_bytes(), host_memory.resident_bytes(), "the host"
     parts = holdings.bytes_by_holder()
+    if on_device:
+        parts.pop(_WAITING, None)
     rest = held - sum(parts.values())
     if rest > 0:
         parts["activations, logits and the libraries" if not on_device else "activations, logits and workspace"] = rest

@@ -35,6 +35,7 @@ from finetune.model.settle import settled
 from finetune.model.targets import coverage
 from finetune.model.whole import told_of_unused_weights
 from finetune.training import ranks
+from finetune.training.host_base import require_host_memory
 from finetune.training.optim import rounded_away
 from finetune.training.sample import Question, choose_question
 from finetune.training.sharded import optimizer_of, restore, spread
@@ -106,6 +107,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     ranks.require_shares(config)  # a resumed run may have another split than the settings
     holdings.config = config
     notice(str(data.stats))
+    require_host_memory(config)
     base = load_base(config.model)
     holdings.model = base
     tables = tables_of(base)

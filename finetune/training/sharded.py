@@ -34,7 +34,7 @@ def spread(model: nn.Module, config: RunConfig) -> None:
     else:
         from finetune.model.shard import shard_base  # needs bitsandbytes
 
-        shard_base(model)
+        shard_base(model, on_host=config.model.offload_base)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # NCCL cannot use what the allocator keeps of the weights that were whole
 

@@ -57,9 +57,10 @@ BUGS: dict[str, Planted] = {
     "finetune/estimate/sharding": (
         ["tests/unit/finetune/estimate/test_sharding.py"],
         [
-            Bug("bytes_elsewhere", "_GATHERED * in_layers / dims.layers", "0"),
+            Bug("bytes_elsewhere", "_GATHERED * in_layers / Dimensions.of(shape).layers", "0"),
             Bug("bytes_elsewhere", "found.weights + found.gradients + found.optimizer + updating", "found.weights"),
-            Bug("bytes_elsewhere", "1 - 1 / ranks", "1"),
+            Bug("bytes_elsewhere", "1 - kept", "1"),
+            Bug("bytes_elsewhere", "0 if config.model.offload_base else 1 / ranks", "1 / ranks"),
             Bug("bytes_elsewhere", "('loading', 'update')", "()"),
             Bug("bytes_elsewhere", "found.temporary if found.moment == 'update' else 0", "0"),
         ],

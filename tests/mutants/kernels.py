@@ -51,8 +51,8 @@ BUGS: dict[str, Planted] = {
                 "torch.cuda.cudart().cudaHostRegister(memory.data_ptr() + begin, pages, 0)",
                 "0",
             ),
-            Bug("_require", "not is_active()", "True"),
-            Bug("_require", "host_memory.limit_bytes() // 20", "0"),
+            Bug("require_room", "not is_active()", "True"),
+            Bug("require_room", "host_memory.limit_bytes() // 20", "0"),
         ],
     ),
     "finetune/config/split": (

@@ -57,6 +57,15 @@ BUGS: dict[str, Planted] = {
             Bug("give_back_freed", "ctypes.CDLL(None).malloc_trim(0)", "ctypes.CDLL(None).malloc_trim"),
         ],
     ),
+    "finetune/training/host_base": (
+        ["tests/unit/finetune/training/test_host_base.py"],
+        [
+            Bug("require_host_memory", "part * launch.local_size()", "part"),
+            Bug("require_host_memory", "ranks=launch.size()", "ranks=1"),
+            Bug("require_host_memory", "round(LEFT_FREE * host_memory.limit_bytes())", "0"),
+            Bug("require_host_memory", "not config.model.offload_base", "False"),
+        ],
+    ),
     "finetune/training/oom": (
         ["tests/unit/finetune/training/test_oom.py"],
         [
@@ -64,8 +73,8 @@ BUGS: dict[str, Planted] = {
             Bug("largest_savings", "-s.saved_bytes", "s.saved_bytes"),
             Bug(
                 "Holdings.bytes_by_holder",
-                "'trained weights' if parameter.requires_grad else 'base weights'",
-                "'base weights' if parameter.requires_grad else 'trained weights'",
+                "'trained weights' if parameter.requires_grad else base",
+                "base if parameter.requires_grad else 'trained weights'",
             ),
             Bug(
                 "_stored",

@@ -103,11 +103,21 @@ BUGS: dict[str, Planted] = {
     "finetune/model/parts": (
         ["tests/unit/finetune/model/test_parts.py"],
         [
-            Bug("part_of", "chunks[rank].clone()", "chunks[0].clone()"),
+            Bug("part_of", "chunks[rank]", "chunks[0]"),
             Bug("keep_of_experts", "number not in own", "False"),
             Bug("empty_passes", "int(most) - count", "int(most)"),
             Bug("empty_passes", "torch.full_like(ids, IGNORED)", "ids"),
             Bug("_first", "values.reshape(-1)[:SAMPLE]", "values.reshape(-1)[:1]"),
+        ],
+    ),
+    "finetune/model/host_parts": (
+        ["tests/unit/finetune/model/test_host_parts.py"],
+        [
+            Bug("HostParts.copy", "self._used += room", "pass"),
+            Bug("HostParts.copy", "max(PIECE, room)", "PIECE"),
+            Bug("HostParts.copy", "found.copy_(values)", "found"),
+            Bug("HostParts._taken", "require_room(size)", "pass"),
+            Bug("HostParts._taken", "raise self.refused from error", "raise error"),
         ],
     ),
     "finetune/model/shard": (

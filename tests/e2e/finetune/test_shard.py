@@ -45,6 +45,16 @@ def test_a_sharded_run_is_that_of_one_process(alone: Path, sharded: tuple[Path, 
     assert (second.out, second.err) == ("", "")
 
 
+def test_parts_that_wait_on_the_host_give_the_same_bits(
+    qlora: Forked, sharded: tuple[Path, list[Outcome]], tmp_path: Path
+) -> None:
+    """The weights that a layer computes with are the same, wherever a rank's part of them waits."""
+    outcomes = qlora.ranks(2, tmp_path / "run", *EXACT, "--shard", "--offload-base")
+    assert [outcome.code for outcome in outcomes] == [0, 0], [outcome.err for outcome in outcomes]
+    assert distance(tmp_path / "run", sharded[0]) == 0
+    assert column(tmp_path / "run", "loss") == column(sharded[0], "loss")
+
+
 def test_a_killed_rank_ends_the_others_and_one_process_goes_on(qlora: Forked, alone: Path, tmp_path: Path) -> None:
     """The checkpoint is whole, and the fingerprint of a base in parts is that of the whole base."""
     output = tmp_path / "run"

@@ -75,6 +75,17 @@ def test_a_number_of_cards_that_cannot_be_is_refused(flags: list[str], field: st
 
 
 @pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize("flags", [[], ["--shard", "--full", "--precision", "bf16"]])
+def test_a_base_without_parts_cannot_wait_on_the_host(flags: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cli.parse([*flags, "--offload-base"])
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.value) == ("offload_base", True)
+    assert "add --shard and leave --full out, or use --no-offload-base" in problem.remedy
+    assert cli.parse(["--shard", "--offload-base"]).model.offload_base
+
+
+@pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("optimizer", ["adamw", "paged-adamw"])
 def test_all_weights_are_sharded(optimizer: str) -> None:
     validate(cli.parse(["--full", "--precision", "bf16", "--optimizer", optimizer, "--shard"]))

@@ -12,7 +12,7 @@ from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.dryrun.search import HOPELESS
 from finetune.estimate.arithmetic import estimate, model_fields
-from finetune.estimate.sharding import bytes_elsewhere
+from finetune.estimate.sharding import bytes_elsewhere, bytes_on_host
 
 MEASURED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[3] / "budgets" / "sharded_steps.json").read_text()
@@ -39,6 +39,14 @@ def test_all_weights_are_spread_as_measured(optimizer: str, measured: float) -> 
     """Mistral-7B on four RTX 4090s; docs/how-to/many-cards.md has the figures and their command."""
     needed = on_a_card(4, model="mistral-7b", full=True, precision="bf16", optimizer=optimizer)
     assert 0.98 * measured * GIB < needed < 1.06 * measured * GIB < HOPELESS * measured * GIB
+
+
+def test_an_offloaded_base_leaves_its_parts_on_the_host() -> None:
+    of_run = {"model": "llama-2-70b", "seq": 512}
+    config = yaml_file.replace(RunConfig(), {"shard": True, "offload_base": True} | of_run)
+    here = bytes_on_host(config, model_fields("llama-2-70b"), ranks=2)
+    assert on_a_card(2, **of_run) - on_a_card(2, offload_base=True, **of_run) == pytest.approx(here, abs=1)
+    assert 16 * GIB < here < 17 * GIB  # 68,451,041,280 weights at 4.127 bits, half of them
 
 
 def test_nothing_is_elsewhere_without_shards_or_other_ranks() -> None:

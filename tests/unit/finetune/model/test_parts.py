@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ import torch.distributed as dist
 from torch import nn
 
 from finetune.disk.resume import fingerprint
-from finetune.model import parts
+from finetune.errors import ConfigError
+from finetune.model import host_copies, parts
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
@@ -31,6 +33,33 @@ def test_the_parts_of_all_ranks_are_the_whole(monkeypatch: pytest.MonkeyPatch) -
         found.append(parts.part_of(whole))
     assert [len(part) for part in found] == [2, 2, 1, 0]
     assert torch.equal(torch.cat(found), whole)
+
+
+def test_parts_that_wait_on_the_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 0, 2)
+    weight: Any = nn.Parameter(torch.arange(64, dtype=torch.uint8)[:, None], requires_grad=False)
+    weight.quant_state = state(50)
+    with parts.kept(on_host=True):
+        parts.keep_of_linear(weight)
+    kept = (weight, weight.quant_state.absmax, weight.quant_state.state2.absmax)
+    assert {part.untyped_storage().data_ptr() for part in kept} == {weight.data_ptr()}
+    assert torch.equal(weight.quant_state.absmax, torch.arange(25))
+    assert parts.part_of(weight.data).untyped_storage().nbytes() == 16
+
+
+def test_a_host_without_room_is_told_even_if_loading_says_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 0, 2)
+    monkeypatch.setattr(host_copies.host_memory, "available_bytes", lambda: 0)
+
+    def load() -> None:
+        for _ in range(2):
+            with contextlib.suppress(ConfigError):
+                parts.part_of(torch.zeros(4, 1))
+        raise RuntimeError("some weights could not be converted")
+
+    with pytest.raises(ConfigError, match="cannot be pinned for a part of the base"), parts.kept(on_host=True):
+        load()
+    assert not parts.wanted()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
@@ -62,6 +64,26 @@ def test_what_is_held_is_told_by_its_holder() -> None:
     held = holdings.bytes_by_holder()
     assert held.pop("optimizer states") == 2 * 64 + 4  # two moments and the step's number
     assert held == {"base weights": 256, "trained weights": 64, "gradients": 64}
+
+
+def test_parts_that_wait_on_the_host_are_told_apart() -> None:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        holdings = Holdings()
+        holdings.model = torch.nn.Linear(8, 4)
+        part = DTensor.from_local(torch.zeros(4, 8), mesh, [Shard(0)])
+        holdings.model.weight = torch.nn.Parameter(part, requires_grad=False)
+        holdings.model.bias.requires_grad_(False)
+        for offload, held in (
+            (False, {"base weights": 144}),
+            (True, {"base weights": 16, "parts of the base on the host": 128}),
+        ):
+            holdings.config = config(shard=True, offload_base=offload)
+            assert holdings.bytes_by_holder() == held
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_weights_in_4_bits_are_counted_with_their_scales() -> None:
