@@ -191,7 +191,7 @@ def _others(change: Change) -> list[str]:
     notes = dict.fromkeys(
         note.name for test in after.tests for m in test.measurements for note in m.notes if note.figures
     )
-    rest = f"<sub>{count} on {devices}; growth of up to {change.tolerance:g}% is none."
+    rest = f"<sub>{count} on {devices}; growth of up to {change.tolerance:g}% does not count."
     rest += f" Figures rest on assumptions: {escape(', '.join(notes))}." if notes else ""
     rest += f" [The page]({change.page}) is an artifact of the job." if change.page else ""
     return [*told, "", f"{rest}</sub>"] if told else [f"{rest}</sub>"]
