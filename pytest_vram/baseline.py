@@ -43,6 +43,11 @@ class Change:
         return (self.after_bytes - self.before_bytes) / self.before_bytes * 100
 
     @property
+    def percent_text(self) -> str:
+        """Return the growth such as ``+11.1%``, or ``was 0 B``, of which no percentage can be taken."""
+        return f"{self.percent:+.1f}%" if self.before_bytes else "was 0 B"
+
+    @property
     def regressed(self) -> bool:
         """Whether the peak grew by more than the tolerance."""
         return grew(self.before_bytes, self.after_bytes, self.tolerance_percent)
@@ -57,7 +62,7 @@ class Change:
         verb = "grew" if self.after_bytes > self.before_bytes else "shrank"
         text = (
             f"{self.nodeid} {verb} from {format_bytes(self.before_bytes)} to {format_bytes(self.after_bytes)} "
-            f"({self.percent:+.1f}%) on {self.card}"
+            f"({self.percent_text}) on {self.card}"
         )
         if self.regressed:
             text += (
@@ -113,15 +118,20 @@ def read(path: Path) -> Peaks:
 def peaks(report: Report, *, failed: bool = False) -> Peaks:
     """Return the peaks of the tests of a report that passed; with ``failed``, also of those that failed.
 
-    A failed test may have ended before its peak. So a new baseline leaves it out, while a comparison of two reports
-    includes it.
+    A failed test may have ended before its peak, and many tests need no memory of a card at all. So a new baseline
+    leaves both out, while a comparison of two reports includes them.
     """
     found: Peaks = {}
     for test in report.tests:
         if failed or test.outcome == "passed":
-            for card, peak in peaks_of(test).items():
+            for card, peak in peaks_of(test, idle=failed).items():
                 found.setdefault(test.nodeid, {})[card] = peak
     return found
+
+
+def only_in(one: Peaks, other: Peaks) -> list[str]:
+    """Return the tests that need memory in ``one`` and were not measured in ``other``, in the order of their names."""
+    return sorted(nodeid for nodeid in one.keys() - other.keys() if any(one[nodeid].values()))
 
 
 def compare_record(record: TestRecord, baseline: Mapping[str, Mapping[str, int]], tolerance: float) -> list[Change]:
@@ -129,7 +139,7 @@ def compare_record(record: TestRecord, baseline: Mapping[str, Mapping[str, int]]
     known = baseline.get(record.nodeid, {})
     return [
         Change(nodeid=record.nodeid, card=card, before_bytes=known[card], after_bytes=peak, tolerance_percent=tolerance)
-        for card, peak in peaks_of(record).items()
+        for card, peak in peaks_of(record, idle=True).items()
         if card in known
     ]
 
@@ -215,11 +225,17 @@ def dump(peaks: Mapping[str, Mapping[str, int]]) -> str:
     return f'{{\n  "version": {VERSION},\n  "peaks": {{\n{body}\n  }}\n}}\n'
 
 
-def peaks_of(record: TestRecord) -> dict[str, int]:
-    """Return a test's allocated peak on each card, in bytes: all processes together, and the largest of like cards."""
+def peaks_of(record: TestRecord, *, idle: bool = False) -> dict[str, int]:
+    """Return a test's allocated peak on each card, in bytes: all processes together, and the largest of like cards.
+
+    Args:
+        record: the test.
+        idle: include cards of which the test needed no memory, unless it was skipped.
+    """
     found: dict[str, int] = {}
+    idle = idle and record.outcome != "skipped"
     for card in cards_of(record.measurements, record.processes, "allocated"):
-        if card.size_bytes:
+        if card.size_bytes or (idle and card.size_bytes is not None):
             key = card_key(card.worst.device)
             found[key] = max(found.get(key, 0), card.size_bytes)
     return found

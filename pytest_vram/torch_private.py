@@ -152,6 +152,17 @@ def clear_blas_workspaces() -> None:
     torch._C._cuda_clearCublasWorkspaces()
 
 
+def empty_host_cache() -> None:
+    """Return pinned host memory that nothing uses to the system, if this version of torch can.
+
+    ``torch.accelerator.empty_host_cache`` does nothing until memory of the device was allocated.
+    """
+    import torch
+
+    if (empty := getattr(torch._C, "_host_emptyCache", None)) is not None:
+        empty()
+
+
 def plain_tensors() -> AbstractContextManager[Any]:
     """Return a context in which no tensor subclass runs code of its own: ``torch._C.DisableTorchFunctionSubclass``."""
     import torch

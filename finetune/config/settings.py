@@ -101,8 +101,8 @@ class DataConfig:
     """Longest sequence in tokens. Longer rows are cut, and the run reports how many."""
     packing: bool = False
     """Put several rows into one sequence. No row attends to another, and the positions of each start at 0. The memory
-    grows with the tokens; with their square for a few models that need a mask, which the run says. A model that cannot
-    keep rows apart is refused."""
+    grows in proportion to the tokens; for the few models that need a mask it grows with their square, and the run says
+    so. A model that cannot keep rows apart is refused."""
     skip_bad_rows: bool = False
     """Skip rows that cannot be used, and report them. Without it, the first such row stops the run before training."""
     train_on_prompt: bool = False
@@ -120,11 +120,11 @@ class TrainConfig:
     batch: int | None = None
     """Rows in one optimizer step. --accumulation follows from it."""
     micro_batch: int = 1
-    """Rows in one forward and backward pass, or `auto`, which is what a run does without this flag: see --split."""
+    """Rows in one forward and backward pass. With `auto`, or without this flag, the run chooses: see --split."""
     split: Literal["auto", "given"] = "auto"
-    """Who chooses the micro-batches of a step. auto: on a GPU the run takes, of the micro-batches for which there is
-    room, those that it estimates to be the fastest, of as many rows a step as the settings say; several ranks choose
-    the same. given: the settings, as with --micro-batch N."""
+    """Who chooses the micro-batches of a step. auto: on a GPU the run chooses those that it estimates to be the fastest
+    among all that fit the card. The rows of a step stay as many as the settings say, and all ranks choose the same.
+    given: the settings decide, as with --micro-batch N."""
     accumulation: int = 16
     """Micro-batches in one optimizer step. The gradient is exactly that of all their rows in one batch.
     Any value above 1 raises the peak by at most one copy of the gradients;
@@ -157,10 +157,10 @@ class TrainConfig:
     room for; on a CPU all recompute. The result is the same. --checkpointing alone means all, and --no-checkpointing
     none."""
     offload_activations: OnHost = "auto"
-    """Whether the inputs of the layers that recompute wait in pinned host memory, two at most being on the card. The
-    copies run beside the computation. auto: on a GPU they do, unless that is estimated to cost time and there is room
-    for them on the card; on a CPU and over a sharded base they do not. The result is the same. --offload-activations
-    alone means true, and --no-offload-activations false."""
+    """Whether the inputs of the layers that recompute wait in pinned host memory; at most two of them are on the card
+    at a time. The copies run beside the computation. auto: on a GPU they wait there, unless that is estimated to cost
+    time and the card has room for them; on a CPU and over a sharded base they stay where they are. The result is the
+    same. --offload-activations alone means true, and --no-offload-activations false."""
     loss_chunk: int = 256
     """Tokens whose logits the loss computes at a time."""
     seed: int = 0

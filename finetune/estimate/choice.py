@@ -232,7 +232,8 @@ class _Search:
             # The arithmetic may ask for too much, so that the leanest choice is tried in any case.
             fastest = min(able, key=forecast.seconds) if able else self._offered[-1][-1]
             enough = (1 - WORTHWHILE) * forecast.seconds(best) if best is not None else float("inf")
-            if fastest in self._tried or forecast.seconds(fastest) >= enough:
+            # One that was tried is never faster: it is the best, or it was out of memory and is hopeless.
+            if forecast.seconds(fastest) >= enough:
                 break
             tried = self._try(fastest)
             if tried.fits:

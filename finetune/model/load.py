@@ -19,7 +19,7 @@ from finetune.model.gguf import converted, embedded_file
 from finetune.model.installed import require_bitsandbytes
 from finetune.model.settle import stored_precision
 from finetune.model.targets import choose
-from finetune.model.whole import damage, require_quantized, require_weights
+from finetune.model.whole import UNPICKLED, damage, require_quantized, require_weights
 from finetune.patches.transformers import unwarmed
 from pytest_vram.process_memory import give_back_freed
 
@@ -348,7 +348,7 @@ def _loading(config: ModelConfig, load: Callable[[str], Any], *, weights: bool =
         elif type(error).__name__.startswith("StrictDataclass"):
             text, remedy = " ".join(text.split()), "mend the value in its config.json"
         elif "safetensors" in text:
-            remedy = "pickled weights are not loaded, they can run code; convert the model to safetensors first"
+            remedy = UNPICKLED
         said = text.partition("\n")[0].strip() or "no reason is given"
         if not isinstance(error, (OSError, ValueError, RuntimeError)):
             said = f"{type(error).__name__}: {said}"

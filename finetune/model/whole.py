@@ -23,6 +23,8 @@ _TOGETHER = "Name a folder whose files and config.json belong together"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json", "spiece*", "merges.txt")
 _AGAIN = "download or copy it again"
+UNPICKLED = "pickled weights are not loaded, because they can run code; convert the model to safetensors first"
+"""What to do about a model whose weights are pickled."""
 
 
 def damage(folder: Path, *, weights: bool) -> str | None:
@@ -59,10 +61,7 @@ def _damaged_weights(folder: Path) -> str | None:
         if lost:
             return f"its {_INDEX} names {lost[0]}, which is not there; {_AGAIN}"
     elif not files and any(folder.glob("*.bin")):
-        return (
-            "its weights are pickled, and pickled weights are not loaded, because they can run code; convert the "
-            "model to safetensors first"
-        )
+        return f"its weights are pickled; {UNPICKLED}"
     elif not files:
         return "the folder has no weights; copy the model's *.safetensors into it"
     elif not (folder / "model.safetensors").is_file():

@@ -134,7 +134,7 @@ def _table(
         row, one = by_test[nodeid], before.get(nodeid)
         old = format_bytes(one.before_bytes) if one else ""
         new = format_bytes(one.after_bytes if one else row.peak_bytes)
-        grew = f"{change_text(one.after_bytes - one.before_bytes)} ({one.percent:+.1f}%)" if one else ""
+        grew = f"{change_text(one.after_bytes - one.before_bytes)} ({one.percent_text})" if one else ""
         budget = format_bytes(row.budget_bytes) if row.budget_bytes is not None else ""
         mark = _MARKS.get(row.verdict, "▲")
         lines.append(f"| {mark} | {_test(nodeid)} | {old} | {new} | {grew} | {budget} |")
@@ -184,21 +184,18 @@ def _others(change: Change) -> list[str]:
         old, new = baseline.peaks(change.before, failed=True), baseline.peaks(after, failed=True)
         changes = baseline.compare(after, old, change.tolerance)
         smaller = [f"{_test(c.nodeid)} (−{-c.percent:.1f}%)" for c in changes.improved]
-        kinds = (("smaller", smaller), ("new", _names(set(new) - set(old))), ("gone", _names(set(old) - set(new))))
+        added, gone = (list(map(_test, names)) for names in (baseline.only_in(new, old), baseline.only_in(old, new)))
+        kinds = (("smaller", smaller), ("new", added), ("gone", gone))
         told = [f"{title.capitalize()}: {_listed(names)}." for title, names in kinds if names]
     devices = ", ".join(dict.fromkeys(f"{escape(d.name)} ({d.kind})" for d in after.environment.devices)) or "no device"
     count = f"{len(after.tests)} test{'s' * (len(after.tests) != 1)}"
     notes = dict.fromkeys(
         note.name for test in after.tests for m in test.measurements for note in m.notes if note.figures
     )
-    rest = f"<sub>{count} on {devices}; growth of up to {change.tolerance:g}% is none."
+    rest = f"<sub>{count} on {devices}; growth of up to {change.tolerance:g}% does not count."
     rest += f" Figures rest on assumptions: {escape(', '.join(notes))}." if notes else ""
     rest += f" [The page]({change.page}) is an artifact of the job." if change.page else ""
     return [*told, "", f"{rest}</sub>"] if told else [f"{rest}</sub>"]
-
-
-def _names(nodeids: set[str]) -> list[str]:
-    return [_test(nodeid) for nodeid in sorted(nodeids)]
 
 
 def _test(nodeid: str) -> str:

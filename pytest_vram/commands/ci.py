@@ -45,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     publish = parts.add_parser(
         "publish", parents=[shared], help="annotate lines, write the summary and the page, comment on the pull request"
     )
-    publish.add_argument("--tolerance", type=float, default=2.0, metavar="PCT", help="growth that is none (default: 2)")
+    publish.add_argument(
+        "--tolerance", type=float, default=2.0, metavar="PCT", help="growth that does not count (default: 2)"
+    )
     publish.add_argument("--name", default="", help="tells the comments of several jobs on one pull request apart")
     publish.add_argument("--comment", action="store_true", help="comment on the pull request, with GITHUB_TOKEN")
     publish.add_argument("--fail-on-growth", action="store_true", help="end with 1 if a test grew over the base")

@@ -63,9 +63,9 @@ def render(before: Report, after: Report, tolerance: float, width: int) -> tuple
     for title, found in (("grew", changes.regressed), ("shrank", changes.improved)):
         if found:
             lines += [f"{title}:", *(_line(change, width) for change in found)]
-    for title, names in (("new", set(new) - set(old)), ("gone", set(old) - set(new))):
+    for title, names in (("new", baseline.only_in(new, old)), ("gone", baseline.only_in(old, new))):
         if names:
-            lines += [f"{title}:", *(f"  {shorten(name, width - 2)}" for name in sorted(names))]
+            lines += [f"{title}:", *(f"  {shorten(name, width - 2)}" for name in names)]
     different = {c for cards in old.values() for c in cards} ^ {c for cards in new.values() for c in cards}
     if different and not changes.regressed and not changes.improved:
         lines.append(f"measured on different cards, which are not compared: {', '.join(sorted(different))}")
@@ -74,6 +74,6 @@ def render(before: Report, after: Report, tolerance: float, width: int) -> tuple
 
 def _line(change: Change, width: int) -> str:
     figures = (
-        f"  {change.percent:>+8.1f}%  {format_bytes(change.before_bytes):>9} -> {format_bytes(change.after_bytes):<9}  "
+        f"  {change.percent_text:>9}  {format_bytes(change.before_bytes):>9} -> {format_bytes(change.after_bytes):<9}  "
     )
     return figures + shorten(change.nodeid, max(12, width - len(figures)))

@@ -32,7 +32,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "folder", type=Path, nargs="?", default=DEFAULT, help=f"a folder that --vram-history wrote (default: {DEFAULT})"
     )
     parser.add_argument("--test", metavar="PATTERN", default="*", help="show the tests whose name contains PATTERN")
-    parser.add_argument("--tolerance", type=float, default=2.0, metavar="PCT", help="growth that is none (default: 2)")
+    parser.add_argument(
+        "--tolerance", type=float, default=2.0, metavar="PCT", help="growth that does not count (default: 2)"
+    )
     parser.add_argument("--all", action="store_true", help="show uncommitted changes and other branches too")
     parser.add_argument("-o", "--output", type=Path, metavar="OUT.html", help="write a page as well")
     parser.add_argument("--bisect", metavar="TEST", help="run git bisect until the commit is found at which TEST grew")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vram.commands.run_summary import ADDED_UP, is_guess
 from pytest_vram.memory.note import note_lines
+from pytest_vram.report.likely import words
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _render_device(device: DeviceFigures, report: RunReport) -> list[str]:
         f" (with {format_bytes(device.context_bytes)} of CUDA context{_nccl(device)}): {_verdict(device, report)}",
     ]
     if (spread := report.spread(device)) is not None:
-        lines.append(f"{'between':<18} {format_bytes(spread.low)} and {format_bytes(spread.high)}, {spread.basis}")
+        lines.append(f"{'likely':<18} {words(spread)}")
     if report.context_caveat:
         lines.append(f"{'context':<18} {report.context_caveat}")
     if device.managed_bytes:

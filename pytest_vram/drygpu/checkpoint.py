@@ -59,7 +59,8 @@ def empty_checkpoint(
         shard_bytes: the most bytes of tensors in one file.
 
     Raises:
-        VramUsageError: ``config`` is not a configuration, or it describes a model that is already quantized.
+        VramUsageError: ``config`` is not a configuration, or it describes a model that is already quantized; or
+            transformers, which knows the tensors of a model, is not installed.
     """
     settings = _read_config(config)
     if getattr(settings, "quantization_config", None):
@@ -84,8 +85,12 @@ def empty_checkpoint(
 
 
 def _read_config(config: PretrainedConfig | Mapping[str, Any] | str | os.PathLike[str]) -> PretrainedConfig:
-    from transformers import AutoConfig, PretrainedConfig
-
+    try:
+        from transformers import AutoConfig, PretrainedConfig
+    except ModuleNotFoundError as error:
+        raise VramUsageError(
+            "transformers knows the tensors of a model, and it is not installed here: pip install transformers"
+        ) from error
     if isinstance(config, PretrainedConfig):
         return config
     if isinstance(config, str | os.PathLike):

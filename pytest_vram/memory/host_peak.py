@@ -22,7 +22,8 @@ class HostPeak:
         files_bytes: mapped files in the test's own process at the largest sample, above those at the start. The system
             can take these pages back.
         shared_bytes: shared memory there, likewise.
-        pinned_bytes: the peak of pinned host memory that PyTorch holds; ``None`` if torch does not count it.
+        pinned_bytes: the peak of pinned host memory in use, above what was in use at the start; ``None`` if torch does
+            not count it.
         sampled: whether the own process was only looked at now and then, so that a shorter peak may be missing. If not,
             ``own_bytes`` is the kernel's own maximum. The processes below it are always sampled.
         interval_seconds: the time between two samples on average.

@@ -84,7 +84,7 @@ OPTIONS = (
         name="on_unmeasured",
         metavar="skip|fail|warn",
         ini_only=True,
-        help="what becomes of a budgeted test that cannot be measured (default skip)",
+        help="skip or fail: how a test with a budget ends that cannot be measured (default skip)",
     ),
 )
 

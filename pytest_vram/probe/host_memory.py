@@ -18,6 +18,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from pytest_vram import torch_private
 from pytest_vram.memory import HostPeak
 from pytest_vram.probe.nvml import descendants
 from pytest_vram.process_memory import give_back_freed, read_fields
@@ -44,12 +45,14 @@ class HostMeter:
             return
         gc.collect()
         give_back_freed()
+        _give_back_pinned()
         self._before = descendants()
         earlier = self._status("self")
         self._reset = self._reset_maximum()
         self._start = self._status("self")
         self._earlier_maximum = earlier["VmHWM"]
         _reset_pinned()
+        self._pinned = _pinned("current") or 0
         self._largest = (self._start["VmRSS"], self._start, 0, 0)  # sum, own status, children's bytes, their number
         self._children = (0, 0)
         self._samples = 0
@@ -83,7 +86,7 @@ class HostMeter:
             children=self._children[1],
             files_bytes=max(0, at_largest["RssFile"] - self._start["RssFile"]),
             shared_bytes=max(0, at_largest["RssShmem"] - self._start["RssShmem"]),
-            pinned_bytes=pinned_peak(),
+            pinned_bytes=None if (pinned := _pinned("peak")) is None else max(0, pinned - self._pinned),
             sampled=not known,
             interval_seconds=(time.monotonic() - self._began) / self._samples,
         )
@@ -126,7 +129,8 @@ class HostMeter:
             found = read_fields(self._proc / str(pid) / "smaps_rollup", ("Private_Clean", "Private_Dirty"))
             return sum(found.values())
         with contextlib.suppress(OSError):  # another user's process, or a kernel without the file
-            return self._status(pid)["RssAnon"]
+            # A process that has ended, and that nobody has waited for yet, has a status without memory.
+            return self._status(pid).get("RssAnon", 0)
         return 0
 
     def _reset_maximum(self) -> bool:
@@ -186,9 +190,22 @@ def _reset_pinned() -> None:
         cuda.reset_peak_host_memory_stats()
 
 
-def pinned_peak() -> int | None:
-    """Return the peak of PyTorch's pinned host memory in bytes; ``None`` if torch does not count it."""
+def _give_back_pinned() -> None:
+    """Return pinned memory that nothing uses to the system. What is pinned next would be taken from there."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch_private.empty_host_cache()
+
+
+def _pinned(moment: str) -> int | None:
+    """Return the bytes of pinned memory in use, as PyTorch counts them; ``None`` if it does not.
+
+    Args:
+        moment: ``current``, or ``peak`` for the most since the last reset.
+    """
     if (cuda := _pinned_functions()) is None:
         return None
-    peak = cuda.host_memory_stats().get("allocated_bytes.peak")
-    return None if peak is None else int(peak)
+    found = cuda.host_memory_stats()
+    # Some versions count only what PyTorch keeps for later as well.
+    size = found.get(f"active_bytes.{moment}", found.get(f"allocated_bytes.{moment}"))
+    return None if size is None else int(size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_vram.memory import note_lines, without_size
 from pytest_vram.report import likely
 from pytest_vram.report.host_memory import details, markdown_lines
-from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
+from pytest_vram.report.rows import Row, change_text, refusals_text, row_change, rows, uneven_text, work_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -29,10 +29,16 @@ def render(report: Report) -> str:
     devices = (
         ", ".join(dict.fromkeys(f"{escape(d.name)} ({d.kind})" for d in report.environment.devices)) or "no device"
     )
+    told = [f"{len(broken)} over budget", f"{unmeasured} not measured"]
+    host = [row for row in table if row.host is not None and row.host.over_bytes]
+    named = {row.nodeid for row in (*broken, *host)}
+    others = sum(row.outcome == "failed" and row.nodeid not in named for row in table)
+    told += [f"{len(host)} over the budget of host memory"] * bool(host)
+    told += [f"{others} failed for another reason"] * bool(others)
     lines = [
         "## GPU memory",
         "",
-        f"{len(table)} tests on {devices}: {len(broken)} over budget, {unmeasured} not measured.",
+        f"{len(table)} test{'s' * (len(table) != 1)} on {devices}: {', '.join(told)}.",
         "",
         f"| | test | peak |{' change |' if report.baseline else ''} fixtures | budget | used | kind |",
         f"|---|---|---:|{'---:|' if report.baseline else ''}---:|---:|---:|---|",
@@ -41,8 +47,8 @@ def render(report: Report) -> str:
     if len(table) > _MOST_ROWS:
         lines.append(f"\n{len(table) - _MOST_ROWS} more tests, all with smaller peaks.")
     lines += _notes(table)
-    if host := markdown_lines(table):
-        lines += ["", "Host memory:", "", *(f"- {escape(nodeid)}: {escape(words)}" for nodeid, words in host)]
+    if measured := markdown_lines(table):
+        lines += ["", "Host memory:", "", *(f"- {escape(nodeid)}: {escape(words)}" for nodeid, words in measured)]
     failed = [row for row in table if row.outcome == "failed" or row.verdict == "exceeded"]
     lines += _ranks(table)
     for row in failed[:_MOST_DETAILS]:
@@ -75,7 +81,7 @@ def _line(row: Row, *, changes: bool) -> str:
     used = "" if row.used is None else f"{row.used * 100:.0f}%"
     budget = "" if row.budget_bytes is None else format_bytes(row.budget_bytes)
     fixtures = format_bytes(row.fixtures_bytes) if row.fixtures_bytes else ""
-    change = f" {'' if row.peak_bytes is None else change_text(row.change_bytes)} |" if changes else ""
+    change = f" {row_change(row)} |" if changes else ""
     return (
         f"| {_MARKS[row.verdict]} | {escape(row.nodeid)} | {format_bytes(row.peak_bytes)} |"
         f"{change} {fixtures} | {budget} | {used} | {row.kind or ''} |"

@@ -272,6 +272,15 @@ def work_text(work: Work | None) -> str:
     return ", ".join(parts)
 
 
+def row_change(row: Row) -> str:
+    """Return the change of a test's peak since the baseline, as text; ``""`` if there is none to tell.
+
+    A baseline has no entry for a test that needs no memory, so such a test is not new.
+    """
+    told = row.peak_bytes is not None and (row.change_bytes is not None or row.allocated_bytes)
+    return change_text(row.change_bytes) if told else ""
+
+
 def change_text(size: int | None) -> str:
     """Return a change such as ``+1.20 GiB``, ``−88.3 MiB`` or ``none``; ``new`` without an entry in the baseline."""
     if size is None:

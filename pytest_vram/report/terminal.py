@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_vram.memory import without_size
 from pytest_vram.report import likely
 from pytest_vram.report.host_memory import terminal_lines
-from pytest_vram.report.rows import Row, change_text, refusals_text, rows, uneven_text, work_text
+from pytest_vram.report.rows import Row, refusals_text, row_change, rows, uneven_text, work_text
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _table(shown: list[Row], width: int, color: bool, *, phases: bool, changes: 
     lines = [(head + "test")[:width].rstrip()]
     for row in shown:
         cells = [_size(row.peak_bytes)]
-        cells += ["" if row.peak_bytes is None else change_text(row.change_bytes)] if changes else []
+        cells += [row_change(row)] if changes else []
         cells += [_size(row.fixtures_bytes) if row.fixtures_bytes else ""] if fixtures else []
         cells += [_size(row.budget_bytes) if row.budget_bytes is not None else "", _percent(row)] if budgets else []
         text = "".join(f"{cell:>{size}} " for cell, size in zip(cells, sizes, strict=True))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 import sys
 import traceback
 from typing import Any
@@ -28,6 +27,7 @@ import torch
 # Imported before the fork, so that each child does not pay for it again.
 from finetune import qlora
 from finetune.training import loop, prepare, result  # noqa: F401 - imported before the fork, for all children
+from pytest_vram.launcher import places
 
 AUDITED = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
@@ -133,12 +133,8 @@ def serve(request: dict[str, Any]) -> Any:
     count, fault = request.get("ranks", 0), request["fault"] or {}
     if not count:
         return Running(request, {}).outcome()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     running = []
-    for rank in range(count):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-        environment = {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()}
+    for rank, environment in enumerate(places(count)):
         met = fault if fault.get("rank", rank) == rank else None
         running.append(Running(request | {"fault": met}, environment))
     return [one.outcome() for one in running]

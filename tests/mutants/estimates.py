@@ -41,7 +41,6 @@ BUGS: dict[str, Planted] = {
         ["tests/unit/finetune/estimate/test_choice.py"],
         [
             Bug("micro_batches", "rows % size == 0", "True"),
-            Bug("_Search.by_forecast", "fastest in self._tried", "False"),
             Bug(
                 "_Search.by_forecast",
                 "extra = max(extra, budget - forecast.needed(fastest)) + FIRST_MARGIN * budget",

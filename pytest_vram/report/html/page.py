@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vram.report.html.data import page_data
 from pytest_vram.report.html.sections import sides, text
-from pytest_vram.report.rows import Row, change_text, rows
+from pytest_vram.report.rows import Row, change_text, row_change, rows
 from pytest_vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -153,10 +153,10 @@ def _row(row: Row, index: int, keys: list[tuple[str, str]]) -> str:
 
 
 def _changed(row: Row) -> str:
-    if row.peak_bytes is None:
+    if not (change := row_change(row)):
         return ""
     style = "grew" if row.regressed else "shrank" if (row.change_bytes or 0) < 0 else "soft"
-    return f'<span class="{style}">{change_text(row.change_bytes)}</span>'
+    return f'<span class="{style}">{change}</span>'
 
 
 def _bar(used: float | None) -> str:

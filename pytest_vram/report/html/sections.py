@@ -174,7 +174,7 @@ def _gone(report: Report, before: Report | None) -> str:
     if before is None:
         return ""
     old, new = _allocated_peaks(before), _allocated_peaks(report)
-    body = [[name, format_bytes(old[name])] for name in sorted(set(old) - set(new))]
+    body = [[name, format_bytes(peak)] for name, peak in sorted(old.items()) if peak and name not in new]
     return _side("Gone since the earlier run", [("test", "l"), ("peak then", "n")], body)
 
 
@@ -183,7 +183,7 @@ def _allocated_peaks(report: Report) -> dict[str, int]:
     found: dict[str, int] = {}
     for test in report.tests:
         for measurement in test.measurements:
-            if peak := measurement.figure("allocated"):
+            if (peak := measurement.figure("allocated")) is not None:
                 found[test.nodeid] = max(found.get(test.nodeid, 0), peak)
     return found
 

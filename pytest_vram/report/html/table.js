@@ -36,7 +36,7 @@ function open(line) {
   const inside = detail(line.test, room);
   inside.style.width = `${room}px`;
   cell.append(inside);
-  opened = { line, place, width: window.innerWidth };
+  opened = { line, place, frame };
 }
 
 function follow() {
@@ -94,5 +94,7 @@ controls.addEventListener("submit", (event) => event.preventDefault());
 for (const event of ["input", "change"]) controls.addEventListener(event, filter);
 if (!PAGE.tests.some((test) => test.regressed)) document.querySelector("option[value=regressed]").remove();
 window.addEventListener("hashchange", follow);
-window.addEventListener("resize", () => { if (opened && Math.abs(window.innerWidth - opened.width) > 40) open(opened.line); });
+// A notebook shows the page in a frame, whose first width is not the one that it gets: the window's own event is too early.
+const refit = () => { if (opened && Math.abs(table.parentElement.clientWidth - opened.frame) > 40) open(opened.line); };
+if (table.parentElement) new ResizeObserver(() => requestAnimationFrame(refit)).observe(table.parentElement);
 if (lines.length === 1) open(lines[0]); else follow();

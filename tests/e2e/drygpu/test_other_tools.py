@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from pytest_vram.commands import run, run_standins
 from pytest_vram.drygpu.cards import find_card
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FOLDER = Path(__file__).resolve().parents[3] / "examples" / "other_tools"
 COMMANDS = re.findall(
@@ -34,6 +39,12 @@ READERS = {
     "kinds = (ModelArguments, DataArguments, TrainingArguments, FinetuningArguments, GeneratingArguments)\n"
     "read = yaml.safe_load(open('lora.yaml')) | {'bf16': False}\n"
     "print(HfArgumentParser(kinds).parse_dict(read)[1].cutoff_len)\n",
+    "torchtune": "from omegaconf import OmegaConf\nfrom torchtune import config\n"
+    "found = OmegaConf.load('lora.yaml')\nconfig.validate(found)\nprint(found.tokenizer.max_seq_len)\n",
+    "litgpt": "from jsonargparse import ArgumentParser\nfrom litgpt.finetune.lora import setup\n"
+    "parser = ArgumentParser()\nparser.add_argument('--config', action='config')\n"
+    "parser.add_function_arguments(setup)\n"
+    "print(parser.parse_args(['--config', 'lora.yaml']).train.max_seq_length)\n",
 }
 """A program for each tool that reads its configuration as the tool does, and prints the length of a row."""
 
@@ -42,6 +53,15 @@ def parsed(text: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     run.add_parser(parser.add_subparsers())
     return parser.parse_args(shlex.split(text))
+
+
+def entries(content: Any) -> Iterator[tuple[str, Any]]:
+    """All names of a configuration with their values, also those inside of others."""
+    for name, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if isinstance(value, dict | list):
+            yield from entries(value)
+        else:
+            yield str(name), value
 
 
 def test_every_folder_has_its_command() -> None:
@@ -55,11 +75,19 @@ def test_run_takes_the_command_and_finds_the_length(tool: str, text: str, monkey
     args = parsed(text)
     assert find_card(args.gpu)
     (model,) = (found := run_standins.from_arguments(args)).models
-    config = next(Path(word) for word in args.command if word.endswith((".yml", ".yaml")))
-    content = yaml.safe_load(config.read_text())
+    (config,) = (path for path in Path().iterdir() if path.suffix in (".yml", ".yaml"))
+    content = dict(entries(yaml.safe_load(config.read_text())))
     assert model.name in content.values(), "the model of the command is the one of the configuration"
-    assert [name for name in found.data if name not in config.read_text()] == []
-    assert run_standins._longest_length(args.command) in {content.get(name) for name in run_standins._LENGTHS}
+    assert [name for name in found.data if name not in content.values()] == []
+    (length,) = {content[name] for name in run_standins._LENGTHS if name in content}
+    if found.rows:
+        assert run_standins._longest_length(args.command) == length
+    else:
+        rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+        assert {len(row["output"].split()) for row in rows} == {length}, "rows as long as the configuration allows"
+    for script in (Path(word) for word in args.command if word.endswith(".sh")):
+        assert config.name in script.read_text()
+        assert model.name in script.read_text()
 
 
 @pytest.mark.parametrize("tool", READERS)

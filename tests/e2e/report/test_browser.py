@@ -123,6 +123,20 @@ def test_a_test_opens_and_shows_where_its_memory_went(browser: Any, pages: Path,
     assert quiet(browser)
 
 
+def test_an_open_test_follows_the_width_of_its_frame(browser: Any, pages: Path) -> None:
+    """A frame of a notebook may get its width after the page was drawn, and the window's size does not tell of it."""
+    look(browser, pages / "report.html")
+    find(browser, "#t0 a").click()
+    find(browser, "tr.detail .inside")
+    wide = "return document.querySelector('tr.detail .inside').offsetWidth"
+    for narrow in (True, False):
+        browser.execute_script(f"document.body.style.width = '{500 if narrow else 1200}px'")
+        Wait(browser, timeout=30, poll_frequency=0.05).until(
+            lambda page, narrow=narrow: (page.execute_script(wide) < 600) == narrow
+        )
+    assert quiet(browser)
+
+
 def test_a_name_with_markup_stays_text(browser: Any, pages: Path) -> None:
     look(browser, pages / "report.html")
     assert "<script>alert(1)</script>" in find(browser, "#t0 a").text

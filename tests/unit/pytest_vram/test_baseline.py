@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from pytest_vram import baseline
+from pytest_vram.commands import compare
 from pytest_vram.errors import VramUsageError
 from pytest_vram.memory import Device, Environment, Measurement, Peak, Report, TestRecord
+from pytest_vram.report.rows import row_change, rows
 from pytest_vram.units import MIB
 
 A = Device(kind="cuda", index=0, name="A")
@@ -117,3 +119,23 @@ def test_the_message_names_sizes_percent_card_and_remedy() -> None:
         "--vram-update-baseline",
     ):
         assert part in text
+
+
+def test_a_test_that_needed_no_memory_before_grew_and_is_not_new() -> None:
+    before = report(
+        record("grows", 0), record("rests", 0), record("stops", 8 * MIB), record("skipped", 0, A, "skipped")
+    )
+    after = report(record("grows", 4 * MIB), record("rests", 0), record("stops", 0), record("added", 0))
+    old, new = baseline.peaks(before, failed=True), baseline.peaks(after, failed=True)
+    found = baseline.compare(after, old, 2)
+    assert [(change.nodeid, change.percent_text) for change in found.regressed] == [("grows", "was 0 B")]
+    assert [(change.nodeid, change.percent_text) for change in found.improved] == [("stops", "-100.0%")]
+    assert baseline.only_in(new, old) == baseline.only_in(old, new) == []
+    assert set(baseline.peaks(before)) == {"stops"}, "a baseline file has no line for tests that need no memory"
+    assert "skipped" not in old
+    text, grew = compare.render(before, after, 2, 80)
+    assert grew
+    assert "  was 0 B        0 B -> 4.00 MiB   grows" in text
+    held = rows(baseline.held_against(after, baseline.peaks(before), source="peaks.json", tolerance=2))
+    changes = {row.nodeid: row_change(row) for row in held}
+    assert changes == {"grows": "new", "rests": "", "stops": "−8.00 MiB", "added": ""}

@@ -97,6 +97,7 @@ def test_layers_that_recompute(setting: Any, expected: int) -> None:
         (["--offload-activations"], True),
         (["--offload-activations", "--rank", "4"], True),
         (["--offload-activations", "true"], True),
+        (["--offload-activations", "True"], True),
         (["--offload-activations=false"], False),
         (["--no-offload-activations"], False),
         (["--offload-activations", "auto"], "auto"),

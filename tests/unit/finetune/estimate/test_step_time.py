@@ -77,6 +77,14 @@ def test_a_step_of_small_batches_waits_for_the_host() -> None:
     assert small.seconds == pytest.approx(small.launches + small.update)
 
 
+def test_each_layer_that_recomputes_launches_its_kernels_again() -> None:
+    every, half, none = (
+        of("h200", checkpointing=layers, offload_activations=False).launches for layers in ("all", 16, "none")
+    )
+    assert half > none
+    assert every - half == pytest.approx(half - none)  # Mistral-7B has 32 layers
+
+
 def test_recomputing_costs_half_of_the_products_of_a_frozen_base() -> None:
     every, none = of(checkpointing="all").products, of(checkpointing="none").products
     assert every / none == pytest.approx(1.5, abs=0.03)

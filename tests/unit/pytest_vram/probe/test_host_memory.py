@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,6 +42,31 @@ print(before, seen, threading.active_count(), meter.stop().peak_bytes is not Non
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2 [1] 2 True 1"
+
+
+def test_a_process_that_has_ended_and_is_not_waited_for_holds_nothing() -> None:
+    meter = HostMeter(10**9)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    held = meter._private(child.pid)
+    peak = meter.stop()
+    child.wait()
+    assert held == 0
+    assert peak.peak_bytes is not None
+
+
+def test_pinned_memory_that_is_kept_for_later_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned memory of earlier tests stays with PyTorch: it is returned before a test, and counts for none."""
+    stats = {f"{name}_bytes.{moment}": 300 for name in ("active", "allocated") for moment in ("current", "peak")}
+    emptied: list[bool] = []
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, host_memory_stats=lambda: stats, reset_peak_host_memory_stats=lambda: None
+    )
+    internal = SimpleNamespace(_host_emptyCache=lambda: emptied.append(True))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, _C=internal))
+    meter = HostMeter(10**9)
+    stats |= {"allocated_bytes.peak": 2000, "active_bytes.peak": 1000}
+    assert (meter.stop().pinned_bytes, emptied) == (700, [True])
 
 
 def test_a_maximum_that_cannot_be_reset_counts_once_the_test_raises_it(tmp_path: Path) -> None:

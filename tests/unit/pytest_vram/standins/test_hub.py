@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,11 @@ def test_known_names_are_found_in_the_command_and_its_files(tmp_path: Path) -> N
 )
 def test_the_users_cache_is_where_the_hub_looks(environment: dict[str, str], folder: str) -> None:
     assert hub.hub_cache(environment) == Path(folder)
+
+
+def test_a_stand_in_without_transformers_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchtune and LitGPT do not bring transformers into their environments."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    wanted = "--shape ./model=qwen2.5-0.5b: transformers .* not installed here: pip install transformers"
+    with pytest.raises(VramUsageError, match=wanted):
+        write_model(parse_shape("./model=qwen2.5-0.5b"), tmp_path / "model")
