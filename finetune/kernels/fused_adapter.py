@@ -24,6 +24,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from finetune.kernels.available import kernel_runs_on
+from pytest_vram.torch_private import plain_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -236,7 +237,7 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     """Return the base's weight [out, in], decoded if it is quantized."""
     if not _is_four_bit(base):
         return base.weight  # type: ignore[no-any-return]  # `base` is Any
-    with torch._C.DisableTorchFunctionSubclass():  # or each look at the weight would run a method of bitsandbytes
+    with plain_tensors():  # or each look at the weight would run a method of bitsandbytes
         state, packed = base.weight.quant_state, base.weight.data
     if kernel_runs_on(packed.device):
         from finetune.kernels.nf4 import can_decode, decode

@@ -19,10 +19,10 @@ def test_a_twentieth_of_the_hosts_memory_stays(
     monkeypatch.setattr(host_memory, "available_bytes", lambda: 200)
     monkeypatch.setattr(host_copies, "is_active", lambda: dry)
     if not refused:
-        host_copies._require(200 - left)
+        host_copies.require_room(200 - left)
         return
     with pytest.raises(RuntimeError, match="the host has 200 bytes left"):
-        host_copies._require(200 - left)
+        host_copies.require_room(200 - left)
 
 
 def test_on_a_cpu_a_copy_is_done_when_it_returns() -> None:
