@@ -323,6 +323,10 @@ class _Operator:
         if self.name in guesses.NOT_ON_CPU:
             return None
         try:
+            if self.name == "histc" and not self.mutates and args[0].dtype in known_values.WHOLE_NUMBERS:
+                # The CPU counts floats only, and a double has room for every number that is counted here.
+                first, *others = _to_cpu(args)
+                return self.overload(first.double(), *others, **_to_cpu(kwargs)).to(first.dtype)
             answer = self.overload(*_to_cpu(args), **_to_cpu(kwargs))
         except (RuntimeError, IndexError):  # the CPU kernel does not take the type, or a GPU would assert on an index
             return None

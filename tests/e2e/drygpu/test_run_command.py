@@ -44,7 +44,7 @@ def test_figures_and_json(run_command: Run, script: Callable[..., str], tmp_path
         "del kept\n"
         "torch.cuda.reset_peak_memory_stats()\n"
         "torch.cuda.reset_accumulated_memory_stats()\n"
-        "print(torch.arange(4, device='cuda').sum().item(), torch.randn(4, device='cuda').sum().item())\n"
+        "print(torch.arange(4, device='cuda').sum().item(), torch.ones(4, device='cuda').softmax(0).sum().item())\n"
         "print(sys.argv[1:], __name__, sys.path[0])\n"
     )
     where = script(text)

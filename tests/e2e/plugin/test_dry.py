@@ -101,11 +101,11 @@ def test_on_the_cpu_only():
     torch.ones(3)
 
 def test_wants_a_value():
-    assert torch.ones(3, device="cuda").exp().sum().item() > 1  # it is 8.2
+    assert torch.ones(3, device="cuda").softmax(0).sum().item() > 0.5  # it is 1
 
 @pytest.mark.vram(max_mb=1)
 def test_reads_its_loss():
-    torch.ones(3, device="cuda").exp().sum().item()
+    torch.ones(3, device="cuda").softmax(0).sum().item()
 """
 
 

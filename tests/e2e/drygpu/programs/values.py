@@ -50,6 +50,9 @@ CHECKS: dict[str, Make] = {
     "mode": lambda d: torch.mode(IDS.to(d)),
     "mode of many": lambda d: torch.mode((torch.arange(5000) % 7).to(d))[0],
     "bincount": lambda d: torch.bincount(IDS.to(d)[0], minlength=4),
+    "histc of whole numbers": lambda d: torch.histc(
+        IDS[0].to(d).to(torch.int32 if d == GPU else torch.float32), 4, 0, 3
+    ).int(),
     "histc": lambda d: torch.histc(IDS.to(d)[0].float(), bins=4, min=0, max=3),
     "one_hot": lambda d: torch.nn.functional.one_hot(IDS.to(d), 12).sum((0, 1)),
     "one_hot of unknown width": lambda d: torch.nn.functional.one_hot(IDS.to(d)).shape[-1],
