@@ -57,7 +57,9 @@ class Row:
 
 
 # pytest 8.4 does not read the configuration of this repository, which is pytest 9's.
-_WITHOUT_CONFIGURATION = ("-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "pytester")
+_WITHOUT_CONFIGURATION = (
+    *("-c", os.devnull, f"--rootdir={ROOT}", "--import-mode=importlib", "-p", "pytester", "--vram-gpu=off"),
+)
 ROWS = {
     "lowest": Row(packages=(".[test,drygpu]",), resolution="lowest-direct", tests=("tests/unit", *PLUGIN)),
     "newest": Row(packages=(".[test,drygpu]",), tests=("tests/unit", *PLUGIN)),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLES = 4
 DTYPES = (torch.float32, torch.int64, torch.bool)
 NOT_ON_A_CARD = {
-    "_scaled_dot_product_flash_attention_for_cpu": "has no CUDA kernel",
+    "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu": "has no CUDA kernel",
     "as_strided": "its samples are views of a storage, which `.to` does not keep",
     "narrow_copy": "its form with `out` has no CUDA kernel",
     "sparse.mm": "the reductions among its samples have no CUDA kernel",
