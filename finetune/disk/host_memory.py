@@ -54,6 +54,14 @@ def available_bytes() -> int:
     return min(found)
 
 
+def pinnable_bytes() -> int:
+    """Return how many bytes may still be pinned; less than 0 if too much is in use already.
+
+    Pinned memory is never swapped out, so a twentieth of the host's memory stays free.
+    """
+    return available_bytes() - limit_bytes() // 20
+
+
 def _status_bytes(name: str) -> int:
     """Return a field of this process's status in bytes; 0 if the kernel does not say."""
     with contextlib.suppress(OSError):

@@ -112,6 +112,5 @@ def require_room(size: int) -> None:
     Raises:
         RuntimeError: less than a twentieth of the host's memory would be left.
     """
-    left = host_memory.available_bytes() - size
-    if left < host_memory.limit_bytes() // 20 and not is_active():
-        raise RuntimeError(f"the host has {left + size:,} bytes left")
+    if size > host_memory.pinnable_bytes() and not is_active():
+        raise RuntimeError(f"the host has {host_memory.available_bytes():,} bytes left")

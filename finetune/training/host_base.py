@@ -15,9 +15,6 @@ from pytest_vram.units import GIB
 if TYPE_CHECKING:
     from finetune.config.settings import RunConfig
 
-LEFT_FREE = 1 / 20
-"""The share of the host's memory that has to stay free: pinned memory is never swapped out."""
-
 
 def require_host_memory(config: RunConfig) -> None:
     """Refuse ``--offload-base`` where the parts of this machine's ranks do not fit into its memory.
@@ -35,7 +32,7 @@ def require_host_memory(config: RunConfig) -> None:
     except (ConfigError, KeyError):
         return
     here = part * launch.local_size()
-    room = host_memory.available_bytes() - round(LEFT_FREE * host_memory.limit_bytes())
+    room = host_memory.pinnable_bytes()
     if here > room:
         raise no_room(
             f"the parts of this machine's {launch.local_size()} ranks take {here / GIB:.2f} GiB of pinned host memory, "

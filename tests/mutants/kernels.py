@@ -52,7 +52,7 @@ BUGS: dict[str, Planted] = {
                 "0",
             ),
             Bug("require_room", "not is_active()", "True"),
-            Bug("require_room", "host_memory.limit_bytes() // 20", "0"),
+            Bug("require_room", "host_memory.pinnable_bytes()", "host_memory.available_bytes()"),
         ],
     ),
     "finetune/config/split": (
