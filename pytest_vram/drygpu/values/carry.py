@@ -32,7 +32,7 @@ from pytest_vram.drygpu.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch._ops import OpOverload
 
@@ -71,6 +71,7 @@ FILLED_FIRST = frozenset({
 The list was found by comparing every operator in PyTorch's own database of operators with the CPU.
 """
 
+_CARRIED = frozenset(CARRIED)
 _WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "randperm", *guesses.DRAWS}
 _SIZED_BY_DATA = {"nonzero", "_unique", "_unique2", "unique_consecutive", "unique_dim", "unique_dim_consecutive"}
 _LONGEST_ROW_OF_ONE_KERNEL = 2048
@@ -115,14 +116,14 @@ def _carrying(overload: OpOverload, call: Callable[..., Any]) -> Callable[..., A
 def _overwriting() -> Iterator[OpOverload]:
     """Yield all other overloads that write to a tensor of the caller: in place, to ``out``, or to lists of tensors."""
     for name, overload_name in torch_private.operators_with_kernel("aten", "CUDA"):
-        if _is_in(name, CARRIED) or _is_in(name, FILLED_FIRST) or name in _LEAVES_VALUES:
+        if _is_in(name, _CARRIED) or _is_in(name, FILLED_FIRST) or name in _LEAVES_VALUES:
             continue
         overload = getattr(getattr(torch.ops.aten, name, None), overload_name or "default", None)
         if overload is not None and _written(overload._schema):
             yield overload
 
 
-def _is_in(name: str, operators: Collection[str]) -> bool:
+def _is_in(name: str, operators: frozenset[str]) -> bool:
     """Return whether an operator, or the one whose in-place form it is, is in a list."""
     return name in operators or name.removesuffix("_") in operators
 
@@ -165,7 +166,7 @@ class _Operator:
 
     def kernel(self) -> Callable[..., Any]:
         """Return the function to register with the dispatcher."""
-        if not (_is_in(self.name, CARRIED) or self.name.startswith("_foreach_")):
+        if not (_is_in(self.name, _CARRIED) or self.name.startswith("_foreach_")):
             return self._overwrite if self.mutates else self._fill_first
         if self.name == "_local_scalar_dense":
             return self._read_scalar
@@ -216,8 +217,7 @@ class _Operator:
         else:
             answer = None
         if answer is not None:
-            first = answer[0] if isinstance(answer, tuple | list) else answer
-            count = int(first.shape[guesses.counted_dimension(self.name, args, kwargs) or 0])
+            count = int(_parts(answer)[0].shape[guesses.counted_dimension(self.name, args, kwargs) or 0])
         else:
             count, guess = guesses.size(self.name, args, kwargs)
         with host_reads.reading(host_reads.Announced(operation=self.name, count=count, whole=True)):
@@ -240,7 +240,7 @@ class _Operator:
     def _fill_first(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         """Run an operator that fills its results before it computes them. What they were filled with is not known."""
         result = self.call(keyset, *self.numbers.as_tensors(args), **kwargs)
-        for part in result if isinstance(result, tuple | list) else (result,):
+        for part in _parts(result):
             known_values.forget(part)
         return result
 
@@ -348,11 +348,16 @@ class _Operator:
         if answer is not None:
             _store(result, answer, guess)
             return
-        outputs = result if isinstance(result, tuple | list) else (result,)
+        outputs = _parts(result)
         for output in outputs:
             known_values.forget(output)  # torch's own kernel may have filled it first
         if self.guess is not None:
             self.guess(outputs, args, kwargs)
+
+
+def _parts(result: Any) -> Sequence[Any]:
+    """Return the results of an operator, of which most have one."""
+    return result if isinstance(result, tuple | list) else (result,)
 
 
 def _to_cpu(value: Any) -> Any:

@@ -135,11 +135,7 @@ def _put(entry: Known, address: int, size: int, fetch: Callable[[], tuple[bytes 
         return
     driver.mark_known(address, size)
     ctypes.memmove(address, data, size)
-    if size == entry.size:
-        entry.whole, entry.part, entry.guess = True, None, guess
-        return
-    entry.guess = entry.guess or guess
-    part = _part(entry)
+    part = _learned(entry, guess, whole=size == entry.size)
     if part is not None:
         part[address - entry.base : address - entry.base + size] = b"\1" * size
 
@@ -152,6 +148,15 @@ def find(tensor: torch.Tensor) -> Known | None:
     if entry.part is None:
         return entry if driver.is_known(*_extent(tensor)) else None
     return entry if _bytes_of(tensor, entry.part).all() else None
+
+
+def _learned(entry: Known, guess: str, *, whole: bool) -> bytearray | None:
+    """Add values to an entry, of the ``whole`` storage or a part of it. Return the list to mark the part in, if any."""
+    if whole:
+        entry.whole, entry.part, entry.guess = True, None, guess
+        return None
+    entry.guess = entry.guess or guess
+    return None if entry.whole else _part(entry)
 
 
 def _part(entry: Known) -> bytearray | None:
@@ -199,11 +204,8 @@ def learn(tensor: torch.Tensor, guess: str = "") -> None:
         if (address, size) != (entry.base, entry.size):
             _unmark_around(entry, address, size)
     driver.mark_known(address, size)
-    if (address, tensor.numel() * tensor.element_size()) == (entry.base, entry.size) and size == entry.size:
-        entry.whole, entry.part, entry.guess = True, None, guess
-        return
-    entry.guess = entry.guess or guess
-    part = None if entry.whole else _part(entry)
+    whole = (address, size) == (entry.base, entry.size) and size == tensor.numel() * tensor.element_size()
+    part = _learned(entry, guess, whole=whole)
     if part is not None:
         _bytes_of(tensor, part).fill_(1)
 
