@@ -51,3 +51,9 @@ def test_a_model_that_the_arithmetic_does_not_know_is_not_refused_here(
 ) -> None:
     monkeypatch.setattr(host_base.host_memory, "available_bytes", lambda: 0)
     require_host_memory(asked(tmp_path, {"model_type": "bloom"}))
+
+
+def test_without_the_option_no_configuration_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = asked(tmp_path, SHAPES["llama-2-7b"].fields(), offload=False)
+    monkeypatch.delattr(host_base, "load_config")
+    require_host_memory(config)
