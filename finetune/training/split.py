@@ -8,6 +8,7 @@ inputs of layers that recompute wait on the host, unless the copies are estimate
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from finetune.training.accumulate import window_gradients
 from finetune.training.optim import state_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
     from torch import nn
@@ -134,11 +135,12 @@ class _Trials:
     ) -> None:
         self._model, self._train, self._config, self._device = model, train, config, device
         free, total = torch.cuda.mem_get_info(device)
-        self._margin = int(MARGIN * total)
+        room = free + torch.cuda.memory_reserved(device) - int(MARGIN * total)
+        self._share = room / total
         # What is loaded is known, and need not be forecast.
         loaded = max(ranks.gathered(torch.cuda.memory_allocated(device)))
-        self._beside = self._margin + (loaded - forecast.loaded() if forecast is not None else 0)
-        self.budget = min(ranks.gathered(free + torch.cuda.memory_reserved(device) - self._beside))
+        self._beside = loaded - forecast.loaded() if forecast is not None else 0
+        self.budget = min(ranks.gathered(room - self._beside))
 
     def attempt(self, choice: Choice) -> Tried:
         fits = self.fits(choice.settings)
@@ -155,14 +157,29 @@ class _Trials:
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         states = state_bytes(trained, config.train, masters=not config.adapter.full)
         try:
-            held = [torch.empty(size, dtype=torch.uint8, device=self._device) for size in (states, self._margin)]
-            with ranks.alone():
+            with _at_most(self._share, self._device), ranks.alone():
+                held = torch.empty(states, dtype=torch.uint8, device=self._device)
                 window_gradients(self._model, longest_window(self._train, config.train), config.train)
-            torch.cuda.synchronize(self._device)
-            del held
+                torch.cuda.synchronize(self._device)
+                del held
         except torch.OutOfMemoryError:
             return False
         return True
+
+
+@contextlib.contextmanager
+def _at_most(share: float, device: torch.device) -> Iterator[None]:
+    """Let the allocator take no more than this share of the card's memory, or than it may already take, in this block.
+
+    A block of memory that is held instead would do as well, but would count in every figure of the run's peak.
+    """
+    get = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # torch 2.6 does not tell
+    before = get(device)
+    torch.cuda.set_per_process_memory_fraction(max(0.0, min(share, before)), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
 def _told(choice: Choice, *, split: bool, layers: bool, fits: bool) -> str:

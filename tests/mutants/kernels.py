@@ -22,6 +22,8 @@ BUGS: dict[str, Planted] = {
             ),
             Bug("chosen_split", "choice.recomputed > 1", "True"),
             Bug("_tidy", "parameter.grad = None", "pass"),
+            Bug("_at_most", "min(share, before)", "before"),
+            Bug("_at_most", "torch.cuda.set_per_process_memory_fraction(before, device)", "pass"),
             Bug("as_recorded", "config.train.split == 'auto' and same", "same"),
             Bug("as_recorded", "getattr(config.train, name) == 'auto'", "True"),
             Bug("as_recorded", "config.train.split == 'auto' and same", "config.train.split == 'auto'"),

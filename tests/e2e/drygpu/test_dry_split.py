@@ -65,3 +65,12 @@ def test_where_the_split_changes_the_result_it_is_left_alone(found: dict[str, An
 
 def test_trials_leave_nothing_behind(found: dict[str, Any]) -> None:
     assert (found["left"], found["gradients"]) == (0, False)
+
+
+def test_a_trial_holds_no_memory_to_keep_it_free(found: dict[str, Any]) -> None:
+    """The room that is left beside a step counted in the peak of a run's process."""
+    assert found["beside the step"] < found["margin"] / 2
+
+
+def test_the_share_of_the_card_that_a_user_allows_stays(found: dict[str, Any]) -> None:
+    assert found["fraction"] == pytest.approx(0.9)

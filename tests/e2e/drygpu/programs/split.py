@@ -22,6 +22,7 @@ from pytest_vram.drygpu import empty_checkpoint
 
 ROWS, MANY, TOKENS = 12, 60, 1024
 SHAPE = {"vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
+tidy = split._tidy
 DATA = FullRows(count=64, tokens=TOKENS, vocabulary=1024)
 
 
@@ -65,7 +66,17 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
     model: Any = attach_adapter(load_base(ModelConfig(model=path)), AdapterConfig(), seed=0)
     fits(model, 1)  # the workspace of cuBLAS stays
     held = torch.cuda.memory_allocated()
-    results["empty"] = chosen(model)
+    torch.cuda.set_per_process_memory_fraction(0.9)  # as a user may do
+    peaks: list[int] = []
+    with mock.patch.object(split, "_tidy", lambda model: (peaks.append(torch.cuda.max_memory_allocated()), tidy(model))):
+        results["empty"] = chosen(model)
+    torch.cuda.reset_peak_memory_stats()
+    fits(model, ROWS, checkpointing="none")
+    results["beside the step"] = max(peaks) - torch.cuda.max_memory_allocated()
+    results["margin"] = int(MARGIN * torch.cuda.mem_get_info()[1])
+    told = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch 2.6 does not tell
+    results["fraction"] = told() if told is not None else 0.9
+    torch.cuda.set_per_process_memory_fraction(1.0)
     results["given"] = chosen(model, split="given")
     model.get_base_model().config.model_type = "unheard-of"
     results["unknown"] = chosen(model)
