@@ -99,7 +99,7 @@ def is_active() -> bool:
 
 
 def cards_are_known() -> bool:
-    """Whether anything has asked yet which cards there are: from then on they stay what they are."""
+    """Whether anything has asked which cards there are. From then on they cannot be exchanged for others."""
     return bool(_library().pytest_vram_dry_cards_are_known())
 
 
