@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vram.errors import VramUsageError
+from pytest_vram.probe.select import DEFAULT_CARD
 
 if TYPE_CHECKING:
     from pytest_vram.ci.github import Job
 
-DEFAULT_CARD = "rtx-4080"
 FOLDER = Path("vram-ci")
 
 

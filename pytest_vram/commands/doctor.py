@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from pytest_vram import __version__
 from pytest_vram.errors import DryGpuError
+from pytest_vram.probe.select import DEFAULT_CARD
 
 if TYPE_CHECKING:
     import argparse
 
 _PACKAGES = ("pytest", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "triton", "nvidia-ml-py")
-_TRIAL_CARD = "rtx-4080"
 _TRIAL = "import torch; torch.ones(1000, device='cuda'); print(torch.cuda.max_memory_allocated())"
 _OTHERS = """
 import torch
@@ -151,14 +151,14 @@ def _try_dry() -> Check:
     subject = "probe dry"
     began = time.monotonic()
     try:
-        variables = environment(_TRIAL_CARD, replace_real_gpu=True)
+        variables = environment(DEFAULT_CARD, replace_real_gpu=True)
     except DryGpuError as error:
         return Check(subject=subject, works=False, text=str(error))
     works, text = _python(_TRIAL, environment=variables)
     if works:
         instead = ", in place of this machine's own GPU" if real_gpu_present() else ""
         seconds = time.monotonic() - began
-        text = f"pytest --vram-gpu=dry:{_TRIAL_CARD} and `run` work{instead}; tried in {seconds:.1f} s"
+        text = f"pytest --vram-gpu=dry:{DEFAULT_CARD} and `run` work{instead}; tried in {seconds:.1f} s"
     return Check(subject=subject, works=works, text=text)
 
 
