@@ -59,7 +59,7 @@ class Known:
         self.guess = ""
         self.expected: list[Callable[[], None]] = []
 
-    def __del__(self, free: Callable[[Any], Any] = torch_private.release_weak_storage()) -> None:  # noqa: B008
+    def __del__(self, free: Callable[[Any], Any] = torch_private.release_weak_storage()) -> None:  # noqa: B008 - kept until shutdown
         free(self._weak)  # a default argument outlives the module's own names when the interpreter shuts down
 
     def storage(self) -> torch.UntypedStorage | None:
