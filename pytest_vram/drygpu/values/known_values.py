@@ -33,6 +33,7 @@ FLOATS_LIMIT = KIB
 """The largest tensor of floats that is carried, in bytes: scales, loss weights and counters, but not parameters."""
 
 _PRUNE_EVERY = 4096
+_release = torch_private.release_weak_storage()
 
 
 class Known:
@@ -59,7 +60,7 @@ class Known:
         self.guess = ""
         self.expected: list[Callable[[], None]] = []
 
-    def __del__(self, free: Callable[[Any], Any] = torch_private.release_weak_storage()) -> None:  # noqa: B008 - kept until shutdown
+    def __del__(self, free: Callable[[Any], Any] = _release) -> None:
         free(self._weak)  # a default argument outlives the module's own names when the interpreter shuts down
 
     def storage(self) -> torch.UntypedStorage | None:
