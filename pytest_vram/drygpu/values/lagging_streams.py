@@ -1,10 +1,9 @@
-"""Counts how much memory a card may need beyond a dry GPU's figure, because its streams lag behind the program.
+"""How much memory a card may need beyond a dry GPU's figure, because its streams lag behind the program.
 
-The program may free a tensor that another stream still uses (``Tensor.record_stream``). On a card, the tensor's memory
-can be reused only when that stream has done its work so far. A dry GPU has no streams that lag, so the memory is reused
-at once, which gives the least that a card needs. The most follows from two rules of CUDA: no stream lags when the host
-has just waited for the device, and the host is never more than a launch queue ahead, because a launch waits while the
-queue is full.
+A tensor that another stream uses (``Tensor.record_stream``) is not free for reuse when the program frees it, but when
+that stream has come so far. A dry GPU has no streams that lag: the block is reused at once, which is the least that a
+card needs. The most follows from two rules of CUDA. No stream lags when the host has just waited for the device. And
+the host cannot be more than a launch queue ahead: launching blocks when the queue is full.
 
 Records that C++ code makes (NCCL's collectives, autograd for gradients that cross streams) are not seen here.
 """
