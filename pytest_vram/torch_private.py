@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
+    from torch import UntypedStorage
+
 TESTED = "2.6 to 2.15"
 NAMES = (
     "torch.cuda._lazy_call",
@@ -33,6 +35,11 @@ NAMES = (
     "torch._C._dispatch_has_kernel_for_dispatch_key",
     "torch._C._dispatch_keyset_full_after",
     "torch.distributed.distributed_c10d._update_default_pg",
+    "torch.distributed.distributed_c10d._world",
+    "torch.UntypedStorage._weak_ref",
+    "torch.UntypedStorage._new_with_weak_ptr",
+    "torch.UntypedStorage._free_weak_ref",
+    "torch.UntypedStorage._cdata",
 )
 """Names that every torch of ``TESTED`` built for CUDA has. A build without CUDA lacks those with ``_cuda_``."""
 
@@ -78,6 +85,22 @@ def when_group_changes(action: Callable[[], None]) -> None:
         action()
 
     distributed_c10d._update_default_pg = update  # type: ignore[assignment]  # a patch
+
+
+def group_store(group: Any) -> Any:
+    """Return the store of a process group: ``distributed_c10d._world`` has it where groups do not tell."""
+    import torch.distributed
+
+    if hasattr(group, "get_group_store"):  # torch 2.14, and perhaps earlier versions
+        return group.get_group_store()
+    return torch.distributed.distributed_c10d._world.pg_map[group][1]
+
+
+def backend_name(group: Any, device: str) -> str:
+    """Return the name of the backend that a process group uses on a kind of device: ``ProcessGroup._get_backend``."""
+    import torch
+
+    return str(group._get_backend(torch.device(device)).name())
 
 
 def cuda_is_starting() -> bool:
@@ -220,3 +243,35 @@ def keys_after(key: Any) -> Any:
     import torch
 
     return torch._C._dispatch_keyset_full_after(key)
+
+
+def storage_number(storage: UntypedStorage) -> int:
+    """Return a number that no other living storage has: the address of its object, ``UntypedStorage._cdata``."""
+    return int(storage._cdata)
+
+
+def weak_storage(storage: UntypedStorage) -> Any:
+    """Return a weak reference to a storage, which :func:`release_weak_storage` frees: ``UntypedStorage._weak_ref``.
+
+    The reference does not need the storage's Python object, which may come and go.
+    """
+    return storage._weak_ref()
+
+
+def strong_storage(weak: Any) -> UntypedStorage | None:
+    """Return the storage of a weak reference; None if it is gone: ``UntypedStorage._new_with_weak_ptr``."""
+    import torch
+
+    found: UntypedStorage | None = torch.UntypedStorage._new_with_weak_ptr(weak)
+    return found
+
+
+def release_weak_storage() -> Callable[[Any], Any]:
+    """Return the function that frees a reference of :func:`weak_storage`: ``UntypedStorage._free_weak_ref``.
+
+    Whoever keeps the function can call it while the interpreter shuts down, when nothing can be imported.
+    """
+    import torch
+
+    release: Callable[[Any], Any] = torch.UntypedStorage._free_weak_ref
+    return release

@@ -3,6 +3,9 @@
 The bugs are in ``mutants/``, five or more a module. Each is put into a copy of the tree, and the module's tests run
 there in a forked child of a process that has the heavy libraries imported, up to the first that fails. ``MODULE:3``
 plants the third bug alone. A bug that no test notices makes the exit code 1.
+
+A bug may make the tests hang, so they have a limit: of processor time, because other programs may slow them down, and
+of wall time for those that wait. The table names the bugs that were noticed by a limit alone.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import argparse
 import gc
 import importlib
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -34,8 +38,10 @@ HEAVY = (
     "torch._dynamo",
 )
 HEAVY += ("transformers.models.mixtral.modeling_mixtral", "torch.utils.checkpoint", "matplotlib.pyplot")
-SECONDS = 300
+CPU_SECONDS = 300
+WALL_SECONDS = 1200
 FAILED_TO_RUN = 70
+LIMITS = ("timeout", -signal.SIGXCPU, -signal.SIGKILL)
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 sys.dont_write_bytecode = True
 
@@ -67,9 +73,12 @@ def main() -> int:
                 print(f"{module:<32} fail without a bug: {' '.join(unsound)}", flush=True)
                 survivors += 1
                 continue
-            alive = [number for number in numbers if not caught(copy, module, bugs[number - 1], tests)]
+            outcomes = {number: outcome_of(copy, module, bugs[number - 1], tests) for number in numbers}
+            alive = [number for number, outcome in outcomes.items() if not is_caught(outcome)]
+            late = [number for number, outcome in outcomes.items() if outcome in LIMITS]
             planted, survivors = planted + len(numbers), survivors + len(alive)
             told = "; ".join(f"{number}: {bugs[number - 1]}" for number in alive)
+            told += f" (by a limit alone: {', '.join(map(str, late))})" if late else ""
             score = f"{len(numbers) - len(alive)}/{len(numbers)}"
             print(f"{module:<32} {score:<8} {time.monotonic() - began:7.0f}  {told}".rstrip(), flush=True)
         print(f"{planted} bugs in {len(chosen)} modules, {survivors} survived")
@@ -107,8 +116,13 @@ def failing_without_a_bug(copy: Path, test: str, sound: dict[str, int | str]) ->
     return sound[test] != 0
 
 
-def caught(copy: Path, module: str, bug: Bug, tests: list[str]) -> bool:
-    """Whether the tests fail once the bug is planted.
+def is_caught(outcome: int | str) -> bool:
+    """Whether the tests failed, or a signal or a limit ended them."""
+    return outcome in (1, 2, "timeout") or (isinstance(outcome, int) and outcome < 0)
+
+
+def outcome_of(copy: Path, module: str, bug: Bug, tests: list[str]) -> int | str:
+    """How the tests end once the bug is planted.
 
     Raises:
         LostAnchorError: the code to replace is not there exactly once: the list is out of date.
@@ -117,8 +131,7 @@ def caught(copy: Path, module: str, bug: Bug, tests: list[str]) -> bool:
     source = path.read_text()
     path.write_text(plant(source, bug))
     try:
-        outcome = run_tests(copy, tests)
-        return outcome in (1, 2, "timeout") or (isinstance(outcome, int) and outcome < 0)  # a signal ended it
+        return run_tests(copy, tests)
     finally:
         path.write_text(source)
 
@@ -132,7 +145,7 @@ def run_tests(copy: Path, tests: list[str]) -> int | str:
         finally:
             traceback.print_exc()
             os._exit(FAILED_TO_RUN)
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + WALL_SECONDS
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -145,6 +158,7 @@ def run_tests(copy: Path, tests: list[str]) -> int | str:
 
 def in_child(copy: Path, tests: list[str]) -> None:
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     with open(copy / "last.log", "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

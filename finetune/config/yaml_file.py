@@ -47,7 +47,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def plain(config: RunConfig) -> dict[str, Any]:
+def json_values(config: RunConfig) -> dict[str, Any]:
     """Return every setting by its name, as JSON can hold it: lists in place of tuples, text in place of paths."""
     return {name: _plain(value) for name, value in flatten(config).items()}
 

@@ -130,8 +130,8 @@ def compare(recorded: RunFacts, now: RunFacts, *, split_matters: str | None = No
     if recorded.ranks != now.ranks:
         drawn = ", and dropout draws other numbers" if now.settings["dropout"] else ""
         notes.append(
-            f"the run was taken here by {recorded.ranks} processes and is now taken on by {now.ranks}: the result is "
-            f"equal up to rounding, not exactly{drawn}"
+            f"the number of processes was {recorded.ranks} and is now {now.ranks}: the result is equal up to rounding, "
+            f"not exactly{drawn}"
         )
     if "kernels" not in recorded.settings and now.device == "cuda" and now.settings["kernels"] != "torch":
         notes.append("this run began without fused kernels: the result is equal up to rounding, not exactly")

@@ -21,9 +21,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune.disk.run_folder import RunFolder
-    from finetune.training.step import StepStats
 
 _LINES_WITHOUT_TERMINAL = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStats:
+    """The figures of one optimizer step, from which a row of ``train.jsonl`` is made."""
+
+    loss: float
+    """Mean cross-entropy of the window's targets before the step, in nats."""
+    targets: int
+    """Number of tokens that the loss was taken on."""
+    tokens: int
+    """Number of tokens that went through the model, without padding."""
+    grad_norm: float
+    """Global L2 norm of the gradient, before clipping."""
+    learning_rate: float
+    """Learning rate of this step."""
+    seconds: float
+    """Wall time."""
+    router_loss: float | None = None
+    """The router's weighted load-balancing loss, as the mean over the micro-batches; None if it is off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

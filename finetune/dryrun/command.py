@@ -198,7 +198,7 @@ def _no_such_model(name: str, said: str) -> ConfigError:
 def trial_settings(config: RunConfig) -> Settings:
     """Return the settings that matter to a trial, as JSON can hold them. A trial always runs on a GPU."""
     sections = {name: section for name, (section, _) in yaml_file.field_types().items()}
-    kept = {n: value for n, value in yaml_file.plain(config).items() if sections[n] not in ("dry", "output")}
+    kept = {n: value for n, value in yaml_file.json_values(config).items() if sections[n] not in ("dry", "output")}
     return kept | {"device": "cuda"}
 
 

@@ -27,5 +27,5 @@ class RankBench(Bench):
         own = super().run(config, **how)
         if not own.fits:
             raise RuntimeError(f"a search over ranks needs a larger dry card: {own.message}")
-        # Without what only one trial can show: it is not needed to decide, and large.
+        # The others decide without the recording, which is large.
         return worst(ranks.gathered(dataclasses.replace(own, recording=None, host_reads=())))

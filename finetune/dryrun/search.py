@@ -20,18 +20,19 @@ if TYPE_CHECKING:
     from finetune.dryrun.trial import Bench
 
 LEAST_RANK, LEAST_SEQ = 4, 128
-"""Where the search stops to halve the rank and the sequence, if nothing larger fits."""
+"""The search does not go below this rank and this length of the sequence."""
 SHOWN = 4
 """Other settings that are shown beside the best ones."""
 HOPELESS = 1.15
-"""Share of the limit from which on settings are not tried: the arithmetic is off by less (tests hold it to 3%)."""
+"""Settings that by the arithmetic need more than this share of the limit are not tried. The arithmetic is off by less
+(tests hold it to 3%)."""
 
 
 def search(bench: Bench, config: RunConfig, *, open_settings: Sequence[str], limit_bytes: int, ranks: int = 1) -> Found:
     """Find the settings that are estimated to train the most tokens a second, of those that fit.
 
     If nothing fits, the search halves the rank, down to :data:`LEAST_RANK`, and then the sequence, down to
-    :data:`LEAST_SEQ`, as far as these are open. It spares the trials of settings that by the arithmetic cannot fit.
+    :data:`LEAST_SEQ`, as far as these are open. Settings that by the arithmetic cannot fit are not tried.
 
     Args:
         bench: a bench whose base is loaded.

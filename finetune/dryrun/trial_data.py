@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.config.settings import EMBEDDED_MODEL
 from finetune.data.batches import load_examples
 from finetune.errors import ModelError
 from finetune.model.embeddings import check_tables, tables_of
@@ -25,7 +24,7 @@ def tokenizer_of(config: RunConfig) -> Any:
         The tokenizer; None for a shape, for the embedded model, and if the tokenizer cannot be loaded.
     """
     name = config.model.model
-    if find_shape(name) is not None or name == EMBEDDED_MODEL:
+    if find_shape(name) is not None:  # the embedded model has one
         return None
     try:
         return load_tokenizer(config.model)

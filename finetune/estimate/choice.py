@@ -65,7 +65,7 @@ class Tried:
 
     fits: bool
     needed: int
-    """Peak bytes, comparable with the budget; of no meaning if the trial did not fit."""
+    """Peak bytes, comparable with the budget; meaningless if the trial did not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +149,8 @@ def choices(
 ) -> list[list[Choice]]:
     """Return the choices by micro-batch, the largest first, and within one by recomputed layers, the fewest first.
 
-    If the settings leave it open where the inputs of the recomputed layers wait, that is the host. A micro-batch for
-    which that is estimated to cost time has its choices twice, first with the inputs on the card.
+    If the settings leave open where the inputs of the recomputed layers wait, they wait on the host. If that is
+    estimated to cost time, the micro-batch has each choice twice, first with the inputs on the card.
 
     Args:
         config: the settings: the rows of a step, and where inputs wait.
@@ -200,7 +200,7 @@ def choose(
 def affordable(
     offered: Sequence[Sequence[Choice]], budget: int, forecast: Forecast, extra: float = 0.0
 ) -> list[Choice]:
-    """Return of each list the choice that recomputes least and should fit; none where nothing should.
+    """Return from each list the choice that recomputes least of those that should fit; a list may have none.
 
     Args:
         offered: as :func:`choices` returns them.

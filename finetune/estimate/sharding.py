@@ -1,8 +1,8 @@
-"""Computes what the card of a rank of ``--shard`` does not hold of a step's peak: other cards or the host hold it.
+"""Computes how much of a step's peak a rank of ``--shard`` does not hold: other cards or the host hold it.
 
 A rank gathers a layer while it runs, and the next one beside it, so that two layers are whole at the peak. With
-``--offload-base`` its own parts of the base are on the host. What a layer is gathered from, the copy of the rank's part
-of it, is not counted.
+``--offload-base`` its own parts of the base are on the host. The copy of such a part on the card, from which a layer is
+gathered, is not counted.
 """
 
 from __future__ import annotations

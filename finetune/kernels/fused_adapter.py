@@ -6,9 +6,10 @@ one autograd function runs all layers of a group (q, k and v; gate and up). It c
 each adapter's output in the epilogue of its last product. For the backward pass it saves x, once for all layers, and
 x A, whose width is the rank. A 4-bit weight is decoded once in each direction, and is freed when its product is done.
 
-A decoder layer that recomputes its activations stops as soon as everything is there that its backward pass needs. The
-last product of the layer is needed by nobody then. So a layer that runs by itself saves x and x A before its product
-begins (:class:`_Kept`), and that product does not run again: in a Llama it has a quarter of the layer's weights.
+A decoder layer that recomputes its activations stops as soon as it has everything that its backward pass needs. The
+result of the layer's last product is not among that. So a linear layer that runs by itself saves x and x A before its
+product begins (:class:`_Kept`), and the last product does not run again. In a Llama it has a quarter of the layer's
+weights.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     """Return the base's weight [out, in], decoded if it is quantized."""
     if not _is_four_bit(base):
         return base.weight  # type: ignore[no-any-return]  # `base` is Any
-    with plain_tensors():  # or each look at the weight would run a method of bitsandbytes
+    with plain_tensors():  # otherwise each look at the weight would run a method of bitsandbytes
         state, packed = base.weight.quant_state, base.weight.data
     if kernel_runs_on(packed.device):
         from finetune.kernels.nf4 import can_decode, decode

@@ -186,7 +186,7 @@ def is_checkpointing(base: PreTrainedModel) -> bool:
 
 
 def _name_of_checkpointing(base: PreTrainedModel) -> str:
-    """Return the word for it in transformers' names: "gradient" before 5.23, which deprecates that word."""
+    """Return the word that transformers' names have for it: "gradient" before 5.23, which deprecates that word."""
     return "activation" if hasattr(base, "is_activation_checkpointing") else "gradient"
 
 

@@ -1,4 +1,4 @@
-"""All weights trained and spread over ranks: each holds a part of every weight, its gradient and its optimizer state.
+"""Spreads all weights over ranks to train them: each has a part of every weight, its gradient and its optimizer state.
 
 PyTorch's FSDP2 (``fully_shard``) gathers a layer while it runs, and gives each rank its part of the summed gradient.
 The token table and the head are gathered on their own. Tables that both share, and weights outside of the decoder,
@@ -56,8 +56,8 @@ def shard_all(model: nn.Module, device: torch.device) -> None:
     ours = {id(p) for module in (decoder, *tables) for p in module.parameters()}
     shared = _shared(base)
     whole = {p for p in base.parameters() if id(p) not in ours or id(p) in shared or p.dim() == 0}
-    # The decoder comes last, and its own weights are given up after its forward pass too, as by default they are not:
-    # so between two passes every weight of the model is this rank's part.
+    # The decoder comes last. By default it would keep its own weights whole after its forward pass; here it gives them
+    # up too, so that between two passes each rank has only its part of every weight.
     for module in (*layers, *tables, decoder):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     record_as_before(decoder)
@@ -154,7 +154,7 @@ def rows_of(parameter: torch.Tensor) -> int | None:
 
 
 def parts_of_states(model: nn.Module, states: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Return this rank's part of whole optimizer states, which are by the number of the trained parameter.
+    """Return this rank's part of whole optimizer states. The keys are the numbers of the trained parameters.
 
     A rank that has no part of a parameter has no state of it.
     """

@@ -23,7 +23,7 @@ class Copies(Protocol):
         """Return host memory for copies, [size] bytes.
 
         Raises:
-            RuntimeError: there is not so much, or it cannot be pinned.
+            RuntimeError: the host has too little memory left, or it cannot be pinned.
         """
 
     def free(self, buffers: list[Tensor]) -> None:
@@ -50,7 +50,7 @@ class CardCopies:
         given back to the system.
 
         Raises:
-            RuntimeError: there is not so much, or it cannot be pinned.
+            RuntimeError: the host has too little memory left, or it cannot be pinned.
         """
         require_room(size)
         pages = -(-size // _PAGE) * _PAGE

@@ -1,4 +1,4 @@
-"""Host memory for the parts of a sharded base that wait there. It is pinned: copies need not wait."""
+"""Keeps the parts of a sharded base in host memory. It is pinned, so that the host need not wait for copies."""
 
 from __future__ import annotations
 

@@ -151,36 +151,10 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
 
     device = resolve_device(config)
     compute = resolve_dtype(config, device)
-    # Weights that are spread over ranks as they are go to the card one layer at a time, when they are sharded.
-    where = "cpu" if config.shard and config.precision not in QUANTIZED else str(device)
-    settings: dict[str, Any] = {"device_map": {"": where}, "use_safetensors": True, **_NO_CODE}
-    if config.attention != "auto":
-        settings["attn_implementation"] = config.attention
-    settings["dtype"] = DTYPES.get(config.precision, compute)
     stored = stored_precision(config)
-    if stored is not None and config.shard:
-        raise ConfigError(
-            Problem(
-                field="shard",
-                value=True,
-                why=f"{config.model} is stored in {stored} already, and would be loaded whole on every card",
-                remedy="name the model in 16 bits, which is quantized while it is loaded, or use --no-shard",
-            )
-        )
+    settings = _how_to_load(config, stored, device, compute)
     if stored is not None:
         config = dataclasses.replace(config, precision=stored)
-        settings |= {"dtype": compute, "config": _computing_in(load_config(config), compute)}
-    elif config.precision in QUANTIZED:
-        settings["quantization_config"] = _quantization(config, compute)
-    elif settings["dtype"] not in (compute, torch.float32):
-        raise ConfigError(
-            Problem(
-                field="compute_dtype",
-                value=config.compute_dtype,
-                why=f"the base is stored in {config.precision}, which cannot compute in it",
-                remedy=f"use --compute-dtype auto or {config.precision}, or --precision fp32",
-            )
-        )
     with (
         parts.kept(wanted=config.shard, on_host=config.offload_base),
         unwarmed() if config.shard else contextlib.nullcontext(),
@@ -215,6 +189,43 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
         setattr(model, COMPUTE_DTYPE_ATTRIBUTE, compute)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _how_to_load(config: ModelConfig, stored: str | None, device: torch.device, compute: torch.dtype) -> dict[str, Any]:
+    """Return the arguments of ``from_pretrained``. ``stored`` is the precision of a base that is quantized already.
+
+    Raises:
+        ConfigError: precision and compute dtype do not go together, or a folder that is quantized already is sharded.
+    """
+    # Weights that are spread over ranks as they are go to the card one layer at a time, when they are sharded.
+    where = "cpu" if config.shard and config.precision not in QUANTIZED else str(device)
+    settings: dict[str, Any] = {"device_map": {"": where}, "use_safetensors": True, **_NO_CODE}
+    if config.attention != "auto":
+        settings["attn_implementation"] = config.attention
+    settings["dtype"] = DTYPES.get(config.precision, compute)
+    if stored is not None and config.shard:
+        raise ConfigError(
+            Problem(
+                field="shard",
+                value=True,
+                why=f"{config.model} is stored in {stored} already, and would be loaded whole on every card",
+                remedy="name the model in 16 bits, which is quantized while it is loaded, or use --no-shard",
+            )
+        )
+    if stored is not None:
+        settings |= {"dtype": compute, "config": _computing_in(load_config(config), compute)}
+    elif config.precision in QUANTIZED:
+        settings["quantization_config"] = _quantization(config, compute)
+    elif settings["dtype"] not in (compute, torch.float32):
+        raise ConfigError(
+            Problem(
+                field="compute_dtype",
+                value=config.compute_dtype,
+                why=f"the base is stored in {config.precision}, which cannot compute in it",
+                remedy=f"use --compute-dtype auto or {config.precision}, or --precision fp32",
+            )
+        )
+    return settings
 
 
 def attach_adapter(model: PreTrainedModel, config: AdapterConfig, *, seed: int, saved: str | None = None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Which tokens of packed sequences belong to one row, for attention that keeps rows apart without a mask.
+"""Tells attention which tokens of packed sequences belong to one row, so that it needs no mask to keep rows apart.
 
 A mask of packed rows has one entry for each pair of tokens of a sequence. The models of transformers ask for a mask
 once in a forward pass and hand it to every layer, so that the few numbers of :class:`RowsMask` can go the same way. The
@@ -70,7 +70,7 @@ _CURRENT: ContextVar[PackedRows | None] = ContextVar("finetune_packed_rows", def
 
 
 def current_rows() -> PackedRows | None:
-    """Return the packed rows of the forward pass that is running; None if its model is not to be told of them so."""
+    """Return the packed rows of the forward pass that is running; None if its model is told in another way."""
     return _CURRENT.get()
 
 

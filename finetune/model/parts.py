@@ -1,4 +1,4 @@
-"""This rank's part of a quantized weight, kept while a base is loaded: no card ever has to hold the whole of it."""
+"""Keeps this rank's part of each quantized weight while a base is loaded, so that no card holds the whole base."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WITHOUT_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """What a rank remembers of the whole of a weight of which it keeps a part."""
+    """What a rank remembers of a whole weight when it keeps a part of it."""
 
     packed: torch.Size
     """Shape of the packed weight."""
@@ -37,7 +37,7 @@ class Whole:
     scales_of_scales: torch.Size | None
     """Shape of the scales that the scales are quantized with; None without double quantization."""
     first: torch.Tensor
-    """Its first elements, [1024] at most, on the CPU: the fingerprint of the base is taken of them."""
+    """Its first elements, [1024] at most, on the CPU, from which the fingerprint of the base is computed."""
 
 
 def wanted() -> bool:
@@ -148,10 +148,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def empty_passes(model: nn.Module, count: int) -> list[Batch]:
-    """Return the batches without a target with which this rank fills up to as many passes as the busiest rank has.
+    """Return batches without a target, so that this rank makes as many passes as the busiest rank.
 
     Args:
-        model: if it is not sharded, the ranks need not keep step, and the list is empty.
+        model: if it is not sharded, ranks may make different numbers of passes, and the list is empty.
         count: passes that this rank has of its own.
     """
     if not is_sharded(model):

@@ -1,4 +1,4 @@
-"""The frozen base spread over ranks: each holds a part of every layer's weights, and a layer is gathered while it runs.
+"""Spreads the frozen base over ranks: each holds a part of every layer's weights. A layer is gathered while it runs.
 
 PyTorch's FSDP2 (``fully_shard``) does the work. It shards any parameter along its first dimension, bytes too, so that a
 4-bit weight needs no disguise as bf16 (bitsandbytes' ``quant_storage``). bitsandbytes keeps a weight's scales beside

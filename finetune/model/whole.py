@@ -10,6 +10,7 @@ from torch import nn
 
 from finetune.data.file_kind import what_it_is
 from finetune.errors import ModelError
+from pytest_vram.probe.quantization import quantization_constants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -177,10 +178,8 @@ def not_finite(model: nn.Module) -> str | None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             continue
-        state = getattr(parameter, "quant_state", None)
-        scales = [state.absmax, state.offset, getattr(state.state2, "absmax", None)] if state is not None else []
-        for tensor in [*scales, getattr(parameter, "SCB", None), parameter]:
-            if tensor is not None and tensor.is_floating_point() and tensor.numel():
+        for tensor in (*quantization_constants(parameter), parameter):
+            if tensor.is_floating_point() and tensor.numel():
                 low, high = tensor.aminmax()
                 if not bool((low.isfinite() & high.isfinite()).item()):
                     return name

@@ -10,13 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from finetune.training.masters import joined, split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
 
@@ -66,18 +62,6 @@ class Coefficients:
             rate=-lr * second / (1.0 - betas[0] ** step),
             shrink=1.0 - lr * weight_decay,
         )
-
-
-@torch.no_grad()
-def update(parameters: Sequence[Updated], numbers: Coefficients, *, kernel: bool) -> None:
-    """Update all ``parameters`` in place: with ``kernel`` in one launch for each dtype, else with torch's operators."""
-    if kernel:
-        from finetune.training.adamw_kernel import update_in_one_launch
-
-        update_in_one_launch(parameters, numbers)
-    else:
-        for parameter in parameters:
-            update_in_torch(parameter, numbers)
 
 
 def update_in_torch(of: Updated, numbers: Coefficients) -> None:

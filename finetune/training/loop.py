@@ -14,7 +14,7 @@ from finetune import launch
 from finetune.data.batches import batches, longest_window, windows
 from finetune.disk import checkpoint
 from finetune.disk.run_folder import RunFolder
-from finetune.disk.run_log import EvalRow, RunLog, SilentLog
+from finetune.disk.run_log import EvalRow, RunLog, SilentLog, StepStats
 from finetune.disk.state import random_state, restore_random_state, seed_everything
 from finetune.errors import RunInterruptedError, TrainingError
 from finetune.model.names import names_of
@@ -25,7 +25,7 @@ from finetune.training.accumulate import window_gradients
 from finetune.training.optim import compile_kernels, state_bytes
 from finetune.training.sample import answer
 from finetune.training.sharded import trained, trained_here, whole_state
-from finetune.training.step import EvalStats, StepStats, evaluate, train_step
+from finetune.training.step import EvalStats, evaluate, train_step
 from finetune.training.stop import Stop, StopRequested
 
 if TYPE_CHECKING:

@@ -175,7 +175,7 @@ def _estimated(config: RunConfig, *, on_device: bool) -> int:
 
 def _resumes(config: RunConfig, changed: RunConfig) -> bool:
     try:
-        check_settings(yaml_file.plain(config), yaml_file.plain(changed))
+        check_settings(yaml_file.json_values(config), yaml_file.json_values(changed))
     except ConfigError:
         return False
     return True

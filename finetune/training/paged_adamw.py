@@ -9,11 +9,11 @@ import bitsandbytes.functional as bnb_functional
 import torch
 
 from finetune.kernels.available import kernel_runs_on
-from finetune.training.adamw import Coefficients, Updated, update
+from finetune.training.adamw import Coefficients, Updated, update_in_torch
 from finetune.training.masters import DROPPED, keep_masters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor, nn
 
@@ -117,6 +117,17 @@ class PagedAdamW(bnb.optim.PagedAdamW32bit):  # type: ignore[misc]  # bitsandbyt
             due.setdefault((state["step"], parameter.device), []).append(found)
         for (step, device), parameters in due.items():
             update(parameters, self._numbers(group, step), kernel=self.kernel and kernel_runs_on(device))
+
+
+def update(parameters: Sequence[Updated], numbers: Coefficients, *, kernel: bool) -> None:
+    """Update all ``parameters`` in place: with ``kernel`` in one launch for each dtype, else with torch's operators."""
+    if kernel:
+        from finetune.training.adamw_kernel import update_in_one_launch
+
+        update_in_one_launch(parameters, numbers)
+    else:
+        for parameter in parameters:
+            update_in_torch(parameter, numbers)
 
 
 def _is_ours(parameter: nn.Parameter) -> bool:

@@ -145,7 +145,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         if note:
             notice(note)
     facts = RunFacts(
-        settings=yaml_file.plain(config),
+        settings=yaml_file.json_values(config),
         threads=torch.get_num_threads(),
         device=next(model.parameters()).device.type,
         base=base_fingerprint,
@@ -204,7 +204,7 @@ def _checkpoint(config: RunConfig, earlier: list[Path]) -> Checkpoint | None:
     found, refused = checkpoint.newest(RunFolder(output).checkpoints)
     if found is not None:
         recorded = found.facts["settings"]
-        check_settings(recorded, yaml_file.plain(as_recorded(config, recorded)))
+        check_settings(recorded, yaml_file.json_values(as_recorded(config, recorded)))
     for refusal in refused:
         notice(f"{refusal}; going on from the one before")
     notice(f"resuming {output} after step {found.step}" if found else f"no checkpoint in {output}: starting at step 0")

@@ -115,7 +115,7 @@ def _summarize(setup: Setup, evaluations: list[EvalRow], adapter: Path, size: in
         device=setup.facts.device,
         threads=setup.facts.threads,
         versions=dict(setup.facts.versions),
-        settings=yaml_file.plain(setup.config),
+        settings=yaml_file.json_values(setup.config),
         layers=setup.layers,
     )
 

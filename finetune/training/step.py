@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.tensor import DTensor
 
+from finetune.disk.run_log import StepStats
 from finetune.model.forward import set_checkpointing
 from finetune.model.parts import empty_passes
 from finetune.training.accumulate import micro_batch_loss, window_gradients
@@ -22,26 +23,6 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import TrainConfig
     from finetune.data.batches import Batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepStats:
-    """The figures of one optimizer step."""
-
-    loss: float
-    """Mean cross-entropy of the window's targets before the step, in nats."""
-    targets: int
-    """Number of tokens that the loss was taken on."""
-    tokens: int
-    """Number of tokens that went through the model, without padding."""
-    grad_norm: float
-    """Global L2 norm of the gradient, before clipping."""
-    learning_rate: float
-    """Learning rate of this step."""
-    seconds: float
-    """Wall time."""
-    router_loss: float | None = None
-    """The router's weighted load-balancing loss, as the mean over the micro-batches; None if it is off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_vram.memory import Report
-    from pytest_vram.report.changes import Part
+    from pytest_vram.report.changes import HolderChange
     from pytest_vram.report.rows import Row
 
 MOST_BYTES = 60_000
@@ -29,7 +29,7 @@ _MARKS = {"exceeded": "❌", "unmeasured": "❔"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Comparison:
     """What a comment is about.
 
     Attributes:
@@ -57,7 +57,7 @@ def marker(name: str) -> str:
     return f"<!-- pytest-vram {plain}-->" if not plain else f"<!-- pytest-vram {plain} -->"
 
 
-def grown(change: Change) -> list[baseline.Change]:
+def grown(change: Comparison) -> list[baseline.Change]:
     """Return the tests that grew by more than the tolerance, the largest growth first."""
     if change.before is None:
         return []
@@ -65,7 +65,7 @@ def grown(change: Change) -> list[baseline.Change]:
     return list(baseline.compare(change.after, peaks, change.tolerance).regressed)
 
 
-def render(change: Change) -> str:
+def render(change: Comparison) -> str:
     """Return the comment as Markdown."""
     for details in (*range(_DETAILS, -1, -2), 0):
         text = _rendered(change, details)
@@ -75,7 +75,7 @@ def render(change: Change) -> str:
     return text
 
 
-def _rendered(change: Change, details: int) -> str:
+def _rendered(change: Comparison, details: int) -> str:
     """Return the comment, with lines and categories for at most ``details`` tests."""
     table = rows(change.after)
     larger = grown(change)
@@ -105,7 +105,7 @@ def _rendered(change: Change, details: int) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
-def _headline(change: Change, larger: Sequence[object], broken: Sequence[str]) -> str:
+def _headline(change: Comparison, larger: Sequence[object], broken: Sequence[str]) -> str:
     """Return what grew and what else is wrong, in one line."""
     told = list(broken)
     if larger:
@@ -119,7 +119,7 @@ def _headline(change: Change, larger: Sequence[object], broken: Sequence[str]) -
 
 
 def _table(
-    change: Change, larger: Sequence[baseline.Change], over: Sequence[Row], unmeasured: Sequence[Row]
+    change: Comparison, larger: Sequence[baseline.Change], over: Sequence[Row], unmeasured: Sequence[Row]
 ) -> list[str]:
     """Return a table of the tests that grew, are over their budget, or were not measured."""
     by_test = {row.nodeid: row for row in rows(change.after)}
@@ -151,7 +151,7 @@ def _host(over: Sequence[Row]) -> list[str]:
     return ["", "Host memory:", "", *lines, *more] if lines else []
 
 
-def _details(change: Change, one: baseline.Change) -> list[str]:
+def _details(change: Comparison, one: baseline.Change) -> list[str]:
     tests = {test.nodeid: test for test in change.after.tests}
     earlier = {test.nodeid: test for test in change.before.tests} if change.before else {}
     new = worst(tests[one.nodeid])[1]
@@ -172,12 +172,12 @@ def _details(change: Change, one: baseline.Change) -> list[str]:
     return [*lines, "", "</details>"]
 
 
-def _part(part: Part) -> str:
+def _part(part: HolderChange) -> str:
     sizes = f"{format_bytes(part.before_bytes)} | {format_bytes(part.after_bytes)} | {change_text(part.change_bytes)}"
     return f"| {escape(shorten(part.name, _NAME))} | {sizes} |"
 
 
-def _others(change: Change) -> list[str]:
+def _others(change: Comparison) -> list[str]:
     """Return sentences on what shrank, which tests are new or gone, and what the figures were measured on."""
     after, told = change.after, []
     if change.before is not None:

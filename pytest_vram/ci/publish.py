@@ -59,7 +59,7 @@ def publish(
     disk.write_atomically(into / SARIF, sarif.render(held, places))
     disk.write_atomically(into / CODE_QUALITY, code_quality.render(held, places))
     reason = into / NO_BASE
-    change = comment.Change(
+    change = comment.Comparison(
         after=after,
         before=before,
         base=job.base_name,

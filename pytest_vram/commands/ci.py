@@ -10,40 +10,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vram.errors import VramUsageError
+from pytest_vram.probe.select import DEFAULT_CARD
 
 if TYPE_CHECKING:
     from pytest_vram.ci.github import Job
 
-DEFAULT_CARD = "rtx-4080"
 FOLDER = Path("vram-ci")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command and its parts."""
-    parser = subparsers.add_parser("ci", help="measure and publish in a CI job; run budgets before a commit")
+    parser = subparsers.add_parser(
+        "ci",
+        help="measure and publish in a CI job; run budgets before a commit",
+        description="The steps of a CI job that measures a change and its base and says what grew, and the hook that "
+        "runs budgets before a commit.",
+    )
     parts = parser.add_subparsers(title="parts", required=True, metavar="PART")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--into", type=Path, default=FOLDER, metavar="DIR", help=f"the folder that the parts share (default: {FOLDER})"
     )
 
-    measure = parts.add_parser(
-        "measure", parents=[shared], help="run the tests and write the report; ends with pytest's exit code"
-    )
+    measure = _part(parts, "measure", "run the tests and write the report; ends with pytest's exit code", [shared])
     _add_gpu(measure)
     _add_arguments(measure)
     measure.set_defaults(main=_measure)
 
-    base = parts.add_parser(
-        "base", parents=[shared], help="measure the commit that the change is based on, in a worktree of its own"
-    )
+    base = _part(parts, "base", "measure the commit that the change is based on, in a worktree of its own", [shared])
     base.add_argument("--rev", metavar="REV", help="the commit (default: the base of the pull request)")
     _add_gpu(base)
     _add_arguments(base)
     base.set_defaults(main=_base)
 
-    publish = parts.add_parser(
-        "publish", parents=[shared], help="annotate lines, write the summary and the page, comment on the pull request"
+    publish = _part(
+        parts, "publish", "annotate lines, write the summary and the page, comment on the pull request", [shared]
     )
     publish.add_argument(
         "--tolerance", type=float, default=2.0, metavar="PCT", help="growth that does not count (default: 2)"
@@ -53,12 +54,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     publish.add_argument("--fail-on-growth", action="store_true", help="end with 1 if a test grew over the base")
     publish.set_defaults(main=_publish)
 
-    hook = parts.add_parser("hook", help="run the budgets of changed test files: what pre-commit calls")
+    hook = _part(parts, "hook", "run the budgets of changed test files; pre-commit calls this", [])
     _add_gpu(hook)
     hook.add_argument("--seconds", type=float, default=120, help="the time limit (default: 120)")
     hook.add_argument("--pytest-args", default="", metavar="TEXT", help="more arguments for pytest, as in a shell")
     hook.add_argument("files", nargs="*", help="the test files")
     hook.set_defaults(main=_hook)
+
+
+def _part(
+    parts: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    parents: list[argparse.ArgumentParser],
+) -> argparse.ArgumentParser:
+    """Add a part, whose own ``--help`` begins with the text that the list of parts shows."""
+    return parts.add_parser(name, parents=parents, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
 
 def _add_gpu(parser: argparse.ArgumentParser) -> None:

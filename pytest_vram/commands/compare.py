@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
-    parser = subparsers.add_parser("compare", help="compare two reports; the exit code is 1 if a peak grew")
+    parser = subparsers.add_parser(
+        "compare",
+        help="compare two reports; the exit code is 1 if a peak grew",
+        description="List the tests that grew, shrank, are new or gone between two reports. The exit code is 1 "
+        "if a peak grew by more than the tolerance.",
+    )
     parser.add_argument("before", type=Path, help="a .json file that --vram-output wrote")
-    parser.add_argument("after", type=Path, help="a later one")
+    parser.add_argument("after", type=Path, help="another one, written later")
     parser.add_argument("--tolerance", type=float, default=2.0, metavar="PCT", help="growth that passes (default: 2)")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="OUT.html", help="write AFTER as an HTML page that shows the growth"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from pytest_vram.trend.growth import Series, Trend
+    from pytest_vram.trend.growth import PeakHistory, Trend
 
 DEFAULT = Path("vram-history")
 
@@ -137,7 +137,7 @@ def _bisect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _series(args: argparse.Namespace) -> Series:
+def _series(args: argparse.Namespace) -> PeakHistory:
     found = [series for series in _trend(args).series if series.nodeid == args.bisect]
     if not found:
         raise VramUsageError(
@@ -147,7 +147,7 @@ def _series(args: argparse.Namespace) -> Series:
     return next((series for series in found if series.growths), found[0])
 
 
-def _gpu(series: Series) -> str:
+def _gpu(series: PeakHistory) -> str:
     """Return the value of ``--vram-gpu`` that measures on the card of a series."""
     from pytest_vram.drygpu.cards import CARDS
 
@@ -160,7 +160,7 @@ def _gpu(series: Series) -> str:
     return f"dry:{card}"
 
 
-def _names(series: Sequence[Series]) -> str:
+def _names(series: Sequence[PeakHistory]) -> str:
     names = list(dict.fromkeys(one.nodeid for one in series))
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"it has {', '.join(names[:5])}{more}" if names else "it has none at a commit that is shown"

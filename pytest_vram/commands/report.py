@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
-    parser = subparsers.add_parser("report", help="show a report, or write it as .md, .csv, .html or .json")
+    parser = subparsers.add_parser(
+        "report",
+        help="show a report, or write it as .md, .csv, .html or .json",
+        description="Show a report in the terminal, or write it in the formats that the suffixes of --output name.",
+    )
     parser.add_argument("report", type=Path, help="a .json file that --vram-output wrote")
     parser.add_argument(
         "-o",

@@ -46,6 +46,8 @@ from pytest_vram.units import gb_to_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pytest_vram.drygpu.cards import Card
+
 _FORWARDED = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -162,11 +164,7 @@ def run(
     """
     card = find_card(gpu)
     program = _program(command)
-    variables = environment(card, count=count, total_bytes=total_bytes, replace_real_gpu=True)
-    variables.update(inherited(variables))
-    if variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        # The variable hides real GPUs. It would also hide the dry GPUs, which the user asked for.
-        del variables["CUDA_VISIBLE_DEVICES"]
+    variables = _dry_environment(card, count, total_bytes)
     if alloc_conf is not None:
         variables["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
     if not ask_cudnn:
@@ -210,6 +208,16 @@ def run(
         stand_ins=notes,
         killed_early=early,
     )
+
+
+def _dry_environment(card: Card, count: int, total_bytes: int | None) -> dict[str, str]:
+    """Return the variables that give a program dry GPUs, whose values its Python processes carry."""
+    variables = environment(card, count=count, total_bytes=total_bytes, replace_real_gpu=True)
+    variables.update(inherited(variables))
+    if variables.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        # The variable hides real GPUs. It would also hide the dry GPUs, which the user asked for.
+        del variables["CUDA_VISIBLE_DEVICES"]
+    return variables
 
 
 def _program(command: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shlex
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pytest_vram.commands.run_processes import concerned
@@ -14,24 +13,22 @@ from pytest_vram.memory import (
     Device,
     Environment,
     Exceeded,
-    Holder,
     Measurement,
     Note,
     Peak,
     ProcessPeak,
     Report,
     TestRecord,
-    Timeline,
     Verdict,
     Within,
 )
-from pytest_vram.memory.codec import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pytest_vram.commands.run_processes import RunProcess
     from pytest_vram.commands.run_summary import DeviceFigures, RunReport
+    from pytest_vram.memory.run_record import CardRecord
 
 
 def as_report(run: RunReport, command: Sequence[str]) -> Report:
@@ -84,12 +81,12 @@ def held_against_card(
 
 
 def _measurement(figures: DeviceFigures, device: Device, run: RunReport) -> Measurement:
-    recorded = run.recorded.get(figures.index, {})
+    recorded = run.recorded.get(figures.index)
     return Measurement(
         device=device,
-        peak=_peak(asdict(figures)),
-        holders=tuple(decode(Holder, holder) for holder in recorded.get("holders", ())),
-        timeline=decode(Timeline, recorded["timeline"]) if recorded else None,
+        peak=_peak(figures),
+        holders=recorded.holders if recorded else (),
+        timeline=recorded.timeline if recorded else None,
         retries=figures.num_alloc_retries,
         ooms=figures.num_ooms,
         work=figures.work,
@@ -99,11 +96,11 @@ def _measurement(figures: DeviceFigures, device: Device, run: RunReport) -> Meas
     )
 
 
-def _peak(figures: Mapping[str, int]) -> Peak:
+def _peak(figures: DeviceFigures | CardRecord) -> Peak:
     return Peak(
-        allocated_bytes=figures["peak_allocated_bytes"],
-        reserved_bytes=figures["peak_reserved_bytes"],
-        device_bytes=figures["peak_device_bytes"],
+        allocated_bytes=figures.peak_allocated_bytes,
+        reserved_bytes=figures.peak_reserved_bytes,
+        device_bytes=figures.peak_device_bytes,
     )
 
 
@@ -123,7 +120,7 @@ def _process(process: RunProcess, index: int) -> ProcessPeak | None:
 
     If a process left no figures, its card is unknown, so it is listed with every card.
     """
-    figures = next((device for device in process.devices or () if device["index"] == index), None)
+    figures = next((device for device in process.devices or () if device.index == index), None)
     unknown = process.devices is None and bool(process.fault) and process in concerned([process])
     if figures is None and not unknown:
         return None

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pytest_vram import process_end
 from pytest_vram.drygpu.process.variables import EXIT_SUFFIX, SIGNAL_SUFFIX
+from pytest_vram.memory.codec import decode
+from pytest_vram.memory.run_record import CardRecord, RunRecord
 from pytest_vram.probe import reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-Record = dict[str, Any]
 
 FIGURES = (
     "peak_allocated_bytes",
@@ -64,14 +64,14 @@ class RunProcess:
     killed: str = ""
     raised: str = ""
     out_of_memory: str = ""
-    devices: tuple[Record, ...] | None = None
+    devices: tuple[CardRecord, ...] | None = None
     running: bool = False
     replaced: bool = False
 
     @property
     def refusals(self) -> int:
         """The number of requests that the allocator refused with OutOfMemoryError."""
-        return sum(device["num_ooms"] for device in self.devices or ())
+        return sum(device.num_ooms for device in self.devices or ())
 
     @property
     def name(self) -> str:
@@ -99,7 +99,7 @@ class RunProcess:
         return self.fault or ("went on as another program" if self.replaced else "exit code 0")
 
 
-def read(folder: Path, began_ns: int, *, out_of_memory: bool | None = None) -> tuple[list[RunProcess], list[Record]]:
+def read(folder: Path, began_ns: int, *, out_of_memory: bool | None = None) -> tuple[list[RunProcess], list[RunRecord]]:
     """Read what the processes of a run left in ``folder``.
 
     Args:
@@ -108,37 +108,42 @@ def read(folder: Path, began_ns: int, *, out_of_memory: bool | None = None) -> t
         out_of_memory: whether the kernel killed a process meanwhile because host memory ran out; ``None`` if unknown.
 
     Returns:
-        The processes in the order in which they started, and the raw records of those that left figures.
+        The processes in the order in which they started, and the records of those that left figures.
     """
-    records = [json.loads(path.read_text()) | _exit_of(path) for path in folder.glob("[0-9]*.json")]
-    records.sort(key=lambda record: record["started_ns"])
-    last = {record["pid"]: index for index, record in enumerate(records)}
+    records = sorted(map(_record, folder.glob("[0-9]*.json")), key=lambda record: record.started_ns)
+    last = {record.pid: index for index, record in enumerate(records)}
+    killed: dict[int, str] = {}
     for pid, index in last.items():
-        records[index] |= _signal_of(folder, pid, records[index], out_of_memory=out_of_memory)
+        found = _signal(folder / f"{pid}{SIGNAL_SUFFIX}")
+        if found is not None and found[1] >= records[index].started_ns:
+            killed[index] = process_end.how(-found[0], out_of_memory=out_of_memory)
+            records[index] = replace(records[index], ended_ns=found[1])
     processes = [
-        _process(record, began_ns, replaced=record["ended_ns"] is None and last[record["pid"]] > index)
+        _process(
+            record,
+            began_ns,
+            killed=killed.get(index, ""),
+            replaced=record.ended_ns is None and last[record.pid] > index,
+        )
         for index, record in enumerate(records)
     ]
-    return processes, [record for record in records if record["devices"]]
+    return processes, [record for record in records if record.devices]
 
 
-def _exit_of(path: Path) -> Record:
-    """Return the exit code and time that the stub library wrote. There are none after a signal or ``os._exit``."""
+def _record(path: Path) -> RunRecord:
+    """Read a record, with the exit code and time that the stub library wrote beside it.
+
+    There are none after a signal or ``os._exit``.
+    """
+    record = decode(RunRecord, json.loads(path.read_text()))
     with contextlib.suppress(FileNotFoundError, ValueError):
         code, moment = path.with_suffix(EXIT_SUFFIX).read_text().split()
-        return {"exit_code": int(code), "ended_ns": int(moment)}
-    return {}
-
-
-def _signal_of(folder: Path, pid: int, record: Record, *, out_of_memory: bool | None) -> Record:
-    """Return how a signal ended the process, as far as the process that waited for it wrote that."""
-    found = _signal(folder / f"{pid}{SIGNAL_SUFFIX}")
-    if found is None or found[1] < record["started_ns"]:
-        return {}
-    return {"killed": process_end.how(-found[0], out_of_memory=out_of_memory), "ended_ns": found[1]}
+        return replace(record, exit_code=int(code), ended_ns=int(moment))
+    return record
 
 
 def _signal(path: Path) -> tuple[int, int] | None:
+    """Return the signal that ended a process and when, if the process that waited for it wrote that to ``path``."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         number, moment = map(int, path.read_text().split())
         return number, moment
@@ -153,38 +158,36 @@ def killed_early(folder: Path, processes: Sequence[RunProcess], *, out_of_memory
     return tuple(f"process {pid} {process_end.how(-number, out_of_memory=out_of_memory)}" for _, pid, number in found)
 
 
-def _process(record: Record, began_ns: int, *, replaced: bool) -> RunProcess:
-    def seconds(name: str) -> float | None:
-        moment = record[name]
+def _process(record: RunRecord, began_ns: int, *, killed: str, replaced: bool) -> RunProcess:
+    def seconds(moment: int | None) -> float | None:
         return None if moment is None else (moment - began_ns) / 1e9
 
-    devices = record["devices"]
     return RunProcess(
-        pid=record["pid"],
-        parent=record["parent"],
-        argv=tuple(record["argv"]),
-        rank=record["rank"],
-        local_rank=record["local_rank"],
-        local_world_size=record["local_world_size"],
-        group=record["group"],
-        restart=record["restart"],
-        started_seconds=seconds("started_ns") or 0.0,
-        used_seconds=seconds("used_ns"),
-        ended_seconds=seconds("ended_ns"),
-        exit_code=record["exit_code"],
-        killed=record.get("killed", ""),
-        raised=record["raised"],
-        out_of_memory=record.get("out_of_memory", ""),
-        devices=None if devices is None else tuple(devices),
-        running=record["ended_ns"] is None and not replaced and _still_runs(record),
+        pid=record.pid,
+        parent=record.parent,
+        argv=record.argv,
+        rank=record.rank,
+        local_rank=record.local_rank,
+        local_world_size=record.local_world_size,
+        group=record.group,
+        restart=record.restart,
+        started_seconds=(record.started_ns - began_ns) / 1e9,
+        used_seconds=seconds(record.used_ns),
+        ended_seconds=seconds(record.ended_ns),
+        exit_code=record.exit_code,
+        killed=killed,
+        raised=record.raised,
+        out_of_memory=record.out_of_memory,
+        devices=record.devices,
+        running=record.ended_ns is None and not replaced and _still_runs(record),
         replaced=replaced,
     )
 
 
-def _still_runs(record: Record) -> bool:
+def _still_runs(record: RunRecord) -> bool:
     """Return whether the process that left a record still runs. The record has times of the monotonic clock."""
     since_boot = reporter.now() - time.monotonic()
-    return reporter.runs(record["pid"], record["started_ns"] / 1e9 + since_boot)
+    return reporter.runs(record.pid, record.started_ns / 1e9 + since_boot)
 
 
 def concerned(processes: Sequence[RunProcess]) -> list[RunProcess]:
@@ -228,7 +231,7 @@ def absent(processes: Sequence[RunProcess]) -> list[str]:
     ]
 
 
-def at_once(shares: Iterable[tuple[RunProcess, Mapping[str, int]]]) -> tuple[dict[str, int], int]:
+def at_once(shares: Iterable[tuple[RunProcess, CardRecord]]) -> tuple[dict[str, int], int]:
     """Add up the peaks on one card of processes that ran at the same time.
 
     Args:
@@ -245,5 +248,5 @@ def at_once(shares: Iterable[tuple[RunProcess, Mapping[str, int]]]) -> tuple[dic
         living = [figures for start, end, figures in lives if start <= moment and (end is None or end > moment)]
         most = max(most, len(living))
         for name in FIGURES:
-            sums[name] = max(sums[name], sum(figures[name] for figures in living))
+            sums[name] = max(sums[name], sum(getattr(figures, name) for figures in living))
     return sums, most

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned
 from pytest_vram.drygpu.cards import context_caveat, context_source
-from pytest_vram.memory.codec import decode
 from pytest_vram.memory.measurement import HostRead
-from pytest_vram.memory.note import Note, merged
+from pytest_vram.memory.note import merged
 from pytest_vram.memory.work import Work
 from pytest_vram.report.likely import on_device
 
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_vram.drygpu.cards import Card
+    from pytest_vram.memory.note import Note
+    from pytest_vram.memory.run_record import CardRecord, RunRecord
     from pytest_vram.memory.spread import Spread
 
-Record = dict[str, Any]
 Outcome = Literal["fits", "does not fit", "unknown", "no GPU used"]
 
 ADDED_UP = "an upper bound: the peaks of processes that lived at the same time are added"
@@ -98,8 +98,8 @@ class RunReport:
     signal: int | None
     seconds: float
     versions: Mapping[str, str | None]
-    recorded: Mapping[int, Record] = field(default_factory=dict)
-    """By card: memory over time and who held the peak, of the process with the largest peak. Empty if not requested."""
+    recorded: Mapping[int, CardRecord] = field(default_factory=dict)
+    """By card, the process with the largest peak, whose memory over time is shown. Empty if it was not recorded."""
 
     @property
     def worst(self) -> DeviceFigures | None:
@@ -238,21 +238,25 @@ def is_guess(read: HostRead) -> bool:
 
 
 def _process_json(process: RunProcess) -> dict[str, Any]:
-    plain = asdict(process)
     keep = ("pid", "rank", "local_rank", "argv", "started_seconds", "used_seconds", "ended_seconds", "exit_code")
-    devices = [{k: v for k, v in device.items() if k != "recorded"} for device in process.devices or ()]
     return {
-        **{name: plain[name] for name in keep},
+        **{name: getattr(process, name) for name in keep},
         "raised": process.raised or None,
         "ended": process.ended,
         "left_figures": process.devices is not None,
-        "devices": devices,
+        "devices": [_card_json(card) for card in process.devices or ()],
     }
+
+
+def _card_json(card: CardRecord) -> dict[str, Any]:
+    """Return the figures of a card without its memory over time, which the page shows."""
+    plain = asdict(replace(card, timeline=None, holders=()))
+    return {name: value for name, value in plain.items() if name not in ("timeline", "holders")}
 
 
 def combine(
     processes: Sequence[RunProcess],
-    records: Sequence[Record],
+    records: Sequence[RunRecord],
     *,
     card: Card,
     count: int,
@@ -277,18 +281,18 @@ def combine(
         stand_ins: notes about what replaced the program's models and data.
         killed_early: the processes that a signal ended before they had imported torch.
     """
-    by_card: dict[int, list[tuple[RunProcess, Record]]] = defaultdict(list)
+    by_card: dict[int, list[tuple[RunProcess, CardRecord]]] = defaultdict(list)
     for process in processes:
         for device in process.devices or ():
-            by_card[device["index"]].append((process, device))
+            by_card[device.index].append((process, device))
     reads: dict[tuple[str, str, bool, str], int] = defaultdict(int)
     missing: dict[str, None] = {}
     notes: dict[Note, None] = dict.fromkeys(stand_ins)
     for record in records:
-        for read in record["host_reads"]:
-            reads[(read["location"], read["operation"], read["answered"], read["note"])] += read["count"]
-        missing.update(dict.fromkeys(record["missing_functions"]))
-        notes.update(dict.fromkeys(decode(Note, note) for note in record["notes"]))
+        for read in record.host_reads:
+            reads[(read.location, read.operation, read.answered, read.note)] += read.count
+        missing.update(dict.fromkeys(record.missing_functions))
+        notes.update(dict.fromkeys(record.notes))
     return RunReport(
         gpu=card.name,
         product=card.product,
@@ -309,18 +313,17 @@ def combine(
         exit_code=code if code >= 0 else 128 - code,
         signal=-code if code < 0 else None,
         seconds=seconds,
-        versions=records[0]["versions"] if records else {},
+        versions=records[0].versions if records else {},
         recorded={index: found for index, shares in by_card.items() if (found := _recorded(shares))},
     )
 
 
-def _recorded(shares: Sequence[tuple[RunProcess, Record]]) -> Record | None:
-    _, largest = max(shares, key=lambda share: int(share[1]["peak_allocated_bytes"]))
-    found: Record | None = largest.get("recorded")
-    return found
+def _recorded(shares: Sequence[tuple[RunProcess, CardRecord]]) -> CardRecord | None:
+    largest = max((figures for _, figures in shares), key=lambda figures: figures.peak_allocated_bytes)
+    return None if largest.timeline is None else largest
 
 
-def _figures(index: int, shares: Sequence[tuple[RunProcess, Record]], total_bytes: int) -> DeviceFigures:
+def _figures(index: int, shares: Sequence[tuple[RunProcess, CardRecord]], total_bytes: int) -> DeviceFigures:
     sums, most = at_once(shares)
     return DeviceFigures(
         index=index,
@@ -328,7 +331,7 @@ def _figures(index: int, shares: Sequence[tuple[RunProcess, Record]], total_byte
         at_once=most,
         **{name: sums[name] for name in FIGURES},
         total_bytes=total_bytes,
-        num_alloc_retries=sum(record["num_alloc_retries"] for _, record in shares),
-        num_ooms=sum(record["num_ooms"] for _, record in shares),
-        work=sum((decode(Work, record["work"]) for _, record in shares), Work()),
+        num_alloc_retries=sum(figures.num_alloc_retries for _, figures in shares),
+        num_ooms=sum(figures.num_ooms for _, figures in shares),
+        work=sum((figures.work for _, figures in shares), Work()),
     )

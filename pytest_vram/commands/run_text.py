@@ -129,7 +129,7 @@ def _process_line(process: RunProcess) -> str:
     end = "?" if process.ended_seconds is None else f"{process.ended_seconds:.1f} s"
     start = process.started_seconds if process.used_seconds is None else process.used_seconds
     held = ", ".join(
-        f"{format_bytes(device['peak_device_bytes'])} on GPU {device['index']}" for device in process.devices or ()
+        f"{format_bytes(device.peak_device_bytes)} on GPU {device.index}" for device in process.devices or ()
     )
     lived = f"from {start:.1f} s to {end}" + (" (end not known: taken to live on)" if end == "?" else "")
     command = shlex.join(process.argv)

@@ -99,7 +99,7 @@ def is_active() -> bool:
 
 
 def cards_are_known() -> bool:
-    """Whether anything has asked yet which cards there are: from then on they stay what they are."""
+    """Whether anything has asked which cards there are. From then on they cannot be exchanged for others."""
     return bool(_library().pytest_vram_dry_cards_are_known())
 
 
@@ -161,6 +161,7 @@ def note_counts() -> dict[tuple[str, int], int]:
     A key has the text and the size in bytes of what the assumption was about, 0 if it has none. Sizes within a
     sixteenth of each other share a key.
     """
+    _library().pytest_vram_dry_settle()
     function, count, size = _library().pytest_vram_dry_note, ctypes.c_uint64(), ctypes.c_uint64()
     found: dict[tuple[str, int], int] = {}
     index = 0

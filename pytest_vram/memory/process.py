@@ -1,4 +1,4 @@
-"""One process that a test started, and what all processes of a test need of each card together."""
+"""One process that a test started, and the memory that all processes of a test need together on each card."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Process:
         pid: its number.
         name: its command line, shortened.
         began: when it started, in seconds since the machine started.
-        ended: when it left its figures, in the same seconds; ``None`` while it runs, and where that is not known.
-        rank: its rank in ``torch.distributed``; ``None`` where it has none.
-        measurements: its peaks, one entry a device that it used.
-        missing: why its figures are missing or not complete; ``""`` when they are whole.
-        at_most_bytes: where they are missing, what its allocator had from the driver at most, on all cards together:
-            it cannot have allocated more. ``None`` where not even that is known.
-        left_bytes: what it still held on the cards after the test; ``None`` where it had ended, or nothing says.
-        left: it still ran after the test, and held memory on a card.
+        ended: when it left its figures, in the same seconds; ``None`` while it runs, or if that is unknown.
+        rank: its rank in ``torch.distributed``; ``None`` if it has none.
+        measurements: its peaks, with one entry for each device that it used.
+        missing: why its figures are missing or incomplete; ``""`` if they are complete.
+        at_most_bytes: if figures are missing, the most bytes that its allocator had from the driver, on all cards
+            together. It cannot have allocated more. ``None`` if that is unknown too.
+        left_bytes: what it still held on the cards after the test; ``None`` if it had ended, or if that is unknown.
+        left: whether it still ran after the test and held memory on a card.
     """
 
     pid: int
@@ -44,15 +44,15 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """What one card had to hold for a test.
+class CardNeed:
+    """The memory that one card had to have for a test.
 
     Attributes:
-        size_bytes: the largest sum of the peaks of processes that lived at the same time; ``None`` where a process
-            does not report the metric.
-        worst: the largest part of it.
-        process: whose part that is; ``None`` for the test's own process.
-        processes: how many processes of the test used the card.
+        size_bytes: the largest sum of the peaks of processes that lived at the same time; ``None`` if a process does
+            not report the metric.
+        worst: the measurement with the largest part of it.
+        process: the process in which ``worst`` was measured; ``None`` for the test's own process.
+        processes: the number of processes of the test that used the card.
     """
 
     size_bytes: int | None
@@ -67,17 +67,17 @@ def cards(
     figure: Callable[[Measurement], int | None],
     *,
     each: bool = False,
-) -> list[Card]:
-    """What each card had to hold: of the test's own process and of those below it.
+) -> list[CardNeed]:
+    """Return what each card had to hold for the test's own process and for the processes below it.
 
-    The peaks of processes that lived at the same time are added, because nobody saw whether they fell on the same
-    moment: the sum is the most that the card can have held. Processes that lived one after the other are not added.
+    The peaks of processes that lived at the same time are added. The sum is an upper bound of what the card held,
+    because the peaks may have been at different moments. Processes that lived one after another are not added.
 
     Args:
-        own: figure and measurement of the test's own process, one entry a device.
+        own: figure and measurement of the test's own process, with one entry for each device.
         processes: the others.
         figure: a measurement's value in the metric that is asked for, in bytes.
-        each: hold each process by itself, although several share a card: one entry a process and device.
+        each: take each process by itself, even if several share a card: one entry for each process and device.
 
     Returns:
         The entries, the largest first.
@@ -100,8 +100,8 @@ def cards(
 
 def cards_of(
     measurements: Sequence[Measurement], processes: Sequence[Process], metric: str, *, each: bool = False
-) -> list[Card]:
-    """:func:`cards` of a test's record, in ``metric`` (``allocated``, ``reserved``, ``device``, ``requested``)."""
+) -> list[CardNeed]:
+    """Return :func:`cards` for a test's record in a metric, such as ``allocated``."""
 
     def figure(measurement: Measurement) -> int | None:
         return measurement.figure(metric)
@@ -110,30 +110,30 @@ def cards_of(
 
 
 def imbalance(sizes: Sequence[int]) -> float | None:
-    """How much more the largest rank needs than the mean of all: 0.25 is 25% more; ``None`` for fewer than two."""
+    """Return how much more the largest rank needs than the mean: 0.25 is 25% more. ``None`` for fewer than two."""
     if len(sizes) < 2 or not sum(sizes):
         return None
     return max(sizes) / (sum(sizes) / len(sizes)) - 1
 
 
 def _card(measurement: Measurement) -> str:
-    """The same for two processes that see the same card under different numbers."""
+    """Return a name of the card that is the same in processes that see it under different numbers."""
     device = measurement.device
     return device.uuid or f"{device.kind}:{device.index}"
 
 
-def _together(group: list[tuple[int | None, Measurement, Process | None]]) -> Card:
+def _together(group: list[tuple[int | None, Measurement, Process | None]]) -> CardNeed:
     _, worst, process = max(group, key=lambda part: part[0] or 0)
     users = len([part for part in group if part[0] or part[2] is not None])
     if any(size is None for size, _, _ in group):
-        return Card(size_bytes=None, worst=worst, process=process, processes=users)
+        return CardNeed(size_bytes=None, worst=worst, process=process, processes=users)
     always = sum(size or 0 for size, _, member in group if member is None)
     lives = [(size or 0, member) for size, _, member in group if member is not None]
     most = max(
         (sum(size for size, other in lives if _alive(other, member.began)) for _, member in lives),
         default=0,
     )
-    return Card(size_bytes=always + most, worst=worst, process=process, processes=users)
+    return CardNeed(size_bytes=always + most, worst=worst, process=process, processes=users)
 
 
 def _alive(process: Process, moment: float) -> bool:

@@ -1,4 +1,4 @@
-"""How far the figure of a card may lie from one that rests on assumptions, and what these bounds are taken from."""
+"""Bounds of a figure that rests on assumptions: what a card may need at least and at most, and how that is known."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class _Rule:
         more: by how much it may need more, likewise.
         segments: how many segments of its own the workspace may take in reserved memory, because it finds no room in a
             cached block.
-        share: instead of the size, what a card needed at least and at most, divided by the dry figure: of reserved
-            memory only.
+        share: what a card needed at least and at most, as shares of the figure itself; for reserved memory only. Such a
+            rule does not use the note's size.
         allocated: whether allocated memory may be off, too.
     """
 
@@ -74,8 +74,7 @@ class _Rule:
         return any(note.name == name or (name.endswith("(") and note.name.startswith(name)) for name in self.names)
 
 
-# docs/explanation/accuracy.md has the measured runs. A note without a rule has no measured run beside it, and adds
-# nothing.
+# docs/explanation/accuracy.md has the measured runs. No run was measured for a note without a rule, which adds nothing.
 _RULES = (
     # VGG-16's workspace of 107 MiB had 116.25 MiB on the card, and after one step the card held a segment more.
     _Rule(names=("cuDNN convolutions",), basis=WORKSPACE, less=0.09, more=0.09, segments=1),
@@ -85,7 +84,8 @@ _RULES = (
     # ResNet-50 with cudnn.benchmark and without cuDNN's answers. A card allocates the largest workspace of all plans.
     _Rule(names=("cuDNN execution plans that were timed (cudnn.benchmark)",), basis=MEASURED, share=(1.0, 1.85)),
     _Rule(names=("cudaMallocAsync",), basis=MEASURED, share=(0.98, 1.02), allocated=False),
-    # A batch of matrices: eigenvectors need four times the matrix. One matrix: what is worked out may be half of it.
+    # The eigenvectors of a batch of matrices need four times its size. The workspace of one matrix is computed, and may
+    # be off by as much as itself.
     _Rule(names=("cuSOLVER (",), basis=LIBRARY, more=4.2, segments=1),
     _Rule(names=("cuSOLVER",), basis=LIBRARY, less=1.0, more=1.0, segments=1),
     _Rule(names=("cuFFT (",), basis=LIBRARY, more=2.0),
@@ -98,11 +98,11 @@ def spread_of(size: int, notes: Iterable[Note], *, allocated: bool = False) -> S
 
     Args:
         size: the figure in bytes: reserved memory, or all that is held on a card without the context.
-        notes: the assumptions behind it. Of each kind the largest counts, and what kinds may change is added.
+        notes: the assumptions behind it. Of each kind the largest one counts, and the bounds of all kinds are added up.
         allocated: the figure is that of allocated memory instead.
 
     Returns:
-        ``None`` when nothing tells how far off one of them may be.
+        ``None`` if there is no rule for any of them.
     """
     assumed = [note for note in notes if note.figures]
     low = high = size

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_vram.memory.measurement import Holder
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Within:
@@ -20,7 +18,6 @@ class Exceeded:
 
     over_bytes: int
     phase: str | None = None
-    culprits: tuple[Holder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,7 +105,7 @@ def _go_dry(config: pytest.Config, choice: Choice, *, chosen: str) -> None:
     else:
         from pytest_vram.plugin import uncomputed
 
-        config.pluginmanager.register(uncomputed.Dryness(), uncomputed.NAME)
+        config.pluginmanager.register(uncomputed.UncomputedReads(), uncomputed.NAME)
         how = "chosen" if chosen else "no GPU here; --vram-gpu chooses otherwise"
         cards = choice.card if choice.count in (None, 1) else f"{choice.card} x {choice.count}"
         config.stash[_NOTICE] = f"dry GPU {cards}: allocates as the card would, computes nothing ({how})"

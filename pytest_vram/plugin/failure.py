@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_vram.memory import Budget, FixtureShare, Holder, Measurement, Note, Phase, Process, Timeline
-    from pytest_vram.memory.process import Card
+    from pytest_vram.memory.process import CardNeed
 
 _KINDS = {
     "cuda": "measured on the GPU",
@@ -39,7 +39,7 @@ def budget_message(
     example: str | None = None,
     peak_phase: str | None = None,
     processes: Sequence[Process] = (),
-    card: Card | None = None,
+    card: CardNeed | None = None,
 ) -> str:
     """Return the failing test's message: limit, peak and excess, where the peak was, who held it, and one remedy."""
     device = measurement.device
@@ -74,7 +74,7 @@ def budget_message(
     return "\n".join(lines)
 
 
-def _by_process(budget: Budget, processes: Sequence[Process], card: Card) -> list[str]:
+def _by_process(budget: Budget, processes: Sequence[Process], card: CardNeed) -> list[str]:
     """Return lines that name the process of the peak and list all processes side by side."""
     whose = "the test's own process" if card.process is None else card.process.title
     if card.processes > 1:

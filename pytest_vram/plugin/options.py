@@ -68,14 +68,14 @@ OPTIONS = (
             " pytest_vram cards`)"
         ),
     ),
-    Option(name="require", metavar="cuda|dry|host", help="fail at the start unless figures are of this kind: for CI"),
+    Option(name="require", metavar="cuda|dry|host", help="fail at the start unless figures are of this kind; for CI"),
     Option(name="baseline", metavar="FILE", help="compare peaks with FILE; a test that grew past the tolerance fails"),
     Option(name="update_baseline", kind="flag", help="write the peaks of the tests that ran into the baseline FILE"),
     Option(name="tolerance", metavar="PCT", help="growth over the baseline that passes, in percent (default 2)"),
     Option(
         name="suggest",
         kind="flag",
-        help="print a marker for each measured test that has none, or much too large a one",
+        help="print a marker for each measured test that has none, or whose budget is much too large",
     ),
     Option(name="top", metavar="N", help="allocations shown for a test that broke its budget (default 5)"),
     Option(name="max_gb", metavar="GB", ini_only=True, help="budget of tests that have no marker, in GB (2**30 bytes)"),
@@ -84,7 +84,7 @@ OPTIONS = (
         name="on_unmeasured",
         metavar="skip|fail|warn",
         ini_only=True,
-        help="skip or fail: how a test with a budget ends that cannot be measured (default skip)",
+        help="what happens to a test whose budget cannot be measured: skip or fail (default skip)",
     ),
 )
 

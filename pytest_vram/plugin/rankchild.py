@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import pickle
 import signal
@@ -11,12 +10,13 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from _pytest.config import Config  # the constructor that xdist's workers use as well
 
 from pytest_vram.memory import Process
+from pytest_vram.plugin.rank_messages import RankRequest, RankResult
 from pytest_vram.probe import reporter
 
 if TYPE_CHECKING:
@@ -26,14 +26,10 @@ if TYPE_CHECKING:
 class RankChild:
     """Sets up and destroys the process group, and reports the result to the process that started the ranks."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: RankRequest) -> None:
         self._request = request
         self._rank = int(os.environ["RANK"])
-        self._result: dict[str, Any] = {
-            "outcome": "failed",
-            "when": "collection",
-            "text": "the test was not found by this rank: it must be collected under the same name in every process",
-        }
+        self._result: RankResult | None = None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
@@ -44,9 +40,9 @@ class RankChild:
         gpu = torch.cuda.is_available()
         if gpu:
             torch.cuda.set_device(self._rank % torch.cuda.device_count())
-        backend = self._request["backend"] or ("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        backend = self._request.backend or ("cpu:gloo,cuda:nccl" if gpu else "gloo")
         if not dist.is_initialized():
-            dist.init_process_group(backend, timeout=timedelta(seconds=self._request["timeout"]))
+            dist.init_process_group(backend, timeout=timedelta(seconds=self._request.timeout))
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self) -> None:
@@ -59,25 +55,25 @@ class RankChild:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the first failure or, if nothing failed, whether the test passed or was skipped."""
         if report.failed or report.when == "call" or (report.when == "setup" and report.skipped):
-            if self._result["outcome"] == "failed" and self._result["when"] != "collection":
+            if self._result is not None and self._result.outcome == "failed":
                 return
             text = report.longreprtext
             if report.skipped and isinstance(report.longrepr, tuple):
                 text = report.longrepr[2].removeprefix("Skipped: ")
             sections = "".join(f"\n--- {title} ---\n{content.rstrip()}" for title, content in report.sections)
             text += sections if report.failed else ""
-            self._result = {
-                "outcome": report.outcome,
-                "when": report.when,
-                "text": text.encode(errors="backslashreplace").decode(),  # xdist cannot send lone surrogates
-                "time": time.monotonic(),
-            }
+            self._result = RankResult(
+                outcome=report.outcome,
+                when=report.when,
+                text=text.encode(errors="backslashreplace").decode(),  # xdist cannot send lone surrogates
+                time=time.monotonic(),
+            )
             if report.failed:
-                self._write()
+                self._result.leave(self._request.folder, self._rank)
 
     def pytest_vram_record(self, record: TestRecord) -> None:
         """Write this rank's figures to a file, for the test's budget."""
-        if self._request["figures"] is None:
+        if self._request.figures is None:
             return
         pid = os.getpid()
         process = Process(
@@ -88,29 +84,28 @@ class RankChild:
             rank=self._rank,
             measurements=tuple(m for m in record.measurements if reporter.used(m)),
         )
-        reporter.write_figures(Path(self._request["figures"]), process)
+        reporter.write_figures(self._request.figures, process)
 
     def pytest_sessionfinish(self) -> None:
         """Write the result for the process that started the ranks."""
-        self._result.setdefault("time", time.monotonic())
-        self._write()
-
-    def _write(self) -> None:
-        folder = Path(self._request["folder"])
-        partial = folder / f".{self._rank}.json"
-        partial.write_text(json.dumps(self._result))
-        partial.rename(folder / f"{self._rank}.json")
+        result = self._result or RankResult(
+            outcome="failed",
+            when="collection",
+            text="the test was not found by this rank: it must be collected under the same name in every process",
+            time=time.monotonic(),
+        )
+        result.leave(self._request.folder, self._rank)
 
 
 def main(path: str) -> int:
     """Run the test that the request in the file names, and return pytest's exit code."""
-    request = pickle.loads(Path(path).read_bytes())
+    request: RankRequest = pickle.loads(Path(path).read_bytes())
     # A rank that is terminated because it is late writes where its main thread is.
-    place = (Path(request["folder"]) / f"{os.environ['RANK']}.where").open("w")
+    place = (request.folder / f"{os.environ['RANK']}.where").open("w")
     faulthandler.register(signal.SIGTERM, file=place, all_threads=False, chain=True)
-    if request["figures"] is not None:
-        reporter.own(request["figures"], None)  # the test's figures are written, not those of the whole process
-    config = Config.fromdictargs(dict(request["options"]), [request["test"]])
+    if request.figures is not None:
+        reporter.own(str(request.figures), None)  # the test's figures are written, not those of the whole process
+    config = Config.fromdictargs(dict(request.options), [request.test])
     config.pluginmanager.register(RankChild(request), "vram-rank-child")
     return int(config.hook.pytest_cmdline_main(config=config))
 

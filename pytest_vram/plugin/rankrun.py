@@ -7,7 +7,6 @@ Each rank is a separate pytest process for this one test, so that fixtures, para
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import signal
@@ -29,6 +28,7 @@ from pytest_vram.errors import VramRankFailed, VramUsageError
 from pytest_vram.launcher import places
 from pytest_vram.plugin.enforcer import judged
 from pytest_vram.plugin.markers import RANKS_MARK
+from pytest_vram.plugin.rank_messages import RankRequest, RankResult, result_of
 from pytest_vram.plugin.ranks import CHILD_VARIABLE
 
 if TYPE_CHECKING:
@@ -138,14 +138,14 @@ def _start(
     started: list[subprocess.Popen[bytes]], item: pytest.Function, ranks: Ranks, folder: Path, figures: Path | None
 ) -> None:
     """Start the ranks, and add each to ``started`` at once, so that the caller ends them even after an interrupt."""
-    request = {
-        "options": _options(item.config),
-        "test": f"{item.path}::{item.nodeid.partition('::')[2]}",
-        "folder": str(folder),
-        "figures": None if figures is None else str(figures),
-        "backend": ranks.backend,
-        "timeout": ranks.timeout,
-    }
+    request = RankRequest(
+        test=f"{item.path}::{item.nodeid.partition('::')[2]}",
+        options=_options(item.config),
+        folder=folder,
+        figures=figures,
+        backend=ranks.backend,
+        timeout=ranks.timeout,
+    )
     (folder / "request").write_bytes(pickle.dumps(request))
     command = [sys.executable, "-m", "pytest_vram.plugin.rankchild", str(folder / "request")]
     for rank, place in enumerate(places(ranks.count)):
@@ -239,8 +239,8 @@ def _note_end(rank: int, process: subprocess.Popen[bytes], ended_at: dict[int, f
 
 def _failed(folder: Path, rank: int, process: subprocess.Popen[bytes]) -> bool:
     ended = process.poll() is not None  # asked first, because a rank leaves its result before it ends
-    result = _result(folder, rank)
-    return result["outcome"] == "failed" if result else ended
+    result = result_of(folder, rank)
+    return result.outcome == "failed" if result else ended
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -252,33 +252,26 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(timeout=3)
 
 
-def _result(folder: Path, rank: int) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads((folder / f"{rank}.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return found
-
-
 def _judge(started: list[subprocess.Popen[bytes]], folder: Path, ranks: Ranks, ends: _Ends) -> None:
     __tracebackhide__ = True
-    results = {rank: _result(folder, rank) for rank in range(ranks.count)}
+    results = {rank: result_of(folder, rank) for rank in range(ranks.count)}
     states = {rank: _state(result, started[rank].returncode, ends) for rank, result in results.items()}
     states |= dict.fromkeys(ends.late, "did not end in time")
     states |= {rank: "was ended because of it" for rank in ends.stopped if results[rank] is None}
-    failed = [rank for rank, result in results.items() if result and result["outcome"] == "failed"]
+    failed = [rank for rank, result in results.items() if result and result.outcome == "failed"]
     broken = [rank for rank, result in results.items() if result is None and rank not in ends.stopped]
     if failed or broken:
         # A rank that died is told before those that failed because it was gone, and after the one for which it died.
         times = {rank: ends.ended_at[rank] for rank in broken}
-        times |= {rank: result["time"] for rank, result in results.items() if result and rank in failed}
+        times |= {rank: result.time for rank, result in results.items() if result and rank in failed}
         first = min(times, key=lambda rank: times[rank])
         what = f"{states[first]} before its test did"
         what = f"did not end within {ranks.timeout:g} s" if first in ends.late else what
         what = "failed first" if first in failed else what
-        text = (results[first] or {}).get("text") or _tail(folder, first)
+        told = results[first]
+        text = (told.text if told else "") or _tail(folder, first)
         others = "\n".join(f"  rank {rank} {state}" for rank, state in states.items() if rank != first)
-        where = (results[first] or {}).get("when", "")
+        where = told.when if told else ""
         raise judged(
             VramRankFailed(
                 f"rank {first} of {ranks.count} {what}{f', in its {where}' if where else ''}:\n{text}"
@@ -286,14 +279,14 @@ def _judge(started: list[subprocess.Popen[bytes]], folder: Path, ranks: Ranks, e
                 rank=first,
             )
         )
-    skipped = [(rank, result) for rank, result in results.items() if result and result["outcome"] == "skipped"]
+    skipped = [(rank, result) for rank, result in results.items() if result and result.outcome == "skipped"]
     if skipped:
         rank, result = skipped[0]
-        raise pytest.skip.Exception(f"rank {rank} of {ranks.count}: {result['text']}", _use_item_location=True)
+        raise pytest.skip.Exception(f"rank {rank} of {ranks.count}: {result.text}", _use_item_location=True)
 
 
-def _state(result: dict[str, Any] | None, code: int, ends: _Ends) -> str:
-    return process_end.how(code, out_of_memory=ends.out_of_memory) if result is None else str(result["outcome"])
+def _state(result: RankResult | None, code: int, ends: _Ends) -> str:
+    return process_end.how(code, out_of_memory=ends.out_of_memory) if result is None else result.outcome
 
 
 def _tail(folder: Path, rank: int) -> str:

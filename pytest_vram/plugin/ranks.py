@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_vram.memory import Budget, Measurement, Process
-    from pytest_vram.memory.process import Card
+    from pytest_vram.memory.process import CardNeed
 
 _TICK = 0.01  # the start of a process is known to a hundredth of a second, rounded down
 _SHOWN = 8
@@ -29,7 +29,7 @@ def held(
     measurements: Sequence[Measurement],
     processes: Sequence[Process],
     counted: Callable[[Measurement], int | None],
-) -> list[Card]:
+) -> list[CardNeed]:
     """Return what counts against a budget, card by card, the largest first.
 
     Args:

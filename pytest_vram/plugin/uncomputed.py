@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from pytest_vram.memory import HostRead
 
-NAME = "vram-dryness"
+NAME = "vram-uncomputed"
 _READS = "vram_zeros_read"  # an attribute of a report, so that xdist passes it to the controller
 _SHOWN = 5
 _REMEDY = "keep it off the dry GPU with @pytest.mark.vram_values (skipped there), or run with --vram-gpu=host"
 
 
-class Dryness:
+class UncomputedReads:
     """A plugin that is registered while the dry GPU is in place.
 
     For a test that reads nothing back, it costs one look at a short list.

@@ -10,7 +10,7 @@ from pytest_vram.plugin.ranks import at_most, held, unknown
 
 if TYPE_CHECKING:
     from pytest_vram.memory import Budget, Measurement, Process, Verdict
-    from pytest_vram.memory.process import Card
+    from pytest_vram.memory.process import CardNeed
 
 UNTOUCHED = "the test never touched the device"
 
@@ -32,7 +32,7 @@ class Measured:
     not_ours: tuple[int, ...]
     processes: tuple[Process, ...] = ()
 
-    def cards(self, budget: Budget) -> list[Card]:
+    def cards(self, budget: Budget) -> list[CardNeed]:
         """Return what counts against a budget, card by card, the largest first."""
         figures = {m.device.index: size for m, size in zip(self.measurements, self.counted, strict=True)}
         return held(budget, self.measurements, self.processes, lambda m: figures[m.device.index])

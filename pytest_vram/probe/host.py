@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_vram import torch_private
 from pytest_vram.code_owner import frames, innermost
 from pytest_vram.memory import Device, Peak
 from pytest_vram.probe.base import PlainProbe
@@ -61,7 +62,7 @@ class _Follower(TorchDispatchMode):
         if tensor.device.type != "cpu":
             return
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = torch_private.storage_number(storage), storage.nbytes()
         known = self._known.get(key)
         if known is not None:
             if known[1] == size:
@@ -113,7 +114,7 @@ class _Follower(TorchDispatchMode):
 
     def address(self, tensor: Tensor) -> tuple[int, int] | None:
         """Return device 0 and the address of the storage object; its data may have no address, or share another's."""
-        return (0, tensor.untyped_storage()._cdata) if tensor.device.type == "cpu" else None
+        return (0, torch_private.storage_number(tensor.untyped_storage())) if tensor.device.type == "cpu" else None
 
 
 class HostProbe(PlainProbe):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class HolderChange:
     """One category or line of code: the bytes that it held at the peak, before and after."""
 
     name: str
@@ -26,18 +26,18 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
+class HolderChanges:
     """The changes of one test, the largest first. A list is empty if one of the measurements did not record it."""
 
-    categories: tuple[Part, ...] = ()
-    lines: tuple[Part, ...] = ()
+    categories: tuple[HolderChange, ...] = ()
+    lines: tuple[HolderChange, ...] = ()
 
 
-def between(old: Measurement | None, new: Measurement) -> Changes | None:
+def between(old: Measurement | None, new: Measurement) -> HolderChanges | None:
     """Return what changed, or None without an earlier measurement on the same card by the same kind of probe."""
     if old is None or (old.device.kind, old.device.name) != (new.device.kind, new.device.name):
         return None
-    return Changes(
+    return HolderChanges(
         categories=_parts(
             list(old.timeline.at_peak().items()) if old.timeline else [],
             list(new.timeline.at_peak().items()) if new.timeline else [],
@@ -48,12 +48,12 @@ def between(old: Measurement | None, new: Measurement) -> Changes | None:
     )
 
 
-def _parts(old: Sequence[tuple[str, int]], new: Sequence[tuple[str, int]]) -> tuple[Part, ...]:
+def _parts(old: Sequence[tuple[str, int]], new: Sequence[tuple[str, int]]) -> tuple[HolderChange, ...]:
     if not old or not new:
         return ()
     sums: dict[str, list[int]] = {}
     for position, pairs in enumerate((old, new)):
         for name, size in pairs:
             sums.setdefault(name, [0, 0])[position] += size
-    found = [Part(name=name, before_bytes=sizes[0], after_bytes=sizes[1]) for name, sizes in sums.items()]
+    found = [HolderChange(name=name, before_bytes=sizes[0], after_bytes=sizes[1]) for name, sizes in sums.items()]
     return tuple(sorted(found, key=lambda part: (-abs(part.change_bytes), part.name)))

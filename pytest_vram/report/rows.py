@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         TestRecord,
         Work,
     )
-    from pytest_vram.memory.process import Card
+    from pytest_vram.memory.process import CardNeed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +164,7 @@ def rank_rows(test: TestRecord, metric: str) -> tuple[RankRow, ...]:
     return tuple(sorted(found, key=lambda row: (-(row.peak_bytes or -1), row.rank or 0, row.pid)))
 
 
-def _fullest(test: TestRecord, metric: str) -> Card | None:
+def _fullest(test: TestRecord, metric: str) -> CardNeed | None:
     """Return the card that held most, counting all processes of the test; None without measurements.
 
     Of cards that held as much, as ranks do whose allocators reserve alike, it is the one with the most in live tensors.
@@ -172,7 +172,7 @@ def _fullest(test: TestRecord, metric: str) -> Card | None:
     each = test.budget is not None and test.budget.ranks == "each"
     found = cards_of(test.measurements, test.processes, metric, each=each)
 
-    def held(card: Card) -> tuple[int, int]:
+    def held(card: CardNeed) -> tuple[int, int]:
         return -1 if card.size_bytes is None else card.size_bytes, card.worst.peak.allocated_bytes or 0
 
     return max(found, key=held, default=None)

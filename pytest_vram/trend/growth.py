@@ -52,7 +52,7 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
+class PeakHistory:
     """One test on one card, over the commits."""
 
     nodeid: str
@@ -70,7 +70,7 @@ class Trend:
         remarks: sentences on what was left out, and on the order of the commits.
     """
 
-    series: tuple[Series, ...]
+    series: tuple[PeakHistory, ...]
     remarks: tuple[str, ...]
 
 
@@ -113,7 +113,7 @@ def trend(
     for key in dict.fromkeys((e.nodeid, e.card) for session in kept for e in session.entries if e.complete):
         points = {i: point for i, group in enumerate(order) if (point := _last(group, key)) is not None}
         growths = _growths(points, links, tolerance)
-        found.append(Series(nodeid=key[0], card=key[1], points=tuple(points.values()), growths=growths))
+        found.append(PeakHistory(nodeid=key[0], card=key[1], points=tuple(points.values()), growths=growths))
     found.sort(key=lambda series: (not series.growths, -max((g.percent for g in series.growths), default=0)))
     return Trend(series=tuple(found), remarks=tuple(remarks))
 

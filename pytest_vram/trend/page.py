@@ -15,7 +15,7 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_vram.trend.growth import Growth, Point, Series, Trend
+    from pytest_vram.trend.growth import Growth, PeakHistory, Point, Trend
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 900, 150, 90, 14, 24
 _MOST_ROWS = 100
@@ -48,7 +48,7 @@ def render(trend: Trend, *, between: Callable[[str, str], int | None] = lambda a
     )
 
 
-def _section(series: Series, between: Callable[[str, str], int | None]) -> str:
+def _section(series: PeakHistory, between: Callable[[str, str], int | None]) -> str:
     return "\n".join(
         [
             f"<section>\n<h2>{escape(series.nodeid)}</h2>",
@@ -61,7 +61,7 @@ def _section(series: Series, between: Callable[[str, str], int | None]) -> str:
     )
 
 
-def _curve(series: Series) -> str:
+def _curve(series: PeakHistory) -> str:
     """Draw the peaks as a line with steps, from 0 to the largest, with a dot and a tooltip for each commit."""
     sizes = [point.entry.peak_bytes for point in series.points]
     top, grown = max(sizes), {id(growth.after) for growth in series.growths}
@@ -94,7 +94,7 @@ def _growth(growth: Growth, between: Callable[[str, str], int | None]) -> str:
     return f'<div class="growth"><b>{escape(head)}</b><ul>{items}</ul></div>'
 
 
-def _table(series: Series) -> str:
+def _table(series: PeakHistory) -> str:
     shown = series.points[::-1][:_MOST_ROWS]
     more = len(series.points) - len(shown)
     lines = [

@@ -11,7 +11,7 @@ from pytest_vram.units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_vram.trend.growth import Growth, Series, Trend
+    from pytest_vram.trend.growth import Growth, PeakHistory, Trend
 
 _BARS = "▁▂▃▄▅▆▇█"
 _PARTS = 4
@@ -68,7 +68,7 @@ def bars(sizes: Sequence[int]) -> str:
     return "".join(_BARS[round((size - base) / (top - base) * (len(_BARS) - 1))] for size in sizes)
 
 
-def _series(series: Series, width: int, between: Callable[[str, str], int | None]) -> list[str]:
+def _series(series: PeakHistory, width: int, between: Callable[[str, str], int | None]) -> list[str]:
     sizes = [point.entry.peak_bytes for point in series.points]
     room = max(8, width - 34)
     drawn = bars(sizes[-room:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pytest_vram.ci.comment import Change
+from pytest_vram.ci.comment import Comparison
 from pytest_vram.memory import (
     Budget,
     Device,
@@ -154,7 +154,7 @@ def _over() -> TestRecord:
         outcome="failed",
         budget=Budget(limit_bytes=12 * GIB, where="tests/test_train.py:9"),
         measurements=(measurement,),
-        verdict=Exceeded(over_bytes=2 * GIB, phase="backward", culprits=holders[:1]),
+        verdict=Exceeded(over_bytes=2 * GIB, phase="backward"),
         worst_example="shape=(batch=3, seq=2048)",
     )
 
@@ -206,7 +206,7 @@ def _plain() -> TestRecord:
     )
 
 
-def change() -> Change:
+def change() -> Comparison:
     """A pull request on :func:`report`: one test grew, one shrank, one is new and one is gone."""
     after = report()
     over, within, *others = after.tests
@@ -222,7 +222,7 @@ def change() -> Change:
     )
     before = (earlier(over, 11 * GIB, holders=holders), earlier(within, 7 * GIB), *others[:-1])
     gone = replace(others[-1], nodeid="tests/test_old.py::test_gone")
-    return Change(
+    return Comparison(
         after=after,
         before=replace(after, tests=(*before, gone)),
         base="release|2`x`",
@@ -231,7 +231,9 @@ def change() -> Change:
     )
 
 
-def first_change() -> Change:
+def first_change() -> Comparison:
     """A pull request whose base could not be measured, and whose tests keep to their budgets."""
     after = report()
-    return Change(after=replace(after, tests=after.tests[1:2]), no_base="the base abc could not be measured: no file")
+    return Comparison(
+        after=replace(after, tests=after.tests[1:2]), no_base="the base abc could not be measured: no file"
+    )

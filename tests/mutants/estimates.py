@@ -214,7 +214,7 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "finetune/dryrun/assumptions": (
-        ["tests/unit/finetune/dryrun/test_report.py"],
+        ["tests/unit/finetune/dryrun/test_assumptions.py", "tests/unit/finetune/dryrun/test_report.py"],
         [
             Bug("lines", "dict.fromkeys", "list"),
             Bug("lines", "bounds.straddles(trial.total)", "not bounds.straddles(trial.total)"),

@@ -20,7 +20,6 @@ int dry_dnn_takes(void *plan);            /* whether a card would take this plan
 void dry_dnn_drop(const void *plan);      /* the plan is about to be destroyed */
 void dry_dnn_executed(const void *plan);  /* tells it, if it is one of a convolution */
 void dry_dnn_timed(void);                 /* the plan that was run last was run to time it */
-void dry_dnn_settle(void);                /* tells the workspace of the plan that was run last */
 
 /* ---- dnngraph.c ---- */
 uint64_t dry_dnn_executions(void); /* how many execution plans were run so far */

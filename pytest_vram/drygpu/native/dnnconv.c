@@ -81,7 +81,8 @@ void dry_dnn_timed(void) {
                  "plans that it times, and here it counts as 0 bytes");
 }
 
-void dry_dnn_settle(void) {
+/* Tells the workspace of the plan that was run last; drygpu/driver.py calls this before it reads the assumptions. */
+void pytest_vram_dry_settle(void) {
     dry_lock();
     convolution before = last;
     last = (convolution){0};

@@ -2,7 +2,6 @@
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
-#include "dnn.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -146,7 +145,6 @@ void pytest_vram_dry_add_note(const char *text) {
 
 /* Returns note number `index`, with its count and its size; NULL after the last one. */
 const char *pytest_vram_dry_note(int index, uint64_t *count, uint64_t *bytes) {
-    if (index == 0) dry_dnn_settle();
     dry_lock();
     const char *text = index >= 0 && index < note_count ? notes[index].text : NULL;
     if (text) *count = notes[index].count, *bytes = notes[index].bytes;

@@ -64,6 +64,7 @@ cudaError_t cudaFree(void *pointer) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
     return dry_fail(dry_free((uintptr_t)pointer));
 }
+cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream) { return (void)stream, cudaFree(pointer); }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
     int device = dry_ready();

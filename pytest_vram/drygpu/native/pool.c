@@ -88,8 +88,6 @@ cudaError_t cudaMallocAsync(void **pointer, size_t bytes, cudaStream_t stream) {
     return cudaMallocFromPoolAsync(pointer, bytes, pool_of(device), stream);
 }
 
-cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream) { return (void)stream, cudaFree(pointer); }
-
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device) {
     if (dry_physical_index(device) < 0) return dry_fail(cudaErrorInvalidDevice);
     *pool = pool_of(device);

@@ -1,4 +1,4 @@
-"""DistributedDataParallel's first buckets and what its communication hooks send, held as long as a card holds them.
+"""Hold DistributedDataParallel's first buckets, and what its communication hooks send, as long as a card does.
 
 The first backward pass reduces gradients in buckets that DDP replaces before the second forward pass, when it knows in
 which order gradients come. NCCL's process group keeps every tensor of a collective that nobody waited for, DDP's
@@ -63,7 +63,7 @@ def install() -> None:
         return
 
     def _rebuild_buckets(self: Any) -> Any:
-        old = [(group, found) for group, entry in _recent.values() if (found := _storage(entry)) is not None]
+        old = [(group, found) for group, entry in _recent.values() if (found := entry.storage()) is not None]
         _recent.clear()
         rebuilt = rebuild(self)
         if rebuilt and old:
@@ -105,7 +105,7 @@ def _watch_hooks() -> None:
 
 
 def reduced(group: Any, tensors: Iterable[torch.Tensor]) -> None:
-    """A group is about to reduce these tensors: within a backward pass they may be DDP's buckets, or what a hook sends.
+    """Note tensors that a group is about to reduce. In a backward pass they may be DDP's buckets, or what a hook sends.
 
     The caller is the collective's kernel, called by the dispatcher.
     """
@@ -132,7 +132,7 @@ def _from_c(kernel: Any) -> bool:
 
 
 def let_go(group: Any) -> list[torch.UntypedStorage]:
-    """A group's next collective begins: wait until its thread has seen that all before this backward pass are done.
+    """Wait, as a group's collective begins, until its thread has seen that those before this backward pass are done.
 
     Returns:
         The old buckets and what hooks sent, which the caller drops once the collective has been started.
@@ -145,11 +145,3 @@ def let_go(group: Any) -> list[torch.UntypedStorage]:
         group._wait_for_pending_works()
     _held[:] = [entry for entry in _held if not any(entry is other for other in done)]
     return [storage for *_, storage in done]
-
-
-def _storage(entry: Known) -> torch.UntypedStorage | None:
-    """The storage, if it is still there with the memory that it had."""
-    if not entry.alive():
-        return None
-    found: torch.UntypedStorage = torch.UntypedStorage._new_with_weak_ptr(entry.weak)
-    return found

@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,13 +25,15 @@ from pytest_vram import process_group, torch_private
 from pytest_vram.drygpu import driver, notes
 from pytest_vram.drygpu.process.variables import EXIT_SUFFIX, RECORD_VARIABLE, SNAPSHOT_VARIABLE, TIMELINE_VARIABLE
 from pytest_vram.drygpu.values import host_reads
+from pytest_vram.memory.codec import encode
+from pytest_vram.memory.run_record import CardRecord, RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
-    from pytest_vram.memory import Note
+    from pytest_vram.memory import Holder, Note, Timeline
 
 _HISTORY_ENTRIES = 1_000_000
 _HOLDERS = 30
@@ -39,12 +41,6 @@ _LONGEST = 200  # characters of an error's first line
 _NCCL_REFUSED = "out of memory: the card has no room for the buffers of NCCL's connections"  # the text of native/nccl.c
 _running: list[tuple[Any, Any]] = []
 _PEAKS = {"peak_allocated_bytes": "allocated_bytes.all.peak", "peak_reserved_bytes": "reserved_bytes.all.peak"}
-_PLACES = {
-    "local_rank": "LOCAL_RANK",
-    "local_world_size": "LOCAL_WORLD_SIZE",
-    "restart": "TORCHELASTIC_RESTART_COUNT",
-}
-Record = dict[str, Any]
 _COUNTS = ("num_alloc_retries", "num_ooms")
 
 
@@ -65,17 +61,12 @@ class ProcessRecorder:
         self.counts: dict[int, dict[str, int]] = {}
         self.message = ""
         self.written = False
-        self.record: Record = {
-            "pid": self.process,
-            "parent": os.getppid(),
-            "argv": [str(argument) for argument in getattr(sys, "argv", ())],
-            "started_ns": time.monotonic_ns(),
-            "used_ns": None,
-            "ended_ns": None,
-            "exit_code": None,
-            "raised": "",
-            "devices": None,
-        }
+        self.record = RunRecord(
+            pid=self.process,
+            parent=os.getppid(),
+            argv=tuple(str(argument) for argument in getattr(sys, "argv", ())),
+            started_ns=time.monotonic_ns(),
+        )
 
     def start_again(self) -> None:
         """Begin a new record in a forked child. It is written only if the child uses a device or fails."""
@@ -93,16 +84,16 @@ class ProcessRecorder:
 
         If the folder cannot be written to, the program goes on and its figures are missing.
         """
-        self.record.update(_group())
+        self.record = _with_place(self.record)
         partial = self.folder / f".{self.path.name}"
         with contextlib.suppress(OSError):
-            partial.write_text(json.dumps(self.record))
+            partial.write_text(json.dumps(encode(self.record)))
             partial.rename(self.path)
 
     def use(self) -> None:
         """Record the time at which a device is first used."""
-        if self.record["used_ns"] is None:
-            self.record["used_ns"] = time.monotonic_ns()
+        if self.record.used_ns is None:
+            self.record = replace(self.record, used_ns=time.monotonic_ns())
             self.save()
 
     def joined(self) -> None:
@@ -113,12 +104,12 @@ class ProcessRecorder:
     def ended(self, code: int) -> None:
         """Record the exit code of a multiprocessing child that is about to end."""
         if os.getpid() == self.process and (code or not self._left_out()):
-            self.record.update(exit_code=code, ended_ns=time.monotonic_ns())
+            self.record = replace(self.record, exit_code=code, ended_ns=time.monotonic_ns())
             self.save()
 
     def _left_out(self) -> bool:
         """Whether this is a forked helper without a device, such as a data loader's worker."""
-        return self.forked and self.record["used_ns"] is None
+        return self.forked and self.record.used_ns is None
 
     def keep_peaks(self) -> None:
         """Merge torch's peaks into those of the record. It runs before every reset and at the end."""
@@ -143,30 +134,38 @@ class ProcessRecorder:
         self.written = True
         self.keep_peaks()
         self.keep_counts()
-        devices = [
-            {
-                "index": _physical_index(device),
-                **self.peaks[device],
-                **self.counts[device],
-                "num_ooms": self.counts[device]["num_ooms"] + driver.stats(device).links_refusals,
-                **_driver_figures(device),
-                "work": asdict(driver.work(device)),
-                **_over_time(device),
-            }
-            for device in _used_devices()
-        ]
-        self.record.update(
+        devices = tuple(self._card(device) for device in _used_devices())
+        self.record = replace(
+            self.record,
             devices=devices,
             ended_ns=time.monotonic_ns(),
-            host_reads=[asdict(read) for read in host_reads.collect()],
+            host_reads=host_reads.collect(),
             missing_functions=driver.missing_functions(),
-            notes=[asdict(note) for note in (*notes.so_far(), *_of_recording())],
+            notes=(*notes.so_far(), *_of_recording()),
             out_of_memory=self.message,
             versions=_versions(),
         )
         self.save()
         if devices:
             _write_snapshot(self.process)
+
+    def _card(self, device: int) -> CardRecord:
+        figures, counts = driver.stats(device), self.counts[device]
+        timeline, holders = _over_time(device)
+        return CardRecord(
+            index=_physical_index(device),
+            **self.peaks[device],
+            peak_device_bytes=figures.peak_bytes,
+            context_bytes=figures.context_bytes,
+            nccl_bytes=figures.links_peak_bytes,
+            managed_bytes=figures.managed_peak_bytes,
+            total_bytes=figures.total_bytes,
+            num_alloc_retries=counts["num_alloc_retries"],
+            num_ooms=counts["num_ooms"] + figures.links_refusals,
+            work=driver.work(device),
+            timeline=timeline,
+            holders=holders,
+        )
 
 
 def begin(folder: Path) -> None:
@@ -200,12 +199,12 @@ def _record_over_time() -> None:
     _running.append((history, recorder))
 
 
-def _over_time(device: int) -> dict[str, Any]:
+def _over_time(device: int) -> tuple[Timeline | None, tuple[Holder, ...]]:
+    """Return memory over time and who held the peak; None and nothing if they were not recorded."""
     if not _running or _running[0][0].lost():
-        return {}
+        return None, ()
     recorder = _running[0][1]
-    timeline, holders = recorder.timeline(device), recorder.holders(device, _HOLDERS)
-    return {"recorded": {"timeline": asdict(timeline), "holders": [asdict(holder) for holder in holders]}}
+    return recorder.timeline(device), tuple(recorder.holders(device, _HOLDERS))
 
 
 def _record_history() -> None:
@@ -242,7 +241,8 @@ def _listen_for_errors(recorder: ProcessRecorder) -> None:
             recorder.message = str(cause)
         if error is not None and (ends_program or cause is not None):
             lines = str(error).strip().splitlines()
-            recorder.record["raised"] = type(error).__name__ + (f": {lines[0][:_LONGEST]}" if lines else "")
+            raised = type(error).__name__ + (f": {lines[0][:_LONGEST]}" if lines else "")
+            recorder.record = replace(recorder.record, raised=raised)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         note(error, ends_program=True)
@@ -270,12 +270,16 @@ def _listen_for_exit_codes(recorder: ProcessRecorder) -> None:
     multiprocessing.process.BaseProcess._bootstrap = bootstrap  # type: ignore[attr-defined]  # private, and so not in the stubs
 
 
-def _group() -> Record:
-    """Return this process's rank and group, and what else launchers set; None for missing values."""
-    found: Record = {name: _number(variable) for name, variable in _PLACES.items()}
-    found["rank"], found["world_size"] = process_group.place()
-    found["group"] = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("MASTER_PORT") or ""
-    return found
+def _with_place(record: RunRecord) -> RunRecord:
+    """Return the record with this process's rank and group, and what else launchers set."""
+    return replace(
+        record,
+        rank=process_group.place()[0],
+        local_rank=_number("LOCAL_RANK"),
+        local_world_size=_number("LOCAL_WORLD_SIZE"),
+        restart=_number("TORCHELASTIC_RESTART_COUNT"),
+        group=os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("MASTER_PORT") or "",
+    )
 
 
 def _number(variable: str) -> int | None:
@@ -297,17 +301,6 @@ def _used_devices() -> list[int]:
 def _physical_index(device: int) -> int:
     """Return the device's number without ``CUDA_VISIBLE_DEVICES``, from the last byte of a dry GPU's UUID."""
     return int(str(torch.cuda.get_device_properties(device).uuid)[-2:], 16)
-
-
-def _driver_figures(device: int) -> dict[str, int]:
-    figures = driver.stats(device)
-    return {
-        "peak_device_bytes": figures.peak_bytes,
-        "context_bytes": figures.context_bytes,
-        "nccl_bytes": figures.links_peak_bytes,
-        "managed_bytes": figures.managed_peak_bytes,
-        "total_bytes": figures.total_bytes,
-    }
 
 
 def _versions() -> dict[str, str | None]:

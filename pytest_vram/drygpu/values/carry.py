@@ -5,8 +5,8 @@ makes every allocation that a real card would see; then, if all inputs are known
 operator runs on CPU views of the same memory, which allocates nothing on the device. Operators that are not listed
 (matrix products, attention, normalizations, ...) are left as they are, and their results are unknown.
 
-So that nothing counts as known that a kernel has written, every other operator that writes to a tensor of the caller
-gets a kernel that forgets what was known of it, and so do those in ``FILLED_FIRST``.
+What a kernel writes is not known. So every other operator that writes to a tensor of the caller gets a kernel that
+forgets what was known of that tensor, and so do the operators in ``FILLED_FIRST``.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class _Operator:
         return result
 
     def _overwrite(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run an operator whose values are not carried. What it has written to is not known any more."""
+        """Run an operator whose values are not carried. The values that it has written are unknown."""
         args = self.numbers.as_tensors(args)
         result = self.call(keyset, *args, **kwargs)
         for output in self._outputs(args, kwargs):
@@ -238,7 +238,7 @@ class _Operator:
         return result
 
     def _fill_first(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run an operator that fills its results before it computes them. What they were filled with is not known."""
+        """Run an operator that fills its results with known values before it computes them. The results are unknown."""
         result = self.call(keyset, *self.numbers.as_tensors(args), **kwargs)
         for part in _parts(result):
             known_values.forget(part)

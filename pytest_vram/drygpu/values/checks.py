@@ -1,4 +1,4 @@
-"""Take as passed what an operator checks of values that a dry GPU does not compute, where zeros would be refused."""
+"""Let an operator's check of values pass where a dry GPU has not computed them: the zeros in their place would fail."""
 
 from __future__ import annotations
 

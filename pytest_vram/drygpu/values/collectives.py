@@ -72,7 +72,7 @@ def _kernel(
 
 
 def _over_nccl(group: Any) -> bool:
-    return "nccl" in str(group._get_backend(torch.device("cuda")).name())
+    return "nccl" in torch_private.backend_name(group, "cuda")
 
 
 def _from_all(own: Exchange, pieces: Tensors, what: str) -> Callable[[], list[list[Value]]]:

@@ -20,10 +20,10 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]  # torch documents both
 
+from pytest_vram import torch_private
 from pytest_vram.drygpu import driver
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Exchange:
         self.rank, self.size = group.rank(), group.size()
         self._ranks = dist.get_process_group_ranks(group)
         self._name = group.group_desc if group.group_desc not in ("", "undefined") else group.group_name
-        own: Any = _store_of(group)
+        own: Any = torch_private.group_store(group)
         store = own
         while isinstance(store, PrefixStore):
             store = store.underlying_store
@@ -262,16 +262,6 @@ def timeout() -> float:
     if not 0 < seconds < float("inf"):
         raise ValueError(f"{TIMEOUT_VARIABLE}={text!r}: write a number of seconds above 0")
     return seconds
-
-
-def _store_of(group: Any) -> Any:
-    """Return the store of a process group, which is private in torch.
-
-    ``get_group_store`` exists in torch 2.14, and may exist in earlier versions.
-    """
-    if hasattr(group, "get_group_store"):
-        return group.get_group_store()
-    return torch.distributed.distributed_c10d._world.pg_map[group][1]
 
 
 def _clone(store: Any) -> Any:

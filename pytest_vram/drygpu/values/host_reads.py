@@ -139,8 +139,9 @@ def _answer(address: int, size: int, marked: bool, destination: int) -> bool:
 def is_check() -> bool:
     """Return whether the running code reads a boolean only to refuse values that it cannot use.
 
-    Formulas of autograd, such as that of eig or of a complex svd, do so: then no Python code runs but this package's.
-    The constructors of ``torch.distributions`` do so too, and their samplers draw again until all draws are accepted.
+    Formulas of autograd do so, such as that of eig or of a complex svd. While they run, the only Python code on the
+    stack is this package's. The constructors of ``torch.distributions`` do so too, and their samplers draw again until
+    all draws are accepted.
     """
     caller = next((frame for frame in frames(sys._getframe(1)) if owner(frame.filename) != "own"), None)
     return caller is None or shown(caller.filename).startswith(_DISTRIBUTIONS)

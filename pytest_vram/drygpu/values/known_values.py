@@ -33,6 +33,7 @@ FLOATS_LIMIT = KIB
 """The largest tensor of floats that is carried, in bytes: scales, loss weights and counters, but not parameters."""
 
 _PRUNE_EVERY = 4096
+_release = torch_private.release_weak_storage()
 
 
 class Known:
@@ -48,10 +49,10 @@ class Known:
         expected: values that another rank sends, fetched before anybody reads the tensor: see :func:`expect`.
     """
 
-    __slots__ = ("base", "expected", "guess", "part", "size", "weak", "whole")
+    __slots__ = ("_weak", "base", "expected", "guess", "part", "size", "whole")
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
-        self.weak = storage._weak_ref()
+        self._weak = torch_private.weak_storage(storage)
         self.base = storage.data_ptr()
         self.size = storage.nbytes()
         self.whole = False
@@ -59,13 +60,17 @@ class Known:
         self.guess = ""
         self.expected: list[Callable[[], None]] = []
 
-    def __del__(self, free: Callable[[Any], Any] = torch.UntypedStorage._free_weak_ref) -> None:
-        free(self.weak)  # a default argument outlives the module's own names when the interpreter shuts down
+    def __del__(self, free: Callable[[Any], Any] = _release) -> None:
+        free(self._weak)  # a default argument outlives the module's own names when the interpreter shuts down
+
+    def storage(self) -> torch.UntypedStorage | None:
+        """Return the storage; None if it no longer exists, or no longer has the same memory."""
+        found = torch_private.strong_storage(self._weak)
+        return found if found is not None and found.data_ptr() == self.base else None
 
     def alive(self) -> bool:
         """Return whether the storage still exists, with the same memory."""
-        storage: Any = torch.UntypedStorage._new_with_weak_ptr(self.weak)
-        return storage is not None and storage.data_ptr() == self.base
+        return self.storage() is not None
 
     def knows(self, address: int, size: int) -> bool:
         """Return whether the bytes from ``address`` on are known, as far as the storage has a list of them."""

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from finetune.config.settings import TrainConfig
 from finetune.kernels import available
-from finetune.training import adamw
 from finetune.training.adamw import Coefficients, Updated
 from finetune.training.masters import DROPPED, split
 from finetune.training.optim import make_optimizer, optimizer_step
+from finetune.training.paged_adamw import update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,8 +113,8 @@ def test_the_kernel_comes_to_the_bits_of_the_readable_form(
     launched, before = [copied(of) for of in read], [copied(of) for of in read]
     for step in range(1, steps + 1):
         numbers = Coefficients.of(lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, step=step)
-        adamw.update(read, numbers, kernel=False)
-        adamw.update(launched, numbers, kernel=True)
+        update(read, numbers, kernel=False)
+        update(launched, numbers, kernel=True)
     assert same(read, launched)
     if any(of.first.numel() for of in read):
         assert not same(before, launched)  # the control: something happened
@@ -127,8 +127,8 @@ def test_what_no_rounding_may_touch(value: float) -> None:
         of.weight.copy_(torch.full((40,), value))
         other = copied(of)
         numbers = Coefficients.of(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, step=1)
-        adamw.update([of], numbers, kernel=False)
-        adamw.update([other], numbers, kernel=True)
+        update([of], numbers, kernel=False)
+        update([other], numbers, kernel=True)
         assert torch.equal(of.weight.isnan(), other.weight.isnan())
         assert torch.equal(of.weight.nan_to_num(7.0), other.weight.nan_to_num(7.0))
 
@@ -143,7 +143,7 @@ def test_ties_are_rounded_as_the_masters_are() -> None:
     of = Updated(weight=weight, gradient=torch.zeros_like(weight), first=zeros, second=zeros.clone(), dropped=dropped)
     kept = copied(of)
     numbers = Coefficients.of(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, step=1)
-    adamw.update([of], numbers, kernel=True)
+    update([of], numbers, kernel=True)
     assert same([of], [kept])
 
 
@@ -198,12 +198,12 @@ def test_the_kernel_is_compiled_beforehand_for_what_the_first_step_asks(monkeypa
     optimizer = make_optimizer([*parameters, frozen], TrainConfig())
     kinds: list[list[tuple[object, ...]]] = []
 
-    def update(those: list[Updated], numbers: Coefficients, *, kernel: bool) -> None:
+    def noted(those: list[Updated], numbers: Coefficients, *, kernel: bool) -> None:
         assert kernel
         kinds[-1] += [(of.weight.dtype, of.dropped is None, of.weight.numel() % 16, numbers.shrink) for of in those]
-        adamw.update(those, numbers, kernel=kernel)
+        update(those, numbers, kernel=kernel)
 
-    monkeypatch.setattr("finetune.training.paged_adamw.update", update)
+    monkeypatch.setattr("finetune.training.paged_adamw.update", noted)
     kinds.append([])
     optimizer.compile_kernel()  # type: ignore[attr-defined]  # PagedAdamW has it
     assert not optimizer.state

@@ -14,7 +14,10 @@ import torch
 from pytest_vram import torch_private
 
 ROOT = Path(__file__).resolve().parents[3]
-PRIVATE = re.compile(r"torch\._C\.|torch\._C,|torch\.cuda\._|torch\.cuda\.memory\._")
+PRIVATE = re.compile(
+    r"torch\._C\.|torch\._C,|torch\.cuda\._|torch\.cuda\.memory\._|distributed_c10d\._|\._get_backend\b"
+    r"|\._cdata\b|\._weak_ref\b|\._free_weak_ref\b|\._new_with_weak_ptr\b"
+)
 
 
 @pytest.mark.skipif(not hasattr(torch._C, "_cuda_memoryStats"), reason="torch is built without CUDA")

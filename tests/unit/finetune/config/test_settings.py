@@ -42,10 +42,10 @@ def test_a_moved_run_is_resumed_where_it_is_now(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_longer_run_with_a_constant_rate_may_change_nothing_else() -> None:
-    before = yaml_file.plain(cli.parse(["--schedule", "constant", "--max-steps", "5"]))
-    longer = yaml_file.plain(cli.parse(["--schedule", "constant", "--max-steps", "9"]))
+    before = yaml_file.json_values(cli.parse(["--schedule", "constant", "--max-steps", "5"]))
+    longer = yaml_file.json_values(cli.parse(["--schedule", "constant", "--max-steps", "9"]))
     assert check_settings(before, longer) == []
-    another = yaml_file.plain(cli.parse(["--schedule", "constant", "--max-steps", "9", "--rank", "3"]))
+    another = yaml_file.json_values(cli.parse(["--schedule", "constant", "--max-steps", "9", "--rank", "3"]))
     with pytest.raises(ConfigError, match="rank = 3"):
         check_settings(before, another)
 

@@ -99,6 +99,6 @@ def test_four_bits_are_sharded(precision: str) -> None:
 
 @pytest.mark.usefixtures("two_ranks")
 def test_a_resumed_run_may_change_it_up_to_rounding() -> None:
-    before, now = (yaml_file.plain(cli.parse([*flags])) for flags in (["--shard"], []))
+    before, now = (yaml_file.json_values(cli.parse([*flags])) for flags in (["--shard"], []))
     (note,) = check_settings(before, now)
     assert "shard changed" in note

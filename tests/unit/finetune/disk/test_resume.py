@@ -13,7 +13,7 @@ from finetune.config.settings import RunConfig
 from finetune.disk.resume import FREE, RunFacts, check_settings, compare, fingerprint
 from finetune.errors import ConfigError
 
-SETTINGS = yaml_file.plain(RunConfig())
+SETTINGS = yaml_file.json_values(RunConfig())
 
 
 def facts(**changes: Any) -> RunFacts:
@@ -22,7 +22,7 @@ def facts(**changes: Any) -> RunFacts:
 
 
 def with_settings(**changes: Any) -> dict[str, Any]:
-    return yaml_file.plain(yaml_file.replace(RunConfig(), changes))
+    return yaml_file.json_values(yaml_file.replace(RunConfig(), changes))
 
 
 OTHER_VALUES: dict[str, Any] = {

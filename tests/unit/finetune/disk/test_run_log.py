@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from finetune.disk.run_folder import RunFolder
-from finetune.disk.run_log import EvalRow, RunLog
-from finetune.training.step import StepStats
+from finetune.disk.run_log import EvalRow, RunLog, StepStats
 
 if TYPE_CHECKING:
     from pathlib import Path

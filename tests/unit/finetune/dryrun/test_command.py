@@ -143,6 +143,21 @@ def test_a_card_that_is_misspelt(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean rtx-4090 or rtx-4080" in capsys.readouterr().err
 
 
+def test_a_card_is_known_by_the_name_in_the_table_however_it_is_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards: list[str | None] = []
+
+    def answer(request: Request, card: str | None, **_: Any) -> Result:
+        cards.append(card)
+        return Result(trials=(TRIAL,))
+
+    monkeypatch.setattr(command, "in_trial_process", answer)
+    assert main(["--model", "mistral-7b", "--dry-run", "--gpu", "RTX 4080"]) == 0
+    assert cards == ["rtx-4080"]
+    assert "fits rtx-4080" in capsys.readouterr().out
+
+
 def test_no_card_and_no_gpu(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import pytest_vram.drygpu
 

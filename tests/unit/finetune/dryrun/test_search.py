@@ -144,6 +144,7 @@ def test_what_the_user_set_stays() -> None:
 def test_every_rank_gets_a_micro_batch(ranks: int) -> None:
     result = found(FakeBench(lambda _: 5 * GIB), ["micro_batch", "checkpointing"], ranks=ranks)
     assert result.best is not None
+    assert result.best.settings not in [one.settings for one in result.others]
     for one in (result.best, *result.others):
         assert one.settings["accumulation"] >= ranks
         assert one.settings["micro_batch"] * one.settings["accumulation"] == 16

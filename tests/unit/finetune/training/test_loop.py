@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from finetune.config.settings import RunConfig
-from finetune.disk.run_log import clock
+from finetune.disk.run_log import StepStats, clock
 from finetune.disk.state import random_state
 from finetune.errors import TrainingError
 from finetune.training import loop
 from finetune.training.loop import require_gradients
-from finetune.training.step import StepStats
 from finetune.training.stop import Stop
 
 

@@ -61,7 +61,7 @@ def test_a_failing_job_is_never_within_budget() -> None:
         return text(*tests).splitlines()[1].removeprefix("## GPU memory: ")
 
     def text(*tests: TestRecord) -> str:
-        return comment.render(comment.Change(after=replace(report, tests=tests)))
+        return comment.render(comment.Comparison(after=replace(report, tests=tests)))
 
     assert headline(calm) == "all within budget"
     assert headline(calm, host) == "1 over the budget of host memory"
@@ -70,5 +70,5 @@ def test_a_failing_job_is_never_within_budget() -> None:
     assert "Host memory:\n\n- test\\_host: 3.00 GiB of 1.00 GiB, 2.00 GiB over\n" in text(host)
     assert "Failed: test\\_wrong." in text(host, wrong)
     same = replace(report, tests=(calm, wrong))
-    found = comment.render(comment.Change(after=same, before=same))
+    found = comment.render(comment.Comparison(after=same, before=same))
     assert found.splitlines()[1] == "## GPU memory: 1 failed"

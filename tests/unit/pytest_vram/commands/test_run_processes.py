@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_once, concerned, killed_early, read
+from pytest_vram.memory import Work
+from pytest_vram.memory.codec import encode
+from pytest_vram.memory.run_record import CardRecord, RunRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,8 +20,9 @@ if TYPE_CHECKING:
 SECOND = 10**9
 
 
-def figures(size: int) -> dict[str, int]:
-    return dict.fromkeys(FIGURES, size)
+def card(size: int, *, ooms: int = 0) -> CardRecord:
+    sizes = dict.fromkeys(FIGURES, size)
+    return CardRecord(index=0, **sizes, total_bytes=99, num_alloc_retries=0, num_ooms=ooms, work=Work())
 
 
 @pytest.mark.parametrize(
@@ -35,10 +39,8 @@ def figures(size: int) -> dict[str, int]:
 def test_only_peaks_of_processes_that_live_at_once_are_added(
     lives: list[tuple[int, int | None, int]], most: int, together: int
 ) -> None:
-    shares = [
-        (RunProcess(pid=i, used_seconds=s, ended_seconds=e), figures(size)) for i, (s, e, size) in enumerate(lives)
-    ]
-    assert at_once(shares) == (figures(most), together)
+    shares = [(RunProcess(pid=i, used_seconds=s, ended_seconds=e), card(size)) for i, (s, e, size) in enumerate(lives)]
+    assert at_once(shares) == (dict.fromkeys(FIGURES, most), together)
 
 
 def rank(number: int, **more: Any) -> RunProcess:
@@ -76,21 +78,13 @@ def test_ranks_that_never_came_are_named() -> None:
 
 
 def left(folder: Path, pid: int, **more: Any) -> None:
-    places = dict.fromkeys(("rank", "local_rank", "local_world_size", "world_size", "restart"))
-    record = {
-        "pid": pid,
-        "parent": 1,
-        "argv": ["a.py"],
-        "started_ns": 5 * SECOND,
-        "used_ns": 6 * SECOND,
-        "ended_ns": None,
-    }
-    record |= {"exit_code": None, "raised": "", "devices": None, "group": ""} | places | more
-    (folder / f"{pid}-{record['started_ns']}.json").write_text(json.dumps(record))
+    usual: dict[str, Any] = {"parent": 1, "argv": ("a.py",), "started_ns": 5 * SECOND, "used_ns": 6 * SECOND}
+    record = RunRecord(pid=pid, **(usual | more))
+    (folder / f"{pid}-{record.started_ns}.json").write_text(json.dumps(encode(record)))
 
 
 def test_records_are_read_with_the_exit_codes_beside_them(tmp_path: Path) -> None:
-    left(tmp_path, 2_000_001, devices=[{"num_ooms": 1}], ended_ns=7 * SECOND)
+    left(tmp_path, 2_000_001, devices=(card(5, ooms=1),), ended_ns=7 * SECOND)
     (tmp_path / f"2000001-{5 * SECOND}.exit").write_text(f"3 {8 * SECOND}\n")
     left(tmp_path, 2_000_002, started_ns=4 * SECOND)
     left(tmp_path, os.getpid(), started_ns=time.monotonic_ns())
@@ -101,7 +95,7 @@ def test_records_are_read_with_the_exit_codes_beside_them(tmp_path: Path) -> Non
     assert failed.fault == "ended with exit code 3"
     assert killed.fault == "ended without leaving its figures: it was killed, or called os._exit"
     assert running.fault.startswith("still ran when the program had ended")
-    assert [record["pid"] for record in records] == [2_000_001]
+    assert [record.pid for record in records] == [2_000_001]
 
 
 def test_the_signal_is_told_that_the_process_which_waited_saw(tmp_path: Path) -> None:
@@ -129,7 +123,7 @@ def test_a_process_whose_number_another_one_has_now_does_not_run(tmp_path: Path)
 
 def test_a_process_that_went_on_as_another_program_is_told_from_one_that_was_killed(tmp_path: Path) -> None:
     left(tmp_path, 2_000_003, used_ns=None)
-    left(tmp_path, 2_000_003, started_ns=7 * SECOND, ended_ns=9 * SECOND, devices=[], exit_code=0)
+    left(tmp_path, 2_000_003, started_ns=7 * SECOND, ended_ns=9 * SECOND, devices=(), exit_code=0)
     first, second = read(tmp_path, SECOND)[0]
     assert (first.ended, first.fault) == ("went on as another program", "")
     assert (second.ended, second.fault) == ("exit code 0", "")

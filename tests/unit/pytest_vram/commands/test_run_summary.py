@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,44 +13,47 @@ from pytest_vram.commands.run_processes import RunProcess
 from pytest_vram.commands.run_summary import RunReport, combine
 from pytest_vram.commands.run_text import render
 from pytest_vram.drygpu.cards import IDLE_CONTEXT, context_source, find_card
+from pytest_vram.memory import HostRead, Note, Work
+from pytest_vram.memory.run_record import CardRecord, RunRecord
 from pytest_vram.memory.spread import MEASURED
 from pytest_vram.report import files
 from pytest_vram.units import GIB, MIB
 
 CARD = find_card("l4")
-ITEM = {"location": "train.py:7", "operation": "item", "count": 3, "answered": False, "note": "read as zero"}
-PLANS = {
-    "name": "cuDNN execution plans that were timed (cudnn.benchmark)",
-    "text": "their workspace is counted as 0 bytes",
-    "source": "driver",
-}
+ITEM = HostRead(location="train.py:7", operation="item", count=3, answered=False, note="read as zero")
+PLANS = Note(
+    name="cuDNN execution plans that were timed (cudnn.benchmark)",
+    text="their workspace is counted as 0 bytes",
+    source="driver",
+)
+POOL = Note(name="cudaMallocAsync", text="a guess", source="driver")
 
 
 def process(
     index: int = 0, allocated: int = GIB, *, ooms: int = 0, managed: int = 0, nccl: int = 0, **more: Any
 ) -> RunProcess:
     """A process that used one card from second 1 to second 2, and ended well."""
-    device = {
-        "index": index,
-        "peak_allocated_bytes": allocated,
-        "peak_reserved_bytes": allocated + 2 * MIB,
-        "peak_device_bytes": allocated + 302 * MIB,
-        "context_bytes": 300 * MIB,
-        "nccl_bytes": nccl,
-        "managed_bytes": managed,
-        "total_bytes": CARD.total_bytes,
-        "num_alloc_retries": 2 * ooms,
-        "num_ooms": ooms,
-        "work": {"launches": 1200, "copies_to_host": 1, "copied_to_host_bytes": 4, "synchronizations": 2},
-    }
+    device = CardRecord(
+        index=index,
+        peak_allocated_bytes=allocated,
+        peak_reserved_bytes=allocated + 2 * MIB,
+        peak_device_bytes=allocated + 302 * MIB,
+        context_bytes=300 * MIB,
+        nccl_bytes=nccl,
+        managed_bytes=managed,
+        total_bytes=CARD.total_bytes,
+        num_alloc_retries=2 * ooms,
+        num_ooms=ooms,
+        work=Work(launches=1200, copies_to_host=1, copied_to_host_bytes=4, synchronizations=2),
+    )
     usual = {"pid": 4711, "used_seconds": 1.0, "ended_seconds": 2.0, "exit_code": 0, "devices": (device,)}
     return RunProcess(**(usual | more))
 
 
 def report(*processes: RunProcess, code: int = 0, **more: Any) -> RunReport:
     """``more`` is what the first process left beside its figures."""
-    usual = {"host_reads": [], "missing_functions": [], "notes": [], "versions": {"torch": "2"}}
-    records = [usual | (more if i == 0 else {}) for i in range(len(processes))]
+    usual: dict[str, Any] = {"parent": 1, "argv": (), "started_ns": 0, "versions": {"torch": "2"}}
+    records = [RunRecord(pid=p.pid, **usual, **(more if i == 0 else {})) for i, p in enumerate(processes)]
     return combine(processes, records, card=CARD, count=1, total_bytes=None, code=code, seconds=1.25, conf=None)
 
 
@@ -72,9 +76,9 @@ def test_one_process() -> None:
 
 
 def test_only_a_context_that_was_not_measured_is_called_approximate() -> None:
-    usual = {"host_reads": [], "missing_functions": [], "notes": [], "versions": {}}
+    record = RunRecord(pid=4711, parent=1, argv=(), started_ns=0)
     h200 = find_card("h200")
-    found = combine([process()], [usual], card=h200, count=1, total_bytes=None, code=0, seconds=1, conf=None)
+    found = combine([process()], [record], card=h200, count=1, total_bytes=None, code=0, seconds=1, conf=None)
     assert IDLE_CONTEXT not in render(found)
     assert found.as_json()["context_source"] == context_source(h200)
     assert report(process()).as_json()["context_source"] == context_source(CARD)
@@ -101,8 +105,7 @@ def test_a_verdict_is_only_likely_where_measured_runs_were_as_far_off() -> None:
     assert ": fits 22.0 GiB" in render(small)
 
     over = process(allocated=total - 200 * MIB)
-    pool = {"name": "cudaMallocAsync", "text": "a guess", "source": "driver"}
-    assert "LIKELY DOES NOT FIT" in render(report(over, notes=[pool]))
+    assert "LIKELY DOES NOT FIT" in render(report(over, notes=[POOL]))
     assert ": DOES NOT FIT" in render(report(over, notes=[PLANS])), "which can only be more"
 
     certain = report(process())
@@ -239,8 +242,6 @@ RANKS = [process(rank, pid=100 + rank, rank=rank, local_rank=rank, local_world_s
 )
 def test_a_job_with_a_failed_rank_never_fits(second: dict[str, Any], said: str) -> None:
     """Its launcher may end with exit code 0 all the same."""
-    from dataclasses import replace
-
     found = report(RANKS[0], replace(RANKS[1], **second))
     assert (found.fits, found.outcome, found.exact, found.lost_a_rank) == (None, "unknown", False, True)
     assert not report(*RANKS).lost_a_rank
@@ -272,8 +273,8 @@ def test_every_card_is_shown_with_its_rank_and_process() -> None:
 
 
 def test_reads_of_one_line_are_added_up_and_guesses_come_first() -> None:
-    spread = {**ITEM, "answered": True, "note": "indices taken as spread evenly"}
-    known = {**ITEM, "answered": True, "note": "", "count": 5}
+    spread = replace(ITEM, answered=True, note="indices taken as spread evenly")
+    known = replace(ITEM, answered=True, note="", count=5)
     found = report(process(), host_reads=[ITEM, known, spread, ITEM])
     assert [(read.count, read.answered) for read in found.host_reads] == [(6, False), (5, True), (3, True)]
     assert found.exact is False
@@ -284,21 +285,21 @@ def test_reads_of_one_line_are_added_up_and_guesses_come_first() -> None:
 
 
 def test_many_guesses_are_cut_short() -> None:
-    reads = [{**ITEM, "location": f"train.py:{line}"} for line in range(20)]
+    reads = [replace(ITEM, location=f"train.py:{line}") for line in range(20)]
     assert "  and 8 more places (--json lists all)" in render(report(process(), host_reads=reads))
 
 
 def test_what_is_missing_or_assumed_is_said_and_nothing_is_called_exact_then() -> None:
-    lost = {**PLANS, "name": "memory history", "text": "it was stopped", "figures": False}
+    lost = replace(PLANS, name="memory history", text="it was stopped", figures=False)
     found = report(process(managed=GIB, ooms=1), missing_functions=["cudnnFoo"], notes=[PLANS, lost])
     text = render(found)
     assert "CUDA functions that the dry GPU has not got: cudnnFoo" in text
-    assert f"assumptions:\n  {PLANS['name']}: their workspace is counted as 0 bytes\n" in text
+    assert f"assumptions:\n  {PLANS.name}: their workspace is counted as 0 bytes\n" in text
     assert "  memory history: it was stopped" in text
     assert "allocator-exact" not in text
     assert "managed (paged)    1.00 GiB, not counted above" in text
     assert "cache flushes      2 (before an allocation was satisfied or refused)" in text
-    assert [note["name"] for note in found.as_json()["notes"]] == [PLANS["name"], "memory history"]
+    assert [note["name"] for note in found.as_json()["notes"]] == [PLANS.name, "memory history"]
     assert found.as_json()["exact"] is False
     assert report(process(), notes=[lost]).exact is True, "the peaks do not rest on it"
 
@@ -310,10 +311,9 @@ def test_likely_is_said_of_the_verdict_and_not_of_a_card_that_does_not_decide_it
     assert "LIKELY DOES NOT FIT" not in render(found)
     assert report(near, process(1), notes=[PLANS]).likely is True
 
-    pool = {"name": "cudaMallocAsync", "text": "a guess", "source": "driver"}
     over = process(1, CARD.total_bytes - 200 * MIB)
-    assert (report(process(), over, notes=[pool]).fits, report(process(), over, notes=[pool]).likely) == (False, True)
-    assert report(surely, over, notes=[pool]).likely is False
+    assert (report(process(), over, notes=[POOL]).fits, report(process(), over, notes=[POOL]).likely) == (False, True)
+    assert report(surely, over, notes=[POOL]).likely is False
 
     failed = report(process(allocated=12 * GIB, raised="EOFError"), notes=[PLANS])
     assert (failed.fits, failed.likely) == (None, False)
@@ -325,7 +325,7 @@ def test_likely_is_said_of_the_verdict_and_not_of_a_card_that_does_not_decide_it
 
 
 def test_each_process_that_runs_at_once_may_be_off_by_as_much() -> None:
-    note = {"name": "cuFFT (_fft_r2c)", "text": "a guess", "source": "operators", "size_bytes": GIB}
+    note = Note(name="cuFFT (_fft_r2c)", text="a guess", source="operators", size_bytes=GIB)
     one, two = (report(*[process(allocated=GIB)] * count, notes=[note]) for count in (1, 2))
     more = [found.as_json()["devices"][0]["peak_device_spread"] for found in (one, two)]
     assert [spread["high"] - spread["expected"] for spread in more] == [2 * GIB, 4 * GIB]

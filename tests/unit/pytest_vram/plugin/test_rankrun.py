@@ -14,6 +14,7 @@ import pytest
 
 from pytest_vram.errors import VramRankFailed
 from pytest_vram.plugin import rankrun
+from pytest_vram.plugin.rank_messages import RankRequest
 from pytest_vram.plugin.rankchild import RankChild
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def test_a_late_rank_is_told_with_its_time(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_message_that_utf_8_cannot_hold_is_escaped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RANK", "0")
-    child = RankChild({"folder": str(tmp_path)})
+    child = RankChild(
+        RankRequest(test="test_it.py::test_it", options={}, folder=tmp_path, figures=None, backend=None, timeout=1.0)
+    )
     report: Any = SimpleNamespace(
         failed=True, skipped=False, when="call", outcome="failed", longreprtext="half \udc80", sections=[]
     )
