@@ -161,7 +161,7 @@ class TrainConfig:
     at a time. The copies run beside the computation. auto: on a GPU they wait there, unless that is estimated to cost
     time and the card has room for them; on a CPU and over a sharded base they stay where they are. The result is the
     same. --offload-activations alone means true, and --no-offload-activations false."""
-    loss_chunk: int = 256
+    loss_chunk: int = 512
     """Tokens whose logits the loss computes at a time."""
     seed: int = 0
     """Seed of the data order, of dropout and of the adapter's initial weights."""

@@ -18,13 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from finetune.data.encode import IGNORED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import PretrainedConfig
 
 
 OWN_LOSS = "finetune_chunked_loss"
 """Name of the method that a sharded head has: it gathers the head's weight, and calls :func:`linear_cross_entropy`."""
+KERNEL = "finetune_loss_kernel"
+"""Name of the attribute of a head whose loss a fused kernel computes. It is a function like
+:func:`finetune.kernels.cross_entropy.losses_and_gradient`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +120,8 @@ def linear_cross_entropy(
     head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, unit: float, chunk: int, rule: LogitRule
 ) -> torch.Tensor:
     """Return what :func:`chunked_cross_entropy` returns, for a head whose whole weight is there."""
-    loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, unit, chunk, rule)
+    kernel = getattr(head, KERNEL, None)
+    loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, unit, chunk, rule, kernel)
     return loss
 
 
@@ -148,6 +152,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         unit: float,
         chunk: int,
         rule: LogitRule,
+        kernel: Callable[..., torch.Tensor] | None,
     ) -> torch.Tensor:
         weight_dtype = weight.dtype
         if torch.is_autocast_enabled(hidden.device.type):
@@ -156,7 +161,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             bias_used = None if bias is None else bias.to(compute)
         else:
             hidden_used, weight_used, bias_used = hidden.to(weight.dtype), weight, bias
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        needed = need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # The sum over all chunks is kept in fp32 until the end, so that chunking costs no precision.
         grad_weight = torch.zeros_like(weight, dtype=_reduction_dtype(weight)) if need_weight else None
@@ -165,11 +170,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for begin, end in _chunks(len(targets), chunk):
                 part = hidden_used[begin:end]
-                logits = F.linear(part, weight_used, bias_used).to(_reduction_dtype(hidden))
-                loss, grad = _loss_and_grad(logits, targets[begin:end], unit, rule)
+                logits = F.linear(part, weight_used, bias_used)
+                if kernel is not None:
+                    loss = kernel(logits, targets[begin:end], unit, rule, wants_gradient=any(needed))
+                    grad = logits
+                else:
+                    logits = logits.to(_reduction_dtype(hidden))
+                    loss, grad = _loss_and_grad(logits, targets[begin:end], unit, rule)
                 del logits
-                losses.append(loss)
-                if not (need_hidden or need_weight or need_bias):
+                losses.append(loss.view(-1))
+                if not any(needed):
                     del grad  # otherwise it exists beside the next chunk's logits, and evaluation needs more memory
                     continue
                 grad = grad.to(weight_used.dtype)
@@ -187,14 +197,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
         if not losses:
             return hidden.new_zeros((), dtype=_reduction_dtype(hidden))
-        return torch.stack(losses).sum()
+        return torch.cat(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grad_outputs
         # In place: these buffers belong to the function, and each is read only once.
         scaled = [None if part is None else part.mul_(grad.to(part.dtype)) for part in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _loss_and_grad(
