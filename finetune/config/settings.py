@@ -144,7 +144,8 @@ class TrainConfig:
     bf16 adapter in fp32. On a GPU, paged-adamw updates all parameters in one kernel of this program's own, and the
     8-bit kinds update as bitsandbytes does. There the state of a paged optimizer lives in managed memory, which moves
     to the host when the card is full; on a CPU it is ordinary memory.
-    With a paged optimizer the gradients of an adapter wait in host memory between the micro-batches of a step."""
+    With a paged optimizer the gradients of an adapter wait in host memory between the micro-batches of a step, unless
+    the card has room for them."""
     kernels: KernelsName = "auto"
     """Fused kernels on a GPU. auto: adapters are fused with their base layers, paged-adamw is one kernel, and
     liger-kernel runs norms, rotations and gates if it is installed; liger: the same, refused if it is not installed;

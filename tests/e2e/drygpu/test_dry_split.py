@@ -65,3 +65,11 @@ def test_where_the_split_changes_the_result_it_is_left_alone(found: dict[str, An
 
 def test_trials_leave_nothing_behind(found: dict[str, Any]) -> None:
     assert (found["left"], found["gradients"]) == (0, False)
+
+
+def test_earlier_gradients_go_to_the_host_only_where_the_card_has_no_room(found: dict[str, Any]) -> None:
+    (empty, none), (full, all_of_them) = found["gradients, empty"], found["gradients, full"]
+    assert "stay on the card" in empty
+    assert "wait in host memory" in full
+    assert none < 2**16 < all_of_them
+    assert found["gradients, ordinary optimizer"][0] is None
