@@ -16,6 +16,8 @@ OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"
 KernelsName = Literal["auto", "liger", "torch"]
 Checkpointing = Literal["auto", "all", "none"] | int
 OnHost = Literal["auto"] | bool
+KERNEL_CHUNKS = 2
+"""So many times --loss-chunk tokens go through the loss at a time where a kernel computes it, of logits in 16 bits."""
 ScheduleName = Literal["constant", "linear", "cosine"]
 MergeBase = Literal["none", "quantized-base", "full-base"]
 
@@ -162,8 +164,9 @@ class TrainConfig:
     at a time. The copies run beside the computation. auto: on a GPU they wait there, unless that is estimated to cost
     time and the card has room for them; on a CPU and over a sharded base they stay where they are. The result is the
     same. --offload-activations alone means true, and --no-offload-activations false."""
-    loss_chunk: int = 512
-    """Tokens whose logits the loss computes at a time."""
+    loss_chunk: int = 256
+    """Tokens whose logits the loss computes at a time. On a GPU, where a kernel computes the loss of logits in 16 bits
+    (--kernels), twice as many: they take two thirds of the memory there."""
     seed: int = 0
     """Seed of the data order, of dropout and of the adapter's initial weights."""
     threads: int = 0

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.recompute import layers_recomputed
 from finetune.config.settings import QUANTIZED
-from finetune.estimate.activations import activation_bytes, runs_kernels, targets
+from finetune.estimate.activations import activation_bytes, loss_chunk, runs_kernels, targets
 from finetune.estimate.dimensions import Dimensions, Linear
 from finetune.model.shapes import find_shape
 from pytest_vram.memory.timeline import CATEGORIES
@@ -300,7 +300,7 @@ def logit_bytes(dims: Dimensions, config: RunConfig, tokens: int, compute: int) 
     Where no kernel computes the loss, a chunk has a copy of its logits in fp32 too.
     A trained head adds the fp32 sum of its gradient over the chunks, and the gradient of one chunk.
     """
-    chunk = min(tokens, config.train.loss_chunk)
+    chunk = min(tokens, loss_chunk(config, compute))
     copy = 4 if compute < 4 and not runs_kernels(config) else 0
     logits = chunk * dims.vocabulary * (compute + copy)
     if config.adapter.full:

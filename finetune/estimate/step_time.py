@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.recompute import inputs_on_host, layers_recomputed
 from finetune.config.settings import QUANTIZED
-from finetune.estimate.activations import liger_gates, runs_kernels, targets
+from finetune.estimate.activations import liger_gates, loss_chunk, runs_kernels, targets
 from finetune.estimate.arithmetic import element_bytes, trained_tensors
 from finetune.estimate.card_speed import (
     ATTENTION_SHARE,
@@ -105,7 +105,7 @@ def step_time(
         attention / (ATTENTION_SHARE * peak),
         per_micro_batch / (MEMORY_SHARE * speed.bandwidth),
     )
-    launches = LAUNCH_SECONDS * (_kernels(dims, config, tokens, recomputed) + _MOVED * moved)
+    launches = LAUNCH_SECONDS * (_kernels(dims, config, tokens, compute, recomputed) + _MOVED * moved)
     # A layer that recomputes goes forward twice, and backward in about twice the time of that.
     forward = max(sum(device), launches) / (3 + share) / dims.layers
     copied = tokens * dims.hidden * compute / BUS_BYTES
@@ -176,11 +176,11 @@ def _runs_plain(config: RunConfig) -> bool:
     return config.train.kernels == "torch" or config.adapter.dropout > 0 or config.adapter.dora
 
 
-def _kernels(dims: Dimensions, config: RunConfig, tokens: int, recomputed: int) -> float:
+def _kernels(dims: Dimensions, config: RunConfig, tokens: int, compute: int, recomputed: int) -> float:
     """Return the kernels that one micro-batch launches."""
     experts = 1 + 3 * dims.experts / 8  # each expert has products of its own
     layers = (dims.layers * _BOTH_WAYS + recomputed * _AGAIN) * experts * (_UNFUSED if _runs_plain(config) else 1)
-    return layers + (_FUSED_CHUNK if runs_kernels(config) else _CHUNK) * -(-tokens // config.train.loss_chunk)
+    return layers + (_FUSED_CHUNK if runs_kernels(config) else _CHUNK) * -(-tokens // loss_chunk(config, compute))
 
 
 def _update_seconds(trained: list[int], config: RunConfig, speed: CardSpeed) -> float:

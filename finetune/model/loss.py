@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from finetune.config.settings import KERNEL_CHUNKS
 from finetune.data.encode import IGNORED
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def chunked_cross_entropy(
         targets: [n] int64 token ids.
         unit: weight of one token; 1 / N gives the window's mean. It is applied to loss and gradient before any rounding
             to a 16-bit type.
-        chunk: number of positions whose logits exist at one time.
+        chunk: number of positions whose logits exist at one time; ``KERNEL_CHUNKS`` times as many where a kernel
+            computes the loss of logits in 16 bits.
         rule: how the model changes its logits; by default it does not.
 
     Returns:
@@ -161,6 +163,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             bias_used = None if bias is None else bias.to(compute)
         else:
             hidden_used, weight_used, bias_used = hidden.to(weight.dtype), weight, bias
+        if kernel is not None and weight_used.element_size() < 4:  # there is no copy of the logits in fp32
+            chunk *= KERNEL_CHUNKS
         needed = need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # The sum over all chunks is kept in fp32 until the end, so that chunking costs no precision.

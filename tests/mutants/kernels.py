@@ -52,7 +52,14 @@ BUGS: dict[str, Planted] = {
                 "0",
             ),
             Bug("require_room", "not is_active()", "True"),
-            Bug("require_room", "host_memory.pinnable_bytes()", "host_memory.available_bytes()"),
+            Bug(
+                "require_room",
+                "host_memory.pinnable_bytes() if room is None",
+                "host_memory.available_bytes() if room is None",
+            ),
+            Bug("CardCopies.allocate", "self._room is None", "True"),
+            Bug("CardCopies.allocate", "self._room - sum(self._pinned.values())", "self._room"),
+            Bug("CardCopies.free", "not self._pinned", "False"),
         ],
     ),
     "finetune/config/split": (
