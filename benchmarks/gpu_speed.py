@@ -28,6 +28,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pytest_vram.shapes import SHAPES, find_shape
+
 HERE = Path(__file__).parent
 NEEDS = {"trainer": (), "trl": ("trl",), "trl-liger": ("trl", "liger_kernel"), "unsloth": ("unsloth",)}
 NEEDS |= {"ours": (), "ours-auto": (), "ours-batch": ()}
@@ -88,6 +90,12 @@ def head(*, dry: bool) -> str:
     return f"{memory} {'tokens/s':>10} {'products':>9} {'FLOPs':>7} {'loss':>9} {'norm':>9}"
 
 
+def save(results: list[dict[str, Any]], path: Path | None) -> None:
+    """Write what there is so far: a run on a rented card may be stopped."""
+    if path is not None:
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", choices=list(NEEDS), default=list(NEEDS))
@@ -103,9 +111,18 @@ def main() -> int:
     if arguments.steps < STEPS:
         parser.error(f"--steps {arguments.steps}: {STEPS} or more, so that four are timed")
     for setting in arguments.settings:
-        if len(setting.split(":")) != 4 or not all(part.isdecimal() for part in setting.split(":")[1:]):
-            parser.error(f"--settings {setting}: write SHAPE:TOKENS:ROWS:ACCUMULATION, such as {SETTINGS[0]}")
-    results = []
+        shape, *numbers = setting.split(":")
+        if len(numbers) != 3 or not all(part.isdecimal() and int(part) for part in numbers):
+            parser.error(
+                f"--settings {setting}: write SHAPE:TOKENS:ROWS:ACCUMULATION, such as {SETTINGS[0]}; none of them is 0"
+            )
+        if find_shape(shape) is None:
+            parser.error(f"--settings {setting}: no shape is called {shape}; there are {', '.join(SHAPES)}")
+    results: list[dict[str, Any]] = []
+    try:
+        save(results, arguments.json)  # now, and not after eight minutes
+    except OSError as error:
+        parser.error(f"--json {arguments.json}: {error.strerror}: name a file in a folder that exists")
     for setting in arguments.settings:
         print(f"{setting}\n{head(dry=bool(arguments.dry))}", flush=True)
         for recipe in arguments.recipes:
@@ -119,8 +136,7 @@ def main() -> int:
             found = one(recipe, setting, arguments)
             results.append({"setting": setting, **found})
             print(line(found), flush=True)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+            save(results, arguments.json)
     return int(any("error" in found for found in results))
 
 

@@ -195,13 +195,13 @@ def chosen(model: torch.nn.Module, train: Any, arguments: argparse.Namespace, *,
     """The settings with the number of layers that a run would let recompute on this card, and its split on request."""
     from finetune.config.settings import RunConfig
     from finetune.dryrun.full_rows import FullRows
-    from finetune.training.split import chosen_split
+    from finetune.training.split import chosen_split, keep_gradients
 
     count = arguments.micro_batch * arguments.accumulation
     rows = FullRows(count=count, tokens=arguments.seq, vocabulary=int(model.config.vocab_size))
     opened = dataclasses.replace(train, split="auto" if split else "given", checkpointing="auto")
     config, note = chosen_split(model, rows, RunConfig(train=opened))
-    print(note, file=sys.stderr)
+    print(note, keep_gradients(model, rows, config), sep="\n", file=sys.stderr)
     return config.train
 
 

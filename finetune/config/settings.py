@@ -16,6 +16,8 @@ OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"
 KernelsName = Literal["auto", "liger", "torch"]
 Checkpointing = Literal["auto", "all", "none"] | int
 OnHost = Literal["auto"] | bool
+KERNEL_CHUNKS = 2
+"""So many times --loss-chunk tokens go through the loss at a time where a kernel computes it, of logits in 16 bits."""
 ScheduleName = Literal["constant", "linear", "cosine"]
 MergeBase = Literal["none", "quantized-base", "full-base"]
 
@@ -144,7 +146,8 @@ class TrainConfig:
     bf16 adapter in fp32. On a GPU, paged-adamw updates all parameters in one kernel of this program's own, and the
     8-bit kinds update as bitsandbytes does. There the state of a paged optimizer lives in managed memory, which moves
     to the host when the card is full; on a CPU it is ordinary memory.
-    With a paged optimizer the gradients of an adapter wait in host memory between the micro-batches of a step."""
+    With a paged optimizer the gradients of an adapter wait in host memory between the micro-batches of a step, unless
+    the card has room for them."""
     kernels: KernelsName = "auto"
     """Fused kernels on a GPU. auto: adapters are fused with their base layers, paged-adamw is one kernel, and
     liger-kernel runs norms, rotations and gates if it is installed; liger: the same, refused if it is not installed;
@@ -162,7 +165,8 @@ class TrainConfig:
     time and the card has room for them; on a CPU and over a sharded base they stay where they are. The result is the
     same. --offload-activations alone means true, and --no-offload-activations false."""
     loss_chunk: int = 256
-    """Tokens whose logits the loss computes at a time."""
+    """Tokens whose logits the loss computes at a time. On a GPU, where a kernel computes the loss of logits in 16 bits
+    (--kernels), twice as many: they take two thirds of the memory there."""
     seed: int = 0
     """Seed of the data order, of dropout and of the adapter's initial weights."""
     threads: int = 0

@@ -138,13 +138,14 @@ class Bench:
 
     def _choose(self, config: RunConfig, model: nn.Module) -> tuple[RunConfig, str]:
         from finetune.model.recompute import usable
-        from finetune.training.split import chosen_split
+        from finetune.training.split import chosen_split, keep_gradients
 
         checkpointing, told = usable(model, config.train.checkpointing)
         config = yaml_file.replace(config, {"checkpointing": checkpointing})
         config, note = chosen_split(model, self._rows(config), config)
+        gradients = keep_gradients(model, self._rows(config), config)
         self._forget_peaks()
-        return config, "; ".join(text for text in (told, note) if text)
+        return config, "; ".join(text for text in (told, note, gradients) if text)
 
     def _prepare(self, config: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
         from finetune.kernels.choice import set_kernels

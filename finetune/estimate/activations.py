@@ -6,8 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from finetune.config.recompute import inputs_on_host, layers_recomputed
-from finetune.config.settings import QUANTIZED
-from finetune.kernels.available import can_launch, liger_is_installed
+from finetune.config.settings import KERNEL_CHUNKS, QUANTIZED
+from finetune.kernels.available import can_launch, liger_is_installed, triton_is_installed
 from finetune.model.names import wanted
 
 if TYPE_CHECKING:
@@ -68,10 +68,20 @@ def activation_bytes(dims: Dimensions, config: RunConfig, compute: int, adapter:
     return held + recomputed * one, kept - shared, working
 
 
+def runs_kernels(config: RunConfig) -> bool:
+    """Return whether this program's Triton kernels run: on a GPU, if they can, and if the settings allow it."""
+    declined = config.train.kernels == "torch" or config.model.device == "cpu"
+    return not declined and triton_is_installed() and can_launch()
+
+
+def loss_chunk(config: RunConfig, compute: int) -> int:
+    """Return the tokens whose logits, of ``compute`` bytes each, exist at a time."""
+    return config.train.loss_chunk * (KERNEL_CHUNKS if compute < 4 and runs_kernels(config) else 1)
+
+
 def liger_norms(config: RunConfig) -> bool:
     """Return whether liger-kernel runs the norms: on a GPU, if it is installed, can run, and the settings allow it."""
-    declined = config.train.kernels == "torch" or config.model.device == "cpu"
-    return not declined and liger_is_installed() and can_launch()
+    return liger_is_installed() and runs_kernels(config)
 
 
 def liger_gates(dims: Dimensions, config: RunConfig) -> bool:

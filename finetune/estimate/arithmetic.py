@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.recompute import layers_recomputed
 from finetune.config.settings import QUANTIZED
-from finetune.estimate.activations import activation_bytes, targets
+from finetune.estimate.activations import activation_bytes, loss_chunk, runs_kernels, targets
 from finetune.estimate.dimensions import Dimensions, Linear
 from finetune.model.shapes import find_shape
 from pytest_vram.memory.timeline import CATEGORIES
@@ -295,12 +295,14 @@ def optimizer_bytes(trained: list[int], optimizer: str, element: float, *, maste
 
 
 def logit_bytes(dims: Dimensions, config: RunConfig, tokens: int, compute: int) -> int:
-    """Return the bytes of the loss: the logits of one chunk with their fp32 copy, and the hidden states' gradient.
+    """Return the bytes of the loss: the logits of one chunk, and the hidden states' gradient.
 
+    Where no kernel computes the loss, a chunk has a copy of its logits in fp32 too.
     A trained head adds the fp32 sum of its gradient over the chunks, and the gradient of one chunk.
     """
-    chunk = min(tokens, config.train.loss_chunk)
-    logits = chunk * dims.vocabulary * (compute + 4 if compute < 4 else 4)
+    chunk = min(tokens, loss_chunk(config, compute))
+    copy = 4 if compute < 4 and not runs_kernels(config) else 0
+    logits = chunk * dims.vocabulary * (compute + copy)
     if config.adapter.full:
         head = dims.vocabulary * dims.hidden
         logits = 4 * head + max(logits, (head + chunk * dims.vocabulary) * compute)

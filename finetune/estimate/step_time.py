@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.config.recompute import inputs_on_host, layers_recomputed
 from finetune.config.settings import QUANTIZED
-from finetune.estimate.activations import liger_gates, targets
+from finetune.estimate.activations import liger_gates, loss_chunk, runs_kernels, targets
 from finetune.estimate.arithmetic import element_bytes, trained_tensors
 from finetune.estimate.card_speed import (
     ATTENTION_SHARE,
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from finetune.config.settings import RunConfig
     from finetune.estimate.card_speed import CardSpeed
 
-_BOTH_WAYS, _AGAIN, _CHUNK = 78, 31, 19
-"""Kernels of a layer forward and backward, of its recomputation, and of one chunk of the loss; counted on a dry GPU in
-a step of Llama-3.2-1B with fused kernels."""
+_BOTH_WAYS, _AGAIN, _CHUNK, _FUSED_CHUNK = 78, 31, 19, 4
+"""Kernels of a layer forward and backward, of its recomputation, and of one chunk of the loss, with operators and in a
+kernel of its own; counted on a dry GPU in a step of Llama-3.2-1B with fused kernels."""
 _UNFUSED = 2.5
 """Factor of a layer's kernels with ``--kernels torch``, counted on the same step."""
 _MOVED = 4
@@ -105,7 +105,7 @@ def step_time(
         attention / (ATTENTION_SHARE * peak),
         per_micro_batch / (MEMORY_SHARE * speed.bandwidth),
     )
-    launches = LAUNCH_SECONDS * (_kernels(dims, config, tokens, recomputed) + _MOVED * moved)
+    launches = LAUNCH_SECONDS * (_kernels(dims, config, tokens, compute, recomputed) + _MOVED * moved)
     # A layer that recomputes goes forward twice, and backward in about twice the time of that.
     forward = max(sum(device), launches) / (3 + share) / dims.layers
     copied = tokens * dims.hidden * compute / BUS_BYTES
@@ -133,7 +133,7 @@ def _operations(dims: Dimensions, config: RunConfig, tokens: int, share: float) 
     base += sum(part.elements for part in dims.fused) * dims.experts_per_token // max(1, dims.experts)
     head = dims.vocabulary * dims.hidden
     passes = 2 + share + full
-    products = 2 * tokens * (base * passes + head * (2 + full))
+    products = 2 * tokens * (base * passes - _left_out(dims, config) * share + head * (2 + full))
     if not full:
         added = sum(part.count * (part.outputs + part.inputs) for part in targets(dims, config))
         products += 2 * tokens * config.adapter.rank * added * (3 + share)
@@ -157,17 +157,30 @@ def _bytes(dims: Dimensions, config: RunConfig, tokens: int, compute: int, store
     forward = tokens * compute * dims.layers * (norms + added + turned + gates + adapters)
     decoded = 0.0
     if config.model.precision in QUANTIZED:
-        decoded = sum(part.elements for part in dims.stored_linears) * (stored + compute)
-    logits = 2 * tokens * dims.vocabulary * (compute + 4)
-    return (forward * (3 + share) + decoded * (2 + share)) + logits
+        weights = sum(part.elements for part in dims.stored_linears)
+        decoded = (weights * (2 + share) - _left_out(dims, config) * share) * (stored + compute)
+    # PyTorch's operators read or write each logit ten times in fp32, and cast it twice.
+    passes = 3 * compute if runs_kernels(config) else 40 + (2 * (compute + 4) if compute < 4 else 0)
+    return forward * (3 + share) + decoded + tokens * dims.vocabulary * passes
 
 
-def _kernels(dims: Dimensions, config: RunConfig, tokens: int, recomputed: int) -> float:
+def _left_out(dims: Dimensions, config: RunConfig) -> int:
+    """Return the weights of the products that a recomputed layer leaves out: its last one, if that runs fused."""
+    if config.adapter.full or dims.experts or _runs_plain(config):
+        return 0
+    return sum(part.elements for part in targets(dims, config) if part.name == "down_proj")
+
+
+def _runs_plain(config: RunConfig) -> bool:
+    """Return whether adapters run as peft runs them."""
+    return config.train.kernels == "torch" or config.adapter.dropout > 0 or config.adapter.dora
+
+
+def _kernels(dims: Dimensions, config: RunConfig, tokens: int, compute: int, recomputed: int) -> float:
     """Return the kernels that one micro-batch launches."""
-    plain = config.train.kernels == "torch" or config.adapter.dropout > 0 or config.adapter.dora
     experts = 1 + 3 * dims.experts / 8  # each expert has products of its own
-    layers = (dims.layers * _BOTH_WAYS + recomputed * _AGAIN) * experts * (_UNFUSED if plain else 1)
-    return layers + _CHUNK * -(-tokens // config.train.loss_chunk)
+    layers = (dims.layers * _BOTH_WAYS + recomputed * _AGAIN) * experts * (_UNFUSED if _runs_plain(config) else 1)
+    return layers + (_FUSED_CHUNK if runs_kernels(config) else _CHUNK) * -(-tokens // loss_chunk(config, compute))
 
 
 def _update_seconds(trained: list[int], config: RunConfig, speed: CardSpeed) -> float:

@@ -22,13 +22,18 @@ def kernel_runs_on(device: torch.device) -> bool:
 
     On a card Triton has to compile its launcher as well, see :func:`can_launch`.
     """
-    if importlib.util.find_spec("triton") is None:
+    if not triton_is_installed():
         return False
     if device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
     import torch  # estimates ask this module too, and need no torch
 
     return device.type == "cuda" and can_launch() and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def triton_is_installed() -> bool:
+    """Return whether Triton is installed, as it is with PyTorch on Linux."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def liger_is_installed() -> bool:

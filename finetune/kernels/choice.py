@@ -1,7 +1,7 @@
-"""Chooses a model's fused kernels on a card: the adapter's own, and liger-kernel's for norms, rotations and gates.
+"""Chooses a model's fused kernels on a card: the adapter's and the loss's own, and those of liger-kernel.
 
-liger-kernel (https://github.com/linkedin/Liger-Kernel) is an extra: ``pip install 'pytest-vram[cuda]'``. Its loss is
-not used, because :mod:`finetune.model.loss` needs less memory.
+liger-kernel (https://github.com/linkedin/Liger-Kernel) is an extra: ``pip install 'pytest-vram[cuda]'``. It runs norms,
+rotations and gates. Its loss is not used, because :mod:`finetune.model.loss` needs less memory.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from peft import PeftModel
 from finetune.errors import ConfigError, Problem
 from finetune.kernels.available import can_launch, kernel_runs_on, liger_is_installed
 from finetune.model.forward import base_model
+from finetune.model.loss import KERNEL
 from finetune.patches.liger import apply_kernels
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ def set_kernels(model: nn.Module, name: str) -> list[str]:
 
         said.append(str(fuse(model)))
     base: Any = base_model(model)
+    if kernel_runs_on(device):
+        from finetune.kernels.cross_entropy import losses_and_gradient
+
+        head = base.get_output_embeddings()
+        if head is not None:
+            setattr(head, KERNEL, losses_and_gradient)
     if kernel_runs_on(device) and liger_is_installed() and not getattr(base, _SET + "_liger", False):
         setattr(base, _SET + "_liger", True)
         said.append(_apply_liger(base))

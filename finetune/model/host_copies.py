@@ -42,21 +42,26 @@ class CardCopies:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        self._room: int | None = None
+        self._pinned: dict[int, int] = {}
 
     def allocate(self, size: int) -> Tensor:
         """Return pinned host memory, [size] bytes.
 
         The memory is registered here, because PyTorch's own pinned memory is rounded up to a power of two and is never
-        given back to the system.
+        given back to the system. The system is asked how much may be pinned once, as long as some is.
 
         Raises:
             RuntimeError: the host has too little memory left, or it cannot be pinned.
         """
-        require_room(size)
+        if self._room is None:
+            self._room = host_memory.pinnable_bytes()
+        require_room(size, self._room - sum(self._pinned.values()))
         pages = -(-size // _PAGE) * _PAGE
         memory = torch.empty(pages + _PAGE, dtype=torch.uint8)
         begin = -memory.data_ptr() % _PAGE
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(memory.data_ptr() + begin, pages, 0))
+        self._pinned[memory.data_ptr() + begin] = pages
         return memory[begin : begin + size]
 
     def free(self, buffers: list[Tensor]) -> None:
@@ -66,6 +71,9 @@ class CardCopies:
         self._stream.synchronize()
         for buffer in buffers:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
+            self._pinned.pop(buffer.data_ptr(), None)
+        if not self._pinned:
+            self._room = None
 
     def start(self, target: Tensor, source: Tensor) -> torch.cuda.Event:
         """Start a copy that follows all earlier copies and the work so far of the current stream."""
@@ -104,13 +112,17 @@ def copies_of(device: torch.device) -> Copies:
     return CardCopies(device) if device.type == "cuda" else PlainCopies()
 
 
-def require_room(size: int) -> None:
+def require_room(size: int, room: int | None = None) -> None:
     """Refuse to pin memory that the machine needs: pinned memory is never swapped out.
 
     A dry GPU stands for another machine, and nothing is written to what is pinned there, so it may have any size.
 
+    Args:
+        size: the bytes to pin.
+        room: the bytes that may be pinned; None to ask the system.
+
     Raises:
         RuntimeError: less than a twentieth of the host's memory would be left.
     """
-    if size > host_memory.pinnable_bytes() and not is_active():
+    if size > (host_memory.pinnable_bytes() if room is None else room) and not is_active():
         raise RuntimeError(f"the host has {host_memory.available_bytes():,} bytes left")

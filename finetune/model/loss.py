@@ -15,16 +15,20 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from finetune.config.settings import KERNEL_CHUNKS
 from finetune.data.encode import IGNORED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import PretrainedConfig
 
 
 OWN_LOSS = "finetune_chunked_loss"
 """Name of the method that a sharded head has: it gathers the head's weight, and calls :func:`linear_cross_entropy`."""
+KERNEL = "finetune_loss_kernel"
+"""Name of the attribute of a head whose loss a fused kernel computes. It is a function like
+:func:`finetune.kernels.cross_entropy.losses_and_gradient`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,8 @@ def chunked_cross_entropy(
         targets: [n] int64 token ids.
         unit: weight of one token; 1 / N gives the window's mean. It is applied to loss and gradient before any rounding
             to a 16-bit type.
-        chunk: number of positions whose logits exist at one time.
+        chunk: number of positions whose logits exist at one time; ``KERNEL_CHUNKS`` times as many where a kernel
+            computes the loss of logits in 16 bits.
         rule: how the model changes its logits; by default it does not.
 
     Returns:
@@ -117,7 +122,8 @@ def linear_cross_entropy(
     head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, unit: float, chunk: int, rule: LogitRule
 ) -> torch.Tensor:
     """Return what :func:`chunked_cross_entropy` returns, for a head whose whole weight is there."""
-    loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, unit, chunk, rule)
+    kernel = getattr(head, KERNEL, None)
+    loss: torch.Tensor = _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, unit, chunk, rule, kernel)
     return loss
 
 
@@ -148,6 +154,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         unit: float,
         chunk: int,
         rule: LogitRule,
+        kernel: Callable[..., torch.Tensor] | None,
     ) -> torch.Tensor:
         weight_dtype = weight.dtype
         if torch.is_autocast_enabled(hidden.device.type):
@@ -156,7 +163,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             bias_used = None if bias is None else bias.to(compute)
         else:
             hidden_used, weight_used, bias_used = hidden.to(weight.dtype), weight, bias
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        if kernel is not None and weight_used.element_size() < 4:  # there is no copy of the logits in fp32
+            chunk *= KERNEL_CHUNKS
+        needed = need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         # The sum over all chunks is kept in fp32 until the end, so that chunking costs no precision.
         grad_weight = torch.zeros_like(weight, dtype=_reduction_dtype(weight)) if need_weight else None
@@ -165,11 +174,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for begin, end in _chunks(len(targets), chunk):
                 part = hidden_used[begin:end]
-                logits = F.linear(part, weight_used, bias_used).to(_reduction_dtype(hidden))
-                loss, grad = _loss_and_grad(logits, targets[begin:end], unit, rule)
+                logits = F.linear(part, weight_used, bias_used)
+                if kernel is not None:
+                    loss = kernel(logits, targets[begin:end], unit, rule, wants_gradient=any(needed))
+                    grad = logits
+                else:
+                    logits = logits.to(_reduction_dtype(hidden))
+                    loss, grad = _loss_and_grad(logits, targets[begin:end], unit, rule)
                 del logits
-                losses.append(loss)
-                if not (need_hidden or need_weight or need_bias):
+                losses.append(loss.view(-1))
+                if not any(needed):
                     del grad  # otherwise it exists beside the next chunk's logits, and evaluation needs more memory
                     continue
                 grad = grad.to(weight_used.dtype)
@@ -187,14 +201,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
         if not losses:
             return hidden.new_zeros((), dtype=_reduction_dtype(hidden))
-        return torch.stack(losses).sum()
+        return torch.cat(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grad_outputs
         # In place: these buffers belong to the function, and each is read only once.
         scaled = [None if part is None else part.mul_(grad.to(part.dtype)) for part in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _loss_and_grad(

@@ -31,6 +31,15 @@ def _rounded_bf16(master):
 
 
 @triton.jit
+def _place(address, at, dtype: tl.constexpr, aligned: tl.constexpr):
+    """Return pointers to the elements ``at`` of the tensor at an address."""
+    pointer = address.to(tl.pointer_type(dtype))
+    if aligned:  # so that loads and stores use the widest instructions of the card
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + at
+
+
+@triton.jit
 def _adamw(
     table,  # int64 [7, count]: first block, size, addresses of weight, gradient, moments, dropped bits
     count,  # parameters
@@ -59,29 +68,24 @@ def _adamw(
     size = tl.load(row + count)
     weight_at, gradient_at = tl.load(row + 2 * count), tl.load(row + 3 * count)
     first_at, second_at = tl.load(row + 4 * count), tl.load(row + 5 * count)
-    if aligned:  # so that loads and stores use the widest instructions of the card
+    if aligned:
         size = tl.multiple_of(size, 16)
-        weight_at, gradient_at = tl.multiple_of(weight_at, 16), tl.multiple_of(gradient_at, 16)
-        first_at, second_at = tl.multiple_of(first_at, 16), tl.multiple_of(second_at, 16)
     at = (block - tl.load(row)) * block_size + tl.arange(0, block_size)  # int64, as the table
     here = at < size
-    first_at = first_at.to(tl.pointer_type(tl.float32)) + at
-    second_at = second_at.to(tl.pointer_type(tl.float32)) + at
+    first_at = _place(first_at, at, tl.float32, aligned)
+    second_at = _place(second_at, at, tl.float32, aligned)
     if bf16:  # the bits are converted, which is exact on every card, with bf16 arithmetic or without
-        weight_at = weight_at.to(tl.pointer_type(tl.int16)) + at
-        gradient_at = gradient_at.to(tl.pointer_type(tl.int16)) + at
+        weight_at = _place(weight_at, at, tl.int16, aligned)
+        gradient_at = _place(gradient_at, at, tl.int16, aligned)
         gradient = (tl.load(gradient_at, mask=here, other=0).to(tl.int32) << 16).to(tl.float32, bitcast=True)
         bits = tl.load(weight_at, mask=here, other=0).to(tl.int32) << 16
         if masters:
-            dropped_at = tl.load(row + 6 * count)
-            if aligned:
-                dropped_at = tl.multiple_of(dropped_at, 16)
-            dropped_at = dropped_at.to(tl.pointer_type(tl.int16)) + at
+            dropped_at = _place(tl.load(row + 6 * count), at, tl.int16, aligned)
             bits += tl.load(dropped_at, mask=here, other=0).to(tl.int32)
         master = bits.to(tl.float32, bitcast=True)
     else:
-        weight_at = weight_at.to(tl.pointer_type(dtype)) + at
-        gradient = tl.load(gradient_at.to(tl.pointer_type(dtype)) + at, mask=here, other=0.0).to(tl.float32)
+        weight_at = _place(weight_at, at, dtype, aligned)
+        gradient = tl.load(_place(gradient_at, at, dtype, aligned), mask=here, other=0.0).to(tl.float32)
         master = tl.load(weight_at, mask=here, other=0.0).to(tl.float32)
     if shrinks:
         master = master * shrink

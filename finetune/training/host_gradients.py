@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from finetune.config.settings import TrainConfig
 
+ON_CARD = "finetune_gradients_on_card"
+"""Attribute of a model for whose gradients the card has room, so that they need not wait on the host."""
 CHUNK_BYTES = 8 * 2**20
 """Bytes that are gathered on the card for one copy. A window needs them in addition, when the activations are gone."""
 
@@ -29,8 +31,11 @@ CHUNK_BYTES = 8 * 2**20
 def wanted(model: nn.Module, config: TrainConfig) -> bool:
     """Return whether earlier gradients go to the host: those of an adapter do, on a card, under a paged optimizer.
 
-    The gradients of all weights do not, because they would be gigabytes for each micro-batch.
+    The gradients of all weights do not, because they would be gigabytes for each micro-batch. Those of a model with the
+    attribute :data:`ON_CARD` stay where they are.
     """
+    if getattr(model, ON_CARD, False):
+        return False
     device = next(model.parameters()).device
     return device.type != "cpu" and isinstance(model, PeftModel) and config.optimizer.startswith("paged")
 

@@ -39,7 +39,7 @@ from finetune.training.host_base import require_host_memory
 from finetune.training.optim import rounded_away
 from finetune.training.sample import Question, choose_question
 from finetune.training.sharded import optimizer_of, restore, spread
-from finetune.training.split import as_recorded, chosen_split
+from finetune.training.split import as_recorded, chosen_split, keep_gradients
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,6 +144,8 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         holdings.config = config
         if note:
             notice(note)
+    if note := keep_gradients(model, data.train, config):
+        notice(note)
     facts = RunFacts(
         settings=yaml_file.json_values(config),
         threads=torch.get_num_threads(),

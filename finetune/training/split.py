@@ -25,9 +25,10 @@ from finetune.model.checks import why_the_split_matters
 from finetune.model.forward import base_model
 from finetune.model.parts import is_sharded
 from finetune.model.recompute import layers_of
-from finetune.training import ranks
+from finetune.training import host_gradients, ranks
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import state_bytes
+from pytest_vram.units import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -108,6 +109,31 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     return yaml_file.replace(config, choice.settings), "; ".join(told) or None
 
 
+def keep_gradients(model: nn.Module, train: Rows, config: RunConfig) -> str | None:
+    """Let the gradients of earlier micro-batches stay on the card, instead of in host memory, if there is room.
+
+    Room is what the longest rows of the data leave, beside the optimizer's states and :data:`MARGIN`. Several ranks do
+    the same. Afterwards there are no gradients, and the caller has to restore the random generators.
+
+    Args:
+        model: with its adapter, on its device.
+        train: the training rows.
+        config: the settings of the run, with the split that it takes.
+
+    Returns:
+        A note for the user; None if no gradients would wait on the host.
+    """
+    setattr(model, host_gradients.ON_CARD, False)
+    if config.train.accumulation == 1 or is_sharded(model) or not host_gradients.wanted(model, config.train):
+        return None
+    size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    trials = _Trials(model, train, config, next(model.parameters()).device, None)
+    stay = trials.fits({}) and max(ranks.gathered(trials.needed)) + size <= trials.budget
+    setattr(model, host_gradients.ON_CARD, stay)
+    where = "stay on the card, which has room for them" if stay else "wait in host memory"
+    return f"the gradients of a step's earlier micro-batches ({size / MIB:,.0f} MiB) {where}"
+
+
 def _forecast(model: nn.Module, train: Rows, config: RunConfig, device: torch.device) -> Forecast | None:
     """Return what the arithmetic says of rows as long as the longest; None if it does not know the model."""
     card = torch.cuda.get_device_properties(device)
@@ -128,6 +154,7 @@ class _Trials:
 
     Attributes:
         budget: the most bytes that a choice may need, comparable with the forecast, in the rank with the least.
+        needed: the bytes that the latest trial needed in this rank, comparable with the budget.
     """
 
     def __init__(
@@ -137,6 +164,7 @@ class _Trials:
         free, total = torch.cuda.mem_get_info(device)
         room = free + torch.cuda.memory_reserved(device) - int(MARGIN * total)
         self._share = room / total
+        self.needed = 0
         # What is loaded is known, and need not be forecast.
         loaded = max(ranks.gathered(torch.cuda.memory_allocated(device)))
         self._beside = loaded - forecast.loaded() if forecast is not None else 0
@@ -144,12 +172,12 @@ class _Trials:
 
     def attempt(self, choice: Choice) -> Tried:
         fits = self.fits(choice.settings)
-        return Tried(fits=fits, needed=max(ranks.gathered(self._needed)))
+        return Tried(fits=fits, needed=max(ranks.gathered(self.needed)))
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Return whether a window with these settings fits in every rank, and tidy up."""
         fits = self._run(yaml_file.replace(self._config, settings))
-        self._needed = torch.cuda.max_memory_reserved(self._device) - self._beside
+        self.needed = torch.cuda.max_memory_reserved(self._device) - self._beside
         _tidy(self._model)
         return not ranks.any_of(not fits)
 

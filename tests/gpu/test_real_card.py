@@ -198,11 +198,37 @@ def test_nf4_decoded_in_one_launch_is_bitsandbytes_own(dtype: str, double_quant:
     pytest.importorskip("triton")
     from finetune.kernels.nf4 import can_decode, decode
 
-    for shape in ((14336, 4096), (100, 333), (1, 64)):
+    for shape in ((14336, 4096), (100, 328), (1, 64)):  # the second ends inside a block
         weight = torch.randn(shape, device="cuda").to(getattr(torch, dtype))
         packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=double_quant)
         assert can_decode(state)
         assert torch.equal(decode(packed, state, weight.dtype), functional.dequantize_4bit(packed, state))
+
+
+@pytest.mark.vram_values
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("rule", [{}, {"scale": 0.5, "softcap": 30.0}, {"words": 32_000}], ids=str)
+def test_the_loss_in_one_launch_is_that_of_the_operators(dtype: str, rule: dict[str, Any]) -> None:
+    """At a size where a row takes several rounds, and its last one is not full."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from finetune.kernels.cross_entropy import losses_and_gradient
+    from finetune.model.loss import KERNEL, LogitRule, chunked_cross_entropy
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(256, 32_011, device="cuda", dtype=getattr(torch, dtype)).requires_grad_(False)
+    hidden = torch.randn(300, 256, device="cuda").to(head.weight.dtype)
+    targets = torch.randint(32_000, (300,), device="cuda")
+    results = []
+    for kernel in (None, losses_and_gradient):
+        setattr(head, KERNEL, kernel)
+        leaf = hidden.clone().requires_grad_()
+        loss = chunked_cross_entropy(leaf, head, targets, unit=1 / 300, rule=LogitRule(**rule))
+        loss.backward()
+        results.append((float(loss), leaf.grad.float()))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    error = (results[1][1] - results[0][1]).norm() / results[0][1].norm()
+    assert float(error) < {"bfloat16": 4e-3, "float16": 1e-3, "float32": 1e-5}[dtype]
 
 
 @pytest.mark.vram_values

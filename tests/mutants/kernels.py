@@ -54,7 +54,14 @@ BUGS: dict[str, Planted] = {
                 "0",
             ),
             Bug("require_room", "not is_active()", "True"),
-            Bug("require_room", "host_memory.pinnable_bytes()", "host_memory.available_bytes()"),
+            Bug(
+                "require_room",
+                "host_memory.pinnable_bytes() if room is None",
+                "host_memory.available_bytes() if room is None",
+            ),
+            Bug("CardCopies.allocate", "self._room is None", "True"),
+            Bug("CardCopies.allocate", "self._room - sum(self._pinned.values())", "self._room"),
+            Bug("CardCopies.free", "not self._pinned", "False"),
         ],
     ),
     "finetune/config/split": (
@@ -138,7 +145,7 @@ BUGS: dict[str, Planted] = {
         ["tests/unit/finetune/kernels/test_available.py"],
         [
             Bug("kernel_runs_on", "os.environ.get('TRITON_INTERPRET') == '1'", "True"),
-            Bug("kernel_runs_on", "importlib.util.find_spec('triton') is None", "False"),
+            Bug("kernel_runs_on", "not triton_is_installed()", "False"),
             Bug("can_launch", "is_active() or _can_compile()", "True"),
             Bug("_can_compile", "headers.is_file()", "True"),
             Bug("_can_compile", "'CC' in os.environ", "False"),
@@ -174,14 +181,27 @@ BUGS: dict[str, Planted] = {
             Bug("_obstacle", "not isinstance(layer.lora_dropout[name], nn.Identity)", "False"),
         ],
     ),
+    "finetune/kernels/cross_entropy": (
+        ["tests/properties/kernels/test_cross_entropy.py"],
+        [
+            Bug("_cross_entropy", "column < words", "column <= words"),
+            Bug("_cross_entropy", "total * tl.exp(largest - higher)", "total"),
+            Bug("_cross_entropy", "tl.where(column == target, 1.0, 0.0)", "0.0"),
+            Bug("_cross_entropy", "unit * scale", "unit"),
+            Bug("_cross_entropy", "gradient * (1.0 - value / softcap * (value / softcap))", "gradient"),
+            Bug("losses_and_gradient", "min(rule.words, columns)", "columns"),
+        ],
+    ),
     "finetune/kernels/nf4": (
         ["tests/properties/kernels/test_nf4.py"],
         [
             Bug("_decode", "scale = scale + tl.load(scale_mean)", "pass"),
-            Bug("_decode", "tl.join(first, second)", "tl.join(second, first)"),
+            Bug("_decode", "place ^ 1", "place"),
             Bug("_decode", "block // scales_block", "block * 0"),
+            Bug("_decode", "word_at < words", "word_at < words - 1"),
             Bug("can_decode", "state.quant_type != 'nf4'", "False"),
-            Bug("_decode", "tl.program_id(0).to(tl.int64) * rows", "tl.program_id(0).to(tl.int64)"),
+            Bug("can_decode", "state.shape.numel() % _CODES", "False"),
+            Bug("_decode", "tl.program_id(0).to(tl.int64) * count", "tl.program_id(0).to(tl.int64)"),
         ],
     ),
     "finetune/patches/liger": (

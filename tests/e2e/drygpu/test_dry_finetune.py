@@ -15,14 +15,36 @@ if TYPE_CHECKING:
     from conftest import DryPython
 
 
+TOLD = """
+import os, sys
+from pathlib import Path
+from finetune.qlora import main
+from finetune.training import loop
+own = loop.train_step
+def told(*args, **kwargs):
+    compiled = Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin")
+    print("compiled before a step:", *sorted({path.stem for path in compiled}))
+    return own(*args, **kwargs)
+loop.train_step = told
+sys.exit(main())
+"""
+
+
 def test_a_run_and_its_resumption_on_a_dry_card(
     dry_python: DryPython, tiny_llama: Path, rows: Path, tmp_path: Path
 ) -> None:
-    base = ["-m", "finetune.qlora", "--model", str(tiny_llama), "--data", str(rows), "--schedule", "constant"]
+    """Its own kernels are compiled for that card before the first step, by the windows that run beforehand."""
+    base = ["--model", str(tiny_llama), "--data", str(rows), "--schedule", "constant"]
     base += ["--output", str(tmp_path / "run"), "--seq", "64", "--answer-tokens", "2", "--tensorboard"]
-    for flags in (["--max-steps", "1"], ["--max-steps", "2", "--resume"]):
-        done = dry_python(*base, *flags)
+    for program, flags in ((["-c", TOLD], ["1"]), (["-m", "finetune.qlora"], ["2", "--resume"])):
+        done = dry_python(*program, *base, "--max-steps", *flags, TRITON_CACHE_DIR=str(tmp_path / "kernels"))
         assert done.returncode == ExitCode.OK, done.stderr
+        if "-c" in program:
+            (line,) = (line for line in done.stdout.splitlines() if line.startswith("compiled"))
+            assert {"_decode", "_cross_entropy", "_adamw"} <= set(line.split())
+    for name in ("_decode", "_cross_entropy", "_adamw"):
+        (found,) = {json.loads(file.read_text())["target"]["arch"] for file in tmp_path.rglob(f"{name}.json")}
+        assert found == 89  # an RTX 4090
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["device"] == "cuda"
     assert summary["steps"] == 2

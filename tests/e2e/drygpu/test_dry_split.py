@@ -74,3 +74,11 @@ def test_a_trial_holds_no_memory_to_keep_it_free(found: dict[str, Any]) -> None:
 
 def test_the_share_of_the_card_that_a_user_allows_stays(found: dict[str, Any]) -> None:
     assert found["fraction"] == pytest.approx(0.9)
+
+
+def test_earlier_gradients_go_to_the_host_only_where_the_card_has_no_room(found: dict[str, Any]) -> None:
+    (empty, none), (full, all_of_them) = found["gradients, empty"], found["gradients, full"]
+    assert "stay on the card" in empty
+    assert "wait in host memory" in full
+    assert none < 2**16 < all_of_them
+    assert found["gradients, ordinary optimizer"][0] is None

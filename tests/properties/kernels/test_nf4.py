@@ -34,7 +34,7 @@ def kernel() -> Iterator[Any]:
 
 @given(
     rows=st.integers(1, 70),
-    columns=st.integers(1, 300),
+    columns=st.integers(1, 300) | st.integers(1, 40).map(lambda words: 8 * words),
     double_quant=st.booleans(),
     blocksize=st.sampled_from([64, 128]),
     dtype=st.sampled_from(DTYPES),
@@ -48,7 +48,9 @@ def test_the_bits_are_bitsandbytes_own(
     packed, state = bnb_functional.quantize_4bit(
         weight, blocksize=blocksize, compress_statistics=double_quant, quant_type="nf4"
     )
-    assert kernel.can_decode(state)
+    assert kernel.can_decode(state) == (rows * columns % 8 == 0)  # codes that fill words; the others are left
+    if not kernel.can_decode(state):
+        return
     decoded = kernel.decode(packed, state, dtype)
     assert decoded.shape == weight.shape
     assert torch.equal(decoded, bnb_functional.dequantize_4bit(packed, state))

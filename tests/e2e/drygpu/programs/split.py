@@ -17,8 +17,8 @@ from finetune.dryrun.full_rows import FullRows
 from finetune.model.load import attach_adapter, load_base
 from finetune.training import split
 from finetune.training.accumulate import window_gradients
-from finetune.training.split import MARGIN, chosen_split
-from pytest_vram.drygpu import empty_checkpoint
+from finetune.training.split import MARGIN, chosen_split, keep_gradients
+from pytest_vram.drygpu import driver, empty_checkpoint
 
 ROWS, MANY, TOKENS = 12, 60, 1024
 SHAPE = {"vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
@@ -59,6 +59,17 @@ def room_for(model: Any, size: int, **train: Any) -> Any:
     del ballast
 
 
+def gradients(model: Any, **train: Any) -> list[Any]:
+    """What is said of earlier gradients, and the bytes that three micro-batches then copy to the host."""
+    window = {"accumulation": 3, "split": "given", "checkpointing": "all", "offload_activations": False} | train
+    config = RunConfig(train=TrainConfig(**{"loss_chunk": 16384} | window))
+    note = keep_gradients(model, DATA, config)
+    before = driver.work()
+    window_gradients(model, [DATA.batch([0])] * 3, config.train)
+    model.zero_grad(set_to_none=True)
+    return [note, (driver.work() - before).copied_to_host_bytes]
+
+
 results: dict[str, Any] = {}
 with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
     shape = LlamaConfig(num_hidden_layers=2, num_key_value_heads=8, dtype="bfloat16", **SHAPE)
@@ -84,6 +95,10 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
     results["all given"] = chosen(model, split="given", checkpointing=1)
     results["left"] = torch.cuda.memory_allocated() - held
     results["gradients"] = any(p.grad is not None for p in model.parameters())
+    results["gradients, empty"] = gradients(model)
+    results["gradients, ordinary optimizer"] = gradients(model, optimizer="adamw-8bit")
+    with room_for(model, 1, offload_activations=False):
+        results["gradients, full"] = gradients(model)
     with room_for(model, 5):
         results["full"] = chosen(model, checkpointing="all")
         results["fits"] = {size: fits(model, size) for size in (results["full"][0], MANY)}

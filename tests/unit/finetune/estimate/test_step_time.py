@@ -90,6 +90,23 @@ def test_recomputing_costs_half_of_the_products_of_a_frozen_base() -> None:
     assert every / none == pytest.approx(1.5, abs=0.03)
 
 
+def test_fused_layers_do_not_compute_their_last_product_again() -> None:
+    """It has 58.7 of the 218.1 million weights of a layer of Mistral-7B."""
+    run = {"kernels": "auto", "micro_batch": 4}
+    every, none = (of(checkpointing=layers, **run).products for layers in ("all", "none"))
+    assert every / none == pytest.approx(1.5 - 58.7 / 218.1 / 2, abs=0.01)
+    decoded = {name: of(checkpointing="all", **run | {"dropout": drop}).memory for name, drop in (("a", 0), ("b", 0.1))}
+    assert decoded["a"] < decoded["b"]
+
+
+def test_the_loss_in_one_kernel_moves_fewer_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = H200 | {"kernels": "auto"}
+    with_kernel = of(**run)
+    monkeypatch.setattr("finetune.estimate.step_time.runs_kernels", lambda _: False)
+    assert of(**run).memory - with_kernel.memory == pytest.approx(46 * 8192 * 128256 / (0.6 * 4.8e12), rel=0.05)
+    assert of(**run).launches > with_kernel.launches
+
+
 @pytest.mark.parametrize("card", ["rtx-4080", "a100-80", "h200"])
 @pytest.mark.parametrize("seq", [2048, 8192])
 def test_copies_of_inputs_run_beside_the_layers_of_a_7b_model(card: str, seq: int) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from finetune.errors import ConfigError
 from finetune.kernels import choice
+from finetune.model.loss import KERNEL
 
 pytest.importorskip("peft")
 
@@ -22,6 +23,9 @@ class OnCard(nn.Module):
 
     def parameters(self, recurse: bool = True) -> Any:
         return iter([torch.empty(1, device="meta").as_subclass(_Card)])
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
 
 
 class _Card(torch.Tensor):
@@ -43,6 +47,7 @@ def config(kind: str, **fields: Any) -> Any:
 
 def on_card(kind: str = "llama", **fields: Any) -> Any:
     model: Any = OnCard()
+    model.head = nn.Linear(1, 1)
     model.config = config(kind, **{"hidden_act": "silu"} | fields)
     return model
 
@@ -72,6 +77,20 @@ def test_a_model_on_a_card_gets_norms_rotations_and_gates_but_no_loss(applied: l
     (named,) = applied
     assert {name for name, wanted in named.items() if wanted} == {"rope", "rms_norm", "swiglu"}
     assert named["fused_linear_cross_entropy"] is named["cross_entropy"] is False
+
+
+def test_the_loss_runs_in_a_kernel_where_kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(choice, "liger_is_installed", lambda: False)
+    model = on_card()
+    choice.set_kernels(model, "torch")
+    assert not hasattr(model.head, KERNEL)
+    choice.set_kernels(model, "auto")
+    assert getattr(model.head, KERNEL).__name__ == "losses_and_gradient"
+    monkeypatch.setattr(choice, "kernel_runs_on", lambda device: False)
+    without = on_card()
+    choice.set_kernels(without, "auto")
+    assert not hasattr(without.head, KERNEL)
 
 
 def test_the_gates_of_a_mixture_are_its_experts_own(applied: list[dict[str, Any]]) -> None:
