@@ -51,8 +51,9 @@ BUGS: dict[str, Planted] = {
                 "torch.cuda.cudart().cudaHostRegister(memory.data_ptr() + begin, pages, 0)",
                 "0",
             ),
-            Bug("require_room", "not is_active()", "True"),
-            Bug("require_room", "host_memory.pinnable_bytes()", "host_memory.available_bytes()"),
+            Bug("has_room", "is_active()", "False"),
+            Bug("has_room", "host_memory.pinnable_bytes()", "host_memory.available_bytes()"),
+            Bug("require_room", "not has_room(size)", "False"),
         ],
     ),
     "finetune/config/split": (
