@@ -116,6 +116,8 @@ def dry(model, method, cards, rows):
         str(HERE / "fsdp.yaml"),
         "--num_processes",
         str(cards),
+        "--main_process_port",
+        "0",  # any that is free, so that rows may run at the same time
     ]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "peak.json")
