@@ -13,6 +13,7 @@ Versions, what was chosen and what came out: published.txt.
 import argparse
 import csv
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -107,6 +108,13 @@ def published(file):
     return found
 
 
+def free_port():
+    """A port that no process listens on, so that rows may run at the same time."""
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        return listening.getsockname()[1]
+
+
 def dry(model, method, cards, rows):
     """What the benchmark would have recorded on dry cards, in bytes."""
     launch = [
@@ -116,6 +124,8 @@ def dry(model, method, cards, rows):
         str(HERE / "fsdp.yaml"),
         "--num_processes",
         str(cards),
+        "--main_process_port",
+        str(free_port()),
     ]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "peak.json")

@@ -3,7 +3,7 @@
     python train.py MODEL full|lora|qlora|qlora-kbit ROWS OUTPUT.json
 
 ``MODEL`` is a folder with a checkpoint, ``ROWS`` the rows of each card. Started by ``accelerate launch``, the ranks
-share the model by FSDP. Rank 0 writes what the benchmark calls ``mem_peak_torch_mem_alloc_in_bytes``.
+share the model by FSDP. Rank 0 writes the benchmark's two figures of torch's memory.
 
 Nothing here knows of a dry GPU. The settings are those of the benchmark's ``scenarios.yaml`` and ``defaults.yaml``.
 """
@@ -99,17 +99,21 @@ def main():
         trainer.accelerator.state.fsdp_plugin.auto_wrap_policy = fsdp_auto_wrap_policy(model)
     figures = trainer.train().metrics
     if trainer.is_world_process_zero():
-        Path(output).write_text(json.dumps({"peak": peak(figures)}))
+        Path(output).write_text(json.dumps(memory(figures)))
 
 
-def peak(figures):
-    """What ``extract_gpu_memory_metrics`` of the benchmark makes of the Trainer's figures."""
+def memory(figures):
+    """What ``extract_gpu_memory_metrics`` of the benchmark makes of the Trainer's figures, in bytes.
+
+    ``peak`` is the benchmark's ``mem_peak_torch_mem_alloc_in_bytes``, and ``left``, what is allocated after training,
+    its ``mem_torch_mem_alloc_in_bytes``.
+    """
     allocated = figures["before_init_mem_gpu"]
     peaks = [allocated]
     for stage in ("init", "train"):
         allocated += figures[f"{stage}_mem_gpu_alloc_delta"]
         peaks.append(allocated + figures[f"{stage}_mem_gpu_peaked_delta"])
-    return max(peaks)
+    return {"peak": max(peaks), "left": allocated}
 
 
 if __name__ == "__main__":

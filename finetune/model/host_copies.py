@@ -112,17 +112,23 @@ def copies_of(device: torch.device) -> Copies:
     return CardCopies(device) if device.type == "cuda" else PlainCopies()
 
 
-def require_room(size: int, room: int | None = None) -> None:
-    """Refuse to pin memory that the machine needs: pinned memory is never swapped out.
+def has_room(size: int, room: int | None = None) -> bool:
+    """Return whether ``size`` bytes may be pinned: pinned memory is never swapped out, so the machine keeps a twentieth.
 
     A dry GPU stands for another machine, and nothing is written to what is pinned there, so it may have any size.
 
     Args:
         size: the bytes to pin.
         room: the bytes that may be pinned; None to ask the system.
+    """
+    return is_active() or size <= (host_memory.pinnable_bytes() if room is None else room)
+
+
+def require_room(size: int, room: int | None = None) -> None:
+    """Refuse to pin memory that the machine needs. The arguments are those of :func:`has_room`.
 
     Raises:
         RuntimeError: less than a twentieth of the host's memory would be left.
     """
-    if size > (host_memory.pinnable_bytes() if room is None else room) and not is_active():
+    if not has_room(size, room):
         raise RuntimeError(f"the host has {host_memory.available_bytes():,} bytes left")

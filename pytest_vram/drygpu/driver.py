@@ -9,11 +9,13 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from uuid import UUID
 
 from pytest_vram.errors import DryGpuError
-from pytest_vram.memory import Work
+from pytest_vram.memory import Device, Work
 
 _CLOCK_RATE = 13  # cudaDevAttrClockRate, in kHz
+_LONGEST_NAME = 256  # bytes of a card's name, as in cudaDeviceProp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,34 @@ def cards_are_known() -> bool:
 def device_count() -> int:
     """Return how many dry GPUs this process sees (after ``CUDA_VISIBLE_DEVICES``)."""
     return int(_library().pytest_vram_dry_device_count())
+
+
+def devices() -> tuple[Device, ...]:
+    """Return the dry GPUs that this process sees, described as torch describes them.
+
+    torch itself is not asked: once it has been asked about its GPUs, the children that this process forks cannot use
+    them.
+    """
+    library = _library()
+    name, total, number = ctypes.create_string_buffer(_LONGEST_NAME), ctypes.c_size_t(), (ctypes.c_uint8 * 16)()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    found = []
+    for index in range(device_count()):
+        library.cuDeviceGetName(name, _LONGEST_NAME, index)
+        library.cuDeviceTotalMem_v2(ctypes.byref(total), index)
+        library.cuDeviceComputeCapability(ctypes.byref(major), ctypes.byref(minor), index)
+        library.cuDeviceGetUuid_v2(number, index)
+        found.append(
+            Device(
+                kind="dry",
+                index=index,
+                name=name.value.decode(),
+                uuid=f"GPU-{UUID(bytes=bytes(number))}",
+                total_bytes=total.value,
+                capability=(major.value, minor.value),
+            )
+        )
+    return tuple(found)
 
 
 def stats(device: int = 0) -> DriverStats:

@@ -43,9 +43,7 @@ class CudaProbe:
     def devices(self) -> tuple[Device, ...]:
         """Return every visible device."""
         if self._devices is None:
-            import torch
-
-            self._devices = tuple(_describe(index, self.kind) for index in range(torch.cuda.device_count()))
+            self._devices = driver.devices() if self.dry else _real_devices()
         return self._devices
 
     def allocated(self) -> tuple[int, ...]:
@@ -237,19 +235,24 @@ def _stat(stats: dict[str, Any], name: str, which: str) -> int:
     return int(stats[name]["all"][which]) if name in stats else 0
 
 
-def _describe(index: int, kind: Kind) -> Device:
+def _real_devices() -> tuple[Device, ...]:
     import torch
 
-    properties = torch.cuda.get_device_properties(index)
-    uuid = getattr(properties, "uuid", None)
-    return Device(
-        kind=kind,
-        index=index,
-        name=properties.name,
-        uuid=None if uuid is None else f"GPU-{uuid}",
-        total_bytes=properties.total_memory,
-        capability=(properties.major, properties.minor),
-    )
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        uuid = getattr(properties, "uuid", None)
+        found.append(
+            Device(
+                kind="cuda",
+                index=index,
+                name=properties.name,
+                uuid=None if uuid is None else f"GPU-{uuid}",
+                total_bytes=properties.total_memory,
+                capability=(properties.major, properties.minor),
+            )
+        )
+    return tuple(found)
 
 
 def _beside_the_allocator(index: int, device: Device, reserved: int) -> int | None:

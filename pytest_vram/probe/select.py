@@ -135,7 +135,7 @@ def choose(choice: Choice) -> Probe:
         return _host()
     import torch
 
-    if torch.cuda.is_available() and not (choice.kind == "cuda" and driver.is_active()):
+    if _torch_sees_a_gpu() and not (choice.kind == "cuda" and driver.is_active()):
         from pytest_vram.probe.cuda import CudaProbe
 
         return CudaProbe()
@@ -157,6 +157,19 @@ def choose(choice: Choice) -> Probe:
 
         return AcceleratorProbe()
     return _host()
+
+
+def _torch_sees_a_gpu() -> bool:
+    """Return whether torch sees a real or a dry GPU.
+
+    With dry GPUs the stub driver is asked: once torch has been asked, the children that this process forks cannot use
+    a GPU, as those of ``accelerate.notebook_launcher`` do.
+    """
+    import torch
+
+    if driver.is_active():
+        return torch.backends.cuda.is_built() and driver.device_count() > 0
+    return torch.cuda.is_available()
 
 
 def _host() -> Probe:

@@ -105,7 +105,7 @@ NO_BYTES = {
 """Settings that cannot change what a step holds on the card, and why."""
 NOT_MEASURED = {
     ("shard", True): "needs several ranks; sharded_steps.json has its figures",
-    ("offload_base", True): "needs several ranks too",
+    ("offload_base", True): "needs several ranks too, and has a row there",
     ("attention", "flash_attention_2"): "needs a package that is built for the card; sdpa has its kernels",
     ("kernels", "liger"): "what auto is where liger-kernel is installed",
     ("kernels", "torch"): "has the figures of test_sixteen_gb.py",

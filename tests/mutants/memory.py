@@ -63,6 +63,7 @@ BUGS: dict[str, Planted] = {
             Bug("require_host_memory", "part * launch.local_size()", "part"),
             Bug("require_host_memory", "ranks=launch.size()", "ranks=1"),
             Bug("require_host_memory", "host_memory.pinnable_bytes()", "host_memory.available_bytes()"),
+            Bug("require_host_memory", "has_room(here)", "has_room(part)"),
             Bug("require_host_memory", "not config.model.offload_base", "False"),
         ],
     ),

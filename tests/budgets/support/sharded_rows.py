@@ -20,6 +20,9 @@ CASES: dict[str, str] = {
     "llama-2-70b, 512 tokens, on 2 x rtx-3090": "--model llama-2-70b --seq 512 --gpu rtx-3090 --count 2",
     "llama-2-70b, 2048 tokens, on 2 x rtx-3090": "--model llama-2-70b --seq 2048 --gpu rtx-3090 --count 2",
     "mixtral-8x7b, 512 tokens, on 2 x rtx-4080": "--model mixtral-8x7b --seq 512 --gpu rtx-4080 --count 2",
+    "llama-3.2-1b, 512 tokens, parts on the host, on 2 x rtx-3090": (
+        "--model llama-3.2-1b --seq 512 --gpu rtx-3090 --count 2 --offload-base"
+    ),
 }
 """The flags of each row. The layers are those of PyTorch and peft, so that the figures do not depend on a compiler."""
 
@@ -42,6 +45,7 @@ def measured(flags: str) -> dict[str, Any]:
         "ranks": found["count"],
         "seq": int(named["--seq"]),
         "micro_batches": 2,
+        "offload_base": "--offload-base" in flags,
         "step_peak": max(phases["forward and backward"], phases["update"]),
         "loading_peak": phases["loading"],
         "device_peak": found["peak_device_bytes"],

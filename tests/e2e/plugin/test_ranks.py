@@ -74,6 +74,14 @@ assert process.exitcode == 0
 def test_forked_child():
     subprocess.run([sys.executable, "-c", FORKS], check=True)
 
+def in_a_rank(rank):
+    global held
+    held = block(4 << rank, f"cuda:{rank}")
+
+@pytest.mark.vram(max_mb=4)
+def test_forks_ranks_of_its_own():
+    torch.multiprocessing.start_processes(in_a_rank, nprocs=2, start_method="fork")
+
 @pytest.mark.vram(max_mb=64)
 def test_killed_and_within_whatever_it_allocated():
     subprocess.run([sys.executable, "-c", CHILD + "os.kill(os.getpid(), signal.SIGKILL)"])
@@ -187,6 +195,15 @@ def test_a_child_counts_on_whichever_card_it_is_and_a_killed_one_is_no_pass(rank
     assert "its allocator had 20.0 MiB from the driver at most" in verdict["reason"]
     assert ranks.outcomes["test_killed_and_within_whatever_it_allocated"] == "PASSED", ranks.out
     assert ranks.tests["test_killed_and_within_whatever_it_allocated"]["verdict"]["headroom_bytes"] == 44 * MB
+
+
+def test_ranks_that_a_test_forks_itself_can_use_their_cards(ranks: Session) -> None:
+    """As ``accelerate.notebook_launcher`` does: nothing may have asked torch about the GPU in the test's own process."""
+    assert ranks.outcomes["test_forks_ranks_of_its_own"] == "FAILED", ranks.out
+    processes = ranks.tests["test_forks_ranks_of_its_own"]["processes"]
+    found = [(m["device"]["index"], m["peak"]["allocated_bytes"]) for p in processes for m in p["measurements"]]
+    assert sorted(found) == [(0, 4 * MB), (1, 8 * MB)]
+    assert "the test needed 8.00 MiB of allocated memory, 4.00 MiB more than its budget of 4.00 MiB" in ranks.out
 
 
 def test_a_child_that_still_runs_is_asked_and_named(ranks: Session) -> None:

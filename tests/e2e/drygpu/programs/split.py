@@ -79,11 +79,12 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
     held = torch.cuda.memory_allocated()
     torch.cuda.set_per_process_memory_fraction(0.9)  # as a user may do
     peaks: list[int] = []
-    with mock.patch.object(split, "_tidy", lambda model: (peaks.append(torch.cuda.max_memory_allocated()), tidy(model))):
+    peak = torch.cuda.max_memory_allocated
+    with mock.patch.object(split, "_tidy", lambda model: (peaks.append(peak()), tidy(model))):
         results["empty"] = chosen(model)
     torch.cuda.reset_peak_memory_stats()
     fits(model, ROWS, checkpointing="none")
-    results["beside the step"] = max(peaks) - torch.cuda.max_memory_allocated()
+    results["beside the step"] = max(peaks) - peak()
     results["margin"] = int(MARGIN * torch.cuda.mem_get_info()[1])
     told = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch 2.6 does not tell
     results["fraction"] = told() if told is not None else 0.9

@@ -11,6 +11,7 @@ from finetune import launch
 from finetune.config import yaml_file
 from finetune.config.settings import RunConfig
 from finetune.errors import ConfigError
+from finetune.model import host_copies
 from finetune.training import host_base
 from finetune.training.host_base import require_host_memory
 from pytest_vram.shapes import SHAPES
@@ -43,6 +44,14 @@ def test_the_parts_of_all_ranks_of_the_machine_count(tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match=r"2 ranks take 1\.56 GiB of pinned host memory, and there is room for 1\.50"):
         require_host_memory(config)
     require_host_memory(asked(tmp_path, SHAPES["llama-2-7b"].fields(), offload=False))
+
+
+@pytest.mark.usefixtures("host")
+def test_ranks_on_dry_gpus_are_not_refused_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m pytest_vram run -- torchrun ...`` asks about a machine that has such cards, and not about this one."""
+    monkeypatch.setattr(host_base.host_memory, "available_bytes", lambda: 0)
+    monkeypatch.setattr(host_copies, "is_active", lambda: True)
+    require_host_memory(asked(tmp_path, SHAPES["llama-2-7b"].fields()))
 
 
 @pytest.mark.usefixtures("host")
