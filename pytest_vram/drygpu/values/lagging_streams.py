@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LAUNCH_QUEUE = 1024
-"""Kernels that CUDA queues before a launch waits, as in ``native/clock.c``. A number from general knowledge: NVIDIA does not promise it, and
-it was not measured."""
+"""Kernels that CUDA queues before a launch waits, as in ``native/clock.c``. It is generally known; NVIDIA does not
+promise it, and it was not measured."""
 
 
 class Lag:
