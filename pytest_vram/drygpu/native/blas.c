@@ -107,8 +107,7 @@ static int product(handle h) {
     return dry_count_kernel(h->stream), OK;
 }
 
-/* Sizes come right after the two transpositions, and how many products there are comes last but for the 64-bit variants,
- * which PyTorch does not call. */
+/* The sizes follow the two transpositions. */
 static int multiply(handle h, int m, int n, int k, int count) {
     int status = product(h);
     if (status == OK) dry_clock_spend(h->stream, dry_time_of_product(2.0 * m * n * k * count));

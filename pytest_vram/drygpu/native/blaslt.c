@@ -122,8 +122,8 @@ int cublasLtMatmulAlgoCheck(void *handle, void *operation, void *a, void *b, voi
 int cublasLtMatmul(void *handle, void *operation, const void *alpha, const void *a, void *layout_a, const void *b,
                    void *layout_b, const void *beta, const void *c, void *layout_c, void *d, void *layout_d,
                    const algorithm *algo, void *workspace, size_t bytes, dry_stream stream) {
-    (void)handle, (void)operation, (void)alpha, (void)a, (void)b, (void)layout_b, (void)beta, (void)c, (void)layout_c, (void)d,
-        (void)algo, (void)workspace, (void)bytes;
+    (void)handle, (void)operation, (void)alpha, (void)a, (void)b, (void)layout_b, (void)beta, (void)c, (void)layout_c,
+        (void)d, (void)algo, (void)workspace, (void)bytes;
     if (dry_load_products(dry_current_device()) != cudaSuccess) return ALLOC_FAILED;
     dry_count_kernel(stream);
     /* The result has m x n elements and the first matrix m x k, transposed or not. */

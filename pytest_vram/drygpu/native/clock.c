@@ -2,12 +2,11 @@
  *
  * A block that several streams use is free for reuse when the last of them has come past it, and PyTorch asks for that
  * with an event. If every event were complete at once, the block would be reused earlier than on a card whose host has
- * run ahead of it. So each piece of work takes as long here as its bytes or operations need at the rates below, one
- * after another in its stream; a stream waits for the events it is told to wait for; and the host goes on at once, until
- * it waits for the device or fills the launch queue. Then an event is complete when the host's time has passed it.
+ * run ahead of it. So each piece of work takes as long here as its bytes or operations need at the rates below. Work of
+ * one stream runs in order, and a stream waits for the events that it is told to wait for. The host goes on at once,
+ * until it waits for the device or the launch queue is full. An event is complete when the host's time has passed it.
  *
- * Only the order matters: whether the host waits before it asks. Rates that are wrong by half seldom change it. All times
- * are in microseconds, and the same in every run.
+ * Only the order of these times has an effect. All times are in microseconds, and the same in every run.
  */
 #include <cuda_runtime_api.h>
 
@@ -15,16 +14,16 @@
 #include "stream.h"
 
 /* None of these was measured here; the rates are what such links and cards reach in general. */
-#define HOST_EACH 10.0     /* the host's time for one launch, with the Python code that leads to it */
-#define SHORTEST 2.0       /* of the device, for the smallest kernel */
-#define LAUNCH_QUEUE 1024  /* launches that a device has not begun; a further one waits */
-#define THREAD_BYTES 24.0  /* that a thread of an elementwise kernel moves: four bf16 numbers of two tensors into a third */
-#define HOST_LINK 20e3     /* bytes a microsecond between host and device, 16 lanes of PCIe 4 */
-#define RANKS_BY_HOST 5e3  /* bytes a microsecond that a collective moves between cards: through the host's memory, */
-#define RANKS_BY_PCIE 10e3 /* over PCIe, */
-#define RANKS_SWITCHED 200e3 /* and through a switch */
-#define SWITCHED_CHANNELS 16 /* NCCL opens as many or more only through a switch */
-#define POLL_MOST 30       /* doublings */
+#define HOST_EACH 10.0        /* the host's time for one launch, with the Python code that leads to it */
+#define SHORTEST 2.0          /* the device's time for the smallest kernel */
+#define LAUNCH_QUEUE 1024     /* launches that a device has not finished; a further one waits */
+#define THREAD_BYTES 24.0     /* of a thread of an elementwise kernel: four bf16 numbers from two tensors into a third */
+#define HOST_LINK 20e3        /* bytes a microsecond between host and device: 16 lanes of PCIe 4 */
+#define RANKS_BY_HOST 5e3     /* bytes a microsecond from card to card through the host's memory, */
+#define RANKS_BY_PCIE 10e3    /* over PCIe, */
+#define RANKS_SWITCHED 200e3  /* and through a switch */
+#define SWITCHED_CHANNELS 16  /* NCCL opens as many or more only through a switch */
+#define POLL_MOST 30          /* doublings */
 
 static double host; /* the host's time; its threads give work to the device one after another */
 static double defaults[DRY_MAX_DEVICES], last[DRY_MAX_DEVICES]; /* ends of the default stream, and of all streams */
@@ -71,7 +70,9 @@ void dry_clock_spend(dry_stream stream, double time) {
 }
 
 /* ---- what work takes ---- */
-static double memory_rate(void) { return (double)dry_the_card()->memory_clock_khz * 2 * dry_the_card()->bus_bits / 8 / 1e3; }
+static double memory_rate(void) {
+    return (double)dry_the_card()->memory_clock_khz * 2 * dry_the_card()->bus_bits / 8 / 1e3;
+}
 
 double dry_time_of_threads(uint64_t threads) { return (double)threads * THREAD_BYTES / later(memory_rate(), 1); }
 
@@ -117,9 +118,8 @@ void dry_clock_follow(dry_stream stream, double time) {
     dry_unlock();
 }
 
-/* Whoever asks again and again waits: each time that brings no answer takes twice as long as the one before. A thread
- * that gives the device no work, such as NCCL's watchdog, only waits for others; what it does while the device works has
- * no place in this time, and so everything is complete when it looks. */
+/* Whoever asks again and again waits: each question in a row takes twice as long as the one before. A thread that gives
+ * the device no work, such as NCCL's watchdog, has no place in this time: when it looks, everything is complete. */
 int dry_clock_reached(double time) {
     if (!gives_work) return 1;
     dry_lock();

@@ -150,9 +150,9 @@ void dry_count_stream_wait(dry_stream stream);   /* the same for a stream */
 void dry_count_blocking_copy(dry_stream stream); /* the same, by a copy just counted */
 
 /* ---- clock.c: the made-up time, in microseconds, that tells which events are complete ---- */
-void dry_clock_issue(dry_stream stream);              /* the host gives the stream work, which takes the shortest time */
-void dry_clock_spend(dry_stream stream, double time); /* the work given last takes longer by this */
-double dry_clock_end(dry_stream stream);              /* when all work of the stream will be done */
+void dry_clock_issue(dry_stream stream);               /* the host gives the stream work of the shortest time */
+void dry_clock_spend(dry_stream stream, double time);  /* the work given last takes longer by this */
+double dry_clock_end(dry_stream stream);               /* when all work of the stream will be done */
 void dry_clock_follow(dry_stream stream, double time); /* the stream's next work begins after this */
 void dry_clock_wait(double time);                     /* the host waits */
 void dry_clock_wait_device(int device);

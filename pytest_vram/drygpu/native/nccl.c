@@ -36,12 +36,12 @@ enum { SENDS = 1, RECEIVES = 2 };
 /* With each collective too: a test may use a communicator that an earlier one opened. */
 static void note_buffers(void) {
     if (dry_ring_bytes(2))
-        dry_note("NCCL: large tensors are not moved from rank to rank, and how long that takes is made up; a communicator's "
-                 "buffers on the card are counted by NCCL's own rule, for as many channels as it reported on machines "
-                 "with such cards");
+        dry_note("NCCL: large tensors are not moved from rank to rank, and how long that takes is made up; a "
+                 "communicator's buffers on the card are counted by NCCL's own rule, for as many channels as it reported "
+                 "on machines with such cards");
     else
-        dry_note("NCCL: large tensors are not moved from rank to rank, and how long that takes is made up; such cards are "
-                 "taken not to reach each other's memory, so that a communicator's buffers are in the host's");
+        dry_note("NCCL: large tensors are not moved from rank to rank, and how long that takes is made up; such cards "
+                 "are taken not to reach each other's memory, so that a communicator's buffers are in the host's");
 }
 
 static int take(communicator c, size_t bytes) {

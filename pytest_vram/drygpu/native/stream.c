@@ -1,4 +1,4 @@
-/* Streams and events. Everything is complete the moment it is asked for; only capture has to be remembered. */
+/* Streams and events. When they are complete, the made-up time of clock.c says; capture has to be remembered here. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -106,10 +106,10 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
-    cudaError_t error = dry_fail(dry_capture_of(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
-    if (error == cudaSuccess) dry_clock_wait_stream(stream);
-    if (error == cudaSuccess) dry_count_stream_wait(stream);
-    return error;
+    if (dry_capture_of(stream)) return dry_fail(cudaErrorStreamCaptureUnsupported);
+    dry_clock_wait_stream(stream);
+    dry_count_stream_wait(stream);
+    return dry_fail(cudaSuccess);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
@@ -184,10 +184,10 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
-    cudaError_t error = dry_fail(event->capture && event->capture->active ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
-    if (error == cudaSuccess) dry_clock_wait(event->time);
-    if (error == cudaSuccess && event->recorded) dry_count_wait(event->device);
-    return error;
+    if (event->capture && event->capture->active) return dry_fail(cudaErrorStreamCaptureUnsupported);
+    dry_clock_wait(event->time);
+    if (event->recorded) dry_count_wait(event->device);
+    return dry_fail(cudaSuccess);
 }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
