@@ -1,4 +1,4 @@
-"""Memory blocks that streams share, and how much more of them a card holds whose streams lag behind the program."""
+"""Memory blocks that streams share, and how many bytes of them depend on how far the streams are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ NAME = "blocks shared between streams"
 
 
 def text(size: int) -> str:
-    """Return the text of the note: a card may need ``size`` bytes more."""
+    """Return the text of the note: a card may need ``size`` bytes more or less."""
     return (
-        "each is reused as soon as the program frees it; a card whose streams lag behind reserves up to "
-        f"{size:,} bytes more"
+        "each is reused when the streams that use it have come past it, by a made-up time; a card whose streams are "
+        f"slower or faster reserves up to {size:,} bytes more or less"
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MEASURED = "as far off as measured runs with the same assumptions were"
 WORKSPACE = "if the largest workspace is off as it was in measured runs"
 LIBRARY = "if the largest workspace that the library does not tell is as large as it may be"
-SHARED = "with the blocks that streams share, if they lag behind"
+SHARED = "with the blocks that streams share, if they are slower or faster than taken"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ _RULES = (
     _Rule(names=("cuSOLVER (",), basis=LIBRARY, more=4.2, segments=1),
     _Rule(names=("cuSOLVER",), basis=LIBRARY, less=1.0, more=1.0, segments=1),
     _Rule(names=("cuFFT (",), basis=LIBRARY, more=2.0),
-    _Rule(names=(shared_blocks.NAME,), basis=SHARED, more=1.0, allocated=False),
+    _Rule(names=(shared_blocks.NAME,), basis=SHARED, less=1.0, more=1.0, allocated=False),
 )
 
 

@@ -37,12 +37,19 @@ const char *cublasLtGetStatusString(int status) {
     return status == OK ? "success" : "the requested functionality is not supported";
 }
 
-/* Callers never look into a descriptor, so 64 zeroed bytes serve, allocated here or in the caller's storage. */
+/* Callers never look into a descriptor, so 64 zeroed bytes serve, allocated here or in the caller's storage. That of a
+ * matrix holds its size, from which the time of a product follows. */
+typedef struct {
+    uint64_t rows, columns, count; /* the count is 0 until it is set */
+} layout;
+enum { LAYOUT_BATCH_COUNT = 5 }; /* cublasLtMatrixLayoutAttribute_t */
 static int make(void **descriptor) { return (*descriptor = calloc(1, 64)) ? OK : ALLOC_FAILED; }
 int cublasLtMatmulDescCreate(void **d, int compute, int scale) { return (void)compute, (void)scale, make(d); }
 int cublasLtMatrixLayoutCreate(void **d, int type, uint64_t rows, uint64_t columns, int64_t leading) {
-    (void)type, (void)rows, (void)columns, (void)leading;
-    return make(d);
+    (void)type, (void)leading;
+    int status = make(d);
+    if (status == OK) *(layout *)*d = (layout){.rows = rows, .columns = columns};
+    return status;
 }
 int cublasLtMatmulPreferenceCreate(void **d) { return make(d); }
 int cublasLtMatrixTransformDescCreate(void **d, int scale) { return (void)scale, make(d); }
@@ -52,8 +59,10 @@ int cublasLtMatmulDescInit_internal(void *d, size_t size, int compute, int scale
 int cublasLtMatmulPreferenceInit_internal(void *d, size_t size) { return memset(d, 0, size), OK; }
 int cublasLtMatrixLayoutInit_internal(void *d, size_t size, int type, uint64_t rows, uint64_t columns,
                                       int64_t leading) {
-    (void)type, (void)rows, (void)columns, (void)leading;
-    return memset(d, 0, size), OK;
+    (void)type, (void)leading;
+    memset(d, 0, size);
+    if (size >= sizeof(layout)) *(layout *)d = (layout){.rows = rows, .columns = columns};
+    return OK;
 }
 int cublasLtMatmulDescDestroy(void *d) { return free(d), OK; }
 int cublasLtMatrixLayoutDestroy(void *d) { return free(d), OK; }
@@ -65,7 +74,8 @@ int cublasLtMatmulDescSetAttribute(void *d, int a, const void *v, size_t n) {
     return (void)d, (void)a, (void)n, accept(v);
 }
 int cublasLtMatrixLayoutSetAttribute(void *d, int a, const void *v, size_t n) {
-    return (void)d, (void)a, (void)n, accept(v);
+    if (a == LAYOUT_BATCH_COUNT && v != NULL && n == sizeof(int32_t)) ((layout *)d)->count = *(const uint32_t *)v;
+    return OK;
 }
 int cublasLtMatmulPreferenceSetAttribute(void *d, int a, const void *v, size_t n) {
     return (void)d, (void)a, (void)n, accept(v);
@@ -112,10 +122,16 @@ int cublasLtMatmulAlgoCheck(void *handle, void *operation, void *a, void *b, voi
 int cublasLtMatmul(void *handle, void *operation, const void *alpha, const void *a, void *layout_a, const void *b,
                    void *layout_b, const void *beta, const void *c, void *layout_c, void *d, void *layout_d,
                    const algorithm *algo, void *workspace, size_t bytes, dry_stream stream) {
-    (void)handle, (void)operation, (void)alpha, (void)a, (void)layout_a, (void)b, (void)layout_b, (void)beta, (void)c,
-        (void)layout_c, (void)d, (void)layout_d, (void)algo, (void)workspace, (void)bytes;
+    (void)handle, (void)operation, (void)alpha, (void)a, (void)b, (void)layout_b, (void)beta, (void)c, (void)layout_c,
+        (void)d, (void)algo, (void)workspace, (void)bytes;
     if (dry_load_products(dry_current_device()) != cudaSuccess) return ALLOC_FAILED;
-    return dry_count_kernel(stream), OK;
+    dry_count_kernel(stream);
+    /* The result has m x n elements and the first matrix m x k, transposed or not. */
+    const layout *left = layout_a, *result = layout_d;
+    if (left != NULL && result != NULL && result->rows > 0)
+        dry_clock_spend(stream, dry_time_of_product(2.0 * left->rows * left->columns * result->columns *
+                                                    (result->count ? result->count : 1)));
+    return OK;
 }
 int cublasLtMatrixTransform(void *handle, void *operation, const void *alpha, const void *a, void *layout_a,
                             const void *beta, const void *b, void *layout_b, void *c, void *layout_c,

@@ -100,7 +100,7 @@ cudaError_t cudaMemcpyToSymbolAsync(const void *symbol, const void *source, size
 static cudaError_t fill_rows(void *destination, size_t pitch, int value, size_t width, size_t height,
                              cudaStream_t stream) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
-    dry_count_fill(stream);
+    dry_count_fill(width * height, stream);
     if (dry_is_capturing(stream)) return cudaSuccess;
     unsigned char byte = (unsigned char)value;
     for (size_t row = 0; row < height; row++)

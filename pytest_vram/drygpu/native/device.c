@@ -53,6 +53,7 @@ cudaError_t cudaInitDevice(int device, unsigned device_flags, unsigned flags) {
 cudaError_t cudaDeviceSynchronize(void) {
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
+    dry_clock_wait_device(device);
     dry_count_wait(device);
     return cudaSuccess;
 }

@@ -180,7 +180,7 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, CUstre
 
 static CUresult fill(CUdeviceptr to, const void *pattern, size_t width, size_t count, CUstream stream) {
     if (dry_ready() < 0) return CUDA_ERROR_NO_DEVICE;
-    dry_count_fill(stream);
+    dry_count_fill(width * count, stream);
     if (dry_is_capturing(stream)) return CUDA_SUCCESS;
     return dry_fill((void *)to, pattern, width, count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

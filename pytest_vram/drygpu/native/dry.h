@@ -139,18 +139,33 @@ enum { DRY_HOST_TO_HOST = -1, DRY_TO_DEVICE, DRY_TO_HOST, DRY_ON_DEVICE, DRY_DIR
 typedef struct {
     uint64_t kernels, graphs, fills, waits;
     uint64_t copies[DRY_DIRECTIONS], copied_bytes[DRY_DIRECTIONS];
+    double time; /* of a graph: see clock.c */
 } dry_work;
 void dry_count_kernel(dry_stream stream);
-void dry_count_fill(dry_stream stream);
+void dry_count_fill(size_t bytes, dry_stream stream);
 void dry_count_copy(int direction, size_t bytes, dry_stream stream);
 void dry_count_graph(const dry_work *graph, dry_stream stream);
 void dry_count_wait(int device);                 /* the host waits for the device, or for an event on it */
 void dry_count_stream_wait(dry_stream stream);   /* the same for a stream */
 void dry_count_blocking_copy(dry_stream stream); /* the same, by a copy just counted */
 
+/* ---- clock.c: the made-up time, in microseconds, that tells which events are complete ---- */
+void dry_clock_issue(dry_stream stream);               /* the host gives the stream work of the shortest time */
+void dry_clock_spend(dry_stream stream, double time);  /* the work given last takes longer by this */
+double dry_clock_end(dry_stream stream);               /* when all work of the stream will be done */
+void dry_clock_follow(dry_stream stream, double time); /* the stream's next work begins after this */
+void dry_clock_wait(double time);                     /* the host waits */
+void dry_clock_wait_device(int device);
+void dry_clock_wait_stream(dry_stream stream);
+int dry_clock_reached(double time); /* is it over by the host's time? */
+double dry_time_of_threads(uint64_t threads);
+double dry_time_of_copy(int direction, size_t bytes);
+double dry_time_of_collective(double bytes); /* that one rank sends */
+double dry_time_of_product(double operations);
+
 /* ---- launch.c ---- */
 uint64_t dry_launch_count(void); /* how many kernels were launched so far */
-int dry_launch(const void *function, unsigned block_threads, size_t shared_bytes, dry_stream stream);
+int dry_launch(const void *function, unsigned block_threads, uint64_t blocks, size_t shared_bytes, dry_stream stream);
 
 /* ---- error.c ---- */
 int dry_fail(int error); /* remembers a runtime error for cudaGetLastError and returns it */

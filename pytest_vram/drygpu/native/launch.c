@@ -109,7 +109,7 @@ cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, 
 static uint64_t launches; /* the time between two events is made up from them */
 uint64_t dry_launch_count(void) { return __atomic_load_n(&launches, __ATOMIC_RELAXED); }
 
-int dry_launch(const void *function, unsigned block_threads, size_t shared, dry_stream stream) {
+int dry_launch(const void *function, unsigned block_threads, uint64_t blocks, size_t shared, dry_stream stream) {
     int device = dry_ready();
     if (device < 0) return cudaErrorNoDevice;
     if (block_threads == 0 || block_threads > 1024 ||
@@ -121,6 +121,7 @@ int dry_launch(const void *function, unsigned block_threads, size_t shared, dry_
     if (error != cudaSuccess) return error;
     __atomic_add_fetch(&launches, 1, __ATOMIC_RELAXED);
     dry_count_kernel(stream);
+    dry_clock_spend(stream, dry_time_of_threads(blocks * block_threads));
     dry_is_capturing(stream);
     return cudaSuccess;
 }
@@ -128,7 +129,8 @@ int dry_launch(const void *function, unsigned block_threads, size_t shared, dry_
 static cudaError_t launch(const void *function, dim3 grid, dim3 block, size_t shared, cudaStream_t stream) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)
         return dry_fail(cudaErrorInvalidConfiguration);
-    return dry_fail(dry_launch(function, block.x * block.y * block.z, shared, stream));
+    uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
+    return dry_fail(dry_launch(function, block.x * block.y * block.z, blocks, shared, stream));
 }
 
 cudaError_t cudaLaunchKernel(const void *function, dim3 grid, dim3 block, void **arguments, size_t shared,

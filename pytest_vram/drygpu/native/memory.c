@@ -61,7 +61,9 @@ cudaError_t cudaMalloc(void **pointer, size_t bytes) {
 }
 
 cudaError_t cudaFree(void *pointer) {
-    if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
+    int device = dry_ready();
+    if (device < 0) return dry_fail(cudaErrorNoDevice);
+    dry_clock_wait_device(device);
     return dry_fail(dry_free((uintptr_t)pointer));
 }
 cudaError_t cudaFreeAsync(void *pointer, cudaStream_t stream) { return (void)stream, cudaFree(pointer); }

@@ -62,7 +62,7 @@ static CUresult launch(CUfunction function, unsigned gx, unsigned gy, unsigned g
                        CUstream stream) {
     if (function == NULL) return CUDA_ERROR_INVALID_HANDLE;
     if (gx == 0 || gy == 0 || gz == 0) return CUDA_ERROR_INVALID_VALUE;
-    return R(dry_launch(function, threads, shared, stream));
+    return R(dry_launch(function, threads, (uint64_t)gx * gy * gz, shared, stream));
 }
 CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                         unsigned bz, unsigned shared, CUstream stream, void **arguments, void **extra) {

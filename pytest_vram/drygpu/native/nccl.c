@@ -36,11 +36,12 @@ enum { SENDS = 1, RECEIVES = 2 };
 /* With each collective too: a test may use a communicator that an earlier one opened. */
 static void note_buffers(void) {
     if (dry_ring_bytes(2))
-        dry_note("NCCL: large tensors are not moved from rank to rank; a communicator's buffers on the card are counted by "
-                 "NCCL's own rule, for as many channels as it reported on machines with such cards");
+        dry_note("NCCL: large tensors are not moved from rank to rank, and how long that takes is made up; a "
+                 "communicator's buffers on the card are counted by NCCL's own rule, for as many channels as it reported "
+                 "on machines with such cards");
     else
-        dry_note("NCCL: large tensors are not moved from rank to rank; such cards are taken not to reach each other's "
-                 "memory, so that a communicator's buffers are in the host's");
+        dry_note("NCCL: large tensors are not moved from rank to rank, and how long that takes is made up; such cards "
+                 "are taken not to reach each other's memory, so that a communicator's buffers are in the host's");
 }
 
 static int take(communicator c, size_t bytes) {
@@ -179,9 +180,11 @@ static size_t width(int type) {
     return type >= 0 && type < (int)sizeof widths ? widths[type] : 4;
 }
 
-static int begin(communicator c, dry_stream stream) {
+/* `parts` of so many elements are what one rank sends in a ring. */
+static int begin(communicator c, double parts, size_t count, int type, dry_stream stream) {
     note_buffers();
     dry_count_kernel(stream);
+    if (c->size > 1) dry_clock_spend(stream, dry_time_of_collective(parts * (double)(count * width(type))));
     return connect_rings(c);
 }
 
@@ -191,50 +194,52 @@ static int move(void *to, const void *from, size_t count, int type, dry_stream s
 }
 
 int ncclAllReduce(const void *from, void *to, size_t count, int type, int op, communicator c, dry_stream stream) {
-    int status = begin(c, stream);
+    int status = begin(c, 2.0 * (c->size - 1) / c->size, count, type, stream);
     return (void)op, status == OK ? move(to, from, count, type, stream) : status;
 }
 int ncclReduce(const void *from, void *to, size_t count, int type, int op, int root, communicator c,
                dry_stream stream) {
-    int status = begin(c, stream);
+    int status = begin(c, 1, count, type, stream);
     return (void)op, status == OK && root == c->rank ? move(to, from, count, type, stream) : status;
 }
 int ncclBroadcast(const void *from, void *to, size_t count, int type, int root, communicator c, dry_stream stream) {
-    int status = begin(c, stream);
+    int status = begin(c, 1, count, type, stream);
     return status == OK && root == c->rank ? move(to, from, count, type, stream) : status;
 }
 int ncclAllGather(const void *from, void *to, size_t count, int type, communicator c, dry_stream stream) {
-    int status = begin(c, stream);
+    int status = begin(c, c->size - 1, count, type, stream);
     for (int rank = 0; rank < c->size && status == OK; rank++)
         status = move((char *)to + (size_t)rank * count * width(type), from, count, type, stream);
     return status;
 }
 int ncclReduceScatter(const void *from, void *to, size_t count, int type, int op, communicator c, dry_stream stream) {
-    int status = begin(c, stream);
+    int status = begin(c, c->size - 1, count, type, stream);
     if (status != OK) return status;
     return (void)op, move(to, (const char *)from + (size_t)c->rank * count * width(type), count, type, stream);
 }
 int ncclBcast(void *buffer, size_t count, int type, int root, communicator c, dry_stream stream) { /* in place */
-    return (void)buffer, (void)count, (void)type, (void)root, begin(c, stream);
+    return (void)buffer, (void)root, begin(c, 1, count, type, stream);
 }
 int ncclGroupStart(void) { return OK; }
 int ncclGroupEnd(void) { return OK; }
 /* What is sent and received between ncclGroupStart and ncclGroupEnd is one kernel on a card, and one each here. */
-static int transfer(int peer, int direction, communicator c, dry_stream stream) {
+static int transfer(size_t bytes, int peer, int direction, communicator c, dry_stream stream) {
     note_buffers();
     dry_count_kernel(stream);
+    if (peer != c->rank) dry_clock_spend(stream, dry_time_of_collective((double)bytes));
     return connect_peer(c, peer, direction);
 }
 int ncclSend(const void *from, size_t count, int type, int peer, communicator c, dry_stream stream) {
-    return (void)from, (void)count, (void)type, transfer(peer, SENDS, c, stream);
+    return (void)from, transfer(count * width(type), peer, SENDS, c, stream);
 }
 int ncclRecv(void *to, size_t count, int type, int peer, communicator c, dry_stream stream) {
-    return (void)to, (void)count, (void)type, transfer(peer, RECEIVES, c, stream);
+    return (void)to, transfer(count * width(type), peer, RECEIVES, c, stream);
 }
 int ncclAlltoAll(const void *from, void *to, size_t count, int type, communicator c, dry_stream stream) {
     int status = OK;
     note_buffers();
     dry_count_kernel(stream);
+    dry_clock_spend(stream, dry_time_of_collective((double)(count * width(type)) * (c->size - 1)));
     for (int peer = 0; peer < c->size && status == OK; peer++) {
         status = connect_peer(c, peer, SENDS);
         if (status == OK) status = connect_peer(c, peer, RECEIVES);

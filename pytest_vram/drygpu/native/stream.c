@@ -1,4 +1,4 @@
-/* Streams and events. Everything is complete the moment it is asked for; only capture has to be remembered. */
+/* Streams and events. When they are complete, the made-up time of clock.c says; capture has to be remembered here. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -100,19 +100,23 @@ int dry_stream_device(cudaStream_t stream) { return is_default(stream) ? dry_cur
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
-    return dry_fail(dry_capture_of(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+    if (dry_capture_of(stream)) return dry_fail(cudaErrorStreamCaptureUnsupported);
+    return dry_clock_reached(dry_clock_end(stream)) ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    cudaError_t error = cudaStreamQuery(stream);
-    if (error == cudaSuccess) dry_count_stream_wait(stream);
-    return error;
+    if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
+    if (dry_capture_of(stream)) return dry_fail(cudaErrorStreamCaptureUnsupported);
+    dry_clock_wait_stream(stream);
+    dry_count_stream_wait(stream);
+    return dry_fail(cudaSuccess);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
     (void)flags;
     if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
     if (event->capture != NULL && event->capture->active) dry_join_capture(stream, event->capture);
+    dry_clock_follow(stream, event->time);
     return cudaSuccess;
 }
 
@@ -163,6 +167,7 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
     event->launches = dry_launch_count();
     event->plans = dry_dnn_executions();
     event->recorded = 1;
+    event->time = dry_clock_end(stream);
     event->capture = dry_capture_of(stream);
     return cudaSuccess;
 }
@@ -173,13 +178,16 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
-    return dry_fail(event->capture && event->capture->active ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+    if (event->capture && event->capture->active) return dry_fail(cudaErrorStreamCaptureUnsupported);
+    return dry_clock_reached(event->time) ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    cudaError_t error = cudaEventQuery(event);
-    if (error == cudaSuccess && event->recorded) dry_count_wait(event->device);
-    return error;
+    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
+    if (event->capture && event->capture->active) return dry_fail(cudaErrorStreamCaptureUnsupported);
+    dry_clock_wait(event->time);
+    if (event->recorded) dry_count_wait(event->device);
+    return dry_fail(cudaSuccess);
 }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {

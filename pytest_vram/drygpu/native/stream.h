@@ -21,12 +21,14 @@ struct CUstream_st {
     unsigned flags;
     int priority;
     uint64_t id;
+    double end; /* see clock.c */
     struct dry_capture *capture;
 };
 
 struct CUevent_st {
     int device, recorded;
     unsigned flags;
+    double time; /* when it is complete: see clock.c */
     uint64_t launches, plans; /* kernels and cuDNN plans before it, from which its time is made up */
     struct dry_capture *capture;
 };

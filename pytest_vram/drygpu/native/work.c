@@ -24,20 +24,31 @@ static dry_work *work_of(dry_stream stream) {
     return capture != NULL ? &capture->graph->work : &done[dry_stream_device(stream)];
 }
 
-void dry_count_kernel(dry_stream stream) { add(&work_of(stream)->kernels, 1); }
+void dry_count_kernel(dry_stream stream) {
+    add(&work_of(stream)->kernels, 1);
+    dry_clock_issue(stream);
+}
 
-void dry_count_fill(dry_stream stream) { add(&work_of(stream)->fills, 1); }
+void dry_count_fill(size_t bytes, dry_stream stream) {
+    add(&work_of(stream)->fills, 1);
+    dry_clock_issue(stream);
+    dry_clock_spend(stream, dry_time_of_copy(DRY_ON_DEVICE, bytes / 2)); /* it only writes */
+}
 
 void dry_count_copy(int direction, size_t bytes, dry_stream stream) {
     dry_work *work = work_of(stream);
     if (direction == DRY_HOST_TO_HOST || bytes == 0) return;
     add(&work->copies[direction], 1);
     add(&work->copied_bytes[direction], bytes);
+    dry_clock_issue(stream);
+    dry_clock_spend(stream, dry_time_of_copy(direction, bytes));
 }
 
 void dry_count_graph(const dry_work *graph, dry_stream stream) {
     dry_work *work = work_of(stream);
     add(&work->graphs, 1);
+    dry_clock_issue(stream);
+    dry_clock_spend(stream, graph->time);
     add(&work->kernels, graph->kernels);
     add(&work->fills, graph->fills);
     for (int i = 0; i < DRY_DIRECTIONS; i++) {
@@ -60,6 +71,7 @@ void dry_count_blocking_copy(dry_stream stream) {
     dry_count_wait(dry_stream_device(stream));
     has_waited = 1;
     waited_for = stream;
+    dry_clock_wait_stream(stream);
 }
 
 /* ---- read by drygpu/driver.py: the order is that of pytest_vram.memory.Work ---- */

@@ -1,9 +1,10 @@
-"""How much memory a card may need beyond a dry GPU's figure, because its streams lag behind the program.
+"""How many bytes of a figure depend on how far a card's streams lag behind the program.
 
 A tensor that another stream uses (``Tensor.record_stream``) is not free for reuse when the program frees it, but when
-that stream has come so far. A dry GPU has no streams that lag: the block is reused at once, which is the least that a
-card needs. The most follows from two rules of CUDA. No stream lags when the host has just waited for the device. And
-the host cannot be more than a launch queue ahead: launching blocks when the queue is full.
+that stream has come so far. When that is, a dry GPU decides by a made-up time (``native/clock.c``), and a card's
+streams may be slower or faster. At the least none of them lags, and each block is reused at once. The most follows from
+two rules of CUDA. No stream lags when the host has just waited for the device. And the host cannot be more than a
+launch queue ahead: launching blocks when the queue is full.
 
 Records that C++ code makes (NCCL's collectives, autograd for gradients that cross streams) are not seen here.
 """
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LAUNCH_QUEUE = 1024
-"""Kernels that CUDA queues before a launch waits. A number from general knowledge: NVIDIA does not promise it, and
-it was not measured."""
+"""Kernels that CUDA queues before a launch waits, as in ``native/clock.c``. It is generally known; NVIDIA does not
+promise it, and it was not measured."""
 
 
 class Lag:
