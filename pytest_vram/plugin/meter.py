@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_vram.drygpu.cards import context_notes
 from pytest_vram.errors import VramBudgetExceeded
 from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, merged
 from pytest_vram.plugin.failure import budget_message
@@ -22,7 +23,7 @@ from pytest_vram.probe.reporter import now
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_vram.memory import Holder, Note, Process, Work
+    from pytest_vram.memory import Device, Holder, Note, Process, Work
     from pytest_vram.plugin.figures import Share
     from pytest_vram.probe.children import Children
     from pytest_vram.probe.intervals import Interval, Intervals
@@ -197,7 +198,7 @@ class Meter:
                     ooms=(now.ooms if now else 0) - (earlier.ooms if earlier else 0),
                     host_reads=self.probe.host_reads() if index == 0 else (),
                     contaminated=contaminated[index],
-                    notes=self._noted(),
+                    notes=self._noted(device),
                     work=work[index],
                 )
             )
@@ -214,10 +215,11 @@ class Meter:
             for m in measurements
         )
 
-    def _noted(self) -> tuple[Note, ...]:
+    def _noted(self, device: Device) -> tuple[Note, ...]:
         """Return every assumption since the test began; they are kept here because each example resets the probe's."""
         self._notes.update(dict.fromkeys(self.probe.notes()))
-        return merged(self._notes)
+        of_context = device.kind == "dry" and self.budget is not None and self.budget.metric == "device"
+        return merged([*self._notes, *(context_notes(device.name) if of_context else ())])
 
     def processes(self, since: float | None = None) -> tuple[Process, ...]:
         """Return the child processes that used a GPU and count for the test.
