@@ -31,7 +31,10 @@ AUTOTUNING = (
 FUSION = "torch.compile decided by timing whether to fuse kernels: they are fused"
 
 
-_KERNELS = ("pytest_vram.drygpu.values", "pytest_vram.drygpu.driver", "pytest_vram.drygpu.notes")
+_KERNELS = (
+    *("pytest_vram.drygpu.values", "pytest_vram.drygpu.driver", "pytest_vram.drygpu.notes"),
+    "pytest_vram.torch_private",
+)
 """The package and modules whose functions run within torch's operators."""
 
 
