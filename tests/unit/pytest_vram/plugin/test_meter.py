@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from pytest_vram.drygpu.cards import IDLE_CONTEXT
 from pytest_vram.memory import Budget, Device, Peak
-from pytest_vram.memory.budget import Metric
-from pytest_vram.memory.device import Kind
 from pytest_vram.plugin.meter import Meter
 from pytest_vram.probe.base import PlainProbe
 from pytest_vram.probe.intervals import Intervals
+
+if TYPE_CHECKING:
+    from pytest_vram.memory.budget import Metric
+    from pytest_vram.memory.device import Kind
 
 
 class OneCard(PlainProbe):
