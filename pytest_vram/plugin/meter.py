@@ -198,7 +198,7 @@ class Meter:
                     ooms=(now.ooms if now else 0) - (earlier.ooms if earlier else 0),
                     host_reads=self.probe.host_reads() if index == 0 else (),
                     contaminated=contaminated[index],
-                    notes=self._noted(device),
+                    notes=merged([*self._noted(), *self._of_context(device)]),
                     work=work[index],
                 )
             )
@@ -215,11 +215,15 @@ class Meter:
             for m in measurements
         )
 
-    def _noted(self, device: Device) -> tuple[Note, ...]:
+    def _noted(self) -> tuple[Note, ...]:
         """Return every assumption since the test began; they are kept here because each example resets the probe's."""
         self._notes.update(dict.fromkeys(self.probe.notes()))
-        of_context = device.kind == "dry" and self.budget is not None and self.budget.metric == "device"
-        return merged([*self._notes, *(context_notes(device.name) if of_context else ())])
+        return merged(self._notes)
+
+    def _of_context(self, device: Device) -> tuple[Note, ...]:
+        """Return how far the context can be trusted, which only a budget for all that a dry card holds counts."""
+        counts = device.kind == "dry" and self.budget is not None and self.budget.metric == "device"
+        return context_notes(device.name) if counts else ()
 
     def processes(self, since: float | None = None) -> tuple[Process, ...]:
         """Return the child processes that used a GPU and count for the test.
