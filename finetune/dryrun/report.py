@@ -12,7 +12,7 @@ from finetune.config.cards import dry_ranks
 from finetune.dryrun import assumptions
 from finetune.dryrun.card import named_card
 from pytest_vram.commands.run_page import held_against_card
-from pytest_vram.drygpu.cards import context_caveat, context_source
+from pytest_vram.drygpu.cards import context_caveat, context_notes, context_source
 from pytest_vram.memory import Device, Measurement, Peak, Report
 from pytest_vram.report import files
 from pytest_vram.report.environment import environment
@@ -167,6 +167,7 @@ def as_json(command: str, card: str | None, outcome: Outcome) -> str:
         "total_bytes": outcome.trial.total,
         **_figures(whole),
         "context_source": None if card is None else context_source(named_card(card)),
+        "context_caveat": None if card is None else context_caveat(named_card(card)) or None,
         "out_of_memory": outcome.trial.message or None,
         "notes": [dataclasses.asdict(note) for note in whole.notes],
         "peak_device_spread": None if (bounds := assumptions.spread(whole)) is None else dataclasses.asdict(bounds),
@@ -229,7 +230,7 @@ def _measurement(outcome: Outcome, trial: Trial, device: Device) -> Measurement:
         timeline=recording.timeline if recording else None,
         ooms=int(not outcome.fits),
         host_reads=trial.host_reads,
-        notes=trial.notes,
+        notes=(*trial.notes, *(context_notes(trial.device) if trial.dry else ())),
     )
 
 

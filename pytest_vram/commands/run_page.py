@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_vram.commands.run_processes import concerned
 from pytest_vram.commands.run_summary import ADDED_UP
+from pytest_vram.drygpu.cards import context_notes
 from pytest_vram.memory import (
     Budget,
     Device,
@@ -105,8 +106,8 @@ def _peak(figures: DeviceFigures | CardRecord) -> Peak:
 
 
 def _notes(figures: DeviceFigures, run: RunReport) -> list[Note]:
-    """Return notes about added peaks, missing CUDA functions, and processes that failed or left no figures."""
-    found = [Note(name="processes", text=fault, source="run") for fault in run.faults]
+    """Return notes about the context, added peaks, missing CUDA functions, and processes without sound figures."""
+    found = [*context_notes(run.product), *(Note(name="processes", text=fault, source="run") for fault in run.faults)]
     if figures.at_once > 1:
         found.append(Note(name=f"GPU {figures.index}", text=ADDED_UP, source="run"))
     if run.missing_functions:

@@ -204,6 +204,7 @@ class RunReport:
             "gpu": self.gpu,
             "product": self.product,
             "context_source": self.context_source,
+            "context_caveat": self.context_caveat or None,
             "count": self.count,
             "alloc_conf": self.alloc_conf,
             **{name: None if worst is None else getattr(worst, name) for name in names},

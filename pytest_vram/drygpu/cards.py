@@ -11,6 +11,7 @@ import difflib
 from dataclasses import dataclass
 
 from pytest_vram.errors import VramUsageError
+from pytest_vram.memory.note import Note
 from pytest_vram.units import KIB, MIB
 
 
@@ -332,3 +333,16 @@ def context_source(card: Card) -> str:
 def context_caveat(card: Card) -> str:
     """Say how far a card's context can be trusted, wherever it is shown; empty if it was measured on such a card."""
     return IDLE_CONTEXT if card.growth is None else ""
+
+
+def context_notes(product: str) -> tuple[Note, ...]:
+    """Return the caveat of a context for reports that show all that a dry card holds.
+
+    Args:
+        product: the name that the driver reports.
+
+    Returns:
+        One note, or none if the context was measured on such a card or the table has no card of that name.
+    """
+    caveats = {context_caveat(card) for card in CARDS if card.product == product} - {""}
+    return tuple(Note(name="CUDA context", text=text, source="driver") for text in sorted(caveats))

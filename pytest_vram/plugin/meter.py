@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_vram.drygpu.cards import context_notes
 from pytest_vram.errors import VramBudgetExceeded
 from pytest_vram.memory import Budget, Exceeded, Measurement, Peak, Phase, merged
 from pytest_vram.plugin.failure import budget_message
@@ -22,7 +23,7 @@ from pytest_vram.probe.reporter import now
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_vram.memory import Holder, Note, Process, Work
+    from pytest_vram.memory import Device, Holder, Note, Process, Work
     from pytest_vram.plugin.figures import Share
     from pytest_vram.probe.children import Children
     from pytest_vram.probe.intervals import Interval, Intervals
@@ -197,7 +198,7 @@ class Meter:
                     ooms=(now.ooms if now else 0) - (earlier.ooms if earlier else 0),
                     host_reads=self.probe.host_reads() if index == 0 else (),
                     contaminated=contaminated[index],
-                    notes=self._noted(),
+                    notes=merged([*self._noted(), *self._of_context(device)]),
                     work=work[index],
                 )
             )
@@ -218,6 +219,11 @@ class Meter:
         """Return every assumption since the test began; they are kept here because each example resets the probe's."""
         self._notes.update(dict.fromkeys(self.probe.notes()))
         return merged(self._notes)
+
+    def _of_context(self, device: Device) -> tuple[Note, ...]:
+        """Return how far the context can be trusted, which only a budget for all that a dry card holds counts."""
+        counts = device.kind == "dry" and self.budget is not None and self.budget.metric == "device"
+        return context_notes(device.name) if counts else ()
 
     def processes(self, since: float | None = None) -> tuple[Process, ...]:
         """Return the child processes that used a GPU and count for the test.

@@ -16,6 +16,8 @@ from finetune.model.shapes import load_shape
 from pytest_vram.drygpu import empty_checkpoint
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+QLORA = ("transformers", "peft", "bitsandbytes", "accelerate")
+MEASURED_FINETUNE = "c9b7b33"
 
 
 def build(shape: str = "llama-3.2-1b", *, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> torch.nn.Module:
@@ -116,7 +118,7 @@ def lora_padded_llama1b(marks: Marks) -> None:
     train(marks, model, loss_of, steps=10)
 
 
-@case("transformers", "peft", "bitsandbytes", "accelerate")
+@case(*QLORA)
 def int8_lora_llama1b(marks: Marks) -> None:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -134,7 +136,7 @@ def int8_lora_llama1b(marks: Marks) -> None:
     train(marks, model, lambda _: next_token_loss(model, ids, use_cache=False))
 
 
-@case("transformers", "peft", "bitsandbytes", "accelerate")
+@case(*QLORA, finetune=MEASURED_FINETUNE)
 def ours_int8_llama1b(marks: Marks) -> None:
     from finetune.config.settings import AdapterConfig, ModelConfig, TrainConfig
     from finetune.data.batches import Batch
@@ -226,24 +228,21 @@ def qlora(marks: Marks, recipe: str, shape: str, length: int, *, micro_batch: in
         marks.mark("end")
 
 
-QLORA = ("transformers", "peft", "bitsandbytes", "accelerate")
-
-
 @case(*QLORA)
 def recipe_trainer_mistral_2048(marks: Marks) -> None:
     qlora(marks, "trainer", "mistral-7b", 2048)
 
 
-@case(*QLORA)
+@case(*QLORA, finetune=MEASURED_FINETUNE)
 def recipe_ours_mistral_2048(marks: Marks) -> None:
     qlora(marks, "ours", "mistral-7b", 2048)
 
 
-@case(*QLORA)
+@case(*QLORA, finetune=MEASURED_FINETUNE)
 def recipe_ours_llama8b_8192(marks: Marks) -> None:
     qlora(marks, "ours", "llama-3.1-8b", 8192)
 
 
-@case(*QLORA)
+@case(*QLORA, finetune=MEASURED_FINETUNE)
 def recipe_ours_mistral_512x16(marks: Marks) -> None:
     qlora(marks, "ours", "mistral-7b", 512, micro_batch=16)

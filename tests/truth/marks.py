@@ -22,21 +22,23 @@ class Registered:
         run: the function that runs it.
         packages: the packages whose versions decide what it allocates; torch always does.
         conf: the allocator's settings, as in ``PYTORCH_ALLOC_CONF``.
+        finetune: the commit whose fine-tuner was measured, which has needed less since; ``""`` if the case uses none.
     """
 
     run: Case
     packages: tuple[str, ...]
     conf: str
+    finetune: str
 
 
 CASES: dict[str, Registered] = {}
 
 
-def case(*packages: str, conf: str = "") -> Callable[[Case], Case]:
+def case(*packages: str, conf: str = "", finetune: str = "") -> Callable[[Case], Case]:
     """Register the decorated function as the case of its name."""
 
     def register(function: Case) -> Case:
-        CASES[function.__name__] = Registered(run=function, packages=("torch", *packages), conf=conf)
+        CASES[function.__name__] = Registered(run=function, packages=("torch", *packages), conf=conf, finetune=finetune)
         return function
 
     return register

@@ -93,6 +93,11 @@ def differing(truth: Truth, packages: tuple[str, ...]) -> list[str]:
     return found
 
 
+def changed(case: Any) -> list[str]:
+    """Return what is to be said of a registered case whose fine-tuner is not the one that was measured."""
+    return [f"finetune has changed since commit {case.finetune}, which was measured"] if case.finetune else []
+
+
 def run_dry(case: str, card: str, conf: str, *, timeout: float = 1200) -> dict[str, Any]:
     """Run one case on a dry card, in a process of its own.
 
@@ -224,7 +229,7 @@ def main() -> int:
             f"{row.exact_marks[1]:>4} of {row.exact_marks[0]}",
             flush=True,
         )
-        for line in (*note_lines(row.notes), *bounds_lines(row)):
+        for line in (*changed(registered[name]), *note_lines(row.notes), *bounds_lines(row)):
             print(f"  note: {line}", flush=True)
         if arguments.phases:
             print("\n".join(phase_lines(truth.cases[name], dry)), flush=True)

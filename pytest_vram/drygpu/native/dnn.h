@@ -17,6 +17,7 @@ const void *dry_dnn_device_properties(void); /* the card, as a finalized descrip
 
 /* ---- dnnconv.c ---- */
 int dry_dnn_takes(void *plan);            /* whether a card would take this plan, which has just been made */
+uint64_t dry_dnn_unsaid(const void *plan); /* the part of a plan's workspace that the plan does not name */
 void dry_dnn_drop(const void *plan);      /* the plan is about to be destroyed */
 void dry_dnn_executed(const void *plan);  /* tells it, if it is one of a convolution */
 void dry_dnn_timed(void);                 /* the plan that was run last was run to time it */

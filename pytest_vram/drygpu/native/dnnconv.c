@@ -5,6 +5,7 @@
  */
 #include "dnn.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +18,8 @@ enum { /* cudnnBackendAttributeName_t and cudnnBackendAttributeType_t */
 
 typedef struct {
     const void *plan;
-    uint64_t workspace;
+    uint64_t workspace; /* all of it, `unsaid` included */
+    uint64_t unsaid;    /* the part that the plan does not name */
 } convolution;
 
 static struct {
@@ -44,6 +46,14 @@ static void keep(convolution new) {
     }
     if (convolutions.count < convolutions.room) convolutions.made[convolutions.count++] = new;
     dry_unlock();
+}
+
+uint64_t dry_dnn_unsaid(const void *plan) {
+    dry_lock();
+    size_t i = place_of(plan);
+    uint64_t found = i < convolutions.count ? convolutions.made[i].unsaid : 0;
+    dry_unlock();
+    return found;
 }
 
 void dry_dnn_drop(const void *plan) {
@@ -90,20 +100,53 @@ void pytest_vram_dry_settle(void) {
     if (before.plan != NULL) tell(before.workspace);
 }
 
+/* Whether a plan is that of a weight gradient in fp32, on a card like the one on which these were measured. */
+static int is_measured_gradient(const char *json) {
+    static const char filter[] = "\"finalizeMode\":\"CONV_BWD_FILTER\"", key[] = "\"dataType\":",
+                      value[] = "\"CUDNN_DATA_FLOAT\"";
+    const char *type = strstr(json, key);
+    return dry_the_card()->major == 9 && strstr(json, filter) != NULL && type != NULL &&
+           strncmp(type + strlen(key), value, strlen(value)) == 0;
+}
+
+/* The number that follows `key` in a plan's text; 0 if the text has no such key. */
+static int number_after(const char *json, const char *key) {
+    const char *at = strstr(json, key);
+    return at ? atoi(at + strlen(key)) : 0;
+}
+
+static void tell_as_measured(void) {
+    dry_note("cuDNN weight gradients in fp32: their plans are chosen, and have buffers for partial sums, as on one card of "
+             "compute capability 9.0, not as cuDNN's heuristic ranks and describes them");
+}
+
 /* On an H200 the weight gradients of fp32 convolutions were not computed by the engines that the heuristic names first:
  * the number and size of the allocations are those of the next ones (cuDNN 9.19, three networks). Why is not known, so
  * this is told. */
 static int is_passed_over(const char *json) {
-    static const char filter[] = "\"finalizeMode\":\"CONV_BWD_FILTER\"", id[] = "\"engineId\":",
-                      key[] = "\"dataType\":", value[] = "\"CUDNN_DATA_FLOAT\"";
-    const char *type = strstr(json, key), *engine = strstr(json, id);
-    int number = engine ? atoi(engine + strlen(id)) : 0;
-    int found = dry_the_card()->major == 9 && strstr(json, filter) != NULL && (number == 67 || number == 68) &&
-                type != NULL && strncmp(type + strlen(key), value, strlen(value)) == 0;
-    if (found)
-        dry_note("cuDNN weight gradients in fp32: their plans are chosen as one card of compute capability 9.0 was seen "
-                 "to choose, not as cuDNN's heuristic ranks them");
+    int engine = number_after(json, "\"engineId\":");
+    int found = is_measured_gradient(json) && (engine == 67 || engine == 68);
+    if (found) tell_as_measured();
     return found;
+}
+
+/* A weight gradient may be a sum of several parts that are computed at the same time. Newer engines name the buffers of
+ * the parts (SPLIT_K_BUF) and count them in the workspace. Older ones only name the number of parts, and on an H200 their
+ * workspace was larger by one weight: 9 MiB for one of 512 x 512 x 3 x 3 in VGG-16. */
+static uint64_t partial_sum_bytes(const char *json) {
+    const char *at = strstr(json, "\"dW\":\"");
+    if (at == NULL || !is_measured_gradient(json) || number_after(json, "\"CUDNN_KNOB_TYPE_SPLIT_K\":") < 2) return 0;
+    char name[64];
+    snprintf(name, sizeof name, "\"name\":\"%d\"", atoi(at + strlen("\"dW\":\"")));
+    static const char sizes[] = "\"dim\":[";
+    const char *tensor = strstr(json, name);
+    if (tensor == NULL || (tensor = strstr(tensor, sizes)) == NULL) return 0;
+    tell_as_measured();
+    uint64_t bytes = sizeof(float);
+    char *end = (char *)tensor + strlen(sizes) - 1;
+    do bytes *= strtoull(end + 1, &end, 10);
+    while (*end == ',');
+    return bytes;
 }
 
 /* Looks at a plan that the installed cuDNN has just made; returns whether a card would take it. */
@@ -116,8 +159,9 @@ int dry_dnn_takes(void *plan) {
     if (json != NULL && get(plan, PLAN_JSON, TYPE_CHAR, ROOM - 1, &written, json) == DNN_OK &&
         strstr(json, "\"finalizeMode\":\"CONV_") != NULL) {
         taken = !is_passed_over(json);
+        uint64_t unsaid = partial_sum_bytes(json);
         if (taken && get(plan, PLAN_WORKSPACE_SIZE, TYPE_INT64, 1, &written, &workspace) == DNN_OK)
-            keep((convolution){.plan = plan, .workspace = (uint64_t)workspace});
+            keep((convolution){.plan = plan, .workspace = (uint64_t)workspace + unsaid, .unsaid = unsaid});
     }
     free(json);
     return taken;

@@ -1,8 +1,10 @@
-"""What ``torch.compile`` decides by timing, answered as a card would most likely answer.
+"""``torch.compile`` on a dry GPU: what it decides by timing is answered as a card would most likely answer.
 
 On a dry GPU nothing takes time, so a choice by timing would be a choice by accident. Each function of Inductor that
 decides so is put in a wrapper as soon as its module is imported, and each choice is recorded as a note. Private API of
-torch, as of 2.6 to 2.14: a wrapper whose function is not there is left out.
+torch, as of 2.6 to 2.15: a wrapper whose function is not there is left out.
+
+The dry GPU's own kernels in Python are kept out of what is compiled.
 """
 
 from __future__ import annotations
@@ -29,8 +31,16 @@ AUTOTUNING = (
 FUSION = "torch.compile decided by timing whether to fuse kernels: they are fused"
 
 
+_KERNELS = (
+    *("pytest_vram.drygpu.values", "pytest_vram.drygpu.driver", "pytest_vram.drygpu.notes"),
+    "pytest_vram.torch_private",
+)
+"""The package and modules whose functions run within torch's operators."""
+
+
 def install() -> None:
-    """Wrap the decisions of Inductor, each when its module is imported."""
+    """Wrap the decisions of Inductor, and leave the dry GPU's kernels out, each when its module is imported."""
+    after_import("torch._dynamo.trace_rules", _leave_out)
     after_import("torch._inductor.fx_passes.pad_mm", _pad)
     after_import("torch._inductor.select_algorithm", _select)
     after_import("torch._inductor.scheduler", _fuse)
@@ -42,6 +52,14 @@ def _wrapped(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
     function = getattr(owner, name, None)
     if function is not None:
         setattr(owner, name, wrap(function))
+
+
+def _leave_out() -> None:
+    """Keep ``torch.compile`` from compiling the dry GPU's kernels, which operators between two graphs call."""
+    from torch._dynamo import trace_rules
+
+    for name in _KERNELS:
+        trace_rules.add(name)
 
 
 def _pad() -> None:

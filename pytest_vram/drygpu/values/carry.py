@@ -73,7 +73,7 @@ The list was found by comparing every operator in PyTorch's own database of oper
 
 _CARRIED = frozenset(CARRIED)
 _WRITE_ONLY = {"copy_", "fill_", "zero_", "arange", "eye", "linspace", "range", "randperm", *guesses.DRAWS}
-_SIZED_BY_DATA = {"nonzero", "_unique", "_unique2", "unique_consecutive", "unique_dim", "unique_dim_consecutive"}
+_SIZED_BY_DATA = {"nonzero", *guesses.DISTINCT}
 _LONGEST_ROW_OF_ONE_KERNEL = 2048
 """``mode`` reads nothing back for rows of at most this length (TensorModeKernel.cu of torch 2.6 to 2.15)."""
 

@@ -32,6 +32,9 @@ DRAWN = "random numbers taken as drawn on the CPU, from the same distribution"
 DRAWS = frozenset({"bernoulli_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"})
 """Operators that fill a tensor with random numbers."""
 
+DISTINCT = frozenset({"_unique", "_unique2", "unique_consecutive", "unique_dim", "unique_dim_consecutive"})
+"""Operators that find the distinct values of a tensor, or the distinct slices along one of its dimensions."""
+
 DRAWN_LIMIT = MIB
 """The largest tensor of numbers between 0 and 1 that is drawn, in bytes: a mask over the tokens of a batch."""
 
@@ -205,6 +208,29 @@ def _all_counted(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, 
         _set(count, torch.full((), args[0].numel() // count.numel(), dtype=count.dtype), ALL_TRUE)
 
 
+def _each_once(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Handle the distinct values of unknown ones: each value occurs once, so their number and their counts agree."""
+    ((_, *positions_and_counts),) = outputs
+    for place, part in enumerate(positions_and_counts):
+        if part.numel():
+            values = torch.arange(part.numel()).view(part.shape) if place == 0 else torch.ones((), dtype=part.dtype)
+            _set(part, values, ALL_DISTINCT)
+
+
+def _joined(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Handle cat of some known and some unknown tensors: the parts of its result that are known stay so."""
+    (result,) = outputs
+    parts = [part for part in args[0] if part.numel()]
+    dim = _dimension(args, kwargs, 1, 0) or 0
+    start = 0
+    for part in parts:
+        place = result.narrow(dim, start, part.shape[dim])
+        start += part.shape[dim]
+        known, guess = known_values.vouch((part,))
+        if known and part.dtype == result.dtype and place.is_contiguous():
+            _set(place, known_values.on_cpu(part), guess)
+
+
 def _take_as_true(mask: torch.Tensor) -> None:
     """Remember the guess for later questions about the same mask, so that they get answers that agree."""
     if mask.dtype == torch.bool:
@@ -215,6 +241,7 @@ HANDLERS: dict[str, Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], Non
     "_amp_foreach_non_finite_check_and_unscale_": _nothing_infinite,
     "argmax": _extreme,
     "argmin": _extreme,
+    "cat": _joined,
     "count_nonzero": _all_counted,
     "eq": _equal,
     "isinf": _false,
@@ -229,4 +256,5 @@ HANDLERS: dict[str, Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], Non
     "sum": _all_counted,
     "topk": _top,
     **{name: _draw(name) for name in DRAWS},
+    **dict.fromkeys(DISTINCT, _each_once),
 }

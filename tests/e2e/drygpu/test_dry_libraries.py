@@ -64,6 +64,16 @@ def test_weight_gradients_are_told_of_only_where_they_were_measured(library: Run
     assert noted(found, "cuDNN convolutions: "), "on no card cuDNN's choice is certain"
 
 
+@pytest.mark.usefixtures("asks_cudnn")
+def test_a_weight_gradient_in_parts_has_the_workspace_that_was_measured(library: Run, builds: Toolkit) -> None:
+    if builds.cudnn_version not in (91900, 92400):
+        pytest.skip(f"which plan cuDNN {builds.cudnn_version} takes is not known here")
+    images, weight = 32 * 512 * 28 * 28 * 4, 512 * 512 * 3 * 3 * 4
+    # The images, their gradient and the weight channels last, and a weight of partial sums: 116 MiB on an H200.
+    found = library("weight_gradient", gpu="h200")["workspace"]
+    assert 0 <= found - 2 * (images + weight) < 4096
+
+
 def test_cudnn_is_kept_out_by_a_variable_and_the_run_says_so(library: Run) -> None:
     found = library("convolutions", gpu="h200", PYTEST_VRAM_CUDNN="off")
     assert found["forward"] == 0

@@ -82,6 +82,14 @@ def test_an_unknown_mask_takes_the_largest_size(values: dict[str, Any]) -> None:
     assert values["unknown"]["columns"] == [6, 8]
 
 
+def test_distinct_unknown_values_have_counts_that_agree_with_their_number(values: dict[str, Any]) -> None:
+    """torch's exponential of several matrices splits them by such counts, which it joins with unknown ones."""
+    assert values["unknown"]["counts"] == [48, 8]
+    assert values["unknown"]["inverse"] == [0, 1, 2, 3, 4, 5]
+    assert values["unknown"]["joined"] == [3, 4]
+    assert values["unknown"]["exponentials"] == [16, 8, 8]
+
+
 def test_questions_about_one_unknown_mask_get_answers_that_agree(values: dict[str, Any]) -> None:
     assert values["unknown"]["counted"] == [48, [8] * 6, 48, 0]
 

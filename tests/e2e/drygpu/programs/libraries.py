@@ -27,6 +27,18 @@ def benchmarked() -> dict[str, object]:
     return convolutions()
 
 
+def weight_gradient() -> dict[str, object]:
+    """The workspace of one weight gradient of VGG-16, whose plan computes parts of the sum at the same time."""
+    layer = nn.Conv2d(512, 512, 3, padding=1, bias=False).cuda()
+    images = torch.randn(32, 512, 28, 28, device="cuda")
+    out = layer(images)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() + layer.weight.nbytes
+    out.backward(images)
+    return {"workspace": torch.cuda.max_memory_allocated() - held}
+
+
 def recurrent() -> dict[str, object]:
     """Every kind of recurrent layer there and back; bytes that one LSTM's forward pass keeps and needs."""
     for kind in (nn.LSTM, nn.GRU, nn.RNN):

@@ -242,6 +242,12 @@ def unknown() -> dict[str, Any]:
             torch.distributions.Normal(torch.randn(64, 64, device=GPU), noise.new_empty(64, 64)).sample().shape
         ),
         "columns": list(noise.unique(dim=1).shape),
+        "counts": [
+            noise.unique(return_inverse=True, return_counts=True, dim=dim)[-1].sum().item() for dim in (None, 1)
+        ],
+        "inverse": noise.unique_consecutive(return_inverse=True, dim=0)[1].tolist(),
+        "joined": torch.cat([torch.tensor([3, 4]).to(GPU), noise[0].long()])[:2].tolist(),
+        "exponentials": list(torch.linalg.matrix_exp(noise.new_empty(16, 8, 8)).shape),
         "error code": torch.linalg.cholesky_ex(noise[:, :6]).info.item(),
     }
     # What a kernel has written over is not the program's own any more, though it was.

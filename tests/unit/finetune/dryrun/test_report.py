@@ -11,7 +11,7 @@ from finetune.config.settings import RunConfig
 from finetune.dryrun.assumptions import lines
 from finetune.dryrun.messages import Recording, Trial
 from finetune.dryrun.report import Outcome, as_json, as_report, render
-from pytest_vram.drygpu.cards import IDLE_CONTEXT, context_source, find_card
+from pytest_vram.drygpu.cards import IDLE_CONTEXT, context_notes, context_source, find_card
 from pytest_vram.memory import Exceeded, Holder, HostRead, Note, Peak, Phase, Series, Timeline, Within
 from pytest_vram.memory.spread import LIBRARY
 
@@ -80,7 +80,13 @@ def test_only_a_context_that_was_not_measured_is_called_approximate() -> None:
         assert IDLE_CONTEXT not in render(RunConfig(), card, FITS)
     found = json.loads(as_json("python -m finetune.qlora", "rtx-4080", FITS))
     assert found["context_source"] == context_source(find_card("rtx-4080"))
-    assert json.loads(as_json("python -m finetune.qlora", None, FITS))["context_source"] is None
+    assert found["context_caveat"] == IDLE_CONTEXT
+    for name, card in (("context_source", None), ("context_caveat", None), ("context_caveat", "h200")):
+        assert json.loads(as_json("python -m finetune.qlora", card, FITS))[name] is None
+    for device, notes in (("NVIDIA GeForce RTX 4080", [IDLE_CONTEXT]), ("NVIDIA H200", [])):
+        outcome = Outcome(trial=replace(FITS.trial, device=device))
+        (test,) = as_report("python -m finetune.qlora", outcome).tests
+        assert [note.text for note in test.measurements[0].notes] == notes
 
 
 def test_a_report_holds_the_run_against_the_card() -> None:
@@ -130,7 +136,7 @@ def test_what_a_trial_rests_on_is_listed_once_and_its_bounds_follow() -> None:
     assert found["notes"] == [asdict(note)]
     assert found["peak_device_spread"]["high"] == 8 * GIB
     (measured,) = as_report("train", Outcome(trial=trial)).tests[0].measurements
-    assert measured.notes == (note,)
+    assert measured.notes == (note, *context_notes(trial.device))
 
 
 def test_a_trial_that_rests_on_no_guess_has_no_bounds() -> None:

@@ -81,7 +81,14 @@ def test_only_a_context_that_was_not_measured_is_called_approximate() -> None:
     found = combine([process()], [record], card=h200, count=1, total_bytes=None, code=0, seconds=1, conf=None)
     assert IDLE_CONTEXT not in render(found)
     assert found.as_json()["context_source"] == context_source(h200)
-    assert report(process()).as_json()["context_source"] == context_source(CARD)
+    assert found.as_json()["context_caveat"] is None
+    assert IDLE_CONTEXT not in files.to_html(as_report(found, ["train.py"]))
+    found = report(process())
+    assert found.as_json()["context_source"] == context_source(CARD)
+    assert found.as_json()["context_caveat"] == IDLE_CONTEXT
+    for suffix in (".md", ".html", ".json"):
+        assert IDLE_CONTEXT in files._FORMATS[suffix](as_report(found, ["train.py"]))
+    assert (found.exact, found.likely) == (True, False), "it is no assumption of the allocator's figures"
 
 
 def test_a_verdict_is_only_likely_where_measured_runs_were_as_far_off() -> None:
