@@ -113,7 +113,7 @@ def copies_of(device: torch.device) -> Copies:
 
 
 def has_room(size: int, room: int | None = None) -> bool:
-    """Return whether ``size`` bytes may be pinned: pinned memory is never swapped out, so the machine keeps a twentieth.
+    """Return whether ``size`` bytes may be pinned: such memory is never swapped out, so the machine keeps a twentieth.
 
     A dry GPU stands for another machine, and nothing is written to what is pinned there, so it may have any size.
 

@@ -1,9 +1,9 @@
 """How many bytes of a figure depend on how far a card's streams lag behind the program.
 
 A tensor that another stream uses (``Tensor.record_stream``) is not free for reuse when the program frees it, but when
-that stream has come so far. When that is, a dry GPU decides by a made-up time (``native/clock.c``), and a card's
-streams may be slower or faster. At the least none of them lags, and each block is reused at once. The most follows from
-two rules of CUDA. No stream lags when the host has just waited for the device. And the host cannot be more than a
+that stream has come so far. A dry GPU makes up the time that this takes (``native/clock.c``), and a card's streams may
+be slower or faster. The least follows if none of them lags and each block is reused at once. The most follows from two
+rules of CUDA. No stream lags when the host has just waited for the device. And the host cannot be more than a
 launch queue ahead: launching blocks when the queue is full.
 
 Records that C++ code makes (NCCL's collectives, autograd for gradients that cross streams) are not seen here.
