@@ -54,11 +54,7 @@ BUGS: dict[str, Planted] = {
                 "0",
             ),
             Bug("has_room", "is_active()", "False"),
-            Bug(
-                "has_room",
-                "host_memory.pinnable_bytes() if room is None",
-                "host_memory.available_bytes() if room is None",
-            ),
+            Bug("has_room", "host_memory.pinnable_bytes()", "host_memory.available_bytes()"),
             Bug("require_room", "not has_room(size, room)", "False"),
             Bug("CardCopies.allocate", "self._room is None", "True"),
             Bug("CardCopies.allocate", "self._room - sum(self._pinned.values())", "self._room"),
