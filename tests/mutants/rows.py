@@ -168,7 +168,7 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "finetune/model/embeddings": (
-        ["tests/properties/model/test_embedding_tables.py"],
+        ["tests/unit/finetune/model/test_embeddings.py", "tests/properties/model/test_embedding_tables.py"],
         [
             Bug("tables_of", "tokens = min(tokens, _rows(head))", "pass"),
             Bug("_position_limits", "(yield (module.num_embeddings - kept))", "(yield module.num_embeddings)"),

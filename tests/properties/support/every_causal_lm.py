@@ -275,7 +275,11 @@ def _step(folder: Path, precision: str) -> Outcome:
     after = [parameter for parameter in model.parameters() if parameter.requires_grad]
     moved = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     adapted = coverage(model, adapter).lines()
-    facts: dict[str, Any] = {"adapted": adapted, "checkpointing": train.checkpointing, "packs": _packs(model)}
+    facts: dict[str, Any] = {
+        "adapted": adapted,
+        "checkpointing": train.checkpointing is not False,
+        "packs": _packs(model),
+    }
     close = 2e-2 if precision == "bf16" else 2e-4
     if not abs(loss - expected) <= close * expected:
         return Outcome(state="differs", detail=f"loss {loss:.5f}, the model's own {expected:.5f}", **facts)
