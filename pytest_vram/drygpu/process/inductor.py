@@ -2,7 +2,7 @@
 
 On a dry GPU nothing takes time, so a choice by timing would be a choice by accident. Each function of Inductor that
 decides so is put in a wrapper as soon as its module is imported, and each choice is recorded as a note. Private API of
-torch, as of 2.6 to 2.15: a wrapper whose function is not there is left out.
+torch, as of 2.6 to 2.14: a wrapper whose function is not there is left out.
 
 The dry GPU's own kernels in Python are kept out of what is compiled.
 """

@@ -220,13 +220,16 @@ def _each_once(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, An
 def _joined(outputs: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Handle cat of some known and some unknown tensors: the parts of its result that are known stay so."""
     (result,) = outputs
-    parts = [part for part in args[0] if part.numel()]
-    dim = _dimension(args, kwargs, 1, 0) or 0
+    dim = _dimension(args, kwargs, 1, 0)
+    if dim is None or not known_values.is_carried(result):
+        return
     start = 0
-    for part in parts:
+    for part in args[0]:
+        if not part.numel():
+            continue
+        known, guess = known_values.vouch((part,))
         place = result.narrow(dim, start, part.shape[dim])
         start += part.shape[dim]
-        known, guess = known_values.vouch((part,))
         if known and part.dtype == result.dtype and place.is_contiguous():
             _set(place, known_values.on_cpu(part), guess)
 
