@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from finetune.config.settings import RunConfig
     from finetune.estimate.card_speed import CardSpeed
 
-_BOTH_WAYS, _AGAIN, _CHUNK, _FUSED_CHUNK = 78, 31, 19, 4
+_BOTH_WAYS, _AGAIN, _CHUNK, _FUSED_CHUNK = 78, 31, 19, 3
 """Kernels of a layer forward and backward, of its recomputation, and of one chunk of the loss, with operators and in a
 kernel of its own; counted on a dry GPU in a step of Llama-3.2-1B with fused kernels."""
 _UNFUSED = 2.5

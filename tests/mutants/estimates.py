@@ -68,6 +68,8 @@ BUGS: dict[str, Planted] = {
         ["tests/unit/finetune/estimate/test_step_time.py"],
         [
             Bug("_operations", "2 + share + full", "2 + full"),
+            Bug("_operations", "_left_out(dims, config) * share", "0"),
+            Bug("_bytes", "runs_kernels(config)", "False"),
             Bug("step_time", "-(-config.train.accumulation // ranks)", "config.train.accumulation"),
             Bug(
                 "StepTime.seconds",
@@ -117,7 +119,7 @@ BUGS: dict[str, Planted] = {
             Bug("activation_bytes", "max(dequantized, one_gradient)", "dequantized"),
             Bug("_windowed", "config.data.seq > dims.window", "config.data.seq < dims.window"),
             Bug("layer_bytes", "2 if liger_gates(dims, config) else 3", "3"),
-            Bug("liger_norms", "config.train.kernels == 'torch' or config.model.device == 'cpu'", "False"),
+            Bug("runs_kernels", "config.train.kernels == 'torch' or config.model.device == 'cpu'", "False"),
         ],
     ),
     "finetune/dryrun/trial": (

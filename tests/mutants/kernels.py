@@ -13,6 +13,7 @@ BUGS: dict[str, Planted] = {
     "finetune/training/split": (
         ["tests/e2e/drygpu/test_dry_split.py", "tests/unit/finetune/training/test_split.py"],
         [
+            Bug("keep_gradients", "max(ranks.gathered(trials.needed)) + size <= trials.budget", "True"),
             Bug("chosen_split", "now.split == 'auto' and rows > 1", "rows > 1"),
             Bug("chosen_split", "reason or not split_open", "not split_open"),
             Bug(
@@ -181,7 +182,8 @@ BUGS: dict[str, Planted] = {
     "finetune/kernels/cross_entropy": (
         ["tests/properties/kernels/test_cross_entropy.py"],
         [
-            Bug("_cross_entropy", "column < words", "column <= words"),
+            Bug("_cross_entropy", "here = column < words", "here = column <= words"),
+            Bug("_cross_entropy", "tl.where(column < words, gradient, 0.0)", "gradient"),
             Bug("_cross_entropy", "total * tl.exp(largest - higher)", "total"),
             Bug("_cross_entropy", "tl.where(column == target, 1.0, 0.0)", "0.0"),
             Bug("_cross_entropy", "unit * scale", "unit"),

@@ -42,7 +42,7 @@ BUGS: dict[str, Planted] = {
             Bug("_loss_and_grad", "logits[:, rule.words:] = -torch.inf", "pass"),
             Bug("_loss_and_grad", "grad.mul_(unit * rule.scale)", "pass"),
             Bug("_ChunkedCrossEntropy.forward", "grad_weight += grad.T @ part", "grad_weight = grad.T @ part"),
-            Bug("_ChunkedCrossEntropy.forward", "torch.stack(losses).sum", "torch.stack(losses).mean"),
+            Bug("_ChunkedCrossEntropy.forward", "torch.cat(losses).sum", "torch.cat(losses).mean"),
         ],
     ),
     "finetune/training/accumulate": (
