@@ -105,7 +105,7 @@ def copies_of(device: torch.device) -> Copies:
 
 
 def has_room(size: int) -> bool:
-    """Return whether ``size`` bytes may be pinned: pinned memory is never swapped out, so the machine keeps a twentieth.
+    """Return whether ``size`` bytes may be pinned. Pinned memory is never swapped out, so a twentieth stays free.
 
     A dry GPU stands for another machine, and nothing is written to what is pinned there, so it may have any size.
     """

@@ -198,7 +198,7 @@ def test_a_child_counts_on_whichever_card_it_is_and_a_killed_one_is_no_pass(rank
 
 
 def test_ranks_that_a_test_forks_itself_can_use_their_cards(ranks: Session) -> None:
-    """As ``accelerate.notebook_launcher`` does: nothing may have asked torch about the GPU in the test's own process."""
+    """``accelerate.notebook_launcher`` forks too: nothing may have asked torch about GPUs in the test's own process."""
     assert ranks.outcomes["test_forks_ranks_of_its_own"] == "FAILED", ranks.out
     processes = ranks.tests["test_forks_ranks_of_its_own"]["processes"]
     found = [(m["device"]["index"], m["peak"]["allocated_bytes"]) for p in processes for m in p["measurements"]]

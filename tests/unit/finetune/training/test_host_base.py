@@ -48,7 +48,7 @@ def test_the_parts_of_all_ranks_of_the_machine_count(tmp_path: Path, monkeypatch
 
 @pytest.mark.usefixtures("host")
 def test_ranks_on_dry_gpus_are_not_refused_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``python -m pytest_vram run -- torchrun ...`` asks about a machine that has such cards, and not about this one."""
+    """``python -m pytest_vram run -- torchrun ...`` asks about a machine with such cards, and not about this one."""
     monkeypatch.setattr(host_base.host_memory, "available_bytes", lambda: 0)
     monkeypatch.setattr(host_copies, "is_active", lambda: True)
     require_host_memory(asked(tmp_path, SHAPES["llama-2-7b"].fields()))
