@@ -209,6 +209,8 @@ def main() -> int:
     truth = load(arguments.measured)
     registered = registry()
     names = arguments.cases or list(truth.cases)
+    if unknown := [name for name in names if name not in truth.cases]:
+        parser.error(f"no case {', '.join(unknown)} was measured; there are {', '.join(sorted(truth.cases))}")
     for line in sorted({line for name in names for line in differing(truth, registered[name].packages)}):
         print(f"note: {line}")
     print(f"{'case':<34} {'measured':>14} {'dry':>14} {'off':>9} {'reserved off':>13} {'allocations':>15}  exact marks")
