@@ -121,7 +121,7 @@ def test_layer_inputs_on_the_host_take_their_bytes_off_the_card() -> None:
     kept, offloaded = rows["8192"], rows["8192, inputs on the host"]
     inputs, gradients = 31 * 8192 * 4096 * 2, 41_943_040 * 2  # one input is on the card
     assert kept.peak_allocated - offloaded.peak_allocated == pytest.approx(inputs - gradients, rel=0.01)
-    assert needs(kept) == figure(9.13)
+    assert needs(kept) == figure(9.43)
     assert needs(offloaded) == figure(7.26)
     assert needs(rows["2048, inputs on the host"]) == figure(5.12)
 
