@@ -115,7 +115,8 @@ def main() -> None:
     parser.add_argument("--seq", nargs="+", type=int, default=[512, 2048, 8192])
     parser.add_argument("--gpu", default="a100-80")
     parser.add_argument("--fit", metavar="CARD", help="also search the most tokens a step on this card")
-    parser.add_argument("--recipes", nargs="+", default=["trainer", "trl", "trl-liger", "ours", "ours-on-card"])
+    recipes = ["trainer", "trl", "trl-liger", "ours", "ours-on-card"]
+    parser.add_argument("--recipes", nargs="+", default=recipes, choices=[*recipes, "unsloth"])
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="keep the figures there, and do not measure them twice"
     )
