@@ -66,8 +66,11 @@ def _decode(
 def can_decode(state: Any) -> bool:
     """Return whether :func:`decode` knows the format of a quantization state: NF4, as bitsandbytes makes it.
 
-    A weight whose elements do not fill whole words is left to bitsandbytes.
+    A weight whose elements do not fill whole words is left to bitsandbytes. So is every weight where Triton is older
+    than 3.3 (torch 2.6) and has no ``gather``.
     """
+    if not hasattr(tl, "gather"):
+        return False
     if state.quant_type != "nf4" or state.blocksize & (state.blocksize - 1) or state.shape.numel() % _CODES:
         return False
     return not state.nested or state.state2.blocksize == _SCALES_BLOCK

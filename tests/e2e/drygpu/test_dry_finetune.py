@@ -6,6 +6,8 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
+import pytest
+
 from finetune.errors import ExitCode
 from pytest_vram.drygpu import empty_checkpoint
 
@@ -34,6 +36,9 @@ def test_a_run_and_its_resumption_on_a_dry_card(
     dry_python: DryPython, tiny_llama: Path, rows: Path, tmp_path: Path
 ) -> None:
     """Its own kernels are compiled for that card before the first step, by the windows that run beforehand."""
+    kernels = ["_cross_entropy", "_adamw"]
+    if hasattr(pytest.importorskip("triton.language"), "gather"):  # Triton 3.3, of torch 2.7
+        kernels.append("_decode")
     base = ["--model", str(tiny_llama), "--data", str(rows), "--schedule", "constant"]
     base += ["--output", str(tmp_path / "run"), "--seq", "64", "--answer-tokens", "2", "--tensorboard"]
     for program, flags in ((["-c", TOLD], ["1"]), (["-m", "finetune.qlora"], ["2", "--resume"])):
@@ -41,8 +46,8 @@ def test_a_run_and_its_resumption_on_a_dry_card(
         assert done.returncode == ExitCode.OK, done.stderr
         if "-c" in program:
             (line,) = (line for line in done.stdout.splitlines() if line.startswith("compiled"))
-            assert {"_decode", "_cross_entropy", "_adamw"} <= set(line.split())
-    for name in ("_decode", "_cross_entropy", "_adamw"):
+            assert set(kernels) <= set(line.split())
+    for name in kernels:
         (found,) = {json.loads(file.read_text())["target"]["arch"] for file in tmp_path.rglob(f"{name}.json")}
         assert found == 89  # an RTX 4090
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -17,7 +17,9 @@ from weight_blocks import make_weights
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytest.importorskip("triton")
+triton_language = pytest.importorskip("triton.language")
+if not hasattr(triton_language, "gather"):
+    pytest.skip("bitsandbytes decodes the weights with this Triton, which has no gather", allow_module_level=True)
 FEW = settings(max_examples=max(10, settings.default.max_examples // 4), deadline=None)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

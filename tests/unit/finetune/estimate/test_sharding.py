@@ -32,9 +32,7 @@ def test_a_quantized_base_is_spread_as_measured(name: str) -> None:
     row = MEASURED[name]
     of_row = {"model": row["shape"], "seq": row["seq"], "offload_base": row["offload_base"]}
     needed = on_a_card(row["ranks"], kernels="torch", **of_row)
-    off = (
-        0.06 if row["offload_base"] else 0.03
-    )  # with the base on the host it is too high, on the safe side
+    off = 0.06 if row["offload_base"] else 0.03  # with the base on the host it is too high, on the safe side
     assert needed == pytest.approx(max(row["step_peak"], row["loading_peak"]), rel=off)
 
 

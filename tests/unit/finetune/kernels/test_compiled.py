@@ -86,6 +86,8 @@ def require_lean(kernel: Any, tmp_path: Path, *wide: str) -> None:
 
 
 def test_decoding_a_weight(compiled: Any, tmp_path: Path) -> None:
+    if not hasattr(triton.language, "gather"):
+        pytest.skip("bitsandbytes decodes the weights with this Triton, which has no gather")
     functional = pytest.importorskip("bitsandbytes.functional")
     compiled_by, dtype = compiled
     weight = torch.randn(64, 128).to(dtype)
