@@ -214,3 +214,36 @@ def test_the_kernel_is_compiled_beforehand_for_what_the_first_step_asks(monkeypa
     optimizer_step(optimizer)
     assert sorted(kinds[0], key=str) == sorted(kinds[1], key=str)
     assert len(kinds[0]) == 4
+
+
+def test_ties_of_weights_without_masters_go_to_the_even_neighbour() -> None:
+    """A decay by a quarter takes each odd number of 128ths to the middle between two numbers in bf16."""
+    weight = (torch.arange(129, 256, 2) / 128).to(torch.bfloat16)
+    of = Updated(
+        weight=weight,
+        gradient=torch.zeros_like(weight),
+        first=torch.zeros(len(weight)),
+        second=torch.zeros(len(weight)),
+        dropped=None,
+    )
+    expected = (weight.float() * 0.75).to(torch.bfloat16)
+    numbers = Coefficients.of(lr=0.25, betas=(0.9, 0.999), eps=1e-8, weight_decay=1.0, step=1)
+    update([of], numbers, kernel=True)
+    assert torch.equal(of.weight, expected)
+
+
+@pytest.mark.parametrize("size", [1, 31, 1025])
+def test_nothing_behind_the_end_is_written(size: int) -> None:
+    dtype, masters = torch.bfloat16, True
+    whole = drawn((size + 16,), dtype, masters, torch.Generator().manual_seed(size), 0)
+    before, numbers = copied(whole), Coefficients.of(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, step=1)
+    assert whole.dropped is not None
+    part = Updated(
+        weight=whole.weight[:size],
+        gradient=whole.gradient[:size],
+        first=whole.first[:size],
+        second=whole.second[:size],
+        dropped=whole.dropped[:size],
+    )
+    update([part], numbers, kernel=True)
+    assert all(torch.equal(a[size:], b[size:]) for a, b in zip(bits(whole), bits(before), strict=True))
