@@ -139,5 +139,6 @@ def losses_and_gradient(
         wants_gradient=wants_gradient,
         block_size=_BLOCK,
         num_warps=16,
+        enable_fp_fusion=True,  # Triton 3.9 warns where this is left to its default
     )
     return losses
