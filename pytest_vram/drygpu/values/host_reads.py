@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _DISTRIBUTIONS = os.path.join("torch", "distributions", "")
 UNKNOWN_NOTE = "computed on the device: read as zero"
+_MANY = 10_000
+"""A program that has made so many reads of one kind at one line may wait there for a value that never comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +70,20 @@ def reading(announced: Announced) -> Iterator[None]:
 def note(operation: str, *, answered: bool, remark: str = "") -> None:
     """Add one read by the running code to the list."""
     location, inner = _where(sys._getframe(1))
+    guessed = bool(remark)
     remark = "; ".join(part for part in (remark, inner) if part)
     key = (location, operation, answered, remark)
     with _lock:
-        _reads[key] = _reads.get(key, 0) + 1
+        _reads[key] = count = _reads.get(key, 0) + 1
+    if count == _MANY and guessed:
+        print(_told_of_many(location, operation, remark), file=sys.stderr, flush=True)
+
+
+def _told_of_many(location: str, operation: str, remark: str) -> str:
+    return (
+        f"pytest-vram: {location} has read {_MANY:,} values that rest on a guess ({operation}: {remark}). A dry GPU "
+        "computes nothing, so a loop that waits there for a value to change does not end."
+    )
 
 
 def collect() -> tuple[HostRead, ...]:

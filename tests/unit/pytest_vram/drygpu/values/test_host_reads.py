@@ -107,3 +107,16 @@ def test_an_operator_inside_another_reads_on_its_behalf() -> None:
     ):
         host_reads.on_read(0, 8, False, 0)
     assert [read.operation for read in host_reads.collect()] == ["equal"]
+
+
+@pytest.mark.parametrize("guess", ["", "values taken as finite"])
+def test_a_line_that_reads_guesses_again_and_again_is_told_of_once(
+    guess: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that waits for a value which a dry GPU does not compute does not end, and shows nothing by itself."""
+    monkeypatch.setattr(host_reads, "_MANY", 5)
+    for _ in range(20):
+        host_reads.note("item", answered=bool(guess), remark=guess)
+    told = capfd.readouterr().err
+    assert told.count("test_host_reads.py") == (1 if guess else 0)
+    assert ("values that rest on a guess (item: values taken as finite)" in told) == bool(guess)
