@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "docs"
 PACKAGES = ("pytest_vram", "finetune")
 PAGES = [
     *sorted(ROOT.glob("*.md")),
@@ -83,8 +84,8 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     wrong = []
     for target, anchor in LINK.findall(prose(page)):
         other = page.parent / target if target else page
-        if not other.exists():
-            wrong.append(target)
+        if not other.exists() or (SITE in page.parents and SITE not in other.resolve().parents):
+            wrong.append(target)  # the built documentation holds docs/ alone
         elif anchor and anchor not in anchors(other):
             wrong.append(f"{target}#{anchor}")
     assert wrong == []
