@@ -161,7 +161,7 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     if found is not None:
         _require_steps_left(found.step, steps, config)
         _restore(found, facts, model, optimizer)
-    if earlier:  # nothing can be refused any more, so the earlier run may be replaced
+    if earlier:  # from here on nothing is refused, so the earlier run may be replaced
         if not config.output.resume:
             _remove(earlier)
         durable.write_text(run.config, yaml_file.dump(asked))  # a chosen split would mix with the flags of a resumption

@@ -60,7 +60,7 @@ def as_recorded(config: RunConfig, recorded: Mapping[str, Any]) -> RunConfig:
         kept |= split
     kept |= {name: recorded[name] for name in _LAYERS if name in recorded and getattr(config.train, name) == "auto"}
     if kept.get("checkpointing") == "none" and config.train.offload_activations is True:
-        del kept["checkpointing"]  # the run that goes on asks for inputs on the host, which only recomputed layers have
+        del kept["checkpointing"]  # the resumed run asks for inputs on the host, which only recomputed layers have
     return yaml_file.replace(config, kept)
 
 
@@ -86,7 +86,7 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     place_open = place_is_open(now)
     if device.type != "cuda" or not (split_open or layers_open or place_open):
         return config, None
-    if is_sharded(model):  # its layers are gathered by all ranks: one without room would leave the others waiting
+    if is_sharded(model):  # all ranks gather its layers: if one had no room, the others would wait for it
         why = "over a sharded base neither these nor the recomputed layers are chosen"
         return config, f"micro-batches of {now.micro_batch}, as set: {why} (--micro-batch, --checkpointing)"
     reason = why_the_split_matters(model) if split_open else None
@@ -165,7 +165,7 @@ class _Trials:
         room = free + torch.cuda.memory_reserved(device) - int(MARGIN * total)
         self._share = room / total
         self.needed = 0
-        # What is loaded is known, and need not be forecast.
+        # The memory of what is loaded is measured, and not forecast.
         loaded = max(ranks.gathered(torch.cuda.memory_allocated(device)))
         self._beside = loaded - forecast.loaded() if forecast is not None else 0
         self.budget = min(ranks.gathered(room - self._beside))

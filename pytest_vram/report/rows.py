@@ -167,7 +167,8 @@ def rank_rows(test: TestRecord, metric: str) -> tuple[RankRow, ...]:
 def _fullest(test: TestRecord, metric: str) -> CardNeed | None:
     """Return the card that held most, counting all processes of the test; None without measurements.
 
-    Of cards that held as much, as ranks do whose allocators reserve alike, it is the one with the most in live tensors.
+    The allocators of ranks often reserve the same amount. Of cards that held the same, the result is the one with the
+    most bytes in live tensors.
     """
     each = test.budget is not None and test.budget.ranks == "each"
     found = cards_of(test.measurements, test.processes, metric, each=each)

@@ -116,8 +116,8 @@ cudaError_t cudaDeviceDisablePeerAccess(int peer) {
     return cudaSuccess;
 }
 
-/* The driver's functions, asked for by name: they live in this same library. Newest spelling first. dlsym also looks
-   through the libraries that this one needs: what a real driver among them offers is not taken. */
+/* Finds a function of the driver by name, the newest version first. The functions are in this same library. dlsym also
+   searches the libraries that this one needs, so a function that it finds in a real driver is refused. */
 int dry_entry_point(const char *symbol, void **function) {
     char name[256];
     static const char *const suffixes[] = {"_v3", "_v2", ""};

@@ -1,4 +1,4 @@
-/* Streams and events. When they are complete, the made-up time of clock.c says; capture has to be remembered here. */
+/* Implements streams and events. The made-up time of clock.c tells when they are complete. Captures are kept here. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -7,13 +7,13 @@
 
 #include <stdlib.h>
 
-/* Time is made up, for nothing is computed: each kernel takes as long as any other. So choices by timing, as autotuners
- * make them, are the same in each run: the fewest kernels, and of equals the first. */
+/* Between two events each kernel takes the same made-up time. So an autotuner, which chooses by timing, makes the same
+ * choice in each run: the candidate with the fewest kernels, and the first of equal ones. */
 #define MILLISECONDS_AT_LEAST 0.001
 #define MILLISECONDS_EACH 0.005
 
-/* Streams live at fixed addresses, in the order of their making: the allocator sorts its blocks by the stream's
- * address, so a handle from malloc would make its decisions depend on chance. */
+/* Streams get fixed addresses in the order in which they are made, because the allocator sorts its blocks by the
+ * stream's address: with addresses from malloc its decisions would differ from run to run. */
 #define FIRST_STREAM 0x0fff00000000ull
 #define MOST_STREAMS 65536
 
@@ -120,7 +120,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     return cudaSuccess;
 }
 
-/* Host functions run here and now: all that was queued before them is done. */
+/* A host function runs at once, because all work queued before it is done. */
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     if (dry_is_capturing(stream)) return cudaSuccess;
     function(data);

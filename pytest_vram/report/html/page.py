@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from pytest_vram.report.html.data import page_data
-from pytest_vram.report.html.sections import sides, text
+from pytest_vram.report.html.sections import tables_below, text
 from pytest_vram.report.rows import Row, change_text, row_change, rows
 from pytest_vram.units import format_bytes
 
@@ -48,7 +48,7 @@ def render(report: Report, before: Report | None = None) -> str:
         " base-uri 'none'; form-action 'none'"
     )
     body = [_session(report, table), _notice(report, table), _controls(), _table(report, table)]
-    body += sides(report, before, table)
+    body += tables_below(report, before, table)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

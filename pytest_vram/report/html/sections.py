@@ -31,8 +31,8 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def sides(report: Report, before: Report | None, table: list[Row]) -> list[str]:
-    """Return every table that is not empty."""
+def tables_below(report: Report, before: Report | None, table: list[Row]) -> list[str]:
+    """Return the tables below the table of tests, without empty ones."""
     parts = [
         _gone(report, before),
         _ranks(table),
@@ -161,8 +161,8 @@ def _unused(table: list[Row]) -> str:
     ]
     heads = [("test", "l"), ("not in use", "n"), ("lost to fragmentation", "n"), ("largest free block", "n")]
     note = (
-        "At the moment of the allocated peak. The allocator gives empty segments back before it runs out of memory;"
-        " what is free between blocks in use is lost to whatever does not fit there."
+        "At the moment of the allocated peak. The allocator gives empty segments back before it runs out of memory."
+        " Memory between blocks in use is lost to requests that are too large for it."
     )
     return _side("Reserved, and not in use", heads, body, note=note)
 
