@@ -1,4 +1,4 @@
-"""The house rules, held by code: layers, file lengths, core types, and what an import may bring in."""
+"""Checks the rules of this repository: layers, file lengths, core types, and what an import may load."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def modules() -> list[tuple[str, Path]]:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, inside functions too; ``if TYPE_CHECKING`` blocks excepted."""
+    """Every module that a file imports, inside functions too, but not in ``if TYPE_CHECKING`` blocks."""
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:

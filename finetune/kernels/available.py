@@ -51,8 +51,8 @@ def can_launch() -> bool:
 
 
 def _can_compile() -> bool:
-    """Return whether there are a compiler and Python.h. The search is the same as Triton's own."""
+    """Return whether Triton finds a compiler and Python.h, by the same search."""
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # the scheme with which Debian installs
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian has its own
     headers = Path(sysconfig.get_path("include", scheme), "Python.h")
     return any(shutil.which(name) for name in compilers) and headers.is_file()

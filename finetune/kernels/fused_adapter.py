@@ -137,7 +137,7 @@ def _obstacle(layer: Any) -> str | None:
 
 
 class _Member:
-    """A LoRA layer of a group, with the modules that each call reads. They are stored, because a lookup takes longer."""
+    """A LoRA layer of a group, with the modules that each call reads. Finding them each time takes longer."""
 
     __slots__ = ("_first", "base", "down", "layer", "name", "plain", "up")
 

@@ -160,7 +160,7 @@ class _Loop:
         )
 
     def _try_longest(self) -> None:
-        """Run the longest batch once and discard it, so that a run that does not fit fails at its start and not hours later.
+        """Run the longest batch once and discard it, so that a run that does not fit fails at its start.
 
         Its gradients also show whether the adapter learns at all. Weights and random generators do not change.
 

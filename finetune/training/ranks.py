@@ -284,10 +284,10 @@ class _Watch:
             except RuntimeError:  # the store was on the machine of a rank that is gone
                 return own
             if known["rank"] == launch.rank():
-                if launch.is_first():  # without a launcher the store ends with this process: give the others time to read it
+                if launch.is_first():  # without a launcher the store ends with this process: let the others read it
                     time.sleep(2 * _LOOK_EVERY)
                 return own
-        time.sleep(_UNTIL_SAID)  # the launcher ends all ranks when one ends: give the failed one time to print its message
+        time.sleep(_UNTIL_SAID)  # the launcher ends all ranks when one ends: let the failed one print its message
         return _of_other(known)
 
     def _look(self, store: Any) -> None:

@@ -22,7 +22,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequested(BaseException):
-    """Raised to abandon the work after a signal. It is a ``BaseException``, so that no library catches it by mistake."""
+    """Raised to abandon the work after a signal. It is a ``BaseException``, so that libraries do not catch it."""
 
 
 class Stop:
@@ -72,7 +72,7 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            os._exit(ExitCode.INTERRUPTED)  # files on the disk are complete at every moment, so nothing needs to be done
+            os._exit(ExitCode.INTERRUPTED)  # every file on the disk is complete
         self.requested = True
         if not self._deferring:
             raise StopRequested

@@ -83,7 +83,7 @@ class Children:
                 found[pid] = self._one(path.with_suffix(""), pid, ask=ask)
         for pid, (began, name) in (self._watch.seen if self._watch is not None else {}).items():
             if pid not in found:
-                found[pid] = Process(pid=pid, name=name, began=began, missing=_missing(pid, "it is not a Python process"))
+                found[pid] = Process(pid=pid, name=name, began=began, missing=_missing(pid, "it does not run Python"))
         return tuple(sorted(found.values(), key=lambda process: process.began))
 
     def left(self, chosen: Callable[[Process], bool], *, settle: float = _SETTLE) -> tuple[Process, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BETWEEN = Note(
     name="MPS peaks",
-    text="are the largest of samples after each operator: memory that an operator allocates and frees by itself is not seen",
+    text="are the largest of samples after each operator: memory that an operator takes and frees itself is not seen",
     source="recorder",
 )
 

@@ -48,7 +48,7 @@ def parsed(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
     except FileNotFoundError as error:
         raise VramUsageError(f"{what} is not there") from error
     except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        raise VramUsageError(f"{what} cannot be read: {error}. Check that it is the right file, and that it is complete.") from error
+        raise VramUsageError(f"{what} cannot be read: {error}. Is it the right file, and complete?") from error
 
 
 def decoded(cls: type[T], data: Any, what: str, *, key: str, version: int, option: str) -> T:
