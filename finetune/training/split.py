@@ -28,6 +28,7 @@ from finetune.model.recompute import layers_of
 from finetune.training import host_gradients, ranks
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import state_bytes
+from pytest_vram import torch_private
 from pytest_vram.units import MIB
 
 if TYPE_CHECKING:
@@ -201,8 +202,7 @@ def _at_most(share: float, device: torch.device) -> Iterator[None]:
 
     A block of memory that is held instead would do as well, but would count in every figure of the run's peak.
     """
-    get = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # torch 2.6 does not tell
-    before = get(device)
+    before = torch_private.memory_fraction(device)
     torch.cuda.set_per_process_memory_fraction(max(0.0, min(share, before)), device)
     try:
         yield

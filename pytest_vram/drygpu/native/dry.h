@@ -114,12 +114,17 @@ int dry_pool_free(dry_span span);
 /* ---- exit.c ---- */
 void dry_watch_exit(void); /* call it after PyTorch has loaded the C++ runtime */
 
-/* ---- device.c, stream.c ---- */
+/* ---- current.c ---- */
 int dry_current_device(void);
+int dry_open_device(int device);        /* creates its context; cudaError_t */
 int dry_set_current_device(int device); /* cudaError_t */
 int dry_ready(void);                    /* current device, context created; -1 if none */
+
+/* ---- device.c, attribute.c ---- */
 int dry_entry_point(const char *symbol, void **function);
 int dry_attribute(int attribute, int device); /* cudaDeviceAttr numbers, shared with CUdevice_attribute */
+
+/* ---- capture.c ---- */
 typedef struct CUstream_st *dry_stream;
 int dry_is_capturing(dry_stream stream); /* counts one node if the stream is capturing */
 int dry_stream_device(dry_stream stream);

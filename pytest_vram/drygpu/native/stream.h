@@ -1,5 +1,5 @@
-/* The structs of a stream, an event and a graph. stream.c, graph.c and driver.c share them, because the handles of the
- * runtime and of the driver are the same. */
+/* The structs of a stream, an event and a graph. Several files share them, because the handles of the runtime and of the
+ * driver are the same. */
 #ifndef PYTEST_VRAM_DRY_STREAM_H
 #define PYTEST_VRAM_DRY_STREAM_H
 
@@ -45,6 +45,8 @@ struct CUgraph_st {
     struct dry_retained *retained;
 };
 
+/* ---- capture.c ---- */
+int dry_is_default(struct CUstream_st *stream);
 struct dry_capture *dry_capture_of(struct CUstream_st *stream);
 void dry_join_capture(struct CUstream_st *stream, struct dry_capture *capture);
 
