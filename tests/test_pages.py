@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,18 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         elif anchor and anchor not in anchors(other):
             wrong.append(f"{target}#{anchor}")
     assert wrong == []
+
+
+def test_the_built_pages_show_roles_of_sphinx_as_plain_names() -> None:
+    page = "<p>see :func:<code>load</code> and :class:<code>~pytest_vram.memory.Peak</code></p>"
+    hooks = runpy.run_path(str(SITE / "hooks.py"))
+    assert hooks["on_page_content"](page, page=None) == "<p>see <code>load</code> and <code>Peak</code></p>"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_table_has_a_bar_in_code(page: Path) -> None:
+    """GitHub shows it as a bar, and the built pages as a backslash and a bar."""
+    assert [line for line in prose(page).splitlines() if re.search(r"`[^`]*\\\|[^`]*`", line)] == []
 
 
 def test_classes_that_the_architecture_names_have_these_methods() -> None:
