@@ -87,7 +87,7 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     place_open = place_is_open(now)
     if device.type != "cuda" or not (split_open or layers_open or place_open):
         return config, None
-    if is_sharded(model):  # all ranks gather its layers: if one had no room, the others would wait for it
+    if is_sharded(model):  # its layers are gathered by all ranks: one without room would leave the others waiting
         why = "over a sharded base neither these nor the recomputed layers are chosen"
         return config, f"micro-batches of {now.micro_batch}, as set: {why} (--micro-batch, --checkpointing)"
     reason = why_the_split_matters(model) if split_open else None
