@@ -66,7 +66,7 @@ class Change:
         )
         if self.regressed:
             text += (
-                f"; allowed are {self.tolerance_percent:g}% over {baseline}. If the growth is meant, run again with "
+                f"; the limit is {self.tolerance_percent:g}% over {baseline}. If the growth is meant, run again with "
                 "--vram-update-baseline and commit the file"
             )
         return text

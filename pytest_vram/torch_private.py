@@ -168,6 +168,17 @@ def reset_peak(index: int) -> None:
     torch._C._cuda_resetPeakMemoryStats(index)
 
 
+def memory_fraction(device: Any) -> float:
+    """Return the share of the card's memory that the allocator may take.
+
+    This is a public function from torch 2.7 on. torch 2.6 does not tell the fraction, so the result is 1 there.
+    """
+    import torch
+
+    get = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    return 1.0 if get is None else float(get(device))
+
+
 def clear_blas_workspaces() -> None:
     """Free the workspaces of cuBLAS: ``torch._C._cuda_clearCublasWorkspaces``."""
     import torch

@@ -1,10 +1,11 @@
-"""Every causal language model of transformers, tiny, one step in bf16 and in NF4: which train, and what is refused.
+"""Trains every causal language model of transformers, tiny, for one step in bf16 and in NF4, and lists the results.
 
     python tests/architectures.py                  # all of them, into docs/reference/architectures.md; half an hour
-    python tests/architectures.py mamba2 llama     # these, told on the terminal; the page stays as it is
+    python tests/architectures.py mamba2 llama     # these, printed; the page is not changed
     python tests/architectures.py --json F KIND..  # the same, into a file
 
-Each architecture runs in a process of its own with a time limit, so that one that hangs or crashes stops no other.
+Each architecture runs in a process of its own with a time limit, so that one that hangs or crashes stops no
+other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Hypothesis profiles: ``ci`` finds the same examples every time, ``nightly`` looks a hundred times as far.
+"""Hypothesis profiles: ``ci`` tries the same examples every time, ``nightly`` a hundred times as many.
 
-``HYPOTHESIS_PROFILE=nightly pytest tests/properties`` picks the second. A property that is dear per example takes a
+``HYPOTHESIS_PROFILE=nightly pytest tests/properties`` selects the second. A property whose examples take long tries a
 share of the profile's examples (``settings(max_examples=settings.default.max_examples // 5)``), never a number of its
 own, so that both profiles reach every property.
 """
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 # The reference codec, which several folders of tests hold the packages against: `from reference import nf4`.
 sys.path.insert(0, str(Path(__file__).parent))
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and their children after them.
+# If a shell starts the tests in the background, they ignore Ctrl-C, and so would the programs that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The tests start hundreds of programs that import the packages. Compiled once, a start is a third of a second shorter.
+# The tests start hundreds of programs that import the packages. With compiled files a start is 0.3 seconds shorter.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Workers that run side by side share the cores. Threads of their own would only wait for each other, in children too.
+# Workers that run side by side share the cores, so each worker and its children use one thread.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -53,7 +53,7 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=SLOW_MACHINES_ARE_NOT_BUGS,
 )
-# The examples of ``ci``, where it is enough to know that one fails: see mutation.py.
+# Tries the examples of ``ci``, and stops at the first that fails: see mutation.py.
 settings.register_profile(
     "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate), report_multiple_bugs=False
 )
@@ -62,7 +62,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(autouse=True)
 def _environment_stays() -> Iterator[None]:
-    """Undo what a test does to the environment, which the programs of later tests inherit.
+    """Undo what a test changes in the environment, because the programs of later tests inherit it.
 
     A program's own ``main``, called in this process, may choose how torch's allocator works.
     """
@@ -93,7 +93,7 @@ TIERS = ("test_architecture.py", "unit", "plugin", "properties", "budgets", "e2e
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The fast tiers first: a mistake is told in the first minute."""
+    """Run the fast folders first, so that most mistakes show in the first minute."""
     root = Path(__file__).parent
 
     def tier(item: pytest.Item) -> int:

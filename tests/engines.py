@@ -1,7 +1,7 @@
-"""Engines for many ranks, tiny, on dry GPUs at 2, 4 and 8 ranks: which get through, and what each rank needs.
+"""Runs engines for many ranks with a tiny model on 2, 4 and 8 dry GPUs, and lists what each rank needs.
 
     python tests/engines.py                       # all of them, into docs/reference/engines.md; a quarter of an hour
-    python tests/engines.py zero1 trl --counts 2  # these, told on the terminal, and merged into the page
+    python tests/engines.py zero1 trl --counts 2  # these, printed, and merged into the page
 
 ``--path FOLDER`` is put on PYTHONPATH for the engines that a launcher starts. Lightning and DeepSpeed are not among
 the project's requirements; they can be installed there, without torch:
@@ -29,7 +29,7 @@ PAGE = ROOT / "docs" / "reference" / "engines.md"
 FIGURES = PAGE.with_suffix(".json")
 COUNTS = (2, 4, 8)
 SECONDS = 900
-"""The time limit of one engine at one number of ranks, on a machine that does little else."""
+"""The time limit of one engine at one number of ranks, on an idle machine."""
 FORKED = {
     "ddp": "DistributedDataParallel",
     "ddp_views": "DistributedDataParallel, `gradient_as_bucket_view`",

@@ -115,7 +115,7 @@ def _run(name: str, row: Row, *, python: str, cache: Path, keep: bool) -> tuple[
         installed = {package: version for package, version in found["packages"].items() if version}
         versions = ", ".join(f"{package} {installed[package]}" for package in SHOWN if package in installed)
         untrue = [f"{name}>={floor}" for name, floor in floors.items() if not is_floor(floor, installed[name])]
-        if untrue:  # something else that is installed asks for more
+        if untrue:  # another package needs a later version
             versions += f"; declared and not run: {', '.join(untrue)}"
         cells, good = [found["python"], versions], not untrue
         for cell, right in (_tests(interpreter, row), *_steps(interpreter, row)):

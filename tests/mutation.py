@@ -96,7 +96,7 @@ def copy_tree(copy: Path) -> None:
 
 
 def import_heavy_libraries() -> None:
-    """What takes longer to import than a test takes to run. finetune itself is imported after the fork."""
+    """Import the libraries that take longer to import than a test takes to run. finetune is imported after the fork."""
     os.environ.update(OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1", HF_HUB_OFFLINE="1")
     os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     import torch
@@ -104,7 +104,7 @@ def import_heavy_libraries() -> None:
     for name in HEAVY:
         importlib.import_module(name)
     torch.set_num_threads(1)
-    gc.freeze()  # pytest collects garbage as it ends: without what is shared with the parent
+    gc.freeze()  # pytest collects garbage as it ends: leave out the objects that are shared with the parent
 
 
 def failing_without_a_bug(copy: Path, test: str, sound: dict[str, int | str]) -> bool:

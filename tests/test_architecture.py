@@ -1,4 +1,4 @@
-"""The house rules, held by code: layers, file lengths, core types, and what an import may bring in."""
+"""Checks the rules of this repository: layers, file lengths, core types, and what an import may load."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def modules() -> list[tuple[str, Path]]:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, inside functions too; ``if TYPE_CHECKING`` blocks excepted."""
+    """Every module that a file imports, inside functions too, but not in ``if TYPE_CHECKING`` blocks."""
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -112,9 +112,27 @@ def test_no_imports_run_in_a_circle() -> None:
         return name
 
     below = {module: {known(name) for name in imports(path)} - {"", module} for module, path in modules()}
-    while done := {module for module, rest in below.items() if not rest}:
-        below = {module: rest - done for module, rest in below.items() if module not in done}
-    assert below == {}, "these import each other, or what does"
+    assert in_circles(below) == {}, "these import each other, or what does"
+
+
+def in_circles(below: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What is in a circle or depends on one, with those of its dependencies that are too."""
+    while done := {name for name, rest in below.items() if not rest}:
+        below = {name: rest - done for name, rest in below.items() if name not in done}
+    return below
+
+
+def test_no_c_files_call_each_other_in_a_circle() -> None:
+    comment = re.compile(r"/\*.*?\*/", re.DOTALL)
+    texts = {p.name: comment.sub("", p.read_text()) for p in (ROOT / "pytest_vram/drygpu/native").glob("*.c")}
+    definition = re.compile(r"^(?!static)[a-z][\w *]*?\b(dry_\w+|cu\w+)\s*\([^;{]*\)\s*\{", re.MULTILINE)
+    home = {name: file for file, text in texts.items() for name in definition.findall(text)}
+    assert len(home) > 300
+    below = {
+        file: {home[name] for name in re.findall(r"\b\w+(?=\()", text) if name in home} - {file}
+        for file, text in texts.items()
+    }
+    assert in_circles(below) == {}, "these call each other, or what does"
 
 
 def test_only_the_plugin_imports_pytest() -> None:

@@ -26,7 +26,8 @@ def validate(config: RunConfig) -> None:
     Raises:
         ConfigError: some settings cannot be used; ``problems`` has one entry for each.
     """
-    problems = [*_ranges(config), *_combinations(config), *_sharded(config), *count_problems(config), *_dry(config)]
+    problems = [*_ranges(config), *_full(config), *_adapted(config), *_step(config), *_sharded(config)]
+    problems += [*count_problems(config), *_dry(config)]
     if problems:
         raise ConfigError(*problems)
 
@@ -80,16 +81,19 @@ def _ranges(config: RunConfig) -> Iterator[Problem]:
         yield from _filled("question", output.question, "ask something, or --answer-tokens 0 to ask nothing")
 
 
-def _combinations(config: RunConfig) -> Iterator[Problem]:
-    model, adapter, train, output = config.model, config.adapter, config.train, config.output
-    if adapter.full and model.precision in QUANTIZED:
+def _full(config: RunConfig) -> Iterator[Problem]:
+    """Yield what does not go together with training all weights."""
+    model, adapter, output = config.model, config.adapter, config.output
+    if not adapter.full:
+        return
+    if model.precision in QUANTIZED:
         yield Problem(
             field="full",
             value=True,
             why=f"{model.precision} weights cannot be trained",
             remedy="use --precision bf16 (or fp32), or train an adapter with --no-full",
         )
-    if adapter.full and output.merge != "none":
+    if output.merge != "none":
         yield Problem(
             field="merge",
             value=output.merge,
@@ -98,9 +102,14 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
         )
     for name in ("rslora", "dora", "targets", "exclude"):
         asked = getattr(adapter, name)
-        if adapter.full and asked != getattr(AdapterConfig(), name):
+        if asked != getattr(AdapterConfig(), name):
             why = f"--full trains {'no adapter' if asked is True else 'every weight of every layer'}"
             yield Problem(field=name, value=asked, why=why, remedy=f"drop --{name}, or use --no-full")
+
+
+def _adapted(config: RunConfig) -> Iterator[Problem]:
+    """Yield settings of the adapter that do not go together with others."""
+    model, adapter, output = config.model, config.adapter, config.output
     if adapter.init == "orthogonal" and adapter.rank % 2:
         yield Problem(
             field="rank",
@@ -115,6 +124,11 @@ def _combinations(config: RunConfig) -> Iterator[Problem]:
             why=f"the base is not quantized (--precision {model.precision})",
             remedy="use --merge full-base",
         )
+
+
+def _step(config: RunConfig) -> Iterator[Problem]:
+    """Yield settings of a step that do not go together."""
+    model, train = config.model, config.train
     if train.batch is not None and train.split == "given" and train.micro_batch > 0 and train.batch % train.micro_batch:
         yield Problem(
             field="micro_batch",

@@ -136,23 +136,9 @@ def estimate(
     ordinary, managed = optimizer_bytes(trained, config.train.optimizer, train_bytes, masters=masters)
     adapters = 0 if config.adapter.full else trainable * adapter
     workspace = 2 * WORKSPACE.get(capability[0], WORKSPACE[9])
-
-    tokens = config.train.micro_batch * config.data.seq
-    saved, again, working = activation_bytes(dims, config, compute, adapter)
-    logits = logit_bytes(dims, config, tokens, compute)
-    update = gradients if config.train.optimizer == "adamw" else 0
-    # `earlier`: gradients of the micro-batches before this one. With a paged optimizer, an adapter's are on the host.
-    on_host = config.train.optimizer.startswith("paged") and not config.adapter.full and config.model.device != "cpu"
-    earlier = gradients if config.train.accumulation > 1 and not on_host else 0
-    # Layers that keep their activations come first in the backward pass, and free more than one layer recomputes.
-    at_once = again if layers_recomputed(config.train.checkpointing, dims.layers) == dims.layers else 0
-    moments = {
-        "loss": (earlier, saved, logits, 0, workspace // 2),
-        "backward": (earlier, saved + at_once, 0, working, workspace),
-        # The backward pass ends with the first layer, when the gradients of all the other layers exist.
-        "last layer": (gradients, again, 0, working, workspace),
-        "update": (gradients, 0, 0, update, workspace),
-    }
+    activation = activation_bytes(dims, config, compute, adapter)
+    logits = logit_bytes(dims, config, config.train.micro_batch * config.data.seq, compute)
+    moments = _moments(dims, config, gradients=gradients, activation=activation, logits=logits, workspace=workspace)
     moment = max(moments, key=lambda name: sum(moments[name]))
     held_gradients, activations, at_loss, temporary, other = moments[moment]
     loading = loading_bytes(dims, config, stored, compute)
@@ -175,6 +161,43 @@ def estimate(
         parameters=dims.parameters,
         trainable=trainable,
     )
+
+
+def _moments(
+    dims: Dimensions,
+    config: RunConfig,
+    *,
+    gradients: int,
+    activation: tuple[int, int, int],
+    logits: int,
+    workspace: int,
+) -> dict[str, tuple[int, int, int, int, int]]:
+    """Return the bytes of gradients, activations, logits, temporaries and workspaces at each moment of a step.
+
+    Only bytes that differ between the moments are in them.
+
+    Args:
+        dims: the sizes of the model.
+        config: the run.
+        gradients: bytes of all gradients.
+        activation: the result of :func:`finetune.estimate.activations.activation_bytes`.
+        logits: bytes of the logits and their gradient in one chunk.
+        workspace: bytes of the cuBLAS workspaces of both threads.
+    """
+    saved, again, working = activation
+    update = gradients if config.train.optimizer == "adamw" else 0
+    # `earlier`: gradients of the micro-batches before this one. With a paged optimizer, an adapter's are on the host.
+    on_host = config.train.optimizer.startswith("paged") and not config.adapter.full and config.model.device != "cpu"
+    earlier = gradients if config.train.accumulation > 1 and not on_host else 0
+    # Layers that keep their activations come first in the backward pass, and free more than one layer recomputes.
+    at_once = again if layers_recomputed(config.train.checkpointing, dims.layers) == dims.layers else 0
+    return {
+        "loss": (earlier, saved, logits, 0, workspace // 2),
+        "backward": (earlier, saved + at_once, 0, working, workspace),
+        # The backward pass ends with the first layer, when the gradients of all the other layers exist.
+        "last layer": (gradients, again, 0, working, workspace),
+        "update": (gradients, 0, 0, update, workspace),
+    }
 
 
 def model_fields(name: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def kernel_runs_on(device: torch.device) -> bool:
         return False
     if device.type == "cpu":
         return os.environ.get("TRITON_INTERPRET") == "1"
-    import torch  # estimates ask this module too, and need no torch
+    import torch  # estimates use this module too, without torch
 
     return device.type == "cuda" and can_launch() and torch.cuda.get_device_capability(device) >= (7, 0)
 
@@ -42,17 +42,17 @@ def liger_is_installed() -> bool:
 
 
 def can_launch() -> bool:
-    """Whether Triton can launch kernels on a card of this machine: it compiles a C module for it at first use.
+    """Return whether Triton can launch kernels on a card of this machine. At its first use it compiles a C module.
 
-    This takes a C compiler (``CC``, gcc or clang) and Python's headers, which many containers lack. A dry GPU stands
+    This needs a C compiler (``CC``, gcc or clang) and Python's headers, which many containers lack. A dry GPU stands
     for another machine, so nothing is asked there.
     """
     return is_active() or _can_compile()
 
 
 def _can_compile() -> bool:
-    """Whether Triton finds a compiler and Python.h; it looks for them in the same way."""
+    """Return whether Triton finds a compiler and Python.h, by the same search."""
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian's own scheme
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # Debian has its own
     headers = Path(sysconfig.get_path("include", scheme), "Python.h")
     return any(shutil.which(name) for name in compilers) and headers.is_file()

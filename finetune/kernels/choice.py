@@ -86,7 +86,7 @@ def _apply_liger(base: Any) -> str:
     kind = base.config.model_type
     used = dict(_USED)
     activation = _activation(base)
-    for name, computes in _GATES.items():  # the experts are quantized here, in a module of our own
+    for name, computes in _GATES.items():  # quantized experts are in a module of this package
         used[name] = activation in computes and not _is_mixture(base)
     if not apply_kernels(base, **used, **_NOT_USED):
         return f"liger-kernel has no kernels for {kind} models, so PyTorch's own run"
@@ -95,7 +95,7 @@ def _apply_liger(base: Any) -> str:
 
 
 def _activation(base: Any) -> str | None:
-    """Return the name of the activation in the model's MLP; None where its config does not say it."""
+    """Return the name of the activation in the model's MLP; None if its config does not name one."""
     config = base.config.get_text_config()
     name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
     return name if isinstance(name, str) else None

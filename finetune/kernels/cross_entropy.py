@@ -60,7 +60,7 @@ def _cross_entropy(
     targets,  # int64 [n]
     losses,  # fp32 [n]
     columns,
-    words,  # the columns that have a word; the others have no probability
+    words,  # the columns of the vocabulary; the columns after it have no probability
     unit,  # fp32 from here on
     scale,
     softcap,

@@ -89,7 +89,7 @@ def fuse(model: nn.Module) -> Fusion:
 
 
 def forget(model: nn.Module) -> None:
-    """Free the outputs that fused layers hold after a forward pass that did not come to its end."""
+    """Free the outputs that fused layers hold after a forward pass that was interrupted."""
     for module in model.modules():
         group = getattr(module, _FUSED, None)
         if group is not None:
@@ -137,7 +137,7 @@ def _obstacle(layer: Any) -> str | None:
 
 
 class _Member:
-    """A LoRA layer of a group, with the modules that each call reads. Finding them through the layer takes longer."""
+    """A LoRA layer of a group, with the modules that each call reads. Finding them each time takes longer."""
 
     __slots__ = ("_first", "base", "down", "layer", "name", "plain", "up")
 
@@ -238,7 +238,7 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     """Return the base's weight [out, in], decoded if it is quantized."""
     if not _is_four_bit(base):
         return base.weight  # type: ignore[no-any-return]  # `base` is Any
-    with plain_tensors():  # otherwise each look at the weight would run a method of bitsandbytes
+    with plain_tensors():  # without this, each access to the weight would run a method of bitsandbytes
         state, packed = base.weight.quant_state, base.weight.data
     if kernel_runs_on(packed.device):
         from finetune.kernels.nf4 import can_decode, decode

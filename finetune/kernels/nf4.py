@@ -102,6 +102,6 @@ def decode(packed: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor
         scales_block=_SCALES_BLOCK,
         count=_WORDS,
         num_warps=4,
-        enable_fp_fusion=False,  # the product must be rounded before the mean is added
+        enable_fp_fusion=False,  # the product must be rounded before the mean is added, as bitsandbytes does
     )
     return decoded

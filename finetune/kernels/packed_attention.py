@@ -1,4 +1,4 @@
-"""Attention that keeps packed rows apart with memory that grows with the tokens, and not with their square.
+"""Attention that keeps packed rows apart, in memory that is proportional to the tokens and not to their square.
 
 On a card, PyTorch's attention for rows of different lengths computes all rows in one kernel where it computes exactly
 what the model's own attention does. Everywhere else each row runs through the model's own attention by itself, which is
@@ -30,9 +30,9 @@ _FIRST_CAPABILITY = (8, 0)
 
 
 def keep_rows_apart(model: nn.Module) -> str:
-    """Choose how a model is told which tokens of a packed sequence share a row, and keep the choice in the model.
+    """Choose how a model learns which tokens of a packed sequence share a row, and store the choice in the model.
 
-    The leanest way is tried first, with a few tokens, and the mask of every pair of tokens is the last.
+    The way that needs the least memory is tried first, with a few tokens. A mask of every pair of tokens is the last.
 
     Args:
         model: the loaded model, with or without adapter, with its kernels set.
@@ -153,7 +153,7 @@ def _attend(
 def _in_one_kernel(
     attend: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, mask: RowsMask, given: dict[str, Any]
 ) -> bool:
-    """Whether ``varlen_attn`` computes exactly what the model's own attention does."""
+    """Return whether ``varlen_attn`` computes exactly what the model's own attention does."""
     if getattr(attend, "__name__", "") != "sdpa_attention_forward" or mask.window is None:
         return False
     causal = given.get("is_causal")
@@ -168,7 +168,7 @@ def _all_at_once(query: Tensor, key: Tensor, value: Tensor, mask: RowsMask, scal
     assert attend is not None
     rows = mask.rows
     batch, heads, length, size = query.shape
-    narrower = size - value.shape[-1]  # flash attention has one size for both; zeros add nothing to any other value
+    narrower = size - value.shape[-1]  # flash attention needs one size for both; the added zeros change no other value
     if narrower:
         value = F.pad(value, (0, narrower))
     flat = [tensor.transpose(1, 2).reshape(batch * length, tensor.shape[1], size) for tensor in (query, key, value)]
@@ -188,7 +188,7 @@ def _one_by_one(
     mask: RowsMask,
     given: dict[str, Any],
 ) -> Tensor:
-    """Attend in one row after the other, as the model does in a row that has a sequence to itself."""
+    """Attend in one row after the other, as the model does if each row has a sequence to itself."""
     batch, _, length, _ = tensors[0].shape
     found, begin = [], 0
     for size in mask.rows.lengths:

@@ -20,6 +20,7 @@ from finetune.dryrun.command import ROOMY_BYTES, trials
 from finetune.errors import FinetuneError
 from finetune.estimate.arithmetic import Estimate, estimate, model_fields
 from finetune.ladder.results import CACHED, PARTS, Ladder, Rung, as_json
+from pytest_vram.drygpu.cards import context_caveat
 from pytest_vram.memory.timeline import CATEGORIES
 from pytest_vram.units import GIB
 
@@ -87,6 +88,7 @@ def measure(base: RunConfig, card: Card, told: Callable[[str], None] = lambda _:
         seq=base.data.seq,
         micro_batch=base.train.micro_batch,
         rank=base.adapter.rank,
+        context_caveat=context_caveat(card),
         rungs=tuple(rungs),
     )
 
@@ -136,6 +138,8 @@ def render(ladder: Ladder) -> str:
             title = rung.name if label == "arithmetic" else _verdict(rung, ladder)
             lines.append(f"{title:{width}} {label:10} {sum(sizes.values()) / GIB:7.2f} {cells}")
     lines += ["", "measured: dry GPU, PyTorch's own allocator at full size; no kernel ran."]
+    if ladder.context_caveat:
+        lines.append(f"context: {ladder.context_caveat}.")
     if any(rung.managed for rung in ladder.rungs):
         paged = max(rung.managed for rung in ladder.rungs)
         lines.append(f"Paged optimizer state ({paged / GIB:.2f} GiB) is managed memory, beside the card's figures.")

@@ -58,13 +58,25 @@ def draw(ladder: Ladder, file: Path) -> None:
         whole.invert_yaxis()
         figure.text(0.012, 0.955, _title(ladder), fontsize=15, fontweight="bold", color=_DARK)
         figure.text(0.012, 0.918, _subtitle(ladder), fontsize=10.5, color=_GREY)
+        if ladder.context_caveat:
+            figure.text(0.012, 0.012, f"CUDA context: {ladder.context_caveat}.", fontsize=9.5, color=_GREY)
         handles = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[name], label=LABELS.get(name, name)) for name in PARTS]
         handles += [
             pyplot.Rectangle((0, 0), 1, 1, facecolor="#FFFFFF", edgecolor=_GREY, hatch="///", label="arithmetic"),
             pyplot.Rectangle((0, 0), 1, 1, facecolor="#FFFFFF", edgecolor=_GREY, label="measured (dry GPU)"),
         ]
-        figure.legend(handles=handles, loc="lower center", ncols=6, frameon=False, fontsize=9.5)
-        figure.tight_layout(rect=(0.004, 0.085, 0.996, 0.915), w_pad=2)
+        columns = (len(handles) + 1) // 2
+        place = (0.5, 0.03 if ladder.context_caveat else 0)
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            bbox_to_anchor=place,
+            ncols=columns,
+            frameon=False,
+            fontsize=9.5,
+            columnspacing=1.5,
+        )
+        figure.tight_layout(rect=(0.004, 0.1, 0.996, 0.915), w_pad=2)
         # Without a date, so that the same figures give the same file.
         metadata: dict[str, Any] = {"Date": None} if file.suffix == ".svg" else {"Software": None}
         figure.savefig(file, dpi=130, metadata=metadata)

@@ -52,6 +52,8 @@ class Ladder:
     seq: int
     micro_batch: int
     rank: int
+    context_caveat: str
+    """How far the size of the card's CUDA context can be trusted; empty if it was measured on such a card."""
     rungs: tuple[Rung, ...]
 
 

@@ -141,6 +141,12 @@ def _chunks(count: int, chunk: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + chunk, count)
 
 
+def _product_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which the head's product is computed: that of autocast if it is on, else the weight's."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Computes the gradient together with the loss, while the chunk's logits exist."""
 
@@ -156,13 +162,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rule: LogitRule,
         kernel: Callable[..., torch.Tensor] | None,
     ) -> torch.Tensor:
-        weight_dtype = weight.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            compute = torch.get_autocast_dtype(hidden.device.type)
-            hidden_used, weight_used = hidden.to(compute), weight.to(compute)
-            bias_used = None if bias is None else bias.to(compute)
-        else:
-            hidden_used, weight_used, bias_used = hidden.to(weight.dtype), weight, bias
+        compute = _product_dtype(hidden, weight)
+        hidden_used, weight_used = hidden.to(compute), weight.to(compute)
+        bias_used = None if bias is None else bias.to(compute)
         if kernel is not None and weight_used.element_size() < 4:  # there is no copy of the logits in fp32
             chunk *= KERNEL_CHUNKS
         needed = need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -196,7 +198,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 del grad
         ctx.save_for_backward(
             grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight_dtype),
+            None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
         if not losses:

@@ -107,7 +107,7 @@ def window_gradients(model: nn.Module, window: Sequence[Batch], config: TrainCon
         if total.requires_grad:
             total.backward()
         loss_sum += loss.detach()
-        del loss, total, router  # what their graph still holds would lie beside the next micro-batch's
+        del loss, total, router  # otherwise this graph would be in memory together with that of the next micro-batch
         if on_host and number < len(passes):
             host_gradients.put_away(parameters, earlier)
     host_gradients.bring_back(earlier)
@@ -184,7 +184,7 @@ def _sum_over_processes(
     if routed:
         router_sum = torch.zeros_like(loss_sum) if router_sum is None else router_sum.to(loss_sum.dtype)
         dist.all_reduce(router_sum)
-    parameters = [p for p in parameters if not isinstance(p, DTensor)]  # FSDP has summed the parts of the others
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]  # FSDP sums those of the others
     if not parameters:
         return router_sum
     present = torch.tensor([int(p.grad is not None) for p in parameters], dtype=torch.int32, device=loss_sum.device)

@@ -70,7 +70,7 @@ def _adamw(
     first_at, second_at = tl.load(row + 4 * count), tl.load(row + 5 * count)
     if aligned:
         size = tl.multiple_of(size, 16)
-    at = (block - tl.load(row)) * block_size + tl.arange(0, block_size)  # int64, as the table
+    at = (block - tl.load(row)) * block_size + tl.arange(0, block_size)  # int64, as in the table
     here = at < size
     first_at = _place(first_at, at, tl.float32, aligned)
     second_at = _place(second_at, at, tl.float32, aligned)

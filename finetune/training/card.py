@@ -134,7 +134,7 @@ def _kind(summary: Summary, config: RunConfig, *, merged: bool) -> str:
         "quantized-base": "the dequantized weights that it was trained on: the trained model, up to rounding",
         "full-base": (
             "the original weights. It was trained on top of quantized ones and has learned to make up for their error, "
-            "which is not there any more: evaluate this model before it is used"
+            "which is not there any more: evaluate this model before you use it"
         ),
     }
     return f"A {adapter}, merged into the {summary.merged_into}: {base[summary.merged_into or '']}. {made}"

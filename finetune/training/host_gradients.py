@@ -29,7 +29,7 @@ CHUNK_BYTES = 8 * 2**20
 
 
 def wanted(model: nn.Module, config: TrainConfig) -> bool:
-    """Return whether earlier gradients go to the host: those of an adapter do, on a card, under a paged optimizer.
+    """Return whether earlier gradients go to the host. Those of an adapter do, on a card with a paged optimizer.
 
     The gradients of all weights do not, because they would be gigabytes for each micro-batch. Those of a model with the
     attribute :data:`ON_CARD` stay where they are.

@@ -128,7 +128,7 @@ class _Loop:
         if not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
             broken = not_finite(setup.model) if self.step == 0 else None
             remedy = "Lower --learning-rate, or use --compute-dtype fp32 or bf16"
-            if broken is not None:  # nothing was updated yet, so the model came like this
+            if broken is not None:  # nothing was updated yet, so the values were in the files
                 remedy = f"The model came with values in {broken} that are infinite or no numbers: download it again"
             raise TrainingError(
                 f"step {self.step + 1}: the loss is {stats.loss}, the gradient's norm {stats.grad_norm}. {remedy}; the "
@@ -160,7 +160,7 @@ class _Loop:
         )
 
     def _try_longest(self) -> None:
-        """Run the longest batch once and discard it, so that a run that does not fit fails now and not in hour three.
+        """Run the longest batch once and discard it, so that a run that does not fit fails at its start.
 
         Its gradients also show whether the adapter learns at all. Weights and random generators do not change.
 

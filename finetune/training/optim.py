@@ -145,7 +145,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def compile_kernels(optimizer: torch.optim.Optimizer) -> None:
-    """Compile the kernels of an optimizer that has some of its own, which otherwise happens in the first step."""
+    """Compile the kernels of an optimizer that has some of its own, so that the first step does not have to."""
     compiled = getattr(optimizer, "compile_kernel", None)
     if compiled is not None:
         compiled()
@@ -207,7 +207,7 @@ def _paged_buffer(
     if dtype == torch.int16:  # bitsandbytes can fill only bytes and fp32
         halves = _managed(optimizer, (*parameter.shape[:-1], 2 * parameter.shape[-1]), torch.uint8, parameter.device)
         dropped: Any = halves.view(dtype)
-        # Without these attributes bitsandbytes takes the view for an ordinary tensor of the host, and moves it to the
+        # Without these attributes bitsandbytes treats the view as an ordinary tensor of the host, and moves it to the
         # card at the first step.
         dropped.is_paged, dropped.page_deviceid = True, parameter.device.index
         return cast("torch.Tensor", dropped)

@@ -93,81 +93,42 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     run = RunFolder(config.output.output)
     check_kernels(config.train.kernels, resolve_device(config.model))
     with ranks.first_alone():
-        config = asked = settled(config)
-        earlier = _earlier_run(run) if launch.is_first() else []
-        if launch.is_first() and not earlier:
-            durable.write_text(run.config, yaml_file.dump(config))
-        found = _checkpoint(config, earlier)
-        if found is not None:
-            config = as_recorded(config, found.facts["settings"])
-        _set_threads(config, found)
-        seed_everything(config.train.seed)
-        tokenizer = load_tokenizer(config.model)
-        data = load_examples(config.data, tokenizer, seed=config.train.seed)
+        begun = _begin(config, run)
+    config, found = begun.config, begun.found
     ranks.require_shares(config)  # a resumed run may have another split than the settings
     holdings.config = config
-    notice(str(data.stats))
+    notice(str(begun.data.stats))
     require_host_memory(config)
     base = load_base(config.model)
     holdings.model = base
-    tables = tables_of(base)
-    check_tables(tables, data, tokenizer, config)
-    data, padding = padded_within(data, tables, tokenizer)
-    question = choose_question(config.output, tokenizer, data.held_out)
-    if question is not None:
-        check_question(tables, question.input_ids, tokenizer)
-    of_model = (told_of_unused_weights(base), told_of_unknown_tokens(tables, tokenizer), told_of_new_rows(base))
-    for note in (told_of_no_end(tokenizer), *of_model, padding):
-        if note is not None:
-            notice(note)
+    data, question = _checked_against(base, begun)
     base_fingerprint = fingerprint(base, wholes(base))
-    model = attach_adapter(base, config.adapter, seed=config.train.seed, saved=config.model.model)
-    holdings.model = model
-    layers = () if config.adapter.full else coverage(model, config.adapter).lines()
-    spread(model, config)
-    for line in (*layers, *set_kernels(model, config.train.kernels)):
-        notice(line)
-    checkpointing, note = usable(model, config.train.checkpointing)
-    holdings.config = config = yaml_file.replace(config, {"checkpointing": checkpointing})
-    if note:
-        notice(note)
-    apart = keep_rows_apart(model) if config.data.packing else None
-    check_assumptions(model, packing=config.data.packing)
-    if apart is not None:
-        notice(apart)
+    model, layers = _adapted(base, config, holdings)
+    holdings.config = config = _recomputing(model, config)
+    _check_model(model, config)
     optimizer = optimizer_of(model, config.train)
     holdings.optimizer = optimizer
-    if note := rounded_away(model.parameters(), config.train):
-        notice(note)
+    _tell(rounded_away(model.parameters(), config.train))
     if found is None:
         config, note = chosen_split(model, data.train, config)
         holdings.config = config
-        if note:
-            notice(note)
-    if note := keep_gradients(model, data.train, config):
-        notice(note)
-    facts = RunFacts(
-        settings=yaml_file.json_values(config),
-        threads=torch.get_num_threads(),
-        device=next(model.parameters()).device.type,
-        base=base_fingerprint,
-        data=data.train.fingerprint,
-        versions=package_versions(),
-        ranks=launch.size(),
-    )
+        _tell(note)
+    _tell(keep_gradients(model, data.train, config))
+    facts = _facts(config, model, base=base_fingerprint, data=data.train.fingerprint)
     done = found.step if found else 0
     ranks.require_same(model=facts.base, data=facts.data, output=f"a run with {done} steps done")
     steps = total_steps(data.train, config.train)
     if found is not None:
         _require_steps_left(found.step, steps, config)
         _restore(found, facts, model, optimizer)
-    if earlier:  # nothing can be refused any more, so the earlier run may be replaced
+    if begun.earlier:  # from here on nothing is refused, so the earlier run may be replaced
         if not config.output.resume:
-            _remove(earlier)
-        durable.write_text(run.config, yaml_file.dump(asked))  # a chosen split would mix with the flags of a resumption
+            _remove(begun.earlier)
+        # The settings are written as they were given: a chosen split would mix with the flags of a resumption.
+        durable.write_text(run.config, yaml_file.dump(begun.asked))
     return Setup(
         config=config,
-        tokenizer=tokenizer,
+        tokenizer=begun.tokenizer,
         model=model,
         data=data,
         optimizer=optimizer,
@@ -178,6 +139,94 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
         start_step=done,
         random_state=_own_random_state(found) if found else None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """A run before its base is loaded."""
+
+    config: RunConfig
+    """The settings; those of a resumed run have the choices that it began with."""
+    asked: RunConfig
+    """The settings as they were given."""
+    earlier: list[Path]
+    """What an earlier run left in the output folder."""
+    found: Checkpoint | None
+    """The checkpoint from which the run continues."""
+    tokenizer: Any
+    data: DataSplit
+
+
+def _begin(config: RunConfig, run: RunFolder) -> _Begun:
+    """Look for an earlier run and its checkpoint, and load tokenizer and data."""
+    config = asked = settled(config)
+    earlier = _earlier_run(run) if launch.is_first() else []
+    if launch.is_first() and not earlier:
+        durable.write_text(run.config, yaml_file.dump(config))
+    found = _checkpoint(config, earlier)
+    if found is not None:
+        config = as_recorded(config, found.facts["settings"])
+    _set_threads(config, found)
+    seed_everything(config.train.seed)
+    tokenizer = load_tokenizer(config.model)
+    data = load_examples(config.data, tokenizer, seed=config.train.seed)
+    return _Begun(config=config, asked=asked, earlier=earlier, found=found, tokenizer=tokenizer, data=data)
+
+
+def _checked_against(base: PreTrainedModel, begun: _Begun) -> tuple[DataSplit, Question | None]:
+    """Check that the base has every token and position of the rows; return the data, and the question to ask."""
+    tokenizer, tables = begun.tokenizer, tables_of(base)
+    check_tables(tables, begun.data, tokenizer, begun.config)
+    data, padding = padded_within(begun.data, tables, tokenizer)
+    question = choose_question(begun.config.output, tokenizer, data.held_out)
+    if question is not None:
+        check_question(tables, question.input_ids, tokenizer)
+    of_model = (told_of_unused_weights(base), told_of_unknown_tokens(tables, tokenizer), told_of_new_rows(base))
+    _tell(told_of_no_end(tokenizer), *of_model, padding)
+    return data, question
+
+
+def _adapted(base: PreTrainedModel, config: RunConfig, holdings: Holdings) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Attach the adapter, spread the model over the ranks, and set its kernels; return it and :attr:`Setup.layers`."""
+    model = attach_adapter(base, config.adapter, seed=config.train.seed, saved=config.model.model)
+    holdings.model = model
+    layers = () if config.adapter.full else coverage(model, config.adapter).lines()
+    spread(model, config)
+    _tell(*layers, *set_kernels(model, config.train.kernels))
+    return model, layers
+
+
+def _recomputing(model: PreTrainedModel, config: RunConfig) -> RunConfig:
+    """Return the settings with a value of ``--checkpointing`` that this model can use."""
+    checkpointing, note = usable(model, config.train.checkpointing)
+    _tell(note)
+    return yaml_file.replace(config, {"checkpointing": checkpointing})
+
+
+def _check_model(model: PreTrainedModel, config: RunConfig) -> None:
+    """Choose how packed rows are kept apart, and check what training assumes of the model."""
+    apart = keep_rows_apart(model) if config.data.packing else None
+    check_assumptions(model, packing=config.data.packing)
+    _tell(apart)
+
+
+def _facts(config: RunConfig, model: PreTrainedModel, *, base: str, data: str) -> RunFacts:
+    """Return what a resumed run must match, with the fingerprints of the base and of the data."""
+    return RunFacts(
+        settings=yaml_file.json_values(config),
+        threads=torch.get_num_threads(),
+        device=next(model.parameters()).device.type,
+        base=base,
+        data=data,
+        versions=package_versions(),
+        ranks=launch.size(),
+    )
+
+
+def _tell(*notes: str | None) -> None:
+    for note in notes:
+        if note:
+            notice(note)
 
 
 def _own_random_state(found: Checkpoint) -> Tree | None:

@@ -113,7 +113,7 @@ def _require_cards() -> None:
     if ranks <= count:
         return
     why = f"this machine has {count} GPU{'s' * (count != 1)}, and each rank needs one"
-    if not launch.is_first():  # every rank finds this out by itself, before the ranks are connected
+    if not launch.is_first():  # every rank checks this by itself, before the ranks are connected
         raise OtherRankError(why, ConfigError.exit_code)
     remedy = f"use torchrun --nproc-per-node {count}"
     raise ConfigError(Problem(field="nproc-per-node", value=ranks, why=why, remedy=remedy))
@@ -284,10 +284,10 @@ class _Watch:
             except RuntimeError:  # the store was on the machine of a rank that is gone
                 return own
             if known["rank"] == launch.rank():
-                if launch.is_first():  # without a launcher the store ends with this process; let the others read it
+                if launch.is_first():  # without a launcher the store ends with this process: let the others read it
                     time.sleep(2 * _LOOK_EVERY)
                 return own
-        time.sleep(_UNTIL_SAID)  # the launcher ends all ranks when one ends; let the failed one print its message
+        time.sleep(_UNTIL_SAID)  # the launcher ends all ranks when one ends: let the failed one print its message
         return _of_other(known)
 
     def _look(self, store: Any) -> None:

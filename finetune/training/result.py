@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def write_result(setup: Setup, evaluations: list[EvalRow], whole: Mapping[str, Any] | None = None) -> Summary:
-    """Write adapter, tokenizer, model card, merged model and summary into the output folder, each complete or absent.
+    """Write adapter, tokenizer, model card, merged model and summary into the output folder.
+
+    Each of them is either complete or absent.
 
     Args:
         setup: the run.

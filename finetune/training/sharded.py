@@ -128,7 +128,7 @@ def whole_model(model: nn.Module) -> dict[str, Any] | None:
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Put the weights and states of :func:`whole_state` into the model and the optimizer, or this rank's parts of them.
+    """Load the weights and states of :func:`whole_state` into the model and the optimizer, or this rank's parts.
 
     Raises:
         CheckpointError: the state belongs to other parameters.

@@ -28,6 +28,7 @@ from finetune.model.recompute import layers_of
 from finetune.training import host_gradients, ranks
 from finetune.training.accumulate import window_gradients
 from finetune.training.optim import state_bytes
+from pytest_vram import torch_private
 from pytest_vram.units import MIB
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def as_recorded(config: RunConfig, recorded: Mapping[str, Any]) -> RunConfig:
         kept |= split
     kept |= {name: recorded[name] for name in _LAYERS if name in recorded and getattr(config.train, name) == "auto"}
     if kept.get("checkpointing") == "none" and config.train.offload_activations is True:
-        del kept["checkpointing"]  # the run that goes on asks for inputs on the host, which only recomputed layers have
+        del kept["checkpointing"]  # the resumed run asks for inputs on the host, which only recomputed layers have
     return yaml_file.replace(config, kept)
 
 
@@ -165,7 +166,7 @@ class _Trials:
         room = free + torch.cuda.memory_reserved(device) - int(MARGIN * total)
         self._share = room / total
         self.needed = 0
-        # What is loaded is known, and need not be forecast.
+        # The memory of what is loaded is measured, and not forecast.
         loaded = max(ranks.gathered(torch.cuda.memory_allocated(device)))
         self._beside = loaded - forecast.loaded() if forecast is not None else 0
         self.budget = min(ranks.gathered(room - self._beside))
@@ -201,8 +202,7 @@ def _at_most(share: float, device: torch.device) -> Iterator[None]:
 
     A block of memory that is held instead would do as well, but would count in every figure of the run's peak.
     """
-    get = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # torch 2.6 does not tell
-    before = get(device)
+    before = torch_private.memory_fraction(device)
     torch.cuda.set_per_process_memory_fraction(max(0.0, min(share, before)), device)
     try:
         yield

@@ -69,7 +69,7 @@ def train_step(
         optimizer_step(optimizer)
         _drop_gradients(trained)
     return StepStats(
-        loss=stats.loss,  # the first wait for the device; until here it always has work
+        loss=stats.loss,  # the first wait for the device, which had work all the time until here
         targets=stats.targets,
         tokens=stats.tokens,
         grad_norm=float(norm),

@@ -1,4 +1,4 @@
-"""Handles Ctrl-C and SIGTERM: the first one stops a run when nothing is half done, and the second one at once."""
+"""Handles Ctrl-C and SIGTERM: the first signal stops a run between two steps or files, the second one at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequested(BaseException):
-    """Raised to abandon the work after a signal. It is no ``Exception``, so that no library catches it by mistake."""
+    """Raised to abandon the work after a signal. It is a ``BaseException``, so that libraries do not catch it."""
 
 
 class Stop:
@@ -72,7 +72,7 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            os._exit(ExitCode.INTERRUPTED)  # the files on the disk are complete at every moment
+            os._exit(ExitCode.INTERRUPTED)  # every file on the disk is complete
         self.requested = True
         if not self._deferring:
             raise StopRequested

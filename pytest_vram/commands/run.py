@@ -164,15 +164,9 @@ def run(
     """
     card = find_card(gpu)
     program = _program(command)
-    variables = _dry_environment(card, count, total_bytes)
-    if alloc_conf is not None:
-        variables["PYTORCH_CUDA_ALLOC_CONF"] = alloc_conf
-    if not ask_cudnn:
-        variables[CUDNN_VARIABLE] = "off"
-    if snapshot is not None:
-        variables[SNAPSHOT_VARIABLE] = str(snapshot.absolute())
-    if over_time:
-        variables[TIMELINE_VARIABLE] = "1"
+    variables = _dry_environment(card, count, total_bytes) | _wishes(
+        alloc_conf=alloc_conf, snapshot=snapshot, over_time=over_time, ask_cudnn=ask_cudnn
+    )
     with (
         run_standins.in_place(stand_ins or run_standins.StandIns(), command) as prepared,
         tempfile.TemporaryDirectory(prefix="pytest-vram-") as folder,
@@ -183,15 +177,7 @@ def run(
             forget_older_names(variables)
         variables[RECORD_VARIABLE] = folder
         began, kills = time.monotonic_ns(), process_end.memory_kills()
-        try:
-            process = subprocess.Popen(program, env=variables)
-        except OSError as error:
-            raise VramUsageError(f"{program[0]} cannot be started: {error.strerror}") from error
-        with _signals_go_to(process):
-            code = process.wait()
-        ended = time.monotonic_ns()
-        if code < 0:
-            Path(folder, f"{process.pid}{SIGNAL_SUFFIX}").write_text(f"{-code} {ended}\n")
+        code, ended = _wait_for(program, variables, Path(folder))
         out_of_memory = process_end.killed_since(kills)
         processes, records = read(Path(folder), began, out_of_memory=out_of_memory)
         early = killed_early(Path(folder), processes, out_of_memory=out_of_memory)
@@ -208,6 +194,36 @@ def run(
         stand_ins=notes,
         killed_early=early,
     )
+
+
+def _wishes(*, alloc_conf: str | None, snapshot: Path | None, over_time: bool, ask_cudnn: bool) -> dict[str, str]:
+    """Return the variables that tell the program's processes what the command line asks of them."""
+    variables = {} if alloc_conf is None else {"PYTORCH_CUDA_ALLOC_CONF": alloc_conf}
+    if not ask_cudnn:
+        variables[CUDNN_VARIABLE] = "off"
+    if snapshot is not None:
+        variables[SNAPSHOT_VARIABLE] = str(snapshot.absolute())
+    if over_time:
+        variables[TIMELINE_VARIABLE] = "1"
+    return variables
+
+
+def _wait_for(program: list[str], variables: dict[str, str], folder: Path) -> tuple[int, int]:
+    """Run the program; a signal that ends it is written to the folder.
+
+    Returns:
+        Its exit code, and when it ended, in nanoseconds of the monotonic clock.
+    """
+    try:
+        process = subprocess.Popen(program, env=variables)
+    except OSError as error:
+        raise VramUsageError(f"{program[0]} cannot be started: {error.strerror}") from error
+    with _signals_go_to(process):
+        code = process.wait()
+    ended = time.monotonic_ns()
+    if code < 0:
+        (folder / f"{process.pid}{SIGNAL_SUFFIX}").write_text(f"{-code} {ended}\n")
+    return code, ended
 
 
 def _dry_environment(card: Card, count: int, total_bytes: int | None) -> dict[str, str]:

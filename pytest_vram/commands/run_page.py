@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pytest_vram.commands.run_processes import RunProcess
     from pytest_vram.commands.run_summary import DeviceFigures, RunReport
-    from pytest_vram.memory.run_record import CardRecord
+    from pytest_vram.memory.run_record import CardFigures
 
 
 def as_report(run: RunReport, command: Sequence[str]) -> Report:
@@ -97,7 +97,7 @@ def _measurement(figures: DeviceFigures, device: Device, run: RunReport) -> Meas
     )
 
 
-def _peak(figures: DeviceFigures | CardRecord) -> Peak:
+def _peak(figures: CardFigures) -> Peak:
     return Peak(
         allocated_bytes=figures.peak_allocated_bytes,
         reserved_bytes=figures.peak_reserved_bytes,

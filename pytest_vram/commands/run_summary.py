@@ -10,6 +10,7 @@ from pytest_vram.commands.run_processes import FIGURES, RunProcess, absent, at_o
 from pytest_vram.drygpu.cards import context_caveat, context_source
 from pytest_vram.memory.measurement import HostRead
 from pytest_vram.memory.note import merged
+from pytest_vram.memory.run_record import CardFigures
 from pytest_vram.memory.work import Work
 from pytest_vram.report.likely import on_device
 
@@ -27,41 +28,19 @@ ADDED_UP = "an upper bound: the peaks of processes that lived at the same time a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFigures:
-    """One card of a dry run. Sizes are in bytes.
+class DeviceFigures(CardFigures):
+    """What all processes of a dry run together needed of one card.
 
     The peaks of processes that ran at the same time are added, and the largest such sum is the card's figure. It is an
     upper bound, because the peaks may occur at different times. Processes that ran one after another are not added.
 
     Attributes:
-        index: number of the card.
-        processes: number of processes that used it.
+        processes: number of processes that used the card.
         at_once: largest number of them that ran at the same time.
-        peak_allocated_bytes: peak of live blocks.
-        peak_reserved_bytes: peak of the memory that the allocator reserved.
-        peak_device_bytes: peak of all memory on the card, contexts included.
-        context_bytes: the part of the contexts in ``peak_device_bytes``.
-        nccl_bytes: the part of NCCL's connections in ``peak_device_bytes``.
-        managed_bytes: peak of managed (paged) memory, which is not counted in ``peak_device_bytes``.
-        total_bytes: memory of the card.
-        num_alloc_retries: how often the allocator emptied its cache to satisfy a request.
-        num_ooms: how often a request was refused: by the allocator with OutOfMemoryError, or by NCCL.
-        work: kernels, copies and waits, those of all processes added.
     """
 
-    index: int
     processes: int
     at_once: int
-    peak_allocated_bytes: int
-    peak_reserved_bytes: int
-    peak_device_bytes: int
-    context_bytes: int
-    nccl_bytes: int
-    managed_bytes: int
-    total_bytes: int
-    num_alloc_retries: int
-    num_ooms: int
-    work: Work
 
     @property
     def has_room(self) -> bool:
@@ -230,7 +209,8 @@ class RunReport:
 
     def _device_json(self, device: DeviceFigures) -> dict[str, Any]:
         spread = self.spread(device)
-        return {**asdict(device), "peak_device_spread": None if spread is None else asdict(spread)}
+        first = {"index": device.index, "processes": device.processes, "at_once": device.at_once}
+        return first | asdict(device) | {"peak_device_spread": None if spread is None else asdict(spread)}
 
 
 def is_guess(read: HostRead) -> bool:

@@ -15,8 +15,8 @@ from pytest_vram.memory.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CardRecord:
-    """What one process needed of one card.
+class CardFigures:
+    """What a program needed of one card: one of its processes, or all of them together.
 
     Attributes:
         index: number of the card, without ``CUDA_VISIBLE_DEVICES``.
@@ -30,8 +30,6 @@ class CardRecord:
         num_alloc_retries: how often the allocator emptied its cache to satisfy a request.
         num_ooms: how often a request was refused: by the allocator with OutOfMemoryError, or by NCCL.
         work: kernels, copies and waits.
-        timeline: memory over time; None if it was not recorded.
-        holders: the lines of code that held the most at the peak, the largest first; empty without a timeline.
     """
 
     index: int
@@ -45,6 +43,17 @@ class CardRecord:
     num_alloc_retries: int
     num_ooms: int
     work: Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardRecord(CardFigures):
+    """What one process needed of one card, and what held its memory.
+
+    Attributes:
+        timeline: memory over time; None if it was not recorded.
+        holders: the lines of code that held the most at the peak, the largest first; empty without a timeline.
+    """
+
     timeline: Timeline | None = None
     holders: tuple[Holder, ...] = ()
 

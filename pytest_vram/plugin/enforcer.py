@@ -85,7 +85,7 @@ class Enforcer:
             names = "".join(f"\n    {left_text(process)}" for process in left)
             raise judged(
                 VramLeak(
-                    f"the test left processes running that hold {format_bytes(held)} ({held:,} bytes), allowed are"
+                    f"the test left processes running that hold {format_bytes(held)} ({held:,} bytes), and its limit is"
                     f" {format_bytes(limit)} (max_leak_mb){names}\n  try: end what the test starts, and wait for it",
                     limit_bytes=limit,
                     leaked_bytes=held,

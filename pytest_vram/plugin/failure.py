@@ -134,7 +134,7 @@ def _by_category(measurement: Measurement, holders: Sequence[Holder]) -> str | N
 def leak_message(leaked: int, limit: int, holders: Sequence[Holder], notes: Sequence[Note] = ()) -> str:
     """Return the message for a test that left too much: how much, and the lines that allocated what is still there."""
     lines = [
-        f"the test left {format_bytes(leaked)} ({leaked:,} bytes) behind, allowed are {format_bytes(limit)}"
+        f"the test left {format_bytes(leaked)} ({leaked:,} bytes) behind, and its limit is {format_bytes(limit)}"
         " (max_leak_mb)"
     ]
     if holders:

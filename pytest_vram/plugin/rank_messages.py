@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vram.memory.codec import decode, encode
+from pytest_vram.report.disk import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,10 +52,8 @@ class RankResult:
     time: float
 
     def leave(self, folder: Path, rank: int) -> None:
-        """Write the result at once as a whole, so that it is never read half."""
-        partial = folder / f".{rank}.json"
-        partial.write_text(json.dumps(encode(self)))
-        partial.rename(folder / f"{rank}.json")
+        """Write the result for :func:`result_of`."""
+        write_atomically(folder / f"{rank}.json", json.dumps(encode(self)))
 
 
 def result_of(folder: Path, rank: int) -> RankResult | None:

@@ -83,7 +83,7 @@ class Children:
                 found[pid] = self._one(path.with_suffix(""), pid, ask=ask)
         for pid, (began, name) in (self._watch.seen if self._watch is not None else {}).items():
             if pid not in found:
-                found[pid] = Process(pid=pid, name=name, began=began, missing=_missing(pid, "it is no Python process"))
+                found[pid] = Process(pid=pid, name=name, began=began, missing=_missing(pid, "it does not run Python"))
         return tuple(sorted(found.values(), key=lambda process: process.began))
 
     def left(self, chosen: Callable[[Process], bool], *, settle: float = _SETTLE) -> tuple[Process, ...]:
@@ -204,7 +204,7 @@ def _read(path: Path) -> Process | None:
 def _missing(pid: int, why: str, peak_bytes: int | None = None) -> str:
     """Return why a process's figures are missing."""
     if Path(f"/proc/{pid}").exists():
-        state = "still runs, and does not say what it needed"
+        state = "still runs, and did not answer when it was asked for its figures"
     else:
         state = f"ended without leaving its figures ({why or 'it was killed, or ended by os._exit'})"
     held = "" if not peak_bytes else f"; its allocator had {format_bytes(peak_bytes)} from the driver at most"

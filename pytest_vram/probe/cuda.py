@@ -181,8 +181,7 @@ class CudaProbe:
             torch.cuda.set_per_process_memory_fraction(self._fractions.pop(index, 1.0), index)
             return True
         torch.cuda.empty_cache()
-        current = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # not in every torch
-        self._fractions[index] = 1.0 if current is None else float(current(index))
+        self._fractions[index] = torch_private.memory_fraction(index)
         total = torch.cuda.get_device_properties(index).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_bytes + _SEGMENTS) / total), index)
         return True

@@ -191,7 +191,7 @@ def _reset_pinned() -> None:
 
 
 def _give_back_pinned() -> None:
-    """Return pinned memory that nothing uses to the system. What is pinned next would be taken from there."""
+    """Give unused pinned memory back to the system, because a pinned tensor that reuses it would not be counted."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch_private.empty_host_cache()

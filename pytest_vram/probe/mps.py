@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BETWEEN = Note(
     name="MPS peaks",
-    text="are the largest of samples after each operator: what an operator takes and gives back meanwhile is not seen",
+    text="are the largest of samples after each operator: memory that an operator takes and frees itself is not seen",
     source="recorder",
 )
 

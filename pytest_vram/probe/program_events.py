@@ -115,7 +115,7 @@ class Notes:
         """Stop recording. What was recorded stays."""
         import torch
 
-        self._on = False  # if another library has wrapped our patch, the patch stays and only passes calls on
+        self._on = False  # if another library has wrapped this patch, it stays in place and only passes calls on
         for handle in self._handles:
             handle.remove()
         call = self._originals.pop("call", None)
@@ -299,7 +299,7 @@ class _Adapters(dict[str, bool]):
 
 
 def _on_this_rank(tensor: Tensor) -> Tensor:
-    """Return the tensor that has the memory: of a sharded one (DTensor), the part that is here."""
+    """Return the tensor that has the memory: for a sharded one (DTensor), its part on this rank."""
     import torch
 
     if not hasattr(tensor, "to_local"):

@@ -27,7 +27,7 @@ class Counters:
 class Probe(Protocol):
     """Measures the memory of the devices that this process sees.
 
-    Sequences have one entry for each device, in the order of ``devices``. A probe neither creates a CUDA context nor
+    A sequence has one entry for each device, in the order of ``devices``. A probe neither creates a CUDA context nor
     imports torch. A device that the process has not used yet has 0 bytes.
     """
 

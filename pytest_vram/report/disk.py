@@ -48,7 +48,7 @@ def parsed(path: Path, what: str, parse: Callable[[str], Any]) -> Any:
     except FileNotFoundError as error:
         raise VramUsageError(f"{what} is not there") from error
     except (OSError, ValueError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        raise VramUsageError(f"{what} cannot be read: {error}. Is it the file that you mean, and whole?") from error
+        raise VramUsageError(f"{what} cannot be read: {error}. Is it the right file, and complete?") from error
 
 
 def decoded(cls: type[T], data: Any, what: str, *, key: str, version: int, option: str) -> T:
@@ -89,7 +89,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def refuse_unwritable(path: Path, option: str) -> None:
-    """Make the folder of a file that is written at the end, so that a wrong name costs no whole run.
+    """Make the folder of a file that is written at the end, so that a wrong name is found before the run.
 
     Args:
         path: the file, which is not touched.

@@ -110,7 +110,7 @@ def _of_test(test: TestRecord, shown: Row, places: Places) -> list[Finding]:
         if place is not None:
             held[place] = (held.get(place, (0, ""))[0] + holder.size_bytes, holder.location)
     largest = sorted(held.items(), key=lambda item: -item[1][0])[:_LINES]
-    # The lines of a row are those of the device, and hold nothing of the host's memory.
+    # The lines of a row held memory of the device, so they say nothing about the host's memory.
     if rule in ("not-measured", "over-host-budget") or not largest:
         return [_finding(rule, test, text, places.find_test(test), "")]
     return [

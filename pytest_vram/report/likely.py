@@ -1,4 +1,4 @@
-"""Tell how far off a peak may be that rests on a guess: its bounds and what they are taken from, in every report."""
+"""The bounds of a peak that rests on a guess, and what they are taken from, in the words of every report."""
 
 from __future__ import annotations
 

@@ -167,7 +167,8 @@ def rank_rows(test: TestRecord, metric: str) -> tuple[RankRow, ...]:
 def _fullest(test: TestRecord, metric: str) -> CardNeed | None:
     """Return the card that held most, counting all processes of the test; None without measurements.
 
-    Of cards that held as much, as ranks do whose allocators reserve alike, it is the one with the most in live tensors.
+    The allocators of ranks often reserve the same amount. Of cards that held the same, the result is the one with the
+    most bytes in live tensors.
     """
     each = test.budget is not None and test.budget.ranks == "each"
     found = cards_of(test.measurements, test.processes, metric, each=each)
@@ -178,17 +179,23 @@ def _fullest(test: TestRecord, metric: str) -> CardNeed | None:
     return max(found, key=held, default=None)
 
 
+def _peak(test: TestRecord, metric: str) -> int | None:
+    """Return the peak that the verdict is about; without one, that of the card that held most."""
+    limit = test.budget.limit_bytes if test.budget else None
+    if limit is not None and isinstance(test.verdict, Exceeded):
+        return limit + test.verdict.over_bytes
+    if limit is not None and isinstance(test.verdict, Within):
+        return limit - test.verdict.headroom_bytes
+    fullest = _fullest(test, metric)
+    return fullest.size_bytes if fullest else None
+
+
 def row(test: TestRecord, tolerance_percent: float = 0) -> Row:
     """Return the row of one test; growth of at most ``tolerance_percent`` is not a regression."""
     metric, measurement = worst(test)
     limit = test.budget.limit_bytes if test.budget else None
-    fullest = _fullest(test, metric)
-    peak = fullest.size_bytes if fullest else None
+    peak = _peak(test, metric)
     ranks = rank_rows(test, metric)
-    if limit is not None and isinstance(test.verdict, Exceeded):
-        peak = limit + test.verdict.over_bytes
-    elif limit is not None and isinstance(test.verdict, Within):
-        peak = limit - test.verdict.headroom_bytes
     verdict = "none" if test.verdict is None else type(test.verdict).__name__.lower()
     fixtures = measurement.fixtures if measurement else ()
     before = measurement.baseline_bytes if measurement else None

@@ -1,4 +1,4 @@
-"""What the end-to-end tests train: a Llama of a few thousand weights, with a tokenizer, made here in a second."""
+"""Makes the model that the end-to-end tests train: a Llama of a few thousand weights, with a tokenizer."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def qlora(tiny_llama: Path, rows: Path) -> Iterator[Forked]:
 
 @pytest.fixture(scope="session")
 def finished(qlora: Forked, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
-    """A run that went through, and its folder; not to be changed."""
+    """A run that succeeded, and its folder, which tests must not change."""
     output = tmp_path_factory.mktemp("runs") / "finished"
     outcome = qlora(output)
     assert outcome.code == 0, outcome.err

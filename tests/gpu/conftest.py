@@ -1,4 +1,4 @@
-"""Tests of this folder need a real NVIDIA GPU, and say so where there is none.
+"""Skips the tests of this folder, which need a real NVIDIA GPU, where there is none.
 
 ``pytest tests/gpu --vram-gpu=dry:h200`` rehearses them: the tests that want a card's values or the card itself are
 skipped, and all others run as they would there. tests/e2e/test_gpu_rehearsal.py does so on every machine.

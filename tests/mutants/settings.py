@@ -52,7 +52,7 @@ BUGS: dict[str, Planted] = {
         [
             Bug("_ranges", "_at_least('rank', adapter.rank, 1)", "_at_least('rank', adapter.rank, 0)"),
             Bug("_share", "0 <= value < 1", "0 <= value <= 1"),
-            Bug("_combinations", "adapter.full and model.precision in QUANTIZED", "False"),
+            Bug("_full", "model.precision in QUANTIZED", "False"),
             Bug("_at_least", "value < lowest", "value <= lowest"),
             Bug("_above_zero", "value > 0 and math.isfinite(value)", "value > 0"),
         ],

@@ -184,7 +184,7 @@ BUGS: dict[str, Planted] = {
             Bug("prepare", "found.step if found else 0", "0"),
             Bug("prepare", "_own_random_state(found) if found else None", "None"),
             Bug(
-                "prepare",
+                "_begin",
                 "load_examples(config.data, tokenizer, seed=config.train.seed)",
                 "load_examples(config.data, tokenizer, seed=config.output.save_every)",
             ),

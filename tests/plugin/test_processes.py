@@ -232,7 +232,7 @@ def test_at_last():
     assert found["test_may_not"] == "ERROR"
     assert "test_leaves left a process running: python worker.py (PID " in text
     assert "holds 3.00 MiB" in text
-    assert "processes running that hold 3.00 MiB (3,145,728 bytes), allowed are 1.00 MiB (max_leak_mb)" in text
+    assert "processes running that hold 3.00 MiB (3,145,728 bytes), and its limit is 1.00 MiB (max_leak_mb)" in text
     assert text.count("left a process running") == 2
 
 

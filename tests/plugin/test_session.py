@@ -159,7 +159,7 @@ def test_baseline_fails_what_grew_lists_what_shrank_and_updates_only_what_ran(pr
     result = project.run("--vram-baseline=baseline.json", "--vram-tolerance=2")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(
-        ["*test_size?a? grew from 100 MiB to 103 MiB (+3.0%) on Made-up 9000 (cuda); allowed are 2%*",
+        ["*test_size?a? grew from 100 MiB to 103 MiB (+3.0%) on Made-up 9000 (cuda); the limit is 2%*",
          "*test_size?b? shrank from 100 MiB to 90.0 MiB (-10.0%)*", "*1 tests have no entry*", "*test_size?c?*"]
     )  # fmt: skip
     project.run("--vram-baseline=baseline.json", "--vram-tolerance=4").assert_outcomes(passed=3)

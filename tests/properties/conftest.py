@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread_and_no_compiler() -> Iterator[None]:
-    """bitsandbytes compiles its decoder for each odd shape, and more threads change the bytes of sums.
+    """Switch compilation and threads off: bitsandbytes compiles its decoder for odd shapes, and threads change sums.
 
-    Given back after each file: in whatever order files run, those of other folders compile.
+    The settings are restored after each file, because files of other folders compile, in whatever order they run.
     """
     import torch
 

@@ -10,7 +10,7 @@ typedef struct {
     int has_context;
     uint64_t allocations, frees, refusals;
     uint64_t links, links_peak, links_refusals; /* the part of `used` that NCCL's connections take */
-    uint64_t managed, managed_peak; /* cudaMallocManaged: not the allocator's, and not resident on the card by itself */
+    uint64_t managed, managed_peak; /* cudaMallocManaged: it may leave the card, and the allocator does not count it */
 } device_account;
 
 static device_account accounts[DRY_MAX_DEVICES];
@@ -87,7 +87,7 @@ int dry_context_grow(int device, size_t bytes) {
     return 1;
 }
 
-/* What the driver reports as taken: managed memory, which lives on the card while there is room, is part of it. */
+/* Returns what the driver reports as taken. Managed memory counts while it fits, because it is on the card then. */
 size_t dry_used_bytes(int device) {
     const device_account *a = &accounts[device];
     size_t room = dry_the_card()->total_bytes - a->used;

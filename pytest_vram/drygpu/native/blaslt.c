@@ -37,8 +37,8 @@ const char *cublasLtGetStatusString(int status) {
     return status == OK ? "success" : "the requested functionality is not supported";
 }
 
-/* Callers never look into a descriptor, so 64 zeroed bytes serve, allocated here or in the caller's storage. That of a
- * matrix holds its size, from which the time of a product follows. */
+/* Callers never read a descriptor, so 64 zeroed bytes are enough, allocated here or in the caller's storage. The
+ * descriptor of a matrix holds its size, from which the time of a product follows. */
 typedef struct {
     uint64_t rows, columns, count; /* the count is 0 until it is set */
 } layout;

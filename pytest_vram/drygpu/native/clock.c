@@ -1,10 +1,11 @@
-/* The time of the host and of the streams, made up from what the program gives them to do.
+/* Keeps a made-up time of the host and of the streams, which follows from the work that the program gives them.
  *
- * A block that several streams use is free for reuse when the last of them has come past it, and PyTorch asks for that
- * with an event. If every event were complete at once, the block would be reused earlier than on a card whose host has
- * run ahead of it. So each piece of work takes as long here as its bytes or operations need at the rates below. Work of
- * one stream runs in order, and a stream waits for the events that it is told to wait for. The host goes on at once,
- * until it waits for the device or the launch queue is full. An event is complete when the host's time has passed it.
+ * A block that several streams use is free for reuse when the last of them has done its work with it, and PyTorch asks
+ * for that with an event. If every event were complete at once, the block would be reused earlier than on a card whose
+ * host has run ahead of it. So each piece of work takes as long here as its bytes or operations need at the rates below.
+ * Work of one stream runs in order, and a stream waits for the events that it is told to wait for. The host goes on at
+ * once, until it waits for the device or the launch queue is full. An event is complete when the host's time has passed
+ * the time of the event.
  *
  * Only the order of these times has an effect. All times are in microseconds, and the same in every run.
  */
@@ -13,11 +14,11 @@
 #include "dry.h"
 #include "stream.h"
 
-/* None of these was measured here; the rates are what such links and cards reach in general. */
+/* None of these was measured here. The rates are those that such links and cards generally reach. */
 #define HOST_EACH 10.0        /* the host's time for one launch, with the Python code that leads to it */
 #define SHORTEST 2.0          /* the device's time for the smallest kernel */
-#define LAUNCH_QUEUE 1024     /* launches that a device has not finished; a further one waits */
-#define THREAD_BYTES 24.0     /* of a thread of an elementwise kernel: four bf16 numbers from two tensors into a third */
+#define LAUNCH_QUEUE 1024     /* unfinished launches of a device; the host waits before a further one */
+#define THREAD_BYTES 24.0     /* for a thread of an elementwise kernel: 4 bf16 numbers of each of 3 tensors */
 #define HOST_LINK 20e3        /* bytes a microsecond between host and device: 16 lanes of PCIe 4 */
 #define RANKS_BY_HOST 5e3     /* bytes a microsecond from card to card through the host's memory, */
 #define RANKS_BY_PCIE 10e3    /* over PCIe, */
@@ -31,7 +32,7 @@ static double queue[DRY_MAX_DEVICES][LAUNCH_QUEUE];
 static uint64_t issued[DRY_MAX_DEVICES];
 
 static __thread int gives_work; /* this thread has given work to a device */
-static __thread int polls;      /* how often it asked since it last did anything else */
+static __thread int polls;      /* how often it asked in a row */
 
 static double later(double a, double b) { return a > b ? a : b; }
 
@@ -93,7 +94,7 @@ double dry_time_of_product(double operations) {
     return operations / later(card->multiprocessors * each * card->clock_khz / 1e3, 1);
 }
 
-/* ---- who waits for whom ---- */
+/* ---- waiting ---- */
 void dry_clock_wait(double time) {
     dry_lock();
     polls = 0;
@@ -118,8 +119,8 @@ void dry_clock_follow(dry_stream stream, double time) {
     dry_unlock();
 }
 
-/* Whoever asks again and again waits: each question in a row takes twice as long as the one before. A thread that gives
- * the device no work, such as NCCL's watchdog, has no place in this time: when it looks, everything is complete. */
+/* A thread that asks again and again lets time pass: each question in a row takes twice as long as the one before. A
+ * thread that gives the device no work, such as NCCL's watchdog, does not take part: for it, everything is complete. */
 int dry_clock_reached(double time) {
     if (!gives_work) return 1;
     dry_lock();

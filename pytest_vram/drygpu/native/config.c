@@ -62,7 +62,7 @@ static void read_visible(void) {
     }
 }
 
-static int known; /* somebody has asked */
+static int known; /* whether the card has been read */
 int pytest_vram_dry_cards_are_known(void) { return known; }
 
 static void read_environment(void) {
@@ -70,7 +70,7 @@ static void read_environment(void) {
     const char *text = getenv("PYTEST_VRAM_DRY_CARD");
     if (text == NULL) return; /* no card: every query answers "no device" */
     /* total_bytes|context_bytes+first kernel+products+plans+module|major.minor|multiprocessors|L2 bytes|clock|memory clock (kHz)|bus width|ring+peer
-     * channels|count|product name; written by drygpu/activate.py */
+     * channels|count|product name; written by drygpu/process/activate.py */
     char product[128] = "";
     int fields = sscanf(text, "%zu|%zu+%zu+%zu+%zu+%zu|%d.%d|%d|%d|%d|%d|%d|%d+%d|%d|%127[^\n]", &card.total_bytes, &card.context_bytes,
                         &card.first_kernel_bytes, &card.products_bytes, &card.plans_bytes, &card.module_bytes,

@@ -1,16 +1,16 @@
-/* What the driver holds beside the program's own memory.
+/* Counts the memory that the driver holds beside the program's own.
  *
  * Since CUDA 11.7 kernels are loaded when they are first launched, so a context grows as a program goes on: by local
  * memory and heaps at the first kernel of all, by the kernels of cuBLAS and cuDNN at the first use of each, and by each
  * module of PyTorch's and bitsandbytes'. What Triton compiles is small, and not counted.
  *
- * How much that is, the card table says for cards on which it was measured; for the others it says 0.
+ * The card table has the sizes for cards on which they were measured, and 0 for the others.
  */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
 
-static uint64_t kernels_seen, products_seen, plans_seen; /* a bit a device */
+static uint64_t kernels_seen, products_seen, plans_seen; /* a bit for each device */
 
 static int grow_once(int device, uint64_t *seen, size_t bytes) {
     uint64_t bit = (uint64_t)1 << device;

@@ -1,9 +1,9 @@
-/* cudaMemcpy and cudaMemset in their many spellings. All are complete when they return. */
+/* The variants of cudaMemcpy and cudaMemset. All are complete when they return. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
 
-/* By what the caller says; by the addresses where it leaves that to us. Managed memory counts as the device's then. */
+/* Returns the direction that the caller names, or else that of the addresses; managed memory counts as the device's. */
 static int direction_of(const void *destination, const void *source, enum cudaMemcpyKind kind) {
     int to = dry_space_device_of((uintptr_t)destination) != DRY_NOT_DEVICE;
     int from = dry_space_device_of((uintptr_t)source) != DRY_NOT_DEVICE;
@@ -25,8 +25,8 @@ static int is_pinned(const void *pointer) {
     return found;
 }
 
-/* One copy of `height` rows. Which copies wait is written in "API synchronization behavior" of the runtime's manual: of
- * the asynchronous ones those into pageable memory, of the others all but those within the device. */
+/* Makes one copy of `height` rows. "API synchronization behavior" in the runtime's manual says which copies wait: an
+ * asynchronous copy waits if it goes to pageable memory, any other copy unless it stays within the device. */
 static cudaError_t copy_rows(void *destination, size_t destination_pitch, const void *source, size_t source_pitch,
                              size_t width, size_t height, enum cudaMemcpyKind kind, cudaStream_t stream, int blocking) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
@@ -77,7 +77,7 @@ cudaError_t cudaMemcpy2D(void *destination, size_t destination_pitch, const void
     return copy_2d(destination, destination_pitch, source, source_pitch, width, height, kind, NULL, 1);
 }
 
-/* A symbol's address is the host's shadow variable: real memory, written like any other. */
+/* A symbol's address is that of its shadow variable on the host, which is ordinary memory. */
 static cudaError_t to_symbol(size_t bytes, cudaStream_t stream, int blocking) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
     dry_count_copy(DRY_TO_DEVICE, bytes, stream);

@@ -1,4 +1,4 @@
-/* Returns the devices, the current device of a thread, peer access and versions. */
+/* Implements the runtime's functions for devices, peer access and versions. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -7,30 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static __thread int current;
 static char peers[DRY_MAX_DEVICES][DRY_MAX_DEVICES];
-
-int dry_current_device(void) { return current; }
-
-static int create_context(int device) {
-    dry_lock();
-    int ok = dry_context_create(device);
-    dry_unlock();
-    return ok ? cudaSuccess : cudaErrorMemoryAllocation;
-}
-
-int dry_set_current_device(int device) {
-    if (dry_visible_count() == 0) return cudaErrorNoDevice;
-    if (dry_physical_index(device) < 0) return cudaErrorInvalidDevice;
-    current = device;
-    return create_context(device);
-}
-
-int dry_ready(void) {
-    if (dry_visible_count() == 0) return -1;
-    if (!dry_context_exists(current) && create_context(current) != cudaSuccess) return -1;
-    return current;
-}
 
 cudaError_t cudaGetDeviceCount(int *count) {
     *count = dry_visible_count();
@@ -39,7 +16,7 @@ cudaError_t cudaGetDeviceCount(int *count) {
 
 cudaError_t cudaGetDevice(int *device) {
     if (dry_visible_count() == 0) return dry_fail(cudaErrorNoDevice);
-    *device = current;
+    *device = dry_current_device();
     return cudaSuccess;
 }
 
@@ -47,7 +24,7 @@ cudaError_t cudaSetDevice(int device) { return dry_fail(dry_set_current_device(d
 cudaError_t cudaInitDevice(int device, unsigned device_flags, unsigned flags) {
     (void)device_flags, (void)flags;
     if (dry_physical_index(device) < 0) return dry_fail(cudaErrorInvalidDevice);
-    return dry_fail(create_context(device));
+    return dry_fail(dry_open_device(device));
 }
 
 cudaError_t cudaDeviceSynchronize(void) {
@@ -116,8 +93,8 @@ cudaError_t cudaDeviceDisablePeerAccess(int peer) {
     return cudaSuccess;
 }
 
-/* The driver's functions, asked for by name: they live in this same library. Newest spelling first. dlsym also looks
-   through the libraries that this one needs: what a real driver among them offers is not taken. */
+/* Finds a function of the driver by name, the newest version first. The functions are in this same library. dlsym also
+   searches the libraries that this one needs, so a function that it finds in a real driver is refused. */
 int dry_entry_point(const char *symbol, void **function) {
     char name[256];
     static const char *const suffixes[] = {"_v3", "_v2", ""};

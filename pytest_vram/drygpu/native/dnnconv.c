@@ -76,7 +76,7 @@ void dry_dnn_executed(const void *plan) {
     if (now.plan != NULL) last = now;
     dry_unlock();
     if (now.plan == NULL) return;
-    tell(0); /* so that the assumption counts even if the size of its workspace is told later */
+    tell(0); /* counts the assumption now, even though the size of its workspace follows later */
     if (before.plan != NULL && before.plan != now.plan) tell(before.workspace);
 }
 
@@ -121,8 +121,8 @@ static void tell_as_measured(void) {
 }
 
 /* On an H200 the weight gradients of fp32 convolutions were not computed by the engines that the heuristic names first:
- * the number and size of the allocations are those of the next ones (cuDNN 9.19, three networks). Why is not known, so
- * this is told. */
+ * the number and size of the allocations are those of the next ones (cuDNN 9.19, three networks). The reason is not
+ * known, so the program is told. */
 static int is_passed_over(const char *json) {
     int engine = number_after(json, "\"engineId\":");
     int found = is_measured_gradient(json) && (engine == 67 || engine == 68);

@@ -5,7 +5,7 @@
  * device's properties instead, and attributes that name a handle are dropped. Plans are not run.
  *
  * Elsewhere descriptors keep what they are given, the heuristic knows one engine, and its plan needs no workspace; the
- * program is told so once. (What PyTorch's own front end adds for attention's backward pass, it computes itself, and is
+ * program is told so once. (PyTorch's front end itself computes what it adds for attention's backward pass. That is
  * counted.)
  */
 #include "dnn.h"
@@ -105,7 +105,7 @@ typedef struct {
     uint64_t bytes; /* of a plan: those of the tensors of its operation */
 } descriptor;
 
-/* Of this thread: the bytes of the tensors described since the last plan was made, and whether a plan has had them. */
+/* For this thread: the bytes of the tensors described since the last plan was made, and whether a plan used them. */
 static __thread struct {
     uint64_t bytes;
     int is_had;

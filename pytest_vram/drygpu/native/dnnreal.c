@@ -18,7 +18,7 @@
 
 enum { OLDEST = 91100, DEVICE_PROPERTIES = 38, PROPERTIES_JSON = 2702, TYPE_CHAR = 24 };
 
-/* In the order of what they need of one another. The last two came with later versions and may be missing. */
+/* Each library comes after those that it needs. The last two came with later versions and may be missing. */
 static const char *const names[] = {"graph",    "ops",       "cnn",
                                     "adv",      "heuristic", "engines_precompiled",
                                     "engines_runtime_compiled", "engines_tensor_ir", "ext"};

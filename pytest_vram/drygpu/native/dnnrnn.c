@@ -1,7 +1,7 @@
 /* cuDNN's recurrent layers: nn.RNN, nn.GRU and nn.LSTM.
  *
- * Descriptors are ours and keep what they are given. The layout of the weights is that of cuDNN's guide: the matrices of
- * all layers, then all biases. How much workspace and reserve a layer needs, dnntemp.c finds out.
+ * Descriptors are our own structs and keep what they are given. The weights are laid out as in cuDNN's guide: the
+ * matrices of all layers, then all biases. dnntemp.c finds out how much workspace and reserve a layer needs.
  */
 #include "dnnrnn.h"
 
@@ -12,7 +12,7 @@ enum { NO_BIAS = 0, DOUBLE_BIAS = 2 };
 
 static int make(void **made, size_t bytes) { return (*made = calloc(1, bytes)) ? DNN_OK : DNN_ALLOCATION_FAILED; }
 
-/* ---- tensors, whose sizes the weights of recurrent layers are told by ---- */
+/* ---- tensors: cuDNN returns the sizes of a layer's weights in them ---- */
 int cudnnCreateTensorDescriptor(dnn_tensor **made) { return make((void **)made, sizeof **made); }
 int cudnnDestroyTensorDescriptor(dnn_tensor *d) { return free(d), DNN_OK; }
 int cudnnSetTensorNdDescriptor(dnn_tensor *d, int type, int rank, const int *sizes, const int *strides) {
@@ -105,7 +105,7 @@ static int has_bias(const dnn_rnn *d, int linear) {
     return d->bias == DOUBLE_BIAS || (d->bias == 1) == (linear < g);
 }
 
-/* Elements before matrix, or bias, number `linear` of a pseudo-layer; past the last one: the size of it all. */
+/* Number of elements before matrix, or bias, number `linear` of a pseudo-layer; past the last one, that of all. */
 static size_t before(const dnn_rnn *d, int pseudo, int linear, int bias) {
     int all = d->layers * dry_rnn_directions(d), each = 2 * dry_rnn_gates(d) + projects(d);
     size_t sum = 0, rows, columns;
@@ -126,7 +126,7 @@ int cudnnGetRNNWeightSpaceSize(dnn_handle h, const dnn_rnn *d, size_t *bytes) {
 
 int cudnnGetRNNWeightParams(dnn_handle h, const dnn_rnn *d, int pseudo, size_t bytes, const void *space, int linear,
                             dnn_tensor *matrix_of, void **matrix_at, dnn_tensor *bias_of, void **bias_at) {
-    /* The caller passes NULL for what it does not ask. */
+    /* The caller passes NULL for what it does not ask for. */
     (void)h, (void)bytes;
     int g = dry_rnn_gates(d);
     size_t element = dry_rnn_element(d->type), rows, columns;

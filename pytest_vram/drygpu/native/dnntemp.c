@@ -1,8 +1,8 @@
-/* How much workspace and reserve a recurrent layer needs.
+/* Finds out how much workspace and reserve a recurrent layer needs.
  *
- * The installed cuDNN fills in the sizes even where its handle belongs to no device, which is not a documented use. So it
- * is asked in a forked process, whose crash costs nothing, and the program is told. Without an answer the sizes are
- * worked out: the reserve by the formula that such answers follow, the workspace roughly, and that is told as well.
+ * The installed cuDNN fills in the sizes even if its handle belongs to no device, but this use is not documented. So it
+ * is asked in a forked process, which may crash without harm, and the program is told. Without an answer the sizes are
+ * computed: the reserve by the formula that such answers follow, and the workspace roughly. The program is told that too.
  */
 #include "dnnrnn.h"
 
@@ -36,7 +36,7 @@ static int ask(const dnn_rnn *d, const dnn_rnn_data *x, int training, sizes *fou
     void *rnn, *data, *dropout, *handle = calloc(1, HANDLE_BYTES);
     if (handle == NULL || make_rnn(&rnn) || make_data(&data) || make_dropout(&dropout)) return 0;
     if (d->dropout > 0 && set_dropout(dropout, handle, d->dropout, handle, STATE_BYTES, 0)) return 0;
-    /* A device that nothing is known of is refused bf16, whose values are as wide as those of fp16. */
+    /* cuDNN refuses bf16 for an unknown device. fp16 stands for it, because its values are as wide. */
     int type = d->type == TYPE_BFLOAT16 ? TYPE_HALF : d->type, inner = x->type == TYPE_BFLOAT16 ? TYPE_HALF : x->type;
     int precision = d->precision == TYPE_BFLOAT16 ? TYPE_HALF : d->precision;
     double padding = 0;
@@ -45,7 +45,7 @@ static int ask(const dnn_rnn *d, const dnn_rnn_data *x, int training, sizes *fou
         set_data(data, inner, x->layout, x->longest, x->rows, x->width, x->lengths, &padding))
         return 0;
     *found = (sizes){UNTOUCHED, UNTOUCHED};
-    get(handle, rnn, training, data, &found->workspace, &found->reserve); /* its status tells of the missing device */
+    get(handle, rnn, training, data, &found->workspace, &found->reserve); /* returns an error: there is no device */
     return found->workspace != UNTOUCHED && found->reserve != UNTOUCHED;
 }
 
@@ -92,14 +92,14 @@ static void find_out(const dnn_rnn *d, const dnn_rnn_data *x, int training, size
                  "documented use of it");
         return;
     }
-    /* The persistent algorithms are refused to a device that nothing is known of: the standard one is not. */
+    /* For an unknown device cuDNN refuses the persistent algorithms, but not the standard one. */
     dnn_rnn standard = *d;
     standard.algorithm = 0;
     if (d->algorithm == 0 || !ask_forked(&standard, x, training, found)) estimate(d, x, training, found);
     dry_note("cuDNN recurrent layers: the workspace of some of them is estimated from their sizes");
 }
 
-/* ---- answers are kept: a training run asks the same of each step ---- */
+/* ---- answers are kept, because a training run asks for the same sizes in each step ---- */
 enum { KEPT = 64 };
 static struct {
     uint64_t key;

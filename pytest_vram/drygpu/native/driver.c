@@ -43,7 +43,7 @@ CUresult cuGetProcAddress_v2(const char *symbol, void **function, int version, c
     return result;
 }
 
-/* By these tables NVIDIA's own libraries reach into its driver, which this is not: there are none. */
+/* NVIDIA's own libraries ask for these tables to call its driver's internal functions. A dry GPU has none. */
 CUresult cuGetExportTable(const void **table, const CUuuid *id) {
     (void)id;
     return *table = NULL, CUDA_ERROR_NOT_FOUND;

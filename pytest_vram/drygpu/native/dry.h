@@ -1,4 +1,4 @@
-/* What the files of the dry GPU share. Every file is one subject; this header is the only thing they have in common.
+/* The declarations that the files of the dry GPU share. Each file has one subject.
  *
  * The library answers the CUDA runtime, driver, NVML and BLAS calls of an unmodified PyTorch. It counts memory exactly
  * and computes nothing: kernels return at once, and device memory is address space that costs no host memory until a
@@ -92,10 +92,10 @@ void dry_refund_managed(int device, size_t bytes);
 void dry_charge_host(size_t bytes);
 void dry_refund_host(size_t bytes);
 
-/* ---- live.c: the same for other processes to read ---- */
+/* ---- live.c: the same figures, for other processes to read ---- */
 void dry_publish(int device, uint64_t used, uint64_t peak, uint64_t context);
 
-/* ---- meet.c: ranks of a communicator agree ---- */
+/* ---- meet.c: the ranks of a communicator exchange two numbers ---- */
 int dry_meet(const char *where, int size, int rank, int colour, int key, int *colours, int *keys);
 
 /* ---- value.c: the few values that device memory carries ---- */
@@ -108,18 +108,23 @@ int dry_malloc(int device, size_t bytes, uintptr_t *address); /* cudaError_t val
 int dry_free(uintptr_t address);
 int dry_host_alloc(size_t bytes, void **pointer);
 int dry_host_free(void *pointer);
-int dry_host_find(const void *pointer, void **base, size_t *size); /* pinned or registered? */
+int dry_host_find(const void *pointer, void **base, size_t *size); /* whether it is pinned or registered */
 int dry_pool_free(dry_span span);
 
 /* ---- exit.c ---- */
 void dry_watch_exit(void); /* call it after PyTorch has loaded the C++ runtime */
 
-/* ---- device.c, stream.c ---- */
+/* ---- current.c ---- */
 int dry_current_device(void);
+int dry_open_device(int device);        /* creates its context; cudaError_t */
 int dry_set_current_device(int device); /* cudaError_t */
 int dry_ready(void);                    /* current device, context created; -1 if none */
+
+/* ---- device.c, attribute.c ---- */
 int dry_entry_point(const char *symbol, void **function);
 int dry_attribute(int attribute, int device); /* cudaDeviceAttr numbers, shared with CUdevice_attribute */
+
+/* ---- capture.c ---- */
 typedef struct CUstream_st *dry_stream;
 int dry_is_capturing(dry_stream stream); /* counts one node if the stream is capturing */
 int dry_stream_device(dry_stream stream);
@@ -151,16 +156,16 @@ void dry_count_blocking_copy(dry_stream stream); /* the same, by a copy just cou
 
 /* ---- clock.c: the made-up time, in microseconds, that tells which events are complete ---- */
 void dry_clock_issue(dry_stream stream);               /* the host gives the stream work of the shortest time */
-void dry_clock_spend(dry_stream stream, double time);  /* the work given last takes longer by this */
+void dry_clock_spend(dry_stream stream, double time);  /* adds to the time of the latest work */
 double dry_clock_end(dry_stream stream);               /* when all work of the stream will be done */
 void dry_clock_follow(dry_stream stream, double time); /* the stream's next work begins after this */
 void dry_clock_wait(double time);                     /* the host waits */
 void dry_clock_wait_device(int device);
 void dry_clock_wait_stream(dry_stream stream);
-int dry_clock_reached(double time); /* is it over by the host's time? */
+int dry_clock_reached(double time); /* whether this time is over for the host */
 double dry_time_of_threads(uint64_t threads);
 double dry_time_of_copy(int direction, size_t bytes);
-double dry_time_of_collective(double bytes); /* that one rank sends */
+double dry_time_of_collective(double bytes); /* for the bytes that one rank sends */
 double dry_time_of_product(double operations);
 
 /* ---- launch.c ---- */

@@ -101,14 +101,14 @@ const char *dry_not_implemented_text(const char *name) {
     return "operation not supported by the dry GPU";
 }
 
-/* Returns the name of the called missing function number `index`, or NULL; drygpu/driver.py reads it. */
+/* Returns the name of missing function number `index` that was called, or NULL; drygpu/driver.py reads it. */
 const char *pytest_vram_dry_missing(int index) { return index >= 0 && index < reported_count ? reported[index] : NULL; }
 
 /* ---- assumptions behind the figures, which drygpu/driver.py reads ---- */
 #define NOTES 1024
 static struct {
     const char *text;
-    uint64_t count, bytes; /* the most that one of them was about */
+    uint64_t count, bytes; /* the largest size that one of them was about */
 } notes[NOTES];
 static int note_count;
 
@@ -119,8 +119,8 @@ static unsigned class_of(uint64_t bytes) {
     return exponent * 16 + (unsigned)(bytes >> (exponent - 4) & 15);
 }
 
-/* Counts an assumption each time that it is made, so that each test's own assumptions are known. Keeps a text that is
- * new, and returns 1 for it. */
+/* Counts an assumption each time that it is made, so that each test's own assumptions are known. Returns 1 if the text
+ * is new: it is then stored, and the caller must not free it. */
 int dry_note_of(const char *text, uint64_t bytes) {
     dry_lock();
     int i = 0, is_new;
@@ -137,7 +137,7 @@ int dry_note_of(const char *text, uint64_t bytes) {
 
 int dry_note(const char *text) { return dry_note_of(text, 0); }
 
-/* Of Python code, which lets go of its own text. */
+/* An assumption of Python code, which frees its own text after the call. */
 void pytest_vram_dry_add_note(const char *text) {
     char *kept = strdup(text);
     if (kept != NULL && !dry_note(kept)) free(kept);

@@ -5,7 +5,7 @@
  * and a script that did all its work aborts. On a real GPU, backward() returns so late that this does not happen. On a
  * dry GPU, the threads may still be freeing the graph when the script ends.
  *
- * The remedy is Python 3.14's own: such a thread sleeps, and goes with the process.
+ * The remedy is that of Python 3.14: such a thread sleeps until the process ends.
  */
 #include "dry.h"
 
@@ -72,8 +72,8 @@ int pytest_vram_dry_write_exit(const char *path) {
     return on_exit(write_exit, NULL) == 0;
 }
 
-/* ---- the signal that ended a child, which the child cannot write: whoever waits for it does, as torchrun does for its
- * ranks. A shell may call waitpid in a signal handler, so nothing here allocates. ---- */
+/* ---- the signal that ended a child: the child cannot write it, so the process that waits for it does, such as torchrun
+ * for its ranks. A shell may call waitpid in a signal handler, so nothing here allocates. ---- */
 static void write_signal(pid_t child, int number) {
     const char *folder = getenv("PYTEST_VRAM_RECORD");
     char path[4096], line[64];

@@ -1,4 +1,4 @@
-/* Finds the image of a fat binary that the card would run. cub chooses its tuning by it, and so its scratch memory. */
+/* Finds the image of a fat binary that the card would run. cub's scratch memory depends on this image. */
 #include "dry.h"
 #include "fatbin.h"
 

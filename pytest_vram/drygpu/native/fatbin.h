@@ -7,7 +7,7 @@
 typedef struct {
     void *wrapper; /* as passed to __cudaRegisterFatBinary */
     int read;
-    uint64_t loaded; /* on which devices: a bit each */
+    uint64_t loaded; /* a bit for each device on which it is loaded */
     int binary, ptx; /* what the card would run: 86 for sm_86; 0 when there is no image for it */
 } dry_fatbin;
 

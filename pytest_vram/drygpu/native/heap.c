@@ -1,9 +1,9 @@
-/* Where the driver's pool puts an allocation, and how much memory it holds for that.
+/* Chooses where the driver's pool places an allocation, and computes how much memory the pool holds.
  *
- * The driver does not publish it. One run on an H200 (tests/truth, rows of many lengths) is explained to 1% by this rule:
- * a pool is one range of addresses, an allocation takes the lowest free addresses that are long enough, neighbours that
- * are free are one, and memory is put beneath the range in pieces of 32 MiB where it is first used. Best fit gives 1%
- * less than was measured, a new piece for each allocation that finds no room 2% more.
+ * The driver does not publish its rule. This one explains a run on an H200 (tests/truth, rows of many lengths) to 1%: a
+ * pool is one range of addresses; an allocation takes the lowest free addresses that are long enough; free neighbours are
+ * joined; and memory is mapped to the range in pieces of 32 MiB when it is first used. Best fit gives 1% less than was
+ * measured, and a new piece for each allocation that finds no room gives 2% more.
  */
 #include "dry.h"
 #include "heap.h"
@@ -12,7 +12,7 @@
 
 #define GRAIN ((size_t)512)
 
-/* One byte a piece: is there memory beneath it? */
+/* One byte for each piece: whether memory is mapped to it. */
 static int make_room(dry_heap *heap, size_t pieces) {
     if (pieces <= heap->count) return 1;
     size_t count = pieces > 2 * heap->count ? pieces : 2 * heap->count;

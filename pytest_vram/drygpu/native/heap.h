@@ -1,4 +1,4 @@
-/* heap.c: the addresses of a pool, and the memory beneath them */
+/* heap.c: the addresses of a pool, and the memory that is mapped to them */
 #ifndef PYTEST_VRAM_HEAP_H
 #define PYTEST_VRAM_HEAP_H
 
@@ -12,9 +12,9 @@ typedef struct {
     size_t count, reserved;
 } dry_heap;
 
-size_t dry_heap_place(dry_heap *heap, size_t bytes, size_t *more); /* an address, or 0, and what must be added there */
+size_t dry_heap_place(dry_heap *heap, size_t bytes, size_t *more); /* an address, or 0, and the bytes to be mapped */
 int dry_heap_take(dry_heap *heap, size_t base, size_t bytes);      /* at an address that dry_heap_place returned */
 void dry_heap_give(dry_heap *heap, size_t base);
-size_t dry_heap_trim(dry_heap *heap, size_t keep); /* returns how much it gave back */
+size_t dry_heap_trim(dry_heap *heap, size_t keep); /* returns the bytes that it gave back */
 
 #endif

@@ -1,4 +1,4 @@
-/* Kernels: registered, asked about, launched, and never run. */
+/* Registers, describes and launches kernels, which never run. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -49,7 +49,7 @@ void **__cudaRegisterFatBinary(void *wrapper) {
 void __cudaRegisterFatBinaryEnd(void **handle) { (void)handle; }
 void __cudaUnregisterFatBinary(void **handle) {
     (void)handle;
-} /* at exit, when order is not ours: the few bytes stay */
+} /* called at exit, when other code may still use the image: its few bytes are not freed */
 char __cudaInitModule(void **handle) { return (void)handle, 1; }
 
 void __cudaRegisterFunction(void **handle, const char *host, char *device_function, const char *device_name,
@@ -164,7 +164,7 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const v
     int binary = image ? dry_fatbin_binary(image) : dry_the_card()->major * 10 + dry_the_card()->minor;
     if (binary == 0) return dry_fail(cudaErrorNoKernelImageForDevice);
     attributes->maxThreadsPerBlock = 1024;
-    attributes->numRegs = 32; /* inside the compressed image; only occupancy depends on it */
+    attributes->numRegs = 32; /* the true value is inside the compressed image; only occupancy depends on it */
     attributes->binaryVersion = binary;
     attributes->ptxVersion = image ? image->ptx : binary;
     attributes->maxDynamicSharedSizeBytes = 49152;
@@ -198,7 +198,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, 
     int device = dry_ready();
     if (device < 0) return dry_fail(cudaErrorNoDevice);
     if (threads <= 0 || threads > 1024) return dry_fail(cudaErrorInvalidValue);
-    /* Threads and shared memory bound it; 32 registers a thread fit in every supported card at full occupancy. */
+    /* Threads and shared memory limit it. Every supported card has 32 registers for each thread at full occupancy. */
     int warps = (threads + 31) / 32, most = dry_attribute(cudaDevAttrMaxThreadsPerMultiProcessor, device) / 32 / warps;
     int limit = dry_attribute(cudaDevAttrMaxBlocksPerMultiprocessor, device);
     if (most > limit) most = limit;

@@ -1,4 +1,4 @@
-/* How much memory NCCL takes on a card for the connections between ranks.
+/* Computes how much memory NCCL takes on a card for the connections between ranks.
  *
  * A connection is one channel from one rank to another. Where the cards reach each other's memory, the receiver holds
  * the buffers of NCCL's three protocols on its card, and the sender a block with its counters; each is rounded up to
@@ -6,8 +6,8 @@
  * The sizes are those of NCCL's transport/p2p.cc and init.cc, the same from 2.18 to 2.30, with the environment variables
  * that NCCL documents. Where cards do not reach each other's memory, the buffers are in the host's shared memory.
  *
- * How many channels there are, NCCL works out from the links between the cards. The card table has what it reported on
- * machines with such cards.
+ * NCCL derives the number of channels from the links between the cards. The card table has the number that it reported
+ * on machines with such cards.
  */
 #include "dry.h"
 

@@ -1,5 +1,5 @@
-/* What this process holds of each card, on a page that another process can read: also while this one runs, and after
- * it was killed. The pytest plugin names the folder; without it nothing is written. Called with the lock held.
+/* Writes what this process holds on each card to a page that another process can read, while this one runs and after it
+ * was killed. The pytest plugin names the folder; without it nothing is written. Called with the lock held.
  */
 #include "dry.h"
 
@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Read by probe/live.py, which must agree. All figures in bytes, all cards by their number in the machine. */
+/* probe/live.py reads this struct and must agree with it. Figures are in bytes, cards by their number in the machine. */
 typedef struct {
     char magic[8];
     uint64_t began; /* nanoseconds since the machine started */

@@ -1,7 +1,7 @@
-/* Ranks of a communicator meet: each leaves two numbers where the others find them, and reads theirs.
+/* Lets the ranks of a communicator exchange two numbers: each writes its own, and reads those of the others.
  *
- * Needed where NCCL itself lets ranks agree: a split's new communicator has as many ranks as chose its colour. Ranks
- * are processes of one machine, so a file in shared memory is enough; its name comes from the communicator's id.
+ * This is needed where NCCL itself lets ranks agree: a split's new communicator has as many ranks as chose its colour.
+ * The ranks are processes of one machine, so a file in shared memory is enough. Its name comes from the communicator's id.
  */
 #include "dry.h"
 
@@ -17,7 +17,7 @@ typedef struct {
     int32_t there, colour, key, padding;
 } seat;
 
-/* As drygpu/exchange.py reads it. */
+/* Reads the variable as drygpu/values/exchange.py does. */
 static double patience(void) {
     const char *text = getenv("PYTEST_VRAM_RANKS_TIMEOUT");
     double seconds = text != NULL ? strtod(text, NULL) : 0;
@@ -36,7 +36,7 @@ static uint64_t hash(const char *text) {
     return value;
 }
 
-/* Fills colours and keys of all `size` ranks. 0: it cannot be done, or somebody did not come in time. */
+/* Fills colours and keys of all `size` ranks. Returns 0 if it cannot be done, or if a rank did not come in time. */
 int dry_meet(const char *where, int size, int rank, int colour, int key, int *colours, int *keys) {
     char path[96];
     snprintf(path, sizeof path, "/dev/shm/pytest-vram-%016llx", (unsigned long long)hash(where));

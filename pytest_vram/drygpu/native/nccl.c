@@ -1,8 +1,7 @@
-/* NCCL: communicators that are alone. A collective is over at once and moves nothing between ranks, so that one process
- * can stand for one rank of any number, and hold what that rank would hold. Small values are told from rank to rank by
- * drygpu/exchange.py. A real communicator has buffers on the card, outside PyTorch's allocator: links.c says how large
- * they are, and they are taken when NCCL would connect the ranks, at the first collective, and at the first transfer
- * between two ranks.
+/* Implements NCCL. A collective is over at once and moves nothing between ranks, so that one process can stand for one of
+ * many ranks, and hold what that rank would hold. drygpu/values/exchange.py sends small values from rank to rank. A real
+ * communicator has buffers on the card, outside PyTorch's allocator. links.c computes their size. They are taken when
+ * NCCL would connect the ranks: at the first collective, and at the first transfer between two ranks.
  */
 #include <cuda_runtime_api.h>
 
@@ -24,7 +23,7 @@ typedef struct {
     int in_rings;           /* its ranks are connected for collectives */
     unsigned char *to_peer; /* for each other rank, which of SENDS and RECEIVES are connected */
     size_t taken;           /* on the card, for these connections */
-    char name[NAME_BYTES]; /* the same on all its ranks, and no other communicator's; empty in a process by itself */
+    char name[NAME_BYTES]; /* the same on all its ranks, and unique; empty if the process is alone */
 } *communicator;
 
 typedef struct {
@@ -33,7 +32,7 @@ typedef struct {
 
 enum { SENDS = 1, RECEIVES = 2 };
 
-/* With each collective too: a test may use a communicator that an earlier one opened. */
+/* Called at each collective too, because a test may use a communicator that an earlier test opened. */
 static void note_buffers(void) {
     if (dry_ring_bytes(2))
         dry_note("NCCL: large tensors are not moved from rank to rank, and how long that takes is made up; a "
@@ -96,7 +95,7 @@ int ncclGetUniqueId(unique_id *id) {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     memset(id, 0, sizeof *id);
-    /* With the time: what an earlier process of this number left behind when it was killed must not be met. */
+    /* The time makes the id unique: a killed process with the same number may have left a file behind. */
     snprintf(id->bytes, sizeof id->bytes, "pytest-vram-dry-%d-%d-%llx%08lx", (int)getpid(),
              __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED), (unsigned long long)now.tv_sec, (unsigned long)now.tv_nsec);
     return OK;
@@ -122,9 +121,9 @@ int ncclCommInitAll(communicator *made, int count, const int *devices) {
     return status;
 }
 
-/* All ranks of the old communicator come, and say which new one they go to; within it they are ordered by their key.
- * In a process that stands for one of many ranks (or has them all) nobody else comes: then the new communicator is as
- * large as the old. */
+/* All ranks of the old communicator call this, each with the colour of its new one, in which they are ordered by key.
+ * If this process stands for one of many ranks, or has them all, no other process calls it. The new communicator is then
+ * as large as the old one. */
 int ncclCommSplit(communicator c, int colour, int key, communicator *made, void *config) {
     (void)config;
     *made = NULL;
@@ -173,7 +172,7 @@ int ncclRedOpCreatePreMulSum(int *op, void *scalar, int type, int residence, com
 }
 int ncclRedOpDestroy(int op, communicator c) { return (void)op, (void)c, OK; }
 
-/* ---- collectives: every other rank is taken to say what this one says ---- */
+/* ---- collectives: every other rank is assumed to call them with the same sizes ---- */
 static size_t width(int type) {
     static const unsigned char widths[] = {1, 1, 4, 4, 8, 8,
                                            2, 4, 8, 2, 1, 1}; /* ncclDataType_t: int8 ... float8e5m2 */
@@ -222,7 +221,7 @@ int ncclBcast(void *buffer, size_t count, int type, int root, communicator c, dr
 }
 int ncclGroupStart(void) { return OK; }
 int ncclGroupEnd(void) { return OK; }
-/* What is sent and received between ncclGroupStart and ncclGroupEnd is one kernel on a card, and one each here. */
+/* On a card, all transfers between ncclGroupStart and ncclGroupEnd are one kernel. Here each is one. */
 static int transfer(size_t bytes, int peer, int direction, communicator c, dry_stream stream) {
     note_buffers();
     dry_count_kernel(stream);

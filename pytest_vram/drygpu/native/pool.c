@@ -1,5 +1,5 @@
-/* cudaMallocAsync: stream-ordered pools. A pool keeps what was freed, up to its release threshold; heap.c says where an
- * allocation lies in it. What is in use is counted to the byte, as the driver of an H200 counted it. */
+/* Implements cudaMallocAsync and its stream-ordered pools. A pool keeps freed memory, up to its release threshold; heap.c
+ * chooses where an allocation lies in it. Memory in use is counted to the byte, as the driver of an H200 counts it. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
@@ -32,11 +32,11 @@ static void shrink(cudaMemPool_t pool, size_t keep) {
 static int take(cudaMemPool_t pool, size_t bytes, uintptr_t *address) {
     size_t more, place = dry_heap_place(&pool->heap, bytes, &more);
     if (place != 0 && more && !dry_has_room(pool->device, more)) {
-        shrink(pool, 0); /* memory that lies free elsewhere in the pool can be moved here */
+        shrink(pool, 0); /* give back memory that is free elsewhere in the pool: it can be used here */
         place = dry_heap_place(&pool->heap, bytes, &more);
     }
     if (place == 0 || (more && !dry_charge(pool->device, more))) return cudaErrorMemoryAllocation;
-    /* The pool's own addresses are not the program's: each allocation has pages of its own there. */
+    /* The program sees other addresses than the pool's own: there, each allocation has pages of its own. */
     dry_span span = {.kind = SPAN_POOL, .counted = bytes, .owner = (void *)place};
     *address = dry_space_take(pool->device, DRY_ROUND_UP(bytes, DRY_PAGE), DRY_PAGE, 0, span);
     if (*address == 0 || !dry_heap_take(&pool->heap, place, bytes)) {

@@ -1,11 +1,11 @@
-/* cuSOLVER's dense solvers, so that PyTorch's own code for decompositions runs: it makes the copies, pivots and error
- * codes that it makes on a card, and asks here how much workspace a solver needs. Nothing is solved; each error code is
- * set to 0, "no error".
+/* Implements cuSOLVER's dense solvers, so that PyTorch's own code for decompositions runs: it allocates the copies, pivots
+ * and error codes that it allocates on a card, and asks here how much workspace a solver needs. Nothing is solved; each
+ * error code is set to 0, "no error".
  *
- * The library itself tells sizes only where there is a card, so they are worked out:
+ * The library itself tells sizes only where there is a card, so they are computed:
  *   eigenvalues  4 n^2 + 256 n elements: measured for n = 2048, fp32, on an H200 (tests/truth, linalg_mix)
  *   Jacobi SVD   m n + n^2 + 70 n: within 0.2% of what the library (12.0) said of six sizes, asked without a device
- *   the others   a block of columns, as LAPACK's own; not measured
+ *   the others   a block of columns, as in LAPACK; not measured
  */
 #include <cuda_runtime_api.h>
 
@@ -19,8 +19,8 @@ enum { OK = 0, ALLOC_FAILED = 2, BLOCK = 64 };
 
 static int make(void **made) { return (*made = calloc(1, 64)) ? OK : ALLOC_FAILED; }
 
-/* Counts a kernel on the stream of a handle, which comes first in it, and in cuBLAS's handle as well. Writes `count`
- * error codes of 0 to the device or, as cuBLAS's batched functions take them, to the host. */
+/* Counts a kernel on the stream of a handle, which is its first field, in cuBLAS's handle as well. Writes `count` error
+ * codes of 0: to the device, or to the host for cuBLAS's batched functions. */
 static int done(slot handle, slot info, slot count) {
     memset((void *)info, 0, (size_t)count * sizeof(int));
     if (dry_load_products(dry_current_device()) != cudaSuccess) return ALLOC_FAILED;

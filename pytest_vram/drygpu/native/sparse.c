@@ -1,8 +1,9 @@
-/* cuSPARSE and cuSPARSELt, so that PyTorch's own code for sparse matrices runs. Nothing is computed.
+/* Implements cuSPARSE and cuSPARSELt, so that PyTorch's own code for sparse matrices runs. Nothing is computed.
  *
  * The libraries tell the size of a workspace only where there is a card, so it counts as 0 bytes, and the program is told.
- * How many elements a sum or product of two sparse matrices has depends on their values. Each pair of elements is taken to
- * make one of its own, up to all elements of the result, so that the figure is an upper bound. That is told too.
+ * How many elements a sum or product of two sparse matrices has depends on their values. Each pair of elements is
+ * assumed to make an element of its own, up to all elements of the result, so that the figure is an upper bound. The
+ * program is told that too.
  */
 #include <cuda_runtime_api.h>
 

@@ -1,19 +1,11 @@
-/* Streams and events. When they are complete, the made-up time of clock.c says; capture has to be remembered here. */
+/* Implements streams. The made-up time of clock.c tells when their work is complete. */
 #include <cuda_runtime_api.h>
 
 #include "dry.h"
-#include "dnn.h"
 #include "stream.h"
 
-#include <stdlib.h>
-
-/* Time is made up, for nothing is computed: each kernel takes as long as any other. So choices by timing, as autotuners
- * make them, are the same in each run: the fewest kernels, and of equals the first. */
-#define MILLISECONDS_AT_LEAST 0.001
-#define MILLISECONDS_EACH 0.005
-
-/* Streams live at fixed addresses, in the order of their making: the allocator sorts its blocks by the stream's
- * address, so a handle from malloc would make its decisions depend on chance. */
+/* Streams get fixed addresses in the order in which they are made, because the allocator sorts its blocks by the
+ * stream's address: with addresses from malloc its decisions would differ from run to run. */
 #define FIRST_STREAM 0x0fff00000000ull
 #define MOST_STREAMS 65536
 
@@ -32,26 +24,6 @@ static struct CUstream_st *new_stream(void) {
     return streams != NULL && made < MOST_STREAMS ? &streams[made++] : NULL;
 }
 static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
-
-static int is_default(cudaStream_t stream) {
-    return stream == NULL || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
-}
-
-struct dry_capture *dry_capture_of(cudaStream_t stream) {
-    if (is_default(stream)) return NULL;
-    struct dry_capture *capture = stream->capture;
-    return capture != NULL && capture->active ? capture : NULL;
-}
-
-int dry_is_capturing(cudaStream_t stream) {
-    struct dry_capture *capture = dry_capture_of(stream);
-    if (capture != NULL) capture->graph->nodes++;
-    return capture != NULL;
-}
-
-void dry_join_capture(cudaStream_t stream, struct dry_capture *capture) {
-    if (!is_default(stream)) stream->capture = capture;
-}
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
     int device = dry_ready();
@@ -77,7 +49,7 @@ cudaError_t cudaStreamCreate(cudaStream_t *stream) {
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    if (is_default(stream)) return dry_fail(cudaErrorInvalidResourceHandle);
+    if (dry_is_default(stream)) return dry_fail(cudaErrorInvalidResourceHandle);
     dry_lock();
     stream->capture = (struct dry_capture *)unused;
     unused = stream;
@@ -86,17 +58,15 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) {
-    return *priority = is_default(stream) ? 0 : stream->priority, cudaSuccess;
+    return *priority = dry_is_default(stream) ? 0 : stream->priority, cudaSuccess;
 }
 cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned *flags) {
-    return *flags = is_default(stream) ? 0 : stream->flags, cudaSuccess;
+    return *flags = dry_is_default(stream) ? 0 : stream->flags, cudaSuccess;
 }
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long *id) {
-    *id = stream == cudaStreamPerThread ? 2 : is_default(stream) ? 1 : stream->id;
+    *id = stream == cudaStreamPerThread ? 2 : dry_is_default(stream) ? 1 : stream->id;
     return cudaSuccess;
 }
-
-int dry_stream_device(cudaStream_t stream) { return is_default(stream) ? dry_current_device() : stream->device; }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
     if (dry_ready() < 0) return dry_fail(cudaErrorNoDevice);
@@ -120,7 +90,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     return cudaSuccess;
 }
 
-/* Host functions run here and now: all that was queued before them is done. */
+/* A host function runs at once, because all work queued before it is done. */
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     if (dry_is_capturing(stream)) return cudaSuccess;
     function(data);
@@ -139,69 +109,4 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode
     thread_mode = *mode;
     *mode = previous;
     return cudaSuccess;
-}
-
-/* ---- events ---- */
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
-    int device = dry_ready();
-    if (device < 0) return dry_fail(cudaErrorNoDevice);
-    struct CUevent_st *made = calloc(1, sizeof *made);
-    if (made == NULL) return dry_fail(cudaErrorMemoryAllocation);
-    made->device = device;
-    made->flags = flags;
-    *event = made;
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
-
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
-    free(event);
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
-    (void)flags;
-    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
-    event->launches = dry_launch_count();
-    event->plans = dry_dnn_executions();
-    event->recorded = 1;
-    event->time = dry_clock_end(stream);
-    event->capture = dry_capture_of(stream);
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    return cudaEventRecordWithFlags(event, stream, 0);
-}
-
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
-    if (event->capture && event->capture->active) return dry_fail(cudaErrorStreamCaptureUnsupported);
-    return dry_clock_reached(event->time) ? cudaSuccess : cudaErrorNotReady;
-}
-
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    if (event == NULL) return dry_fail(cudaErrorInvalidResourceHandle);
-    if (event->capture && event->capture->active) return dry_fail(cudaErrorStreamCaptureUnsupported);
-    dry_clock_wait(event->time);
-    if (event->recorded) dry_count_wait(event->device);
-    return dry_fail(cudaSuccess);
-}
-
-cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
-    if (start == NULL || end == NULL || !start->recorded || !end->recorded ||
-        ((start->flags | end->flags) & cudaEventDisableTiming))
-        return dry_fail(cudaErrorInvalidResourceHandle);
-    double kernels = (double)end->launches - (double)start->launches, plans = (double)end->plans - (double)start->plans;
-    if (kernels == 0 && plans == 1) dry_dnn_timed();
-    *milliseconds = (float)(MILLISECONDS_AT_LEAST + MILLISECONDS_EACH * (kernels + plans));
-    return cudaSuccess;
-}
-
-cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t *handle, cudaEvent_t event) {
-    (void)handle, (void)event;
-    return dry_fail(
-        dry_not_implemented("cudaIpcGetEventHandle (events shared between processes)", cudaErrorNotSupported));
 }

@@ -1,5 +1,5 @@
-/* What a stream, an event and a graph are here: shared by stream.c, graph.c and driver.c, for the runtime's handles and
- * the driver's are the same. */
+/* The structs of a stream, an event and a graph. Several files share them, because the handles of the runtime and of the
+ * driver are the same. */
 #ifndef PYTEST_VRAM_DRY_STREAM_H
 #define PYTEST_VRAM_DRY_STREAM_H
 
@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A capture outlives its streams and events, which only point at it: it is never freed, and is small. */
+/* A capture is small and never freed, because streams and events point to it. */
 struct dry_capture {
     int active;
     uint64_t id;
@@ -45,6 +45,8 @@ struct CUgraph_st {
     struct dry_retained *retained;
 };
 
+/* ---- capture.c ---- */
+int dry_is_default(struct CUstream_st *stream);
 struct dry_capture *dry_capture_of(struct CUstream_st *stream);
 void dry_join_capture(struct CUstream_st *stream, struct dry_capture *capture);
 

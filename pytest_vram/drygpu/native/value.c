@@ -162,7 +162,7 @@ int dry_fill(void *destination, const void *pattern, size_t width, size_t count)
 }
 
 /* ---- used by drygpu/driver.py ---- */
-/* 1: every byte was written by a copy or fill; 0: not; -1: not device memory. */
+/* Returns 1 if every byte was written by a copy or fill, 0 if not, and -1 if this is not device memory. */
 int pytest_vram_dry_known(uint64_t address, uint64_t bytes) {
     dry_lock();
     int device = dry_space_device_of(address);
@@ -173,8 +173,8 @@ int pytest_vram_dry_known(uint64_t address, uint64_t bytes) {
     return known;
 }
 
-/* Declares a range known (1) or unknown (0), for values written straight to the address. */
-/* Managed and pinned memory, which a card reads as its own, has no marks: it is the program's own memory. */
+/* Marks a range as known (1) or unknown (0), for a caller that writes to the address itself. Managed and pinned memory is
+ * the program's own memory and has no marks. */
 int pytest_vram_dry_mark(uint64_t address, uint64_t bytes, int known) {
     void *base;
     size_t size;

@@ -1,8 +1,8 @@
-/* What the program asks of a device: kernels, copies, fills, and the times that the host waits for it.
+/* Counts the work of each device: kernels, copies, fills, and how often the host waits for it.
  *
  * Work that a stream captures is added to its graph, and counted whenever the graph is launched. A product of cuBLAS, a
- * plan of cuDNN, a solver of cuSOLVER and a collective of NCCL count as one kernel each, which is what they take at
- * least.
+ * plan of cuDNN, a solver of cuSOLVER and a collective of NCCL count as one kernel each, which is the least
+ * that they launch.
  */
 #include "dry.h"
 #include "stream.h"
@@ -12,7 +12,7 @@
 static dry_work done[DRY_MAX_DEVICES];
 
 /* A copy to pageable memory waits for the stream by itself. PyTorch waits once more right after it, which costs nothing
- * then: that is the same wait. Any other call in between makes the next wait one of its own. */
+ * and is not counted again. After any other call in between, the next wait counts. */
 static __thread dry_stream waited_for;
 static __thread int has_waited;
 
@@ -32,7 +32,7 @@ void dry_count_kernel(dry_stream stream) {
 void dry_count_fill(size_t bytes, dry_stream stream) {
     add(&work_of(stream)->fills, 1);
     dry_clock_issue(stream);
-    dry_clock_spend(stream, dry_time_of_copy(DRY_ON_DEVICE, bytes / 2)); /* it only writes */
+    dry_clock_spend(stream, dry_time_of_copy(DRY_ON_DEVICE, bytes / 2)); /* a fill only writes */
 }
 
 void dry_count_copy(int direction, size_t bytes, dry_stream stream) {

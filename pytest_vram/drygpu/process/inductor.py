@@ -110,7 +110,7 @@ def _fuse() -> None:
 
         return benchmark
 
-    # One kernel takes less of a dry GPU's time than two, whatever they do: see native/stream.c.
+    # One kernel takes less of a dry GPU's time than two, whatever they do: see native/event.c.
     for name in ("benchmark_fused_nodes", "benchmark_combo_kernel"):
         _wrapped(scheduler.Scheduler, name, wrap)
 

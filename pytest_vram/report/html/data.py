@@ -98,7 +98,25 @@ def thinned(timeline: Timeline, points: int) -> list[int]:
 
 def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strings, detail: _Detail) -> dict[str, Any]:
     measurement = worst(test)[1]
-    data: dict[str, Any] = {
+    data = _figures(row, test, strings, detail)
+    if measurement is not None:
+        data |= _recorded(row, measurement, strings, detail)
+        if len(test.measurements) > 1:
+            data["index"] = str(measurement.device.index)
+            data["devices"] = [_device(m) for m in test.measurements]
+        data["processes"] = [
+            [m.device.index, p.rank, p.pid, p.peak.allocated_bytes, p.peak.device_bytes, p.start, p.end, p.ended]
+            for m in test.measurements
+            for p in m.processes[: detail.holders]
+        ]
+        if earlier is not None:
+            data["before"] = _before(worst(earlier)[1], measurement)
+    return _short(data)
+
+
+def _figures(row: Row, test: TestRecord, strings: Strings, detail: _Detail) -> dict[str, Any]:
+    """Return what is shown of every test, measured or not."""
+    return {
         "outcome": "" if row.outcome == "passed" else row.outcome,
         "verdict": "" if row.verdict == "within" else row.verdict,
         "on": None if row.device is None else [strings.number(row.kind), strings.number(row.device)],
@@ -127,33 +145,27 @@ def _test(row: Row, test: TestRecord, earlier: TestRecord | None, strings: Strin
             for r in row.host_reads[: detail.holders]
         ],
     }
-    if measurement is None:
-        return _short(data)
-    data["uncounted"] = measurement.uncounted_bytes
-    data["holders"] = [
-        [h.size_bytes, h.count, strings.number(h.location), strings.number(h.category), strings.number(h.module)]
-        for h in measurement.holders[: detail.holders]
-    ]
+
+
+def _recorded(row: Row, measurement: Measurement, strings: Strings, detail: _Detail) -> dict[str, Any]:
+    """Return what is shown of the device on which the test needed most: holders, phases, timeline and segments."""
     timeline = measurement.timeline
     phases = row.phases if detail.full else _worst_phases(row.phases)
-    data["phases"] = [[*_phase(phase), -1, -1] for phase in phases]
-    data["hidden"] = len(row.phases) - len(phases)
+    data: dict[str, Any] = {
+        "uncounted": measurement.uncounted_bytes,
+        "holders": [
+            [h.size_bytes, h.count, strings.number(h.location), strings.number(h.category), strings.number(h.module)]
+            for h in measurement.holders[: detail.holders]
+        ],
+        "phases": [[*_phase(phase), -1, -1] for phase in phases],
+        "hidden": len(row.phases) - len(phases),
+    }
     if timeline is not None and timeline.allocated:
         data["timeline"] = _timeline(timeline, strings, detail)
         data["phases"] = _placed(phases, timeline, thinned(timeline, detail.points))
     if timeline is not None and timeline.layout is not None:
         data["layout"] = layout_data(timeline.layout, strings.number, full=detail.full)
-    if len(test.measurements) > 1:
-        data["index"] = str(measurement.device.index)
-        data["devices"] = [_device(m) for m in test.measurements]
-    data["processes"] = [
-        [m.device.index, p.rank, p.pid, p.peak.allocated_bytes, p.peak.device_bytes, p.start, p.end, p.ended]
-        for m in test.measurements
-        for p in m.processes[: detail.holders]
-    ]
-    if earlier is not None:
-        data["before"] = _before(worst(earlier)[1], measurement)
-    return _short(data)
+    return data
 
 
 def _device(found: Measurement) -> list[Any]:

@@ -86,7 +86,7 @@ function atThePeak(test, width) {
   ]);
   return [
     node("h3", {}, "Who holds the peak"), treemap(test, most, width, said.say), said.node,
-    listing([["bytes", "n"], ["share", "n"], ["blocks", "n w"], ["category", "s"], ["module", "s w"], ["line", "line"]], lines, FEW),
+    listing([["bytes", "n"], ["share", "n"], ["blocks", "n t"], ["category", "s"], ["module", "s t"], ["line", "line"]], lines, FEW),
   ];
 }
 
@@ -140,20 +140,20 @@ function detail(test, width) {
   }
   if (test.devices) {
     const size = (value) => (value === null ? "" : bytes(value));
-    add([node("h3", {}, "Devices"), listing([["device", "s"], ["allocated", "n"], ["reserved", "n"], ["on the device", "n"], ["asked of it", "rest"]],
+    add([node("h3", {}, "Devices"), listing([["device", "s"], ["allocated", "n t"], ["reserved", "n t"], ["on the device", "n t"], ["asked of it", "line t"]],
       test.devices.map(([index, name, ...sizes]) => [`${index}: ${name}`, ...sizes.slice(0, 3).map(size), sizes[3]])),
     node("p", { class: "soft" }, `What stands above is that of device ${test.index}, which needs most.`)]);
   }
   if (test.processes) {
     const seconds = (from, to) => (from === null ? "" : `${from.toFixed(1)} to ${to === null ? "?" : to.toFixed(1)}`);
-    add([node("h3", {}, "Processes"), listing([["device", "n"], ["rank", "n"], ["PID", "n"], ["allocated", "n"], ["on the device", "n"], ["seconds", "n"], ["ended", "s"], ["", "rest"]],
-      test.processes.map(([index, rank, pid, allocated, device, from, to, ended]) => [`${index}`, rank === null ? "" : `${rank}`, `${pid}`, bytes(allocated), bytes(device), seconds(from, to), ended, ""]), FEW)]);
+    add([node("h3", {}, "Processes"), listing([["device", "n t"], ["rank", "n t"], ["PID", "n t"], ["allocated", "n t"], ["on the device", "n t"], ["seconds", "n t"], ["ended", "line t"]],
+      test.processes.map(([index, rank, pid, allocated, device, from, to, ended]) => [`${index}`, rank === null ? "" : `${rank}`, `${pid}`, bytes(allocated), bytes(device), seconds(from, to), ended]), FEW)]);
   }
   if (test.notes) {
-    add([node("h3", {}, "What the figures rest on"), listing([["assumption", "s"], ["", "rest"]], test.notes.map(([name, words]) => [text(name), text(words)]))]);
+    add([node("h3", {}, "What the figures rest on"), listing([["assumption", "s"], ["what is assumed", "line"]], test.notes.map(([name, words]) => [text(name), text(words)]))]);
   }
   if (test.reads) {
-    add([node("h3", {}, "Values read back from the dry GPU"), listing([["times", "n"], ["operation", "s"], ["value", "s"], ["line", "line"]],
+    add([node("h3", {}, "Values read back from the dry GPU"), listing([["times", "n t"], ["operation", "s"], ["value", "s"], ["line", "line"]],
       test.reads.map(([line, operation, count, answered, note]) => [count.toLocaleString("en"), text(operation), (answered ? "answered" : "a guess") + (note ? `: ${note}` : ""), node("code", {}, text(line))]), FEW)]);
   }
   if (!test.timeline && !test.holders && test.kind) {

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from pytest_vram.report.html.data import page_data
-from pytest_vram.report.html.sections import sides, text
+from pytest_vram.report.html.sections import tables_below, text
 from pytest_vram.report.rows import Row, change_text, row_change, rows
 from pytest_vram.units import format_bytes
 
@@ -38,7 +38,7 @@ def render(report: Report, before: Report | None = None) -> str:
     """
     table = rows(report)
     title = text(table[0].nodeid) if len(table) == 1 else f"{len(table):,} tests"
-    style = _resource("style.css") + _lengths()
+    style = _resource("style.css") + _lengths() + _labels(_heads(report, table))
     script = '"use strict";\n(() => {\n' + "\n".join(_resource(name) for name in _SCRIPTS) + "\n})();\n"
     data = json.dumps(page_data(report, before), ensure_ascii=False, separators=(",", ":"))
     # Neither "</script>" nor "<!--" may end or change the element; JSON reads \u003c as "<".
@@ -48,7 +48,7 @@ def render(report: Report, before: Report | None = None) -> str:
         " base-uri 'none'; form-action 'none'"
     )
     body = [_session(report, table), _notice(report, table), _controls(), _table(report, table)]
-    body += sides(report, before, table)
+    body += tables_below(report, before, table)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -117,21 +117,36 @@ def _controls() -> str:
 def _table(report: Report, table: list[Row]) -> str:
     if not table:
         return '<p class="empty">No test was measured.</p>'
-    heads = [("name", "Test", ""), ("peak", "Peak", "n")]
-    heads += [("before", "Before", "n w"), ("change", "Change", "n")] if report.baseline is not None else []
-    heads += [("fixtures", "Fixtures", "n w")] if any(row.fixtures_bytes for row in table) else []
-    heads += [("budget", "Budget", "n w"), ("used", "Used", "u")] if any(row.budget_bytes for row in table) else []
-    heads += [("kind", "Kind", "w")] if len({row.kind for row in table}) > 1 else []
+    heads = _heads(report, table)
     head = "".join(f'<th scope="col" class="{style}" data-key="{key}">{word}</th>' for key, word, style in heads)
-    keys = [(key, style) for key, _, style in heads[1:]]
-    body = "\n".join(_row(row, index, keys) for index, row in enumerate(table))
+    body = "".join(_row(row, index, heads[1:]) for index, row in enumerate(table))
     return (
         f'<div class="scroll"><table id="tests"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
         '<p class="empty" id="none" hidden>No test matches.</p>'
     )
 
 
-def _row(row: Row, index: int, keys: list[tuple[str, str]]) -> str:
+def _heads(report: Report, table: list[Row]) -> list[tuple[str, str, str]]:
+    """Return key, title and CSS class of each column; a narrow screen leaves out the head of class ``w``."""
+    heads = [("name", "Test", ""), ("peak", "Peak", "n")]
+    heads += [("before", "Before", "n w"), ("change", "Change", "n")] if report.baseline is not None else []
+    heads += [("fixtures", "Fixtures", "n w")] if any(row.fixtures_bytes for row in table) else []
+    heads += [("budget", "Budget", "n w"), ("used", "Used", "u")] if any(row.budget_bytes for row in table) else []
+    heads += [("kind", "Kind", "w")] if len({row.kind for row in table}) > 1 else []
+    return heads
+
+
+def _labels(heads: list[tuple[str, str, str]]) -> str:
+    """Return the style that writes a column's title into its cells where a narrow screen leaves out the head."""
+    rules = (
+        f'#tests td.w:nth-child({place})::before{{content:"{word} "}}'
+        for place, (_, word, style) in enumerate(heads, start=1)
+        if "w" in style.split()
+    )
+    return f"@media (max-width:700px){{{''.join(rules)}}}"
+
+
+def _row(row: Row, index: int, heads: list[tuple[str, str, str]]) -> str:
     state = "bad" if row.outcome == "failed" or row.verdict == "exceeded" or row.regressed else ""
     state = state or {"within": "good", "unmeasured": "odd"}.get(row.verdict, "")
     title = _WORDS[row.verdict] + (f": {row.reason}" if row.reason else "")
@@ -147,7 +162,7 @@ def _row(row: Row, index: int, keys: list[tuple[str, str]]) -> str:
     return (
         f'<tr id="t{index}" class="{state}"><th scope="row"><a href="#t{index}" title="{text(title)}">'
         f"{text(row.nodeid)}</a></th>"
-        + "".join(f'<td class="{style}">{cells[key]}</td>' for key, style in keys)
+        + "".join(f'<td class="{style}">{cells[key]}</td>' for key, _, style in heads)
         + "</tr>"
     )
 

@@ -31,8 +31,8 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def sides(report: Report, before: Report | None, table: list[Row]) -> list[str]:
-    """Return every table that is not empty."""
+def tables_below(report: Report, before: Report | None, table: list[Row]) -> list[str]:
+    """Return the tables below the table of tests, without empty ones."""
     parts = [
         _gone(report, before),
         _ranks(table),
@@ -71,7 +71,7 @@ def _noted(table: list[Row]) -> str:
     tests = Counter(without_size(note) for row in table for note in row.notes)
     body = [[note.name, note.text, f"{count:,}"] for note, count in tests.items()]
     body += [["the card was full", f"{row.nodeid}: {refusals_text(row)}", "1"] for row in table if row.ooms]
-    return _side("What the figures rest on", [("name", ""), ("", "l"), ("tests", "n")], body, opened=True)
+    return _side("What the figures rest on", [("name", "l"), ("", "l"), ("tests", "n")], body, opened=True)
 
 
 def _likely(table: list[Row]) -> str:
@@ -99,13 +99,21 @@ def _side(title: str, heads: list[tuple[str, str]], body: list[Cells], *, opened
 
 def _table(heads: list[tuple[str, str]], body: list[Cells]) -> str:
     head = "".join(f'<th class="{style}">{text(word)}</th>' for word, style in heads)
-    styles = [style for _, style in heads]
-    lines = "".join(f"<tr>{_cells(cells, styles)}</tr>" for cells in body)
+    lines = "".join(f"<tr>{_cells(heads, cells)}</tr>" for cells in body)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-def _cells(cells: Cells, styles: list[str]) -> str:
-    return "".join(f'<td class="{style}">{text(cell)}</td>' for cell, style in zip(cells, styles, strict=True))
+def _cells(heads: list[tuple[str, str]], cells: Cells) -> str:
+    """Render a row.
+
+    A narrow screen shows no head. There a cell of class ``l`` has a line to itself, and the others are shown with the
+    title of their column.
+    """
+    titles = ("" if style == "l" else f' data-head="{text(word)}"' for word, style in heads)
+    return "".join(
+        f'<td class="{style}"{title}>{text(cell)}</td>'
+        for (_, style), title, cell in zip(heads, titles, cells, strict=True)
+    )
 
 
 def _more(count: int, size: int | None = None) -> str:
@@ -153,8 +161,8 @@ def _unused(table: list[Row]) -> str:
     ]
     heads = [("test", "l"), ("not in use", "n"), ("lost to fragmentation", "n"), ("largest free block", "n")]
     note = (
-        "At the moment of the allocated peak. The allocator gives empty segments back before it runs out of memory;"
-        " what is free between blocks in use is lost to whatever does not fit there."
+        "At the moment of the allocated peak. The allocator gives empty segments back before it runs out of memory."
+        " Memory between blocks in use is lost to requests that are too large for it."
     )
     return _side("Reserved, and not in use", heads, body, note=note)
 

@@ -114,7 +114,7 @@ function segmentsAtThePeak(layout, width) {
   }
   if (layout.rows) {
     parts.push(listing(
-      [["pool", "s"], ["size", "n"], ["segments", "n"], ["in use", "n t"], ["waiting", "n t"], ["free", "n t"], ["largest free", "n w"], ["held mostly by", "line"]],
+      [["pool", "s"], ["size", "n"], ["segments", "n t"], ["in use", "n t"], ["waiting", "n t"], ["free", "n t"], ["largest free", "n t"], ["held mostly by", "line"]],
       layout.rows.map(([pool, size, count, active, pending, free, largest, line]) =>
         [pool, bytes(size), `${count}`, ...[active, pending, free, largest].map((n) => (n ? bytes(n) : "")), node("code", {}, text(line))])));
     const [count, size] = layout.more;

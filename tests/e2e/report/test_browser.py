@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_vram import baseline
-from pytest_vram.memory import Device, HostPeak, Measurement, Peak, TestRecord, Work
+from pytest_vram.memory import Budget, Device, HostPeak, Measurement, Note, Peak, ProcessPeak, TestRecord, Within, Work
 from pytest_vram.report.html import render
 from pytest_vram.units import format_bytes
 
@@ -22,6 +22,8 @@ import sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pytest_vram.memory import Report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'pytest-vram[test]'")
 Wait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
@@ -293,4 +295,68 @@ def test_the_device_that_needs_most_is_named_among_several(browser: Any, tmp_pat
     text = find(browser, "tr.detail").text
     assert "2.00 MiB allocated on device 1, without a budget" in text
     assert "What stands above is that of device 1, which needs most." in text
+    assert quiet(browser)
+
+
+def _wide(report: Report) -> Report:
+    """The report with a test that fills every column: two devices, their work and processes, and bounds of the peak."""
+    (_, within, *_) = report.tests
+    (first, *_) = within.measurements
+    note = Note(name="cuDNN convolutions", text="their workspaces are a guess", source="driver", size_bytes=2**29)
+    process = ProcessPeak(pid=4711, rank=1, peak=Peak(allocated_bytes=2**30), start=1.5, end=2.5, ended="exit code 0")
+    devices = tuple(
+        replace(
+            first,
+            device=replace(first.device, index=index, kind="dry"),
+            peak=Peak(allocated_bytes=2**32, reserved_bytes=2**32, device_bytes=2**32),
+            notes=(note,),
+            work=Work(launches=1204, synchronizations=2),
+            processes=(process,),
+        )
+        for index in (0, 1)
+    )
+    budget = Budget(limit_bytes=2**32 + 2**20, metric="reserved")
+    wide = replace(
+        within,
+        nodeid="test_wide.py::test_step",
+        measurements=devices,
+        budget=budget,
+        verdict=Within(headroom_bytes=2**20),
+    )
+    return replace(report, tests=(*report.tests, wide))
+
+
+UNREADABLE = """
+for (const part of document.querySelectorAll('details')) part.open = true;
+const scrolls = (cell) => {
+  for (let e = cell; e; e = e.parentElement)
+    if (e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX === 'auto') return true;
+};
+const hidden = (cell) => !cell.checkVisibility() && !cell.closest('noscript');
+const beyond = (cell) => cell.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
+const cut = (cell) => beyond(cell) && (cell.closest('details') || !scrolls(cell));
+return [...document.querySelectorAll('tr:not([hidden]) > td')]
+  .filter((cell) => cell.textContent && (hidden(cell) || cut(cell))).map((cell) => cell.textContent);
+"""
+"""The texts of cells that a narrow screen does not show. The tables below the list of tests must not scroll."""
+
+
+@pytest.mark.parametrize("size", [(420, 900), PHONE, (320, 640)], ids=str)
+def test_a_phone_shows_every_column(browser: Any, tmp_path: Path, size: tuple[int, int]) -> None:
+    report = _wide(sample.report())
+    peaks = {nodeid: dict.fromkeys(cards, 2**28) for nodeid, cards in baseline.peaks(report, failed=True).items()}
+    page = tmp_path / "wide.html"
+    page.write_text(render(baseline.held_against(report, peaks, source="before.json", tolerance=2)), encoding="utf-8")
+    look(browser, page, size)
+    for link in browser.find_elements("css selector", "#tests > tbody > tr > th a"):
+        link.click()
+        assert browser.execute_script(UNREADABLE) == []
+        if "test_wide" in link.text:
+            inside = find(browser, "tr.detail").text
+            heads = {cell.get_attribute("data-head") for cell in browser.find_elements("css selector", "td[data-head]")}
+    for words in ("their workspaces are a guess", "1,204 kernels, 2 waits", "4711", "exit code 0"):
+        assert words in inside
+    for words in ("if the largest workspace", "only likely", "256 MiB"):
+        assert words in find(browser, "body").text
+    assert heads >= {"bounds", "verdict", "PID", "asked of it"}
     assert quiet(browser)

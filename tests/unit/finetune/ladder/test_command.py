@@ -36,6 +36,7 @@ LADDER = Ladder(
     seq=512,
     micro_batch=1,
     rank=16,
+    context_caveat="a guess, as it was not measured",
     rungs=(rung("full", fits=False, cached=20 * GIB), rung("LoRA", fits=True)),
 )
 
@@ -53,6 +54,11 @@ def test_the_table_names_what_fits_and_by_how_much() -> None:
     assert len({len(line) for line in text.splitlines()[2:7]}) == 1  # columns line up
 
 
+def test_the_caveat_of_the_context_is_shown_only_where_there_is_one() -> None:
+    assert "context: a guess, as it was not measured." in command.render(LADDER)
+    assert "context:" not in command.render(dataclasses.replace(LADDER, context_caveat=""))
+
+
 def test_json_holds_every_figure_of_the_ladder() -> None:
     rungs = [dataclasses.asdict(rung) for rung in LADDER.rungs]
     assert json.loads(as_json(LADDER)) == dataclasses.asdict(LADDER) | {"rungs": rungs}
@@ -63,6 +69,16 @@ def test_each_rung_changes_what_its_name_says() -> None:
     for before, after, name in zip(rungs[4:], rungs[5:], list(command.RUNGS)[5:], strict=False):
         changed = {key for key in after if before.get(key) != after[key]}
         assert len(changed) == 1, name
+
+
+def test_the_picture_says_how_far_the_context_can_be_trusted(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from finetune.ladder.drawing import draw
+
+    for ladder in (LADDER, dataclasses.replace(LADDER, context_caveat="")):
+        draw(ladder, tmp_path / "ladder.svg")
+        text = (tmp_path / "ladder.svg").read_text()
+        assert ("CUDA context: a guess, as it was not measured." in text) == bool(ladder.context_caveat)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

@@ -14,6 +14,7 @@ from finetune.dryrun.messages import Trial
 from finetune.ladder import command
 from finetune.ladder.results import CACHED, PARTS
 from pytest_vram.drygpu import find_card
+from pytest_vram.drygpu.cards import context_caveat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +59,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, trials: Trials) -> command.Ladder:
 
 def test_a_rung_is_what_the_device_held_with_context_and_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     trials = Trials(allocated=4 * GIB, cached=GIB)
-    for rung in measured(monkeypatch, trials).rungs:
+    found = measured(monkeypatch, trials)
+    assert found.context_caveat == context_caveat(CARD) != ""
+    for rung in found.rungs:
         assert rung.fits
         assert rung.needed == 5 * GIB + CONTEXT
         assert (rung.measured["weights"], rung.measured["context"]) == (4 * GIB, CONTEXT)
@@ -122,7 +125,14 @@ def test_the_bars_of_the_picture_are_the_figures(monkeypatch: pytest.MonkeyPatch
     figures: list[Any] = []
     monkeypatch.setattr(pyplot, "close", figures.append)
     found = command.Ladder(
-        model="mistral-7b", card=CARD.name, total_bytes=CARD.total_bytes, seq=512, micro_batch=1, rank=16, rungs=rungs
+        model="mistral-7b",
+        card=CARD.name,
+        total_bytes=CARD.total_bytes,
+        seq=512,
+        micro_batch=1,
+        rank=16,
+        context_caveat="",
+        rungs=rungs,
     )
     draw(found, tmp_path / "ladder.svg")
     monkeypatch.undo()

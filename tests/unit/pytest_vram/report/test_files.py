@@ -206,5 +206,5 @@ def test_a_command_that_cannot_write_names_the_file(tmp_path: Path, capsys: pyte
 
 def test_a_file_that_is_no_report_is_not_called_broken(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("import pytest")
-    with pytest.raises(VramUsageError, match=r"cannot be read: .*Is it the file that you mean"):
+    with pytest.raises(VramUsageError, match=r"cannot be read: .*Is it the right file"):
         files.load(tmp_path / "test_mine.py")

@@ -173,6 +173,7 @@ def test_what_grew_over_the_baseline_is_in_plain_sight_without_a_script() -> Non
     assert "<b>1 test needs over 2% more</b> than in vram.json" in page
     assert '<b class="grew">+7.00 GiB</b> <a href="#t0">' in page
     assert '<td class="n w">7.00 GiB</td><td class="n"><span class="grew">+7.00 GiB</span></td>' in page
+    assert '#tests td.w:nth-child(3)::before{content:"Before "}' in page
     nothing = render(baseline.held_against(report, {}, source="<b>", tolerance=2))
     assert "No test has an entry in &lt;b&gt;." in nothing
     assert "Before" not in render(report)

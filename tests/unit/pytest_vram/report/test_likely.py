@@ -68,4 +68,6 @@ def test_a_figure_that_rests_on_no_guess_has_none() -> None:
 def test_a_budget_between_the_bounds_makes_the_verdict_only_likely() -> None:
     assert "only likely" in terminal.render(report(record(FP32, limit=4 * GIB + 100 * MIB)))
     assert "only likely" not in terminal.render(report(record(FP32)))
-    assert '<td class="">only likely</td>' in html.render(report(record(FP32, limit=4 * GIB + 100 * MIB)))
+    assert '<td class="" data-head="verdict">only likely</td>' in html.render(
+        report(record(FP32, limit=4 * GIB + 100 * MIB))
+    )
