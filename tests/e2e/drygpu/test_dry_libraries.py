@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,6 +118,22 @@ def test_unaligned_products_are_padded_and_told(library: Run, tmp_path: Path) ->
     found = library("compiled", gpu="h200", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     assert noted(found, "pads matrix products")
     assert found["tflops"] > 0
+
+
+@pytest.mark.usefixtures("builds")
+def test_a_linker_finds_the_driver_as_where_a_card_is_installed(dry_python: Callable[..., Any], tmp_path: Path) -> None:
+    """AOTInductor links what it compiles with ``-lcuda``."""
+    source, linked = tmp_path / "start.c", tmp_path / "start.so"
+    source.write_text("int cuInit(unsigned flags);\nint start(void) { return cuInit(0); }\n")
+    variables = environment("h200", base={**os.environ, "LIBRARY_PATH": f"{tmp_path}:"}, replace_real_gpu=True)
+    assert variables["LIBRARY_PATH"].split(":")[0] == str(tmp_path)
+    assert environment("h200", base=variables, replace_real_gpu=True)["LIBRARY_PATH"] == variables["LIBRARY_PATH"]
+    if (compiler := shutil.which("gcc")) is None:
+        pytest.skip("AOTInductor needs gcc")
+    command = [compiler, "-shared", "-fPIC", str(source), "-lcuda", "-o", str(linked)]
+    subprocess.run(command, env=variables, check=True)
+    done = dry_python("-c", "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).start())", str(linked), gpu="h200")
+    assert done.stdout.strip() == "0", done.stderr
 
 
 @pytest.mark.usefixtures("builds")
