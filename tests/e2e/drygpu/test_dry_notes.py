@@ -48,8 +48,8 @@ conv(image[:1])
 """
 
 # With it: recurrent layers, their dropout, and plans of convolutions that a card would time. Spatial transformers take
-# no workspace, nor does batch norm of whole planes of channels, so nothing is assumed of them. The large tensor must not
-# widen the bounds of a small convolution.
+# no workspace, nor does batch norm of whole planes of channels, so nothing is assumed of them. The large tensor must
+# not widen the bounds of a small convolution.
 ASKS_CUDNN = """
 import torch
 from torch import nn
