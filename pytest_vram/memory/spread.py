@@ -83,6 +83,11 @@ _RULES = (
     _Rule(names=("cuDNN execution plans",), basis=WORKSPACE, more=1.1, segments=2),
     # ResNet-50 with cudnn.benchmark and without cuDNN's answers. A card allocates the largest workspace of all plans.
     _Rule(names=("cuDNN execution plans that were timed (cudnn.benchmark)",), basis=MEASURED, share=(1.0, 1.85)),
+    # Where a kernel runs that keeps a whole layer on the card, its workspace may be anything up to twice what is taken.
+    _Rule(names=("cuDNN recurrent layers",), basis=LIBRARY, less=1.0, more=1.0, segments=1),
+    _Rule(names=("cuDNN dropout",), basis=LIBRARY, less=1.0, more=1.0, segments=1),
+    _Rule(names=("cuDNN batch norm of channels_last",), basis=LIBRARY, more=1.0, segments=1),
+    _Rule(names=("cuDNN CTC loss",), basis=LIBRARY, more=2.0, segments=1),
     _Rule(names=("cudaMallocAsync",), basis=MEASURED, share=(0.98, 1.02), allocated=False),
     # The eigenvectors of a batch of matrices need four times its size. The workspace of one matrix is computed, and may
     # be off by as much as itself.

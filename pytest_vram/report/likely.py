@@ -36,8 +36,12 @@ def on_device(device_bytes: int, context_bytes: int, notes: Iterable[Note]) -> S
 
 
 def words(found: Spread) -> str:
-    """Return a text such as ``between 4.00 GiB and 4.24 GiB, as far off as measured runs were``."""
-    return f"between {format_bytes(found.low)} and {format_bytes(found.high)}, {found.basis}"
+    """Return a text such as ``between 4.00 GiB and 4.24 GiB, as far off as measured runs were``.
+
+    Bounds that read the same as text are written once: ``about 435 MiB, as far off as measured runs were``.
+    """
+    low, high = format_bytes(found.low), format_bytes(found.high)
+    return f"{f'about {low}' if low == high else f'between {low} and {high}'}, {found.basis}"
 
 
 def verdict(found: Spread, limit: int) -> str:

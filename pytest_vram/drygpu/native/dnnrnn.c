@@ -43,8 +43,9 @@ int cudnnRestoreDropoutDescriptor(dnn_dropout *d, dnn_handle h, float probabilit
 }
 int cudnnDropoutGetStatesSize(dnn_handle h, size_t *bytes) {
     (void)h;
-    dry_note("cuDNN dropout: its random state is taken to be 48 bytes for each of 1,024 threads of a multiprocessor");
     *bytes = (size_t)dry_the_card()->multiprocessors * 1024 * 48;
+    dry_note_of("cuDNN dropout: its random state is taken to be 48 bytes for each of 1,024 threads of a multiprocessor",
+                *bytes);
     return DNN_OK;
 }
 

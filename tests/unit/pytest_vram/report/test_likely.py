@@ -47,6 +47,13 @@ def test_the_context_is_in_both_bounds_and_not_widened() -> None:
     assert found == Spread(low=1480, expected=1500, high=1520)
 
 
+def test_bounds_that_read_the_same_are_written_once() -> None:
+    near = Spread(low=435 * MIB, expected=435 * MIB + 1000, high=435 * MIB + 2000, basis="a basis")
+    assert likely.words(near) == "about 435 MiB, a basis"
+    apart = Spread(low=435 * MIB, expected=436 * MIB, high=437 * MIB, basis="a basis")
+    assert likely.words(apart) == "between 435 MiB and 437 MiB, a basis"
+
+
 def test_a_passing_test_shows_them_in_every_report() -> None:
     whole = report(record(FP32))
     words = "between 3.96 GiB and 4.58 GiB"
