@@ -39,7 +39,7 @@ from finetune.training.host_base import require_host_memory
 from finetune.training.optim import rounded_away
 from finetune.training.sample import Question, choose_question
 from finetune.training.sharded import optimizer_of, restore, spread
-from finetune.training.split import as_recorded, chosen_split, keep_gradients
+from finetune.training.split import Split, as_recorded, chosen_split, keep_gradients
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,12 +139,11 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     holdings.optimizer = optimizer
     if note := rounded_away(model.parameters(), config.train):
         notice(note)
-    if found is None:
-        config, note = chosen_split(model, data.train, config)
-        holdings.config = config
-        if note:
-            notice(note)
-    if note := keep_gradients(model, data.train, config):
+    split = chosen_split(model, data.train, config) if found is None else Split(config=config)
+    holdings.config = config = split.config
+    if split.note:
+        notice(split.note)
+    if note := keep_gradients(model, data.train, split):
         notice(note)
     facts = RunFacts(
         settings=yaml_file.json_values(config),
