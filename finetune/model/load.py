@@ -20,7 +20,7 @@ from finetune.model.installed import require_bitsandbytes
 from finetune.model.settle import stored_precision
 from finetune.model.targets import choose
 from finetune.model.whole import UNPICKLED, damage, require_quantized, require_weights
-from finetune.patches.transformers import unwarmed
+from finetune.patches.transformers import keep_scale, unwarmed
 from pytest_vram.process_memory import give_back_freed
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     if config.resize_embeddings:
         resize_embeddings(model, len(load_tokenizer(config)))
     model.config.use_cache = False
+    keep_scale(model)
     if stored in ("nf4", "fp4"):
         from finetune.model.experts import refuse_misread_layers
 
