@@ -20,13 +20,17 @@ matrix products, measured in the same process.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pytest_vram.shapes import SHAPES, find_shape
 
@@ -36,10 +40,43 @@ NEEDS |= {"ours": (), "ours-auto": (), "ours-batch": ()}
 SETTINGS = ("llama-3.1-8b:2048:4:1", "mistral-7b:512:1:8")
 STEPS = 7  # two to warm up, four that are timed, one that is profiled
 GIB = 2**30
+SECONDS, DRY_SECONDS = 600.0, 3600.0
+"""The most that a run may take. The host of a dry card does everything that the card would."""
+RAISED = re.compile(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b")
+"""The line with which Python ends a traceback."""
+TOLD = 40
+"""Lines of a failed run's errors that go to the file."""
 
 
 def missing(recipe: str) -> list[str]:
     return [name for name in NEEDS[recipe] if importlib.util.find_spec(name) is None]
+
+
+def run(command: list[str], seconds: float) -> tuple[int, list[str]]:
+    """Run a command. Whatever ends this process, or the time, ends all processes that the command has started too.
+
+    Returns:
+        Its exit code, and the lines of its errors.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=seconds)
+        finally:  # the card has to be free for the next run, and after the last one
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, errors.splitlines()
+
+
+def reason(code: int, lines: list[str]) -> str:
+    """Why a run failed, in one line."""
+    raised = [line.strip() for line in lines if RAISED.match(line)]
+    if any("OutOfMemoryError" in line for line in raised):
+        return "out of memory: this recipe needs more than the card has"
+    if raised:
+        return raised[-1]
+    return lines[-1] if lines else f"ended with exit code {code}, and said nothing"
 
 
 def one(recipe: str, setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -55,15 +92,13 @@ def one(recipe: str, setting: str, arguments: argparse.Namespace) -> dict[str, A
             command += ["--profile", str(arguments.profile / f"{recipe}-{setting.replace(':', '-')}.txt")]
         if arguments.dry:
             command = ["-m", "pytest_vram", "run", "--gpu", arguments.dry, "--", *command]
+        seconds = arguments.timeout or (DRY_SECONDS if arguments.dry else SECONDS)
         try:
-            done = subprocess.run(
-                [sys.executable, *command], capture_output=True, text=True, timeout=arguments.timeout, check=False
-            )
+            code, lines = run([sys.executable, *command], seconds)
         except subprocess.TimeoutExpired:
-            return {"recipe": recipe, "error": f"not done after {arguments.timeout} s"}
+            return {"recipe": recipe, "error": f"not done after {seconds:,.0f} s (--timeout)"}
         if not out.exists():
-            lines = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
-            return {"recipe": recipe, "error": lines[-1] if lines else f"exit code {done.returncode}"}
+            return {"recipe": recipe, "error": reason(code, lines), "stderr": lines[-TOLD:]}
         found: dict[str, Any] = json.loads(out.read_text())
         return found
 
@@ -79,7 +114,8 @@ def line(found: dict[str, Any]) -> str:
             f"  {found['recipe']:<10} {memory} {work['launches']:>9,} {copied:>11,.1f} {work['synchronizations']:>7,}"
         )
     numbers = f"{found['losses'][-1]:>9.4f} {found['gradient_norms'][-1]:>9.4f}"
-    shares = f"{100 * found['matrix_products_share']:>8.0f}% {100 * found['flops_utilisation']:>6.1f}%"
+    products = found["matrix_products_share"]
+    shares = f"{'-' if products is None else f'{products:.0%}':>9} {found['flops_utilisation']:>7.1%}"
     return f"  {found['recipe']:<10} {memory} {found['tokens_per_second']:>10,.0f} {shares} {numbers}"
 
 
@@ -91,9 +127,36 @@ def head(*, dry: bool) -> str:
 
 
 def save(results: list[dict[str, Any]], path: Path | None) -> None:
-    """Write what there is so far: a run on a rented card may be stopped."""
+    """Write what there is so far: a run on a rented card may be stopped. The file is whole at any time."""
     if path is not None:
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(json.dumps(results, indent=1) + "\n")
+        part.replace(path)
+
+
+def stopped(number: int, _: object) -> NoReturn:
+    """End as Ctrl-C does when a job or the connection ends, so that the run that is under way ends too."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def measure(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Run every recipe with every setting. Print, add to ``results`` and save what each measured when it is done."""
+    for setting in arguments.settings:
+        print(f"{setting}\n{head(dry=bool(arguments.dry))}", flush=True)
+        for recipe in arguments.recipes:
+            lacking = missing(recipe)
+            if lacking:
+                print(f"  {recipe:<10} left out: {', '.join(lacking)} is not installed", flush=True)
+                continue
+            if recipe == "ours-batch" and setting.endswith(":1") and "ours-auto" in arguments.recipes:
+                print(f"  {recipe:<10} left out: without accumulation there is nothing to split", flush=True)
+                continue
+            if sys.stdout.isatty():
+                print(f"  {recipe:<10} is running ...", end="\r", flush=True)
+            found = one(recipe, setting, arguments)
+            results.append({"setting": setting, **found})
+            print(line(found), flush=True)
+            save(results, arguments.json)
 
 
 def main() -> int:
@@ -106,7 +169,12 @@ def main() -> int:
     parser.add_argument("--dry", metavar="CARD", help="a dry card: memory and counts, no time")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write each run's profile there")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
-    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="of one run (default 600)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help=f"the most that one run may take (default {SECONDS:.0f}, with --dry {DRY_SECONDS:.0f})",
+    )
     arguments = parser.parse_args()
     if arguments.steps < STEPS:
         parser.error(f"--steps {arguments.steps}: {STEPS} or more, so that four are timed")
@@ -123,20 +191,17 @@ def main() -> int:
         save(results, arguments.json)  # now, and not after eight minutes
     except OSError as error:
         parser.error(f"--json {arguments.json}: {error.strerror}: name a file in a folder that exists")
-    for setting in arguments.settings:
-        print(f"{setting}\n{head(dry=bool(arguments.dry))}", flush=True)
-        for recipe in arguments.recipes:
-            lacking = missing(recipe)
-            if lacking:
-                print(f"  {recipe:<10} left out: {', '.join(lacking)} is not installed", flush=True)
-                continue
-            if recipe == "ours-batch" and setting.endswith(":1") and "ours-auto" in arguments.recipes:
-                print(f"  {recipe:<10} left out: without accumulation there is nothing to split", flush=True)
-                continue
-            found = one(recipe, setting, arguments)
-            results.append({"setting": setting, **found})
-            print(line(found), flush=True)
-            save(results, arguments.json)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, stopped)
+    try:
+        measure(arguments, results)
+    except KeyboardInterrupt:
+        kept = (
+            f"the {len(results)} results so far are in {arguments.json}" if arguments.json else "no file was asked for"
+        )
+        print(f"\nstopped; {kept}", file=sys.stderr)
+        return 130
     return int(any("error" in found for found in results))
 
 

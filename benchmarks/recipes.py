@@ -200,9 +200,9 @@ def chosen(model: torch.nn.Module, train: Any, arguments: argparse.Namespace, *,
     count = arguments.micro_batch * arguments.accumulation
     rows = FullRows(count=count, tokens=arguments.seq, vocabulary=int(model.config.vocab_size))
     opened = dataclasses.replace(train, split="auto" if split else "given", checkpointing="auto")
-    config, note = chosen_split(model, rows, RunConfig(train=opened))
-    print(note, keep_gradients(model, rows, config), sep="\n", file=sys.stderr)
-    return config.train
+    found = chosen_split(model, rows, RunConfig(train=opened))
+    print(found.note, keep_gradients(model, rows, found), sep="\n", file=sys.stderr)
+    return found.config.train
 
 
 def floor(base: torch.nn.Module, arguments: argparse.Namespace) -> None:

@@ -211,9 +211,12 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         "ceiling_flops": most,
         "flops_utilisation": round(flops * tokens / median / (most or 1.0), 4),
         "kernel_seconds": round(kernels, 4),
+        # Some containers do not let a program profile the card. Then no kernel is known, and the rest is.
         "matrix_products_share": round(
             sum(s for name, s in clock.kernels.items() if PRODUCTS.search(name)) / kernels, 4
-        ),
+        )
+        if kernels
+        else None,
     }
     return found
 
@@ -232,6 +235,8 @@ def main() -> None:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory() as folder:
+        # Otherwise Unsloth writes the code that it makes into the folder from which this is run.
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(Path(folder) / "unsloth_compiled_cache"))
         arguments.out.write_text(json.dumps(measured(arguments, folder)))
 
 

@@ -93,6 +93,8 @@ def page(figures: dict[str, Any]) -> str:
             f"Of {len(found)} model types {made} could be made. In bf16 {counts['bf16']} train, in NF4 "
             f"{counts['nf4']}. `python tests/architectures.py` makes this page.",
             "",
+            "Packing is for models that keep rows apart which share a sequence, in both precisions.",
+            "",
             "| model type | bf16 | NF4 | packing | notes |",
             "|---|---|---|---|---|",
             *rows,
@@ -103,7 +105,8 @@ def page(figures: dict[str, Any]) -> str:
 
 
 def _row(kind: str, each: Outcomes) -> str:
-    packs = "yes" if each["bf16"]["packs"] else "no" if each["bf16"]["state"] == "trains" else ""
+    packing = [each[p]["packs"] for p in PRECISIONS if each[p]["state"] == "trains"]
+    packs = "" if not packing else "yes" if all(packing) else "no"
     remarks = [] if each["bf16"]["checkpointing"] else ["`--no-checkpointing`"]
     details = list(dict.fromkeys(each[p]["detail"] for p in PRECISIONS if each[p]["state"] != "trains"))
     remarks += [_escaped(detail) for detail in details]

@@ -142,10 +142,11 @@ class Bench:
 
         checkpointing, told = usable(model, config.train.checkpointing)
         config = yaml_file.replace(config, {"checkpointing": checkpointing})
-        config, note = chosen_split(model, self._rows(config), config)
-        gradients = keep_gradients(model, self._rows(config), config)
+        rows = self._rows(config)
+        split = chosen_split(model, rows, config)
+        gradients = keep_gradients(model, rows, split)
         self._forget_peaks()
-        return config, "; ".join(text for text in (told, note, gradients) if text)
+        return split.config, "; ".join(text for text in (told, split.note, gradients) if text)
 
     def _prepare(self, config: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
         from finetune.kernels.choice import set_kernels

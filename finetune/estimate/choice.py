@@ -75,6 +75,8 @@ class Chosen:
     choice: Choice
     fits: bool
     """Whether a trial of it fitted. If not, it is the leanest choice."""
+    needed: int
+    """What its trial measured, as in :attr:`Tried.needed`."""
     trials: int
 
 
@@ -260,11 +262,9 @@ class _Search:
         return self._ended(same[high])
 
     def _ended(self, best: Choice | None) -> Chosen:
-        if best is None:
-            leanest = self._offered[-1][-1]
-            fits = self._try(leanest).fits
-            return Chosen(choice=leanest, fits=fits, trials=len(self._tried))
-        return Chosen(choice=best, fits=True, trials=len(self._tried))
+        choice = self._offered[-1][-1] if best is None else best
+        tried = self._try(choice)
+        return Chosen(choice=choice, fits=tried.fits, needed=tried.needed, trials=len(self._tried))
 
     def _try(self, choice: Choice) -> Tried:
         if choice not in self._tried:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -287,9 +286,17 @@ class _FusedLora(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         outputs = []
         for base, up, part, scale in zip(bases, ups, inner.split([a.shape[0] for a in downs], 1), scales, strict=True):
-            bias = None if base.bias is None else base.bias.to(x.dtype)
-            y = F.linear(flat, _weight(base, x.dtype), bias)
-            outputs.append(y.addmm_(part, up.t(), alpha=scale).view(*x.shape[:-1], -1))
+            # The product goes into an output of the final shape, because a model may write into what a layer returns,
+            # which autograd forbids for a view.
+            y = x.new_empty(*x.shape[:-1], up.shape[0])
+            flat_y, weight = y.view(-1, up.shape[0]), _weight(base, x.dtype)
+            if base.bias is None:
+                torch.mm(flat, weight.t(), out=flat_y)
+            else:
+                torch.addmm(base.bias.to(x.dtype), flat, weight.t(), out=flat_y)
+            del weight
+            flat_y.addmm_(part, up.t(), alpha=scale)
+            outputs.append(y)
         ctx.bases, ctx.scales, ctx.kept = bases, scales, kept
         # The matrices are parameters. Autograd would call two functions of checkpointing for each that it saves.
         ctx.matrices, ctx.versions = matrices, [matrix._version for matrix in matrices]

@@ -3,8 +3,9 @@
 transformers keeps a layer's experts as one 3-D parameter and quantizes only ``nn.Linear``, so that a "4-bit"
 Mixtral-8x7B keeps 45 of its 47 billion parameters in half precision. The quantizer of this module replaces the experts
 with a module of its own before the weights are read. It quantizes each layer's experts when they are read, and the
-forward pass dequantizes one expert at a time. Layers that have to stay as they are (routers, and layers whose weight a
-fused kernel reads) keep 16 bits with 8-bit and with 4-bit quantization.
+forward pass dequantizes one expert at a time. Experts whose form transformers does not declare go on running their own
+code, which reads packed weights (:mod:`finetune.model.packed_weight`). Layers that have to stay as they are (routers,
+and layers whose weight a fused kernel reads) keep 16 bits with 8-bit and with 4-bit quantization.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers.quantizers.quantizers_utils import get_module_from_name
 from finetune.errors import ModelError
 from finetune.model import parts
 from finetune.model.layers import declared_experts, experts_of, why_not_plain
+from finetune.model.packed_weight import BLOCK, is_packed, pack
 from finetune.patches.transformers import EightBitLoading, FourBitLoading, apply_gate, is_expert_parallel
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from transformers.core_model_loading import ConversionOps
 
 METHOD, METHOD_8_BIT = "finetune_4bit", "finetune_8bit"
-BLOCK = 64
 _UP, _GATED, _DOWN = "up_proj", "gate_up_proj", "down_proj"
 
 
@@ -63,15 +64,20 @@ class FourBitQuantizer(FourBitLoading):
         _leave_out(self.quantization_config, model)
 
     def complete(self, model: PreTrainedModel, device_map: Any) -> None:
-        """Replace each layer's experts with :class:`QuantizedExperts`.
+        """Replace each layer's experts with :class:`QuantizedExperts`, or let them keep their own weights packed.
 
         Raises:
-            ModelError: experts have an unknown form, or a layer cannot be decoded on a CPU.
+            ModelError: experts cannot be quantized, or a layer cannot be decoded on a CPU.
         """
+        config = self.quantization_config
         for name, module in list(experts_of(model)):
-            require_known_form(name, module)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, QuantizedExperts(module, self.quantization_config))
+            require_whole(name, module)
+            if declared_experts(module):
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, QuantizedExperts(module, config))
+            else:
+                double_quant = config.bnb_4bit_use_double_quant
+                pack(module, _matrices(module), quant_type=config.bnb_4bit_quant_type, double_quant=double_quant)
         refuse_misread_layers(model, device_map)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
@@ -79,6 +85,8 @@ class FourBitQuantizer(FourBitLoading):
         module, name = get_module_from_name(model, param_name)
         if isinstance(module, QuantizedExperts):
             return name in module.matrices
+        if is_packed(module, name):
+            return True
         return bool(super().param_needs_quantization(model, param_name, **kwargs))
 
     def get_quantize_ops(self) -> ConversionOps:
@@ -115,7 +123,7 @@ class _Quantize(Bnb4bitQuantize):  # type: ignore[misc]  # transformers has no a
         result: dict[str, torch.Tensor] = {}
         for name in list(input_dict):
             module, weight = get_module_from_name(model, name)
-            if isinstance(module, QuantizedExperts):
+            if isinstance(module, QuantizedExperts) or is_packed(module, weight):
                 value = input_dict.pop(name)
                 result[name] = module.quantize(weight, value[0] if isinstance(value, list) else value)
         rest = super().convert(input_dict, **kwargs) if input_dict else {}
@@ -256,18 +264,29 @@ def decoded_wrongly(shape: torch.Size | tuple[int, ...], *, blocksize: int = BLO
     return rows > 1 and columns % 16 == 0 and columns % blocksize != 0 and blocksize < 2048
 
 
-def require_known_form(name: str, module: nn.Module) -> None:
-    """Refuse experts that transformers does not declare, because nothing says how they compute.
+def require_whole(name: str, module: nn.Module) -> None:
+    """Refuse experts that cannot be quantized where they are.
 
     Raises:
-        ModelError: transformers does not declare the experts of ``name``, or has spread them over devices.
+        ModelError: transformers has spread the experts of ``name`` over devices, or they are to be sharded and run
+            code of their own, which needs them whole.
     """
-    fused = sorted(n for n, p in module.named_parameters(recurse=False) if p.dim() > 1)
-    if not declared_experts(module) or is_expert_parallel(module):
+    experts = f"the experts in {name} ({type(module).__name__})"
+    if is_expert_parallel(module):
         raise ModelError(
-            f"precision: the experts in {name} ({type(module).__name__}) have parameters {fused}, a form that cannot "
-            "be quantized here, and in half precision they would be most of the model: use --precision bf16"
+            f"precision: {experts} are spread over several devices, where they cannot be quantized: load the model "
+            "without expert parallelism, or use --precision bf16"
         )
+    if parts.wanted() and not declared_experts(module):
+        raise ModelError(
+            f"shard: {experts} run code of their own, which needs them whole on every card: use --no-shard, with which "
+            "every card holds the whole model in 4 bits"
+        )
+
+
+def _matrices(module: nn.Module) -> list[str]:
+    """Return the names of a module's own parameters that are matrices, and no table of biases."""
+    return [name for name, values in module.named_parameters(recurse=False) if values.dim() > 1 and "bias" not in name]
 
 
 def refuse_misread_layers(model: nn.Module, device_map: Any) -> None:

@@ -17,10 +17,11 @@ from finetune.model.embeddings import new_token_rows, resize_embeddings
 from finetune.model.forward import COMPUTE_DTYPE_ATTRIBUTE
 from finetune.model.gguf import converted, embedded_file
 from finetune.model.installed import require_bitsandbytes
+from finetune.model.load_errors import explained
 from finetune.model.settle import stored_precision
 from finetune.model.targets import choose
-from finetune.model.whole import UNPICKLED, damage, require_quantized, require_weights
-from finetune.patches.transformers import unwarmed
+from finetune.model.whole import damage, require_quantized, require_weights
+from finetune.patches.transformers import keep_scale, unwarmed
 from pytest_vram.process_memory import give_back_freed
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def load_base(config: ModelConfig) -> PreTrainedModel:
     if config.resize_embeddings:
         resize_embeddings(model, len(load_tokenizer(config)))
     model.config.use_cache = False
+    keep_scale(model)
     if stored in ("nf4", "fp4"):
         from finetune.model.experts import refuse_misread_layers
 
@@ -347,23 +349,12 @@ def _loading(config: ModelConfig, load: Callable[[str], Any], *, weights: bool =
         raise
     except Exception as error:  # of any type: a config.json with a wrong value fails wherever the value is used
         folder = Path(path) if Path(path).is_dir() else None
-        text, base = str(error).strip(), f" (the base of the adapter {config.model})" if path != config.model else ""
-        remedy = "name a folder with config.json, tokenizer and *.safetensors, a .gguf file, or a hub name"
-        if "trust_remote_code" in text:
-            remedy = "models that need their own code to be run are not loaded; name one that transformers knows"
-        elif "for this kind of AutoModel" in text:
-            text = f"a {load_config(config).model_type} model is no causal language model that transformers knows"
-            remedy = "name a model that predicts the next token of a text"
-        elif folder and (found := damage(folder, weights=weights)):
+        base = f" (the base of the adapter {config.model})" if path != config.model else ""
+        known = any(words in str(error) for words in ("trust_remote_code", "for this kind of AutoModel"))
+        if folder and not known and (found := damage(folder, weights=weights)):
             raise ModelError(f"model = {path!r}{base}: {found}") from error
-        elif type(error).__name__.startswith("StrictDataclass"):
-            text, remedy = " ".join(text.split()), "mend the value in its config.json"
-        elif "safetensors" in text:
-            remedy = UNPICKLED
-        said = text.partition("\n")[0].strip() or "no reason is given"
-        if not isinstance(error, (OSError, ValueError, RuntimeError)):
-            said = f"{type(error).__name__}: {said}"
-        gone = isinstance(error, OSError) and folder is None and "gated" not in text
+        said, remedy = explained(error, lambda: str(load_config(config).model_type))
+        gone = isinstance(error, OSError) and folder is None and "gated" not in str(error)
         raise (MissingModelError if gone else ModelError)(
             f"model = {path!r}{base}: cannot be loaded: {said} - {remedy}"
         ) from error

@@ -141,6 +141,8 @@ def _unfit(base: nn.Module) -> dict[str, str]:
             reasons[path] = _UNUSED
         elif ".indexer." in path:
             reasons[path] = "chooses what attention looks at, and no gradient goes through a choice"
+        elif ".patcher." in path:
+            reasons[path] = "chooses which bytes belong together, and no gradient goes through a choice"
         elif ".pooler." in f".{path}.":
             reasons[path] = "a pooler, which the logits do not depend on"
         elif path in plain:

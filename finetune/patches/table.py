@@ -167,6 +167,22 @@ PATCHES = (
     ),
     Patch(
         library="transformers",
+        where="finetune.patches.transformers.keep_scale",
+        what="transformers.models.rwkv.modeling_rwkv.RwkvModel._rescale_layers",
+        why="in evaluation mode it quantizes weights once more, as FP4, and fails where layers have an adapter",
+        may_go_when="it leaves layers with an adapter, and the type of their weights, as they are",
+        look_again_at=_TRANSFORMERS,
+    ),
+    Patch(
+        library="transformers",
+        where="finetune.patches.transformers.put_in_front",
+        what="transformers.models.llama4.modeling_llama4.Llama4TextExperts",
+        why="experts that it does not declare stay in 16 bits: DBRX, Inkling, JetMoE, Llama 4, LongCat",
+        may_go_when="transformers quantizes experts of every form to 4 bits with bitsandbytes",
+        look_again_at=_TRANSFORMERS,
+    ),
+    Patch(
+        library="transformers",
         where="finetune.patches.transformers.apply_gate",
         what="transformers.integrations.moe._default_apply_gate",
         why="the gate of fused experts has no public name",

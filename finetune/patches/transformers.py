@@ -70,12 +70,36 @@ def apply_gate(source: Any, experts: nn.Module, value: torch.Tensor) -> torch.Te
     return gated
 
 
+def put_in_front(experts: nn.Module, methods: type, attributes: dict[str, property]) -> None:
+    """Give experts a class of the same name, with more methods and attributes than their own code has.
+
+    Their code stays as it is and finds the attributes in place of its parameters. The function may go when transformers
+    quantizes experts of every form to 4 bits; look again with 5.26.
+    """
+    kind = type(experts)
+    body: dict[str, Any] = {**attributes, "__module__": kind.__module__}
+    experts.__class__ = type(kind.__name__, (methods, kind), body)
+
+
 def is_expert_parallel(experts: nn.Module) -> bool:
     """Return whether transformers has spread these experts over several devices.
 
     The function may go together with :func:`apply_gate`.
     """
     return bool(getattr(experts, "_is_expert_parallel", False))
+
+
+def keep_scale(model: nn.Module) -> None:
+    """Let an RWKV model compute with the same weights in evaluation mode as in training.
+
+    In evaluation mode it divides weights by powers of two, which only fp16 needs. With 4 bits it would quantize them
+    once more, as FP4, and would fail where a layer has an adapter. The patch may go when it leaves layers with an
+    adapter, and the type of their weights, as they are; look again with 5.26.
+    """
+    decoders: Iterator[Any] = model.modules()
+    for decoder in decoders:
+        if hasattr(decoder, "_rescale_layers"):
+            decoder._rescale_layers = lambda: None
 
 
 def forget_quantization(model: Any) -> None:

@@ -39,7 +39,7 @@ from finetune.training.host_base import require_host_memory
 from finetune.training.optim import rounded_away
 from finetune.training.sample import Question, choose_question
 from finetune.training.sharded import optimizer_of, restore, spread
-from finetune.training.split import as_recorded, chosen_split, keep_gradients
+from finetune.training.split import Split, as_recorded, chosen_split, keep_gradients
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,11 +109,10 @@ def prepare(config: RunConfig, holdings: Holdings) -> Setup:
     optimizer = optimizer_of(model, config.train)
     holdings.optimizer = optimizer
     _tell(rounded_away(model.parameters(), config.train))
-    if found is None:
-        config, note = chosen_split(model, data.train, config)
-        holdings.config = config
-        _tell(note)
-    _tell(keep_gradients(model, data.train, config))
+    split = chosen_split(model, data.train, config) if found is None else Split(config=config)
+    holdings.config = config = split.config
+    _tell(split.note)
+    _tell(keep_gradients(model, data.train, split))
     facts = _facts(config, model, base=base_fingerprint, data=data.train.fingerprint)
     done = found.step if found else 0
     ranks.require_same(model=facts.base, data=facts.data, output=f"a run with {done} steps done")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,7 +66,19 @@ def as_recorded(config: RunConfig, recorded: Mapping[str, Any]) -> RunConfig:
     return yaml_file.replace(config, kept)
 
 
-def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunConfig, str | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """What a run takes on this card."""
+
+    config: RunConfig
+    """The settings with the choice."""
+    note: str | None = None
+    """What the user is told of the choice; None if there was none."""
+    spare: int | None = None
+    """Bytes that a trial of the choice left free, in the rank with the least; None if it was not tried."""
+
+
+def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> Split:
     """Choose micro-batches, recomputed layers and the place of their inputs, as far as the settings leave them open.
 
     Each micro-batch divides the rows of a step. A choice is tried with the longest rows of the data, beside the
@@ -76,9 +89,6 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
         model: with its adapter, on its device. On a CPU larger micro-batches are no faster, so nothing is changed.
         train: the training rows.
         config: the settings of the run.
-
-    Returns:
-        The settings with the choice, and a note for the user; None in place of the note if there was no choice.
     """
     now, device = config.train, next(model.parameters()).device
     rows = now.micro_batch * now.accumulation
@@ -86,16 +96,18 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
     layers_open = now.checkpointing == "auto"
     place_open = place_is_open(now)
     if device.type != "cuda" or not (split_open or layers_open or place_open):
-        return config, None
+        return Split(config=config)
     if is_sharded(model):  # its layers are gathered by all ranks: one without room would leave the others waiting
         why = "over a sharded base neither these nor the recomputed layers are chosen"
-        return config, f"micro-batches of {now.micro_batch}, as set: {why} (--micro-batch, --checkpointing)"
+        note = f"micro-batches of {now.micro_batch}, as set: {why} (--micro-batch, --checkpointing)"
+        return Split(config=config, note=note)
     reason = why_the_split_matters(model) if split_open else None
     sizes = [now.micro_batch] if reason or not split_open else micro_batches(rows, processes=len(ranks.gathered(0)))
     layers = max(1, len(layers_of(model)))  # 1: a model that recomputes all layers or none
     recomputed = range(layers + 1) if layers_open else [layers_recomputed(now.checkpointing, layers)]
     forecast = _forecast(model, train, config, device)
     offered = choices(config, sizes, recomputed, layers, forecast)
+    spare = None
     told = [] if reason is None else [_told_of_split(now.micro_batch, reason)]
     if len(offered) == len(offered[0]) == 1:
         choice = offered[0][0]
@@ -103,14 +115,15 @@ def chosen_split(model: nn.Module, train: Rows, config: RunConfig) -> tuple[RunC
         trials = _Trials(model, train, config, device, forecast)
         chosen = choose(offered, trials.budget, trials.attempt, forecast)
         choice = chosen.choice
+        spare = trials.budget - chosen.needed if chosen.fits else 0
         if len(sizes) > 1 or layers_open:
             told.insert(0, _told(choice, split=len(sizes) > 1, layers=layers_open, fits=chosen.fits))
     if place_open and choice.recomputed > 1:  # the input of the last layer that recomputes stays on the card
         told.append(_told_of_place(choice))
-    return yaml_file.replace(config, choice.settings), "; ".join(told) or None
+    return Split(config=yaml_file.replace(config, choice.settings), note="; ".join(told) or None, spare=spare)
 
 
-def keep_gradients(model: nn.Module, train: Rows, config: RunConfig) -> str | None:
+def keep_gradients(model: nn.Module, train: Rows, split: Split) -> str | None:
     """Let the gradients of earlier micro-batches stay on the card, instead of in host memory, if there is room.
 
     Room is what the longest rows of the data leave, beside the optimizer's states and :data:`MARGIN`. Several ranks do
@@ -119,17 +132,21 @@ def keep_gradients(model: nn.Module, train: Rows, config: RunConfig) -> str | No
     Args:
         model: with its adapter, on its device.
         train: the training rows.
-        config: the settings of the run, with the split that it takes.
+        split: what the run takes. If it was not tried, it is tried here.
 
     Returns:
         A note for the user; None if no gradients would wait on the host.
     """
     setattr(model, host_gradients.ON_CARD, False)
-    if config.train.accumulation == 1 or is_sharded(model) or not host_gradients.wanted(model, config.train):
+    now = split.config.train
+    if now.accumulation == 1 or is_sharded(model) or not host_gradients.wanted(model, now):
         return None
     size = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    trials = _Trials(model, train, config, next(model.parameters()).device, None)
-    stay = trials.fits({}) and max(ranks.gathered(trials.needed)) + size <= trials.budget
+    spare = split.spare
+    if spare is None:
+        trials = _Trials(model, train, split.config, next(model.parameters()).device, None)
+        spare = trials.budget - max(ranks.gathered(trials.needed)) if trials.fits({}) else 0
+    stay = size <= spare
     setattr(model, host_gradients.ON_CARD, stay)
     where = "stay on the card, which has room for them" if stay else "wait in host memory"
     return f"the gradients of a step's earlier micro-batches ({size / MIB:,.0f} MiB) {where}"
@@ -162,6 +179,7 @@ class _Trials:
         self, model: nn.Module, train: Rows, config: RunConfig, device: torch.device, forecast: Forecast | None
     ) -> None:
         self._model, self._train, self._config, self._device = model, train, config, device
+        _tidy(model)  # a trial measures its own peak, and not that of loading
         free, total = torch.cuda.mem_get_info(device)
         room = free + torch.cuda.memory_reserved(device) - int(MARGIN * total)
         self._share = room / total
@@ -242,7 +260,7 @@ def _told_of_place(choice: Choice) -> str:
 
 
 def _tidy(model: nn.Module) -> None:
-    """Free the memory that a trial left, and reset the peak, which is not that of the run."""
+    """Free the memory that loading or a trial left, and reset the peak, which is not that of what follows."""
     for parameter in model.parameters():
         parameter.grad = None
     forget(model)

@@ -34,6 +34,7 @@ BUGS: dict[str, Planted] = {
         [
             Bug("_unfit", "not path.startswith(inside) or path.startswith(foreign)", "False"),
             Bug("_unfit", "layer is head", "False"),
+            Bug("_unfit", "'.patcher.' in path", "False"),
             Bug("choose", "not matched", "False"),
             Bug("choose", "field == 'targets' and None not in why", "False"),
             Bug("choose", "reasons.setdefault(path, _EXCLUDED)", "pass"),

@@ -86,6 +86,7 @@ BUGS: dict[str, Planted] = {
             Bug("apply_gate", "source._apply_gate(experts, value)", "value"),
             Bug("is_expert_parallel", "getattr(experts, '_is_expert_parallel', False)", "True"),
             Bug("forget_quantization", "model.hf_quantizer = None", "pass"),
+            Bug("keep_scale", "hasattr(decoder, '_rescale_layers')", "False"),
         ],
     ),
     "finetune/model/experts": (
@@ -109,6 +110,22 @@ BUGS: dict[str, Planted] = {
             Bug("QuantizedExperts.forward", "(slots, None)", "0"),
             Bug("refuse_misread_layers", "if wrong:", "if False:"),
             Bug("QuantizedExperts.quantize", "self.quant_type", "'nf4'"),
+            Bug("FourBitQuantizer.complete", "declared_experts(module)", "True"),
+            Bug("FourBitQuantizer.param_needs_quantization", "is_packed(module, name)", "False"),
+            Bug("require_whole", "parts.wanted() and (not declared_experts(module))", "False"),
+        ],
+    ),
+    "finetune/model/packed_weight": (
+        ["tests/properties/model/test_packed_weight.py"],
+        [
+            Bug("PackedWeight.__torch_dispatch__", "function in _VIEWS", "False"),
+            Bug("PackedWeight.decoded", "first - first % _GROUP", "0"),
+            Bug("PackedWeight.decoded", "first - first % _GROUP", "first - first % BLOCK"),
+            Bug("_Stored.decoded", "nested.absmax[begin // _GROUP:-(-end // _GROUP)]", "nested.absmax"),
+            Bug("_Stored.decoded", "state.absmax[scales]", "state.absmax"),
+            Bug("quantized", "if double_quant:", "if False:"),
+            Bug("quantized", "packed[begin // 2:begin // 2 + len(piece)] = piece", "packed[:len(piece)] = piece"),
+            Bug("_reader", "states is None", "False"),
         ],
     ),
 }

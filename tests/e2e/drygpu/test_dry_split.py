@@ -44,6 +44,17 @@ def test_a_given_micro_batch_stays_and_layers_keep_what_there_is_room_for(found:
     assert found["given and full"][2] == 1  # of two; see split.py for the room
 
 
+def test_what_a_trial_left_free_is_not_measured_again(found: dict[str, Any]) -> None:
+    assert "stay on the card" in found["gradients, tried"]
+    assert found["gradients, untried"] == found["gradients, tried"]
+    assert "wait in host memory" in found["gradients, tried and full"]
+
+
+def test_a_trial_does_not_count_what_was_held_before_it(found: dict[str, Any]) -> None:
+    first, again = found["spare"]
+    assert first == again > 0
+
+
 def test_what_is_given_is_not_chosen(found: dict[str, Any]) -> None:
     assert found["all given"] == [1, 12, 1, None]
 

@@ -88,6 +88,25 @@ def test_an_evaluation_is_pefts(folder: Path) -> None:
         assert evaluate(fused, [batch], TrainConfig()).loss == evaluate(plain, [batch], TrainConfig()).loss
 
 
+@pytest.mark.parametrize("names", [("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.down_proj",)])
+def test_a_model_may_write_into_what_a_layer_returns(folder: Path, names: tuple[str, ...]) -> None:
+    """As Llama 4 adds the experts' outputs to that of its shared expert, in place."""
+    found = []
+    for fused in (False, True):
+        model = nonzero_adapter(adapted(folder))
+        layers = [layer(model, name) for name in names]
+        for base in (each.get_base_layer() for each in layers):
+            base.bias = torch.nn.Parameter(torch.linspace(-1, 1, base.out_features), requires_grad=False)
+        if fused:
+            assert fuse(model).fused
+        x = torch.linspace(-1, 1, 10 * layers[0].in_features).view(2, 5, -1).requires_grad_()
+        outputs = [each(x).mul_(number).add_(1.0) for number, each in enumerate(layers, start=2)]
+        sum(out.square().sum() for out in outputs).backward()  # type: ignore[union-attr]  # a sum of tensors
+        found.append([x.grad, *outputs, *(p.grad for each in layers for p in each.parameters() if p.requires_grad)])
+    for exact, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, exact, atol=1e-5, rtol=1e-4)
+
+
 def saved_by(call: Any) -> list[Tensor]:
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor), tensor)[1], lambda t: t):

@@ -91,6 +91,14 @@ def test_a_weight_that_a_fused_kernel_reads_gets_none_and_stays_in_16_bits(kind:
         assert "reads its weight without calling it" in left[name]
 
 
+@pytest.mark.parametrize(("kind", "part"), [("blt", "patcher"), ("deepseek_v32", "indexer")])
+def test_what_only_chooses_gets_none_because_no_gradient_reaches_it(kind: str, part: str) -> None:
+    left = coverage(attach_adapter(tiny_model_of(kind), AdapterConfig(rank=4), seed=0), AdapterConfig()).left
+    inside = {reason for path, reason in left.items() if f".{part}." in path}
+    assert inside
+    assert all("no gradient goes through a choice" in reason for reason in inside)
+
+
 @pytest.mark.parametrize(("kind", "router"), [("llama4_text", "router"), ("phimoe", "router")])
 def test_a_router_that_is_a_linear_layer_gets_none(kind: str, router: str, tmp_path: Path) -> None:
     model = tiny_model_of(kind)

@@ -133,6 +133,16 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma3n_text": {"altup_num_inputs": 2, "activation_sparsity_pattern": [0.0, 0.0], "intermediate_size": [128, 128]},
 }
 """What a configuration needs beside: fields that have to fit each other."""
+_DRAFTS = "drafts tokens for another model and starts from that model's states, so that text alone cannot train it"
+_SOUNDS = "predicts codes of sound and no text, and transformers cannot build it from its own configuration"
+_WHY = {
+    "gemma3n": "its vision tower needs timm (`pip install timm`), with which it trains in bf16 and in NF4",
+    "gemma4_assistant": _DRAFTS,
+    "gemma4_unified_assistant": _DRAFTS,
+    "musicgen": _SOUNDS,
+    "musicgen_melody": _SOUNDS,
+}
+"""Why a model cannot be made here, where transformers' own message does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +233,7 @@ def outcomes(kind: str, precisions: tuple[str, ...] = ("bf16", "nf4")) -> dict[s
             if model.config.model_type not in kinds():
                 tiny_config_of(kind).save_pretrained(folder)  # the whole's, of which the model is a part
         except Exception as error:  # whatever transformers raises
-            return dict.fromkeys(precisions, Outcome(state="not made", detail=_said(error)))
+            return dict.fromkeys(precisions, Outcome(state="not made", detail=_WHY.get(kind) or _said(error)))
         found = {}
         for precision in precisions:
             try:
@@ -316,8 +326,7 @@ def _own_loss(model: Any, rows: Any) -> float:
 
 
 def _said(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _largest(model: Any) -> str:

@@ -83,12 +83,12 @@ def chosen_on(card: dict[str, Any], rows: int = 16) -> dict[str, Any]:
         stack.enter_context(mock.patch.object(split, "why_the_split_matters", return_value=None))
         stack.enter_context(mock.patch.object(split, "layers_of", return_value=[None] * 32))
         data = FullRows(count=rows, tokens=512, vocabulary=100)
-        found, note = split.chosen_split(model, data, RunConfig(train=TrainConfig(accumulation=rows)))
-    needs = estimate(yaml_file.replace(found, {"device": "cuda", "model": "mistral-7b"}), shape).allocated_bytes
-    train = found.train
+        found = split.chosen_split(model, data, RunConfig(train=TrainConfig(accumulation=rows)))
+    needs = estimate(yaml_file.replace(found.config, {"device": "cuda", "model": "mistral-7b"}), shape).allocated_bytes
+    train = found.config.train
     return {
         "choice": [train.micro_batch, train.accumulation, train.checkpointing, train.offload_activations],
-        "note": note,
+        "note": found.note,
         "fits": needs <= 0.97 * card["free"],
     }
 

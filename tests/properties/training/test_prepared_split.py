@@ -14,6 +14,7 @@ from finetune.errors import ConfigError
 from finetune.qlora import run
 from finetune.training import prepare, ranks
 from finetune.training.oom import Holdings
+from finetune.training.split import Split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +39,9 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Let a run on a CPU choose micro-batches of 2, and return the settings that it goes on with."""
     found: list[RunConfig] = []
 
-    def choose(model: Any, train: Any, config: RunConfig) -> tuple[RunConfig, None]:
+    def choose(model: Any, train: Any, config: RunConfig) -> Split:
         found.append(yaml_file.replace(config, {"micro_batch": 2, "accumulation": 2}))
-        return found[-1], None
+        return Split(config=found[-1])
 
     monkeypatch.setattr(prepare, "chosen_split", choose)
     return found

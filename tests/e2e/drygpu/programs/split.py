@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from finetune.dryrun.full_rows import FullRows
 from finetune.model.load import attach_adapter, load_base
 from finetune.training import split
 from finetune.training.accumulate import window_gradients
-from finetune.training.split import MARGIN, chosen_split, keep_gradients
+from finetune.training.split import MARGIN, Split, chosen_split, keep_gradients
 from pytest_vram.drygpu import driver, empty_checkpoint
 
 ROWS, MANY, TOKENS = 12, 60, 1024
@@ -40,8 +41,9 @@ def fits(model: Any, size: int, **train: Any) -> bool:
 
 def chosen(model: Any, **train: Any) -> list[Any]:
     config = RunConfig(train=TrainConfig(**{"accumulation": ROWS, "loss_chunk": 16384} | train))
-    found, note = chosen_split(model, DATA, config)
-    return [found.train.micro_batch, found.train.accumulation, found.train.checkpointing, note]
+    found = chosen_split(model, DATA, config)
+    train = found.config.train
+    return [train.micro_batch, train.accumulation, train.checkpointing, found.note]
 
 
 @contextlib.contextmanager
@@ -63,7 +65,7 @@ def gradients(model: Any, **train: Any) -> list[Any]:
     """What is said of earlier gradients, and the bytes that three micro-batches then copy to the host."""
     window = {"accumulation": 3, "split": "given", "checkpointing": "all", "offload_activations": False} | train
     config = RunConfig(train=TrainConfig(**{"loss_chunk": 16384} | window))
-    note = keep_gradients(model, DATA, config)
+    note = keep_gradients(model, DATA, Split(config=config))
     before = driver.work()
     window_gradients(model, [DATA.batch([0])] * 3, config.train)
     model.zero_grad(set_to_none=True)
@@ -90,6 +92,16 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
     results["fraction"] = told() if told is not None else 0.9
     torch.cuda.set_per_process_memory_fraction(1.0)
     results["given"] = chosen(model, split="given")
+    config = RunConfig(train=TrainConfig(accumulation=ROWS, loss_chunk=16384, split="given"))
+    known = chosen_split(model, DATA, config)
+    torch.cuda.empty_cache()
+    torch.empty(6 * 2**30, dtype=torch.uint8, device="cuda")  # as loading may have held
+    again = chosen_split(model, DATA, config)
+    with mock.patch.object(split._Trials, "_run", side_effect=AssertionError("it was tried already")):
+        results["gradients, tried"] = keep_gradients(model, DATA, known)
+        results["gradients, tried and full"] = keep_gradients(model, DATA, dataclasses.replace(known, spare=0))
+    results["spare"] = [known.spare, again.spare]
+    results["gradients, untried"] = keep_gradients(model, DATA, Split(config=known.config))
     model.get_base_model().config.model_type = "unheard-of"
     results["unknown"] = chosen(model)
     model.get_base_model().config.model_type = "llama"
@@ -109,8 +121,9 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
     rooms = {"tight": lambda _, config: config.train.offload_activations is True, "none": lambda *_: False}
     for name, room in rooms.items():
         with mock.patch.object(split._Trials, "_run", room):
-            found, note = chosen_split(model, DATA, RunConfig())
-        results[name] = [found.train.micro_batch, found.train.checkpointing, found.train.offload_activations, note]
+            found = chosen_split(model, DATA, RunConfig())
+        train = found.config.train
+        results[name] = [train.micro_batch, train.checkpointing, train.offload_activations, found.note]
     other: Any = attach_adapter(load_base(ModelConfig(model=path)), AdapterConfig(dropout=0.1), seed=0)
     results["dropout"] = chosen(other)
 print(json.dumps(results))

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from finetune.config.settings import RunConfig, TrainConfig
-from finetune.training.split import as_recorded, chosen_split
+from finetune.training.split import Split, as_recorded, chosen_split
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_resumed_run_recomputes_what_it_recomputed(train: TrainConfig, expecte
 
 def test_a_cpu_keeps_the_split_of_the_settings() -> None:
     config = RunConfig()
-    assert chosen_split(nn.Linear(2, 2), None, config) == (config, None)  # type: ignore[arg-type]  # unread
+    assert chosen_split(nn.Linear(2, 2), None, config) == Split(config=config)  # type: ignore[arg-type]  # unread
 
 
 def test_inputs_that_are_asked_onto_the_host_are_not_those_of_layers_that_keep_all() -> None:
