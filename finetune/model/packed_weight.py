@@ -224,6 +224,8 @@ def _reader(name: str) -> Any:
         if states is None:  # not read yet: transformers compares the shape with that of the checkpoint
             return kept
         place = torch.empty(states[0].shape, dtype=states[0].dtype, device="meta")
-        return PackedWeight(_Stored(packed=kept.data, state=states[0]), place)
+        weight: Any = PackedWeight(_Stored(packed=kept.data, state=states[0]), place)
+        weight._is_hf_initialized = True  # transformers would write random numbers into a weight without this
+        return weight
 
     return read

@@ -118,7 +118,7 @@ def test_a_module_computes_with_it_and_autograd_keeps_it_packed(double_quant: bo
 
 
 def test_a_model_that_writes_into_it_is_refused(weight: PackedWeight) -> None:
-    with pytest.raises(ModelError, match="writes into the weights of its experts.*--precision bf16"):
+    with pytest.raises(ModelError, match=r"writes into the weights of its experts.*--precision bf16"):
         weight[1].mul_(2.0)
     assert torch.equal(torch.ones(80).add_(weight[1, 2]), 1 + weight.decoded()[1, 2])
 
