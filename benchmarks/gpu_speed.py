@@ -9,7 +9,9 @@
 others do, and their inputs on the host, which is the leanest; ``ours-auto`` finetune as it comes with ``--micro-batch
 ROWS --accumulation ACCUMULATION``: with as many layers that keep their activations as the card has room for; and
 ``ours-batch`` finetune as it comes with ``--batch``: it chooses the micro-batches of the same rows too. What is not
-installed is left out and named. A setting is SHAPE:TOKENS:ROWS:ACCUMULATION.
+installed is left out and named. A recipe that fails says so in its line, and ``--json`` has the end of its errors; the
+others go on. Unsloth 2026.10.9 wants transformers 5.17, TRL 1.15 and datasets 4 or older, with which all recipes run.
+A setting is SHAPE:TOKENS:ROWS:ACCUMULATION.
 
 The first two columns are the peak of PyTorch's allocator, allocated and reserved. Weights are random, and made on the
 card. Losses and gradient norms are shown, because a step that trains nothing is fast. Tokens a second are the median of
@@ -151,11 +153,11 @@ def measure(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> Non
             if recipe == "ours-batch" and setting.endswith(":1") and "ours-auto" in arguments.recipes:
                 print(f"  {recipe:<10} left out: without accumulation there is nothing to split", flush=True)
                 continue
-            if sys.stdout.isatty():
-                print(f"  {recipe:<10} is running ...", end="\r", flush=True)
+            waiting = f"  {recipe:<10} is running ..." if sys.stdout.isatty() else ""
+            print(waiting, end="\r" if waiting else "", flush=True)
             found = one(recipe, setting, arguments)
             results.append({"setting": setting, **found})
-            print(line(found), flush=True)
+            print(line(found).ljust(len(waiting)), flush=True)
             save(results, arguments.json)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from finetune.errors import ModelError
 from finetune.patches.transformers import put_in_front
 
 if TYPE_CHECKING:
@@ -108,8 +109,17 @@ class PackedWeight(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch leaves out the first argument in its annotation
         cls, function: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation that was called with a packed weight."""
+        """Run an operation that was called with a packed weight.
+
+        Raises:
+            ModelError: the operation writes into the weight.
+        """
         kwargs = kwargs or {}
+        if function.overloadpacket.__name__.endswith("_") and isinstance(args[0], cls):
+            raise ModelError(
+                "precision: this model's code writes into the weights of its experts, which it cannot do where they "
+                "are stored in 4 bits: use --precision bf16"
+            )
         if function in _VIEWS:
             weight, *rest = args
             found = function(weight._place, *rest, **kwargs)
@@ -124,8 +134,9 @@ class PackedWeight(torch.Tensor):
             return torch.empty(place.shape, dtype=place.dtype, device=self._stored.packed.device)
         first = int(place.storage_offset())
         last = first + sum((size - 1) * stride for size, stride in zip(place.size(), place.stride(), strict=True))
-        begin = first - first % _GROUP
-        return self._stored.decoded(begin, last + 1).as_strided(place.size(), place.stride(), first - begin)
+        begin, end = first - first % _GROUP, last + BLOCK - last % BLOCK
+        values = self._stored.decoded(begin, min(end, self._stored.state.shape.numel()))
+        return values.as_strided(place.size(), place.stride(), first - begin)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch has no annotation
         """Return the text that ``print`` shows. It decodes nothing."""
@@ -213,6 +224,8 @@ def _reader(name: str) -> Any:
         if states is None:  # not read yet: transformers compares the shape with that of the checkpoint
             return kept
         place = torch.empty(states[0].shape, dtype=states[0].dtype, device="meta")
-        return PackedWeight(_Stored(packed=kept.data, state=states[0]), place)
+        weight: Any = PackedWeight(_Stored(packed=kept.data, state=states[0]), place)
+        weight._is_hf_initialized = True  # transformers would write random numbers into a weight without this
+        return weight
 
     return read

@@ -121,6 +121,7 @@ BUGS: dict[str, Planted] = {
             Bug("PackedWeight.__torch_dispatch__", "function in _VIEWS", "False"),
             Bug("PackedWeight.decoded", "first - first % _GROUP", "0"),
             Bug("PackedWeight.decoded", "first - first % _GROUP", "first - first % BLOCK"),
+            Bug("PackedWeight.decoded", "min(end, self._stored.state.shape.numel())", "last"),
             Bug("_Stored.decoded", "nested.absmax[begin // _GROUP:-(-end // _GROUP)]", "nested.absmax"),
             Bug("_Stored.decoded", "state.absmax[scales]", "state.absmax"),
             Bug("quantized", "if double_quant:", "if False:"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from finetune.errors import ModelError
 from finetune.model import packed_weight
 from finetune.model.packed_weight import PackedWeight, pack, quantized
 
@@ -114,6 +115,12 @@ def test_a_module_computes_with_it_and_autograd_keeps_it_packed(double_quant: bo
             assert all(tensor.numel() < 5000 for tensor in kept if not isinstance(tensor, PackedWeight))
     for one, other in zip(*outs, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_model_that_writes_into_it_is_refused(weight: PackedWeight) -> None:
+    with pytest.raises(ModelError, match=r"writes into the weights of its experts.*--precision bf16"):
+        weight[1].mul_(2.0)
+    assert torch.equal(torch.ones(80).add_(weight[1, 2]), 1 + weight.decoded()[1, 2])
 
 
 def test_only_the_values_that_are_used_are_decoded(monkeypatch: pytest.MonkeyPatch, weight: PackedWeight) -> None:
