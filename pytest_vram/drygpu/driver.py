@@ -244,6 +244,19 @@ def mark_known(address: int, size_bytes: int, *, known: bool = True) -> None:
         raise DryGpuError(f"{address:#x} is not memory of a dry GPU")
 
 
+def release_zeros(address: int, size_bytes: int) -> int:
+    """Give the pages of pinned host memory back that hold zeros only; they read as zeros still.
+
+    Nothing else may write to the range meanwhile.
+
+    Returns:
+        how many bytes were given back: 0 if the range is not pinned memory.
+    """
+    function = _library().pytest_vram_dry_release_zeros
+    function.restype = ctypes.c_uint64
+    return int(function(ctypes.c_uint64(address), ctypes.c_uint64(size_bytes)))
+
+
 def set_read_hook(hook: ReadHook | None) -> None:
     """Call ``hook`` before every copy from the device to the host, so that it can answer it; ``None`` removes it."""
     global _kept_hook

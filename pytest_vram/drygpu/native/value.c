@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define GRAIN 512u /* the allocator rounds to this size, so no two tensors share a grain */
 #define CHUNK ((size_t)2 << 20)
@@ -138,9 +139,8 @@ int dry_copy(void *destination, const void *source, size_t bytes) {
 }
 
 static int is_zero(const void *pattern, size_t width) {
-    for (size_t i = 0; i < width; i++)
-        if (((const char *)pattern)[i]) return 0;
-    return 1;
+    const char *bytes = pattern;
+    return bytes[0] == 0 && memcmp(bytes, bytes + 1, width - 1) == 0; /* each byte is as the one before it */
 }
 
 int dry_fill(void *destination, const void *pattern, size_t width, size_t count) {
@@ -190,6 +190,26 @@ int pytest_vram_dry_mark(uint64_t address, uint64_t bytes, int known) {
     else if (ok && bytes) clear(device, address, bytes, 0);
     dry_unlock();
     return ok;
+}
+
+/* Gives the pages of pinned memory back that hold zeros only, and returns how many bytes those are. Weights that were
+ * never there are zeros; a copy of them would take memory in each process that makes one. */
+uint64_t pytest_vram_dry_release_zeros(uint64_t address, uint64_t bytes) {
+    void *start;
+    size_t size;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t at = DRY_ROUND_UP((uintptr_t)address, page), end = ((uintptr_t)address + bytes) / page * page;
+    uint64_t released = 0;
+    dry_lock();
+    int pinned = dry_host_find((const void *)address, &start, &size) != 0;
+    dry_unlock();
+    while (pinned && at < end) {
+        uintptr_t first = at;
+        while (at < end && is_zero((const void *)at, page)) at += page;
+        if (at > first && dry_host_discard(first, at - first)) released += at - first;
+        if (at == first) at += page;
+    }
+    return released;
 }
 
 void pytest_vram_dry_set_read_hook(read_hook function) {

@@ -27,6 +27,7 @@ from pytest_vram.drygpu.values import (
     kernels,
     known_values,
     lagging_streams,
+    pinned_copies,
     sparse,
     substitutes,
 )
@@ -101,6 +102,7 @@ def install() -> None:
     sparse.install(_library)
     substitutes.install(_library)
     lagging_streams.install(_library)
+    pinned_copies.install(_library)
     for overload in _overwriting():
         kernels.put_in_front(_library, overload, functools.partial(_carrying, overload))
     if torch.distributed.is_available():

@@ -36,6 +36,9 @@ def answers(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         ("managed given back", True),
         ("a gigabyte to the host", True),
         ("zeros to the host", [0, 35]),  # the five bytes around the copy keep their sevens
+        ("pinned copy of zeros", True),
+        ("pinned copy of values", True),
+        ("memory that is not pinned", 0),
         ("streams", True),
         ("peers", True),
         ("between devices", [3, 1]),

@@ -78,6 +78,19 @@ before_copy = resident()
 on_host = large.cpu()
 answers["a gigabyte to the host"] = resident() - before_copy < 64 * MIB
 del on_host
+
+# So does a pinned copy of what is not there; a value that is there stays, with the page that it lies in.
+on_host = large[: 64 * MIB].cpu()
+before_copy = resident()
+pinned = on_host.pin_memory()
+answers["pinned copy of zeros"] = resident() - before_copy < 8 * MIB and pinned.is_pinned()
+on_host[::MIB] = torch.arange(64, dtype=torch.uint8)
+on_host[-1] = 9
+pinned = on_host.pin_memory()
+answers["pinned copy of values"] = bool(torch.equal(pinned, on_host)) and resident() - before_copy < 16 * MIB
+own = torch.zeros(8 * MIB, dtype=torch.uint8)
+answers["memory that is not pinned"] = driver.release_zeros(own.data_ptr(), own.nbytes)
+del on_host, pinned, own
 with tempfile.NamedTemporaryFile() as file:
     file.write(b"\5" * 8 * MIB)
     file.flush()
