@@ -3,10 +3,10 @@
     python compare.py CHECKOUT [--layers N] [WORD ...]
 
 The benchmark (benchmarks_03_2024.md of github.com/AnswerDotAI/fsdp_qlora) gives the most that torch reserved on each of
-two RTX 3090s or 4090s, in GiB. ``CHECKOUT`` is a checkout of that repository. Its own train.py runs unchanged, on rows
-of its own data set ``dummy``, with the flags of the published command. With WORDs only rows are run whose name has one.
-``--layers`` gives the models fewer layers, for a host without the memory that a run needs whose weights are there; what
-comes out is then no counterpart of the published figure.
+two RTX 3090s or 4090s, in GiB. ``CHECKOUT`` is a checkout of that repository, at the commit that published the
+benchmark: a later train.py steps the optimizer one tensor at a time, which needs less memory. It runs unchanged, on
+rows of its own data set ``dummy``, with the flags of the published command. With WORDs only rows are run whose name has
+one. ``--layers`` gives the models fewer layers; what comes out is then no counterpart of the published figure.
 
 Versions, what was chosen and what came out: published.txt.
 """
@@ -21,7 +21,11 @@ from pathlib import Path
 
 from pytest_vram.shapes import SHAPES
 
-STEPS = 3
+COMMIT = "4cd6923"
+"""The commit of fsdp_qlora that published the benchmark."""
+LATER = "fused_adamw"
+"""What only a later train.py has. It gives AdamW ``fused=False``, and torch then uses no lists of tensors either."""
+STEPS = 2
 """Steps of a run; a published one has hundreds. The second one has every state of the optimizer."""
 YI_34B = {
     "model_type": "llama",
@@ -92,7 +96,12 @@ def main():
     parser.add_argument("checkout", type=Path, metavar="CHECKOUT")
     parser.add_argument("words", nargs="*", metavar="WORD")
     parser.add_argument("--layers", type=int, metavar="N", help="layers of each model (default: its own)")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
+    program = options.checkout / "train.py"
+    if not program.is_file():
+        parser.error(f"{options.checkout} has no train.py: it must be a checkout of github.com/AnswerDotAI/fsdp_qlora")
+    if LATER in program.read_text():
+        parser.error(f"{program} is later than the benchmark: git -C {options.checkout} checkout {COMMIT}")
     columns = f"{'measured':>8} {'dry':>6} {'off by':>7}   dry, allocated (measured)"
     print(f"{'model, method, weights, rows x tokens':<38} {columns}")
     with tempfile.TemporaryDirectory() as folder:
