@@ -78,6 +78,8 @@ def reason(code: int, lines: list[str]) -> str:
         return "out of memory: this recipe needs more than the card has"
     if raised:
         return raised[-1]
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}: if that is SIGKILL, the host may have had too little memory"
     return lines[-1] if lines else f"ended with exit code {code}, and said nothing"
 
 
@@ -199,9 +201,7 @@ def main() -> int:
     try:
         measure(arguments, results)
     except KeyboardInterrupt:
-        kept = (
-            f"the {len(results)} results so far are in {arguments.json}" if arguments.json else "no file was asked for"
-        )
+        kept = f"{len(results)} results are in {arguments.json}" if arguments.json else "no file was asked for"
         print(f"\nstopped; {kept}", file=sys.stderr)
         return 130
     return int(any("error" in found for found in results))

@@ -26,7 +26,7 @@ def explained(error: Exception, kind: Callable[[], str]) -> tuple[str, str]:
         remedy = "models that need their own code to be run are not loaded; name one that transformers knows"
     elif "for this kind of AutoModel" in text:
         return f"a {kind()} model is no causal language model that transformers knows", _ANOTHER
-    elif isinstance(error, AttributeError) and re.match(r"'\w+Config' object has no attribute", text):
+    elif re.match(r"'\w+Config' object has no attribute", text):
         # The configuration is that of several models, and the class that is registered for it takes one of them.
         return f"transformers cannot build a {kind()} model as a causal language model: {text}", _ANOTHER
     elif isinstance(error, ImportError):

@@ -115,6 +115,17 @@ BUGS: dict[str, Planted] = {
             Bug("require_whole", "parts.wanted() and (not declared_experts(module))", "False"),
         ],
     ),
+    "finetune/model/load_errors": (
+        ["tests/unit/finetune/model/test_load_errors.py"],
+        [
+            Bug("explained", "'trust_remote_code' in text", "False"),
+            Bug("explained", "'for this kind of AutoModel' in text", "False"),
+            Bug("explained", "re.match(\"'\\\\w+Config' object has no attribute\", text)", "None"),
+            Bug("explained", "isinstance(error, ImportError)", "False"),
+            Bug("explained", "text.partition('\\n')[0].strip() or 'no reason is given'", "text"),
+            Bug("explained", "f'{type(error).__name__}: {said}'", "said"),
+        ],
+    ),
     "finetune/model/packed_weight": (
         ["tests/properties/model/test_packed_weight.py"],
         [
