@@ -69,9 +69,3 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
     *milliseconds = (float)(MILLISECONDS_AT_LEAST + MILLISECONDS_EACH * (kernels + plans));
     return cudaSuccess;
 }
-
-cudaError_t cudaIpcGetEventHandle(cudaIpcEventHandle_t *handle, cudaEvent_t event) {
-    (void)handle, (void)event;
-    return dry_fail(
-        dry_not_implemented("cudaIpcGetEventHandle (events shared between processes)", cudaErrorNotSupported));
-}

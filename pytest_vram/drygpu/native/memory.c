@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-enum { SPAN_MALLOC = 1, SPAN_POOL = 2, SPAN_VMM = 3 };
+enum { SPAN_MALLOC = 1, SPAN_POOL = 2, SPAN_VMM = 3, SPAN_SHARED = 4 };
 
 int dry_malloc(int device, size_t bytes, uintptr_t *address) {
     *address = 0;
@@ -34,7 +34,8 @@ int dry_free(uintptr_t address) {
     dry_lock();
     int device, result = cudaSuccess;
     dry_span *found = dry_space_find(address, &device), span;
-    if (found == NULL || found->base != address || (device >= 0 && found->kind == SPAN_VMM)) {
+    if (found == NULL || found->base != address ||
+        (device >= 0 && (found->kind == SPAN_VMM || found->kind == SPAN_SHARED))) {
         result = cudaErrorInvalidValue;
     } else if (device == DRY_IS_MANAGED) {
         dry_managed_release(address, &span);
@@ -138,17 +139,4 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, c
     }
     dry_unlock();
     return cudaSuccess;
-}
-
-/* Memory is not shared with other processes, because each process has its own dry card. */
-cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *pointer) {
-    (void)handle, (void)pointer;
-    return dry_fail(
-        dry_not_implemented("cudaIpcGetMemHandle (device memory shared between processes)", cudaErrorNotSupported));
-}
-
-cudaError_t cudaIpcOpenMemHandle(void **pointer, cudaIpcMemHandle_t handle, unsigned flags) {
-    (void)pointer, (void)handle, (void)flags;
-    return dry_fail(
-        dry_not_implemented("cudaIpcOpenMemHandle (device memory shared between processes)", cudaErrorNotSupported));
 }

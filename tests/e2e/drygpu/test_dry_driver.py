@@ -46,7 +46,6 @@ def answers(run_program: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         ("convolution", [2, 3, 32, 32]),
         ("attention", [1, 4, 64, 64]),
         ("textures", True),
-        ("ipc", True),
     ],
 )
 def test_the_driver_answers(answers: dict[str, Any], question: str, answer: object) -> None:

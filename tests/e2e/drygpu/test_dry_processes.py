@@ -67,6 +67,19 @@ def test_children_inherit_the_cards() -> None:
     assert answers["loader"] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def test_tensors_on_the_card_go_to_other_processes(run_program: Callable[..., dict[str, Any]]) -> None:
+    """They count for the process that made them; the other one gets addresses, and no memory of its own."""
+    answers = run_program("shared.py", gpu="l4")
+    assert answers["shape"] == [1024, 1024]
+    assert answers["offset"] == 4 * 1024, "two tensors of one block have one address"
+    assert answers["allocated"] == answers["used"] == 0
+    assert answers["freed by the wrong call"] == 1, "cudaErrorInvalidValue"
+    assert answers["sum"] == [1024, 1024]
+    assert answers["exit code"] == 0
+    assert answers["batches"] == [[2, 256, 1024]] * 2
+    assert answers["own"] == 0
+
+
 @pytest.mark.parametrize(
     ("visible", "seen"), [("1", 1), ("1,0", 2), ("", 0), ("-1", 0), ("0,7,1", 1), ("GPU-", 0), ("0,0", 0)]
 )

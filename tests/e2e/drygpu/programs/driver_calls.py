@@ -136,11 +136,6 @@ answers["attention"] = list(functional.scaled_dot_product_attention(q, q, q).sha
 array = ctypes.c_void_p()
 status = cudart.cudaMalloc3DArray(ctypes.byref(array), None, None, 0)
 answers["textures"] = status == 801 and "cudaMalloc3DArray" in driver.missing_functions()
-try:
-    matrix.untyped_storage()._share_cuda_()
-    answers["ipc"] = "no error"
-except RuntimeError as error:
-    answers["ipc"] = "operation not supported" in str(error)
 
 answers["host MiB"] = peak_resident_bytes() // MIB
 print(json.dumps(answers))
