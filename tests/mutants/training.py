@@ -106,6 +106,7 @@ BUGS: dict[str, Planted] = {
                 "_differ(beside[:1], beside[1:], same) or _differ(beside[:1], alone, like_alone)",
                 "_differ(beside[:1], beside[1:], same)",
             ),
+            Bug("why_rows_mix", "max(_MIXED, _NOISY * _difference(apart[1:2], apart[3:]))", "1.0"),
             Bug("_mode", "model.train(was_training)", "pass"),
             Bug("_rows_by_themselves", "rows_by_themselves(model)", "contextlib.nullcontext()"),
             Bug("_differ", "tolerance", "100 * tolerance"),
