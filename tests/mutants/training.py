@@ -178,7 +178,7 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "finetune/training/prepare": (
-        ["tests/properties/disk/test_resume_machine.py"],
+        ["tests/unit/finetune/training/test_prepare.py", "tests/properties/disk/test_resume_machine.py"],
         [
             Bug("_restore", "restore(model, optimizer, found.state)", "pass"),
             Bug("_require_steps_left", "done > total", "False"),

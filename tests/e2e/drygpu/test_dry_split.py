@@ -83,6 +83,10 @@ def test_a_trial_holds_no_memory_to_keep_it_free(found: dict[str, Any]) -> None:
     assert found["beside the step"] < found["margin"] / 2
 
 
+def test_a_trial_gets_no_more_than_its_share_of_the_card(found: dict[str, Any]) -> None:
+    assert found["capped"] == [False, True], "within the trial, and after it"
+
+
 def test_the_share_of_the_card_that_a_user_allows_stays(found: dict[str, Any]) -> None:
     assert found["fraction"] == pytest.approx(0.9)
 

@@ -72,6 +72,17 @@ def gradients(model: Any, **train: Any) -> list[Any]:
     return [note, (driver.work() - before).copied_to_host_bytes]
 
 
+def half_of_the_card_is_there() -> bool:
+    half = torch.cuda.get_device_properties(0).total_memory // 2
+    try:
+        torch.empty(half, dtype=torch.uint8, device="cuda")
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    return True
+
+
 results: dict[str, Any] = {}
 with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
     shape = LlamaConfig(num_hidden_layers=2, num_key_value_heads=8, dtype="bfloat16", **SHAPE)
@@ -91,6 +102,9 @@ with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.std
     told = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # torch 2.6 does not tell
     results["fraction"] = told() if told is not None else 0.9
     torch.cuda.set_per_process_memory_fraction(1.0)
+    with split._at_most(0.25, torch.device("cuda", 0)):
+        results["capped"] = [half_of_the_card_is_there()]
+    results["capped"].append(half_of_the_card_is_there())
     results["given"] = chosen(model, split="given")
     config = RunConfig(train=TrainConfig(accumulation=ROWS, loss_chunk=16384, split="given"))
     known = chosen_split(model, DATA, config)
