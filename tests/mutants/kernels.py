@@ -109,7 +109,7 @@ BUGS: dict[str, Planted] = {
         ],
     ),
     "finetune/training/adamw": (
-        ["tests/properties/training/test_masters.py", "tests/properties/training/test_optimizer_formulas.py"],
+        ["tests/properties/training/test_adamw.py"],
         [
             Bug("update_in_torch", "master = master * numbers.shrink", "pass"),
             Bug("update_in_torch", "joined(of.weight, of.dropped)", "of.weight.float()"),
