@@ -175,6 +175,25 @@ def test_a_run_with_the_kernel_is_the_run_without_it() -> None:
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_the_settings_of_the_optimizer_reach_the_update(kernels: str) -> None:
+    parameter = torch.nn.Parameter(torch.linspace(-2, 2, 64))
+    exact = torch.nn.Parameter(parameter.detach().double())
+    config = TrainConfig(optimizer="paged-adamw", kernels=kernels, weight_decay=0.1)  # type: ignore[arg-type]  # one of the Literal's values
+    optimizer = make_optimizer([parameter], config)
+    (group,) = optimizer.param_groups
+    group["lr"] = 0.05
+    named = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    assert named["weight_decay"] == 0.1
+    reference = torch.optim.AdamW([exact], **named, foreach=False)
+    for step in range(3):
+        parameter.grad = torch.randn(64, generator=torch.Generator().manual_seed(step))
+        exact.grad = parameter.grad.double()
+        optimizer_step(optimizer)
+        reference.step()
+    assert float((parameter.detach().double() - exact.detach()).abs().max()) <= 1e-6
+
+
 def test_who_wraps_bitsandbytes_steps_still_hears_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     from bitsandbytes.optim.optimizer import Optimizer8bit
 
