@@ -10,7 +10,7 @@ decoded weight stays in memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import bitsandbytes as bnb
@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from finetune.errors import ModelError
+from finetune.patches.bitsandbytes import Frame
 from finetune.patches.transformers import put_in_front
 
 if TYPE_CHECKING:
@@ -63,23 +64,9 @@ class _Stored:
     def decoded(self, begin: int, end: int) -> torch.Tensor:
         """Return the values from ``begin`` to ``end``, [values]. ``begin`` is a multiple of :data:`_GROUP`."""
         state = self.state
-        scales = slice(begin // BLOCK, -(-end // BLOCK))
-        nested = state.state2
-        if nested is not None:
-            shared = nested.absmax[begin // _GROUP : -(-end // _GROUP)]
-            nested = bnb.functional.QuantState(
-                absmax=shared, code=nested.code, blocksize=nested.blocksize, dtype=nested.dtype
-            )
-        part = bnb.functional.QuantState(
-            absmax=state.absmax[scales],
-            shape=torch.Size((end - begin,)),
-            code=state.code,
-            blocksize=state.blocksize,
-            quant_type=state.quant_type,
-            dtype=state.dtype,
-            offset=state.offset,
-            state2=nested,
-        )
+        scales = state.absmax[begin // BLOCK : -(-end // BLOCK)]
+        shared = None if state.state2 is None else state.state2.absmax[begin // _GROUP : -(-end // _GROUP)]
+        part = replace(Frame.of(state), shape=torch.Size((end - begin,))).filled(scales, shared)
         values: torch.Tensor = bnb.functional.dequantize_4bit(self.packed[begin // 2 : -(-end // 2)], part)
         return values.view(-1)
 

@@ -135,7 +135,7 @@ class Frame:
         )
 
     def filled(self, scales: torch.Tensor, scales_of_scales: torch.Tensor | None) -> QuantState:
-        """Return a state with these scales, which are those of the gathered layer."""
+        """Return a state with these scales: those of a gathered layer, or of a part of a weight."""
         nested = None
         if scales_of_scales is not None:
             nested = QuantState(

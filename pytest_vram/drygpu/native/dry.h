@@ -63,6 +63,7 @@ uintptr_t dry_spans_first_fit(const dry_spans *spans, uintptr_t low, uintptr_t h
 
 /* ---- space.c: address space of devices and of managed memory ---- */
 enum { DRY_NOT_DEVICE = -1, DRY_IS_MANAGED = -2 };
+enum { DRY_SPAN_MALLOC = 1, DRY_SPAN_POOL, DRY_SPAN_VMM, DRY_SPAN_SHARED }; /* kinds of spans on a device */
 int dry_space_open(int device); /* 0 on failure, reported on stderr */
 uintptr_t dry_space_take(int device, size_t size, size_t align, uintptr_t hint, dry_span span);
 int dry_space_release(int device, uintptr_t base, dry_span *removed);

@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SPAN_MALLOC = 1, SPAN_SHARED = 4, OF_MEMORY = 0x4d454d00, OF_EVENT = 0x45564e00 };
+enum { OF_MEMORY = 0x4d454d00, OF_EVENT = 0x45564e00 };
 
 typedef struct {
     uint64_t kind, process, base, size;
@@ -39,7 +39,7 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *pointer) {
     content made = {.kind = OF_MEMORY, .process = (uint64_t)getpid()};
     dry_lock();
     const dry_span *span = dry_space_find((uintptr_t)pointer, &device);
-    int ok = span != NULL && device >= 0 && span->kind == SPAN_MALLOC;
+    int ok = span != NULL && device >= 0 && span->kind == DRY_SPAN_MALLOC;
     if (ok) made.base = span->base, made.size = span->size;
     dry_unlock();
     if (!ok) return dry_fail(cudaErrorInvalidValue); /* pools and reserved addresses are shared by other functions */
@@ -56,7 +56,7 @@ static opened *open_memory(content what, int device) {
     if (found != NULL) return found->count++, found;
     if ((found = calloc(1, sizeof *found)) == NULL) return NULL;
     *found = (opened){.next = all, .what = what, .device = device, .count = 1};
-    found->base = dry_space_take(device, what.size, DRY_PAGE, 0, (dry_span){.kind = SPAN_SHARED});
+    found->base = dry_space_take(device, what.size, DRY_PAGE, 0, (dry_span){.kind = DRY_SPAN_SHARED});
     if (found->base == 0) return free(found), NULL;
     return all = found;
 }

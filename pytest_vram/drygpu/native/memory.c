@@ -5,8 +5,6 @@
 
 #include <string.h>
 
-enum { SPAN_MALLOC = 1, SPAN_POOL = 2, SPAN_VMM = 3, SPAN_SHARED = 4 };
-
 int dry_malloc(int device, size_t bytes, uintptr_t *address) {
     *address = 0;
     if (bytes == 0) return cudaSuccess;
@@ -22,7 +20,7 @@ int dry_malloc(int device, size_t bytes, uintptr_t *address) {
         dry_unlock();
         return cudaErrorMemoryAllocation;
     }
-    dry_span span = {.kind = SPAN_MALLOC, .counted = rounded};
+    dry_span span = {.kind = DRY_SPAN_MALLOC, .counted = rounded};
     *address = dry_space_take(device, rounded, DRY_PAGE, 0, span);
     if (*address == 0) dry_refund(device, rounded);
     dry_unlock();
@@ -35,12 +33,12 @@ int dry_free(uintptr_t address) {
     int device, result = cudaSuccess;
     dry_span *found = dry_space_find(address, &device), span;
     if (found == NULL || found->base != address ||
-        (device >= 0 && (found->kind == SPAN_VMM || found->kind == SPAN_SHARED))) {
+        (device >= 0 && (found->kind == DRY_SPAN_VMM || found->kind == DRY_SPAN_SHARED))) {
         result = cudaErrorInvalidValue;
     } else if (device == DRY_IS_MANAGED) {
         dry_managed_release(address, &span);
         dry_refund_managed(span.device, span.counted);
-    } else if (found->kind == SPAN_POOL) {
+    } else if (found->kind == DRY_SPAN_POOL) {
         result = dry_pool_free(*found);
     } else {
         dry_forget(address, found->size);

@@ -7,8 +7,6 @@
 
 #include <string.h>
 
-enum { SPAN_POOL = 2 };
-
 struct CUmemPoolHandle_st {
     int device;
     dry_heap heap;
@@ -37,7 +35,7 @@ static int take(cudaMemPool_t pool, size_t bytes, uintptr_t *address) {
     }
     if (place == 0 || (more && !dry_charge(pool->device, more))) return cudaErrorMemoryAllocation;
     /* The program sees other addresses than the pool's own: there, each allocation has pages of its own. */
-    dry_span span = {.kind = SPAN_POOL, .counted = bytes, .owner = (void *)place};
+    dry_span span = {.kind = DRY_SPAN_POOL, .counted = bytes, .owner = (void *)place};
     *address = dry_space_take(pool->device, DRY_ROUND_UP(bytes, DRY_PAGE), DRY_PAGE, 0, span);
     if (*address == 0 || !dry_heap_take(&pool->heap, place, bytes)) {
         if (*address) dry_space_release(pool->device, *address, NULL);

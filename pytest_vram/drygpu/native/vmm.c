@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SPAN_VMM = 3 };
-
 typedef struct {
     int device;
     size_t size;
@@ -39,7 +37,7 @@ CUresult cuMemAddressReserve(CUdeviceptr *pointer, size_t size, size_t alignment
     if (device < 0) return CUDA_ERROR_NO_DEVICE;
     if (size == 0 || size % DRY_PAGE || (alignment & (alignment - 1))) return CUDA_ERROR_INVALID_VALUE;
     dry_lock();
-    dry_span span = {.kind = SPAN_VMM};
+    dry_span span = {.kind = DRY_SPAN_VMM};
     *pointer = dry_space_take(device, size, alignment > DRY_PAGE ? alignment : DRY_PAGE, (uintptr_t)hint, span);
     dry_unlock();
     return *pointer ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
@@ -49,7 +47,7 @@ CUresult cuMemAddressFree(CUdeviceptr pointer, size_t size) {
     dry_lock();
     int device;
     dry_span *span = dry_space_find((uintptr_t)pointer, &device);
-    int ok = span != NULL && device >= 0 && span->kind == SPAN_VMM && span->base == pointer && span->size == size &&
+    int ok = span != NULL && device >= 0 && span->kind == DRY_SPAN_VMM && span->base == pointer && span->size == size &&
              !dry_spans_overlap(&mappings, (uintptr_t)pointer, size) &&
              dry_space_release(device, (uintptr_t)pointer, NULL);
     dry_unlock();
@@ -94,7 +92,7 @@ CUresult cuMemMap(CUdeviceptr pointer, size_t size, size_t offset, CUmemGenericA
     memory *m = (memory *)(uintptr_t)handle;
     dry_lock();
     dry_span *span = dry_space_find((uintptr_t)pointer, NULL);
-    int ok = m != NULL && span != NULL && span->kind == SPAN_VMM && pointer + size <= span->base + span->size &&
+    int ok = m != NULL && span != NULL && span->kind == DRY_SPAN_VMM && pointer + size <= span->base + span->size &&
              offset == 0 && size == m->size && !dry_spans_overlap(&mappings, (uintptr_t)pointer, size) &&
              dry_spans_insert(&mappings,
                               (dry_span){.base = (uintptr_t)pointer, .size = size, .device = m->device, .owner = m});
